@@ -1,0 +1,33 @@
+"""What can go wrong, as a tree. Every message is one sentence or two for a person to act on.
+
+PalateError (ValueError)
+├── ConfigError      a flag, a config key or a value
+├── DataError        a file, a row, a prompt
+├── ModelError       a model or tokenizer that cannot be used
+├── AnnotatorError   a reward function, rule, judge or reward model that failed
+└── RunError         a run directory, or training that cannot go on
+"""
+
+
+class PalateError(ValueError):
+    """A mistake that a user can mend: the text says what was got, what was expected, where, what to do."""
+
+
+class ConfigError(PalateError):
+    """A flag, a configuration key or one of their values is wrong."""
+
+
+class DataError(PalateError):
+    """A data file or one of its rows cannot be used."""
+
+
+class ModelError(PalateError):
+    """A model or tokenizer cannot be loaded or does not fit its use."""
+
+
+class AnnotatorError(PalateError):
+    """An annotator failed or gave something that is no reward."""
+
+
+class RunError(PalateError):
+    """A run cannot start, write or go on."""

@@ -1,0 +1,142 @@
+"""The records that pass between the stages of a method. All are frozen; a stage returns new ones.
+
+A `Prompt` and the texts beside it (`Comparison`, `Demonstration`) know no tokenizer. Everything a
+model has sampled or is to learn from carries token ids of that model's tokenizer, so nothing is
+ever tokenised twice: `Completion`, and the records that hold completions (`Group`, `Pair`, `Example`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal
+
+Message = Mapping[str, str]
+"""One chat turn, `{"role": ..., "content": ...}`."""
+
+Content = str | tuple[Message, ...]
+"""A text (*standard* format) or a list of chat turns (*conversational* format)."""
+
+Finish = Literal["eos", "stop", "length"]
+"""Why sampling ended: an end token, a stop string, or the limit on new tokens. Only "length" is unfinished."""
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked. `columns` are the data row's other columns, passed on to reward functions."""
+
+    content: Content
+    columns: Mapping[str, Any] = field(default=_NOTHING, compare=False)
+    where: str = field(default="", compare=False)
+    """Where it was read, such as `prompts.jsonl:12`, for messages."""
+
+    @cached_property
+    def id(self) -> str:
+        """Key of the content: 16 hex digits, the same in every process."""
+        return hashlib.blake2b(json.dumps(_plain(self.content)).encode(), digest_size=8).hexdigest()
+
+    @property
+    def text(self) -> str:
+        """The content as text: the last turn of a conversation. For display, and for rules."""
+        return self.content if isinstance(self.content, str) else self.content[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A data row that says which of two texts is the better one; untokenised."""
+
+    prompt: Prompt
+    chosen: Content
+    rejected: Content
+    margin: float | None = None
+    """How much better, where the data say so."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A data row that shows what to answer; untokenised."""
+
+    prompt: Prompt
+    completion: Content
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer as tokens. `text` leaves out the end token and a stop string; `token_ids` has them."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: Finish = "eos"
+    policy_version: int | None = None
+    """Version of the snapshot that sampled it; None if it came from data."""
+    logps: tuple[float, ...] | None = field(default=None, compare=False)
+    """Log-probability of each token under the model that sampled it (temperature 1, nothing cut off)."""
+    sampling_logps: tuple[float, ...] | None = field(default=None, compare=False)
+    """The same under the distribution drawn from (after temperature, top-k and the like)."""
+
+    def __post_init__(self) -> None:
+        """A completion without tokens has no probability and cannot be learnt from."""
+        assert self.token_ids, "a completion has at least one token"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and its completions, with a reward each once annotated.
+
+    A reward of None marks a completion for which the annotator gave nothing usable; such a
+    completion is never chosen or rejected.
+    """
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    rewards: tuple[float | None, ...] | None = None
+    parts: Mapping[str, tuple[float | None, ...]] = field(default=_NOTHING, compare=False)
+    """The rewards by annotator name, where several were weighed together."""
+
+    def annotated(self, rewards: tuple[float | None, ...], **parts: tuple[float | None, ...]) -> Group:
+        """The same group with rewards, one per completion."""
+        assert len(rewards) == len(self.completions), "one reward per completion"
+        return replace(self, rewards=rewards, parts=MappingProxyType({**self.parts, **parts}))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two completions of one prompt, the first preferred."""
+
+    prompt: Prompt
+    chosen: Completion
+    rejected: Completion
+    margin: float | None = None
+    """Reward of chosen minus reward of rejected, > 0 where known."""
+
+    @property
+    def completions(self) -> tuple[Completion, Completion]:
+        """Chosen, rejected: the order in which a learner returns their numbers."""
+        return (self.chosen, self.rejected)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with the one completion to imitate or to score."""
+
+    prompt: Prompt
+    completion: Completion
+
+    @property
+    def completions(self) -> tuple[Completion]:
+        """The one completion."""
+        return (self.completion,)
+
+
+Record = Group | Pair | Example
+"""What a learner takes: a prompt and k completions of it."""
+
+
+def _plain(content: Content) -> str | list[dict[str, str]]:
+    return content if isinstance(content, str) else [dict(turn) for turn in content]
