@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -58,7 +58,8 @@ class ModelConfig(Config):
     """Longest prompt and completion together, in tokens; the model's own limit if not given."""
     chat_template: Path | None = None
     """A Jinja file that replaces the model's chat template. Text prompts for a model with a template
-    become a user turn; for one without, they stay text, and chat rows are laid out as `User:` / `Assistant:`."""
+    become a user turn; for one without, they stay text, and chat rows are laid out as `User:` and
+    `Assistant:`."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     trust_remote_code: bool = False
@@ -78,7 +79,7 @@ class OptimConfig(Config):
     """Decoupled weight decay (AdamW), on matrices only."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients of a larger norm are scaled down to it."""
-    micro_batch_tokens: int = Field(4096, ge=1)
+    micro_batch_tokens: int = Field(2048, ge=1)
     """Bound on tokens, padding included, in one forward and backward pass; changes memory, not results."""
 
 
@@ -166,6 +167,16 @@ class RunConfig(Config):
 
 class MethodConfig(ModelConfig, DataConfig, OptimConfig, RunConfig):
     """What every method can be told."""
+
+    vetted_lr: ClassVar[Mapping[str, float]] = {}
+    """Learning rates shown to work on the embedded model: for `lora` and for `full`."""
+
+    @model_validator(mode="after")
+    def _fill_lr(self) -> Self:
+        if self.lr is None and self.vetted_lr:
+            # Frozen to its users; here it is still being made.
+            object.__setattr__(self, "lr", self.vetted_lr["lora" if self.lora else "full"])
+        return self
 
 
 class BatchConfig(Config):

@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, Literal
 
 Message = Mapping[str, str]
@@ -22,9 +21,7 @@ Content = str | tuple[Message, ...]
 """A text (*standard* format) or a list of chat turns (*conversational* format)."""
 
 Finish = Literal["eos", "stop", "length"]
-"""Why sampling ended: an end token, a stop string, or the limit on new tokens. Only "length" is unfinished."""
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""Why sampling ended: an end token, a stop text, or the limit on new tokens; only "length" is unfinished."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Prompt:
     """What is asked. `columns` are the data row's other columns, passed on to reward functions."""
 
     content: Content
-    columns: Mapping[str, Any] = field(default=_NOTHING, compare=False)
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
     where: str = field(default="", compare=False)
     """Where it was read, such as `prompts.jsonl:12`, for messages."""
 
@@ -96,13 +93,13 @@ class Group:
     prompt: Prompt
     completions: tuple[Completion, ...]
     rewards: tuple[float | None, ...] | None = None
-    parts: Mapping[str, tuple[float | None, ...]] = field(default=_NOTHING, compare=False)
+    parts: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict, compare=False)
     """The rewards by annotator name, where several were weighed together."""
 
     def annotated(self, rewards: tuple[float | None, ...], **parts: tuple[float | None, ...]) -> Group:
         """The same group with rewards, one per completion."""
         assert len(rewards) == len(self.completions), "one reward per completion"
-        return replace(self, rewards=rewards, parts=MappingProxyType({**self.parts, **parts}))
+        return replace(self, rewards=rewards, parts={**self.parts, **parts})
 
 
 @dataclass(frozen=True)

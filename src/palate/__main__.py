@@ -1,0 +1,7 @@
+"""`python -m palate` is `palate`."""
+
+import sys
+
+from palate.cli import main
+
+sys.exit(main())

@@ -1,0 +1,162 @@
+"""The seam between methods and whoever says what is good: groups in, groups with rewards out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from palate.errors import AnnotatorError
+from palate.types import Completion, Group, Prompt
+
+Annotator = Callable[[Sequence[Group]], list[Group]]
+"""What a method sees. A reward of None means that nothing usable was said of that completion."""
+
+
+class Scorer(Protocol):
+    """Gives each completion a reward by itself; higher is better."""
+
+    name: str
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        """One reward per completion; None where there is none to give."""
+
+
+class Judge(Protocol):
+    """Says how probably the first of two completions is the preferred one."""
+
+    name: str
+
+    def __call__(
+        self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
+    ) -> list[float | None]:
+        """P(first preferred) in [0, 1] for each pair; None where no verdict could be had."""
+
+
+def scored(*scorers: Scorer, weights: Sequence[float] | None = None) -> Annotator:
+    """Annotate by the weighted sum of scorers.
+
+    A completion that any scorer leaves without a finite reward gets none at all: a sum with a part
+    missing would rank it on other grounds than its neighbours.
+
+    Args:
+        scorers: at least one.
+        weights: one per scorer; all 1 if not given.
+
+    Raises:
+        AnnotatorError: from a scorer that fails, or when nothing in a call has a usable reward.
+    """
+    if not scorers:
+        raise AnnotatorError("no reward is given; name at least one, such as --reward sentiment")
+    chosen = [1.0] * len(scorers) if weights is None else list(weights)
+    if len(chosen) != len(scorers):
+        raise AnnotatorError(
+            f"{len(chosen)} weights were given for {len(scorers)} rewards; expected one each"
+        )
+
+    def annotate(groups: Sequence[Group]) -> list[Group]:
+        prompts = [group.prompt for group in groups for _ in group.completions]
+        completions = [completion for group in groups for completion in group.completions]
+        parts = {
+            scorer.name: _finite(scorer(prompts, completions), scorer.name, completions) for scorer in scorers
+        }
+        totals = [_weighted(values, chosen) for values in zip(*parts.values(), strict=True)]
+        _require_some(totals, groups, " + ".join(parts))
+        return _regroup(groups, totals, parts if len(parts) > 1 else {})
+
+    return annotate
+
+
+def judged(judge: Judge) -> Annotator:
+    """Annotate by the mean probability of winning against the group's other completions.
+
+    With two completions that is p and 1 - p, so ties and best-against-worst mean the same for judges
+    and scorers. A completion without any usable verdict gets no reward.
+    """
+
+    def annotate(groups: Sequence[Group]) -> list[Group]:
+        matches = [
+            (g, i, j)
+            for g, group in enumerate(groups)
+            for i in range(len(group.completions))
+            for j in range(i + 1, len(group.completions))
+        ]
+        verdicts = judge(
+            [groups[g].prompt for g, _, _ in matches],
+            [(groups[g].completions[i], groups[g].completions[j]) for g, i, j in matches],
+        )
+        if len(verdicts) != len(matches):
+            raise AnnotatorError(f"judge {judge.name} gave {len(verdicts)} verdicts for {len(matches)} pairs")
+        wins: dict[tuple[int, int], list[float]] = {}
+        for (g, i, j), p in zip(matches, verdicts, strict=True):
+            if p is not None and 0.0 <= p <= 1.0:
+                wins.setdefault((g, i), []).append(p)
+                wins.setdefault((g, j), []).append(1.0 - p)
+        rewards = [
+            sum(wins[g, i]) / len(wins[g, i]) if (g, i) in wins else None
+            for g, group in enumerate(groups)
+            for i in range(len(group.completions))
+        ]
+        _require_some(rewards, groups, judge.name)
+        return _regroup(groups, rewards, {})
+
+    return annotate
+
+
+def penalised(annotate: Annotator, *, missing_eos: float) -> Annotator:
+    """Take `missing_eos` off the reward of every completion that was cut before it ended."""
+    if missing_eos == 0.0:
+        return annotate
+
+    def wrapped(groups: Sequence[Group]) -> list[Group]:
+        found = []
+        for group in annotate(groups):
+            assert group.rewards is not None
+            rewards = tuple(
+                reward if reward is None or completion.finish != "length" else reward - missing_eos
+                for reward, completion in zip(group.rewards, group.completions, strict=True)
+            )
+            found.append(replace(group, rewards=rewards))
+        return found
+
+    return wrapped
+
+
+def _finite(
+    rewards: Sequence[float | None], name: str, completions: Sequence[Completion]
+) -> list[float | None]:
+    if len(rewards) != len(completions):
+        raise AnnotatorError(
+            f"reward {name} gave {len(rewards)} rewards for {len(completions)} completions; expected one each"
+        )
+    return [None if r is None or not math.isfinite(r) else float(r) for r in rewards]
+
+
+def _weighted(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    total = 0.0
+    for value, weight in zip(values, weights, strict=True):
+        if value is None:
+            return None
+        total += weight * value
+    return total
+
+
+def _require_some(rewards: Sequence[float | None], groups: Sequence[Group], name: str) -> None:
+    if groups and all(reward is None for reward in rewards):
+        raise AnnotatorError(
+            f"{name} gave no usable reward for any of {len(rewards)} completions "
+            f"(first prompt: {groups[0].prompt.text[:80]!r})"
+        )
+
+
+def _regroup(
+    groups: Sequence[Group], rewards: Sequence[float | None], parts: dict[str, list[float | None]]
+) -> list[Group]:
+    found, start = [], 0
+    for group in groups:
+        end = start + len(group.completions)
+        own = {name: tuple(values[start:end]) for name, values in parts.items()}
+        found.append(group.annotated(tuple(rewards[start:end]), **own))
+        start = end
+    return found

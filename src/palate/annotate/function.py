@@ -1,0 +1,145 @@
+"""A user's Python function as a scorer, by the calling convention people know from TRL."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from palate.errors import AnnotatorError
+from palate.types import Completion, Prompt
+
+
+class FunctionScorer:
+    """Calls `f(prompts, completions, completion_ids, **columns) -> list of numbers or None`.
+
+    A prompt given as chat turns arrives as a list of turns, and so does its completion; a text prompt
+    and its completion arrive as texts. `columns` are the data's further columns, a list each. Of all
+    these, the function is passed what its signature names, or everything if it takes `**kwargs`. It may
+    be `async`.
+
+    Raises:
+        AnnotatorError: the function raises, gives another number of rewards, or something that is
+            neither a number nor None. The message shows the prompt.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
+        self.function = function
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        parameters = inspect.signature(function).parameters
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._takes = set(parameters)
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        """One reward per completion."""
+        rewards = self._call(prompts, completions)
+        if len(rewards) != len(completions):
+            raise AnnotatorError(
+                f"reward function {self.name} gave {len(rewards)} rewards for {len(completions)} "
+                f"completions; expected one each (first prompt: {_shown(prompts[0])})"
+            )
+        return [self._number(reward, prompt) for reward, prompt in zip(rewards, prompts, strict=True)]
+
+    def _call(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Any]:
+        columns = sorted({name for prompt in prompts for name in prompt.columns})
+        arguments: dict[str, Any] = {
+            **{name: [prompt.columns.get(name) for prompt in prompts] for name in columns},
+            "prompts": [
+                p.content if isinstance(p.content, str) else [dict(m) for m in p.content] for p in prompts
+            ],
+            "completions": [
+                c.text if isinstance(p.content, str) else [{"role": "assistant", "content": c.text}]
+                for p, c in zip(prompts, completions, strict=True)
+            ],
+            "completion_ids": [list(c.token_ids) for c in completions],
+        }
+        if not self._takes_all:
+            arguments = {name: value for name, value in arguments.items() if name in self._takes}
+        # A user's function may raise anything: this is the border to code that is not ours.
+        try:
+            result = self.function(**arguments)
+            if inspect.isawaitable(result):
+                result = asyncio.run(_awaited(result))
+            return list(result)
+        except Exception as error:
+            if len(prompts) > 1:
+                # Once more, one by one, to be able to say which prompt it was.
+                for prompt, completion in zip(prompts, completions, strict=True):
+                    self._call([prompt], [completion])
+            raise AnnotatorError(
+                f"reward function {self.name} raised {type(error).__name__}: {error} "
+                f"(prompt: {_shown(prompts[0])}, completion: {completions[0].text[:80]!r})"
+            ) from error
+
+    def _number(self, reward: Any, prompt: Prompt) -> float | None:
+        if reward is None:
+            return None
+        try:
+            return float(reward)
+        except (TypeError, ValueError) as error:
+            raise AnnotatorError(
+                f"reward function {self.name} gave {reward!r}; expected a number or None "
+                f"(prompt: {_shown(prompt)})"
+            ) from error
+
+
+def load_function(path: str) -> FunctionScorer:
+    """The scorer for `module:function` or `file.py:function`.
+
+    Raises:
+        AnnotatorError: there is no such module, file or function, or the module fails on import.
+    """
+    where, _, name = path.rpartition(":")
+    try:
+        module = _from_file(Path(where)) if where.endswith(".py") else _from_module(where)
+    except AnnotatorError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        raise AnnotatorError(
+            f"reward {path!r}: importing {where} raised {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        there = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise AnnotatorError(
+            f"reward {path!r}: {where} has no function {name!r}; it has {', '.join(there[:8]) or 'none'}"
+        )
+    return FunctionScorer(function, name=path)
+
+
+def _from_module(where: str) -> Any:
+    # As `python -m` does: a module beside the user's data is found without installing it.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        raise AnnotatorError(
+            f"reward module {where!r} is not there ({error}); expected module:function on the Python path or "
+            "file.py:function"
+        ) from error
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise AnnotatorError(f"reward file {str(path)!r} is not there; expected file.py:function")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+def _shown(prompt: Prompt) -> str:
+    return f"{prompt.text[:80]!r}" + (f" at {prompt.where}" if prompt.where else "")

@@ -1,0 +1,63 @@
+"""A Hugging Face sequence classifier as a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from palate.config import ModelConfig
+from palate.model import LoadedModel, load_model, micro_batches, row_sizes, scalar_outputs
+from palate.types import Completion, Example, Prompt
+
+
+class RewardModel:
+    """Scores a prompt with its completion by a classifier with one output.
+
+    The text is tokenised anew with the reward model's own tokenizer and chat template, closed by its
+    end token if the completion had ended; a policy's tokens would mean nothing to it.
+    """
+
+    def __init__(self, model: LoadedModel, *, micro_batch_tokens: int = 8192) -> None:
+        self.model = model
+        self.name = f"model:{model.source}"
+        self._budget = micro_batch_tokens
+
+    @classmethod
+    def load(
+        cls, name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+    ) -> RewardModel:
+        """Load a classifier from a hub id or a directory.
+
+        Raises:
+            ModelError: it cannot be loaded, or is no causal classifier with one output.
+        """
+        cfg = ModelConfig.model_validate(
+            {
+                "model": name,
+                "device": device,
+                "dtype": dtype,
+                "lora": False,
+                "trust_remote_code": trust_remote_code,
+            }
+        )
+        model = load_model(cfg, head="scalar", trainable=False)
+        return cls(model)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        """One reward per completion: the classifier's output, unscaled."""
+        examples = [self._example(p, c) for p, c in zip(prompts, completions, strict=True)]
+        rewards: list[float | None] = [None] * len(examples)
+        for batch in micro_batches(row_sizes(examples, self.model.codec), self._budget):
+            scores = scalar_outputs(self.model, [examples[i] for i in batch]).scores
+            assert scores is not None
+            for i, score in zip(batch, scores.tolist(), strict=True):
+                rewards[i] = score
+        return rewards
+
+    def _example(self, prompt: Prompt, completion: Completion) -> Example:
+        encoded = self.model.codec.completion(prompt, completion.text)
+        if completion.finish == "length" and encoded.finish == "eos" and len(encoded.token_ids) > 1:
+            encoded = Completion(encoded.text, encoded.token_ids[:-1], "length")
+        return Example(prompt, encoded)

@@ -1,0 +1,62 @@
+"""From what a user writes behind --reward to an annotator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from palate.annotate.base import Annotator, Scorer, penalised, scored
+from palate.annotate.function import load_function
+from palate.annotate.reward_model import RewardModel
+from palate.annotate.rules import length, regex, sentiment
+from palate.errors import AnnotatorError
+
+_WEIGHT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
+
+
+def annotator(specs: Sequence[str], *, missing_eos_penalty: float = 0.0, **model_options: Any) -> Annotator:
+    """The annotator for `--reward` values such as `sentiment` and `0.5*length:40`.
+
+    Args:
+        specs: one per reward, each with an optional weight in front.
+        missing_eos_penalty: taken off the reward of completions that were cut.
+        model_options: passed to `RewardModel.load`.
+
+    Raises:
+        AnnotatorError: a spec names nothing that can score.
+    """
+    weights, scorers = [], []
+    for spec in specs:
+        match = _WEIGHT.fullmatch(spec)
+        weight, name = (float(match[1]), match[2]) if match else (1.0, spec)
+        weights.append(weight)
+        scorers.append(scorer(name, **model_options))
+    return penalised(scored(*scorers, weights=weights), missing_eos=missing_eos_penalty)
+
+
+def scorer(spec: str, **model_options: Any) -> Scorer:
+    """The scorer for one spec, without weight.
+
+    Raises:
+        AnnotatorError: it names nothing that can score.
+    """
+    kind, colon, argument = spec.partition(":")
+    if spec == "sentiment":
+        return sentiment()
+    if kind == "length" and colon:
+        if not argument.isdigit():
+            raise AnnotatorError(
+                f"reward {spec!r} is no length rule; expected length:WORDS, such as length:40"
+            )
+        return length(int(argument))
+    if kind == "regex" and colon:
+        return regex(argument)
+    if kind == "model" and colon:
+        return RewardModel.load(argument, **model_options)
+    if colon and kind:
+        return load_function(spec)
+    raise AnnotatorError(
+        f"reward {spec!r} is unknown; expected sentiment, length:WORDS, regex:PATTERN, module:function, "
+        "file.py:function or model:ID"
+    )

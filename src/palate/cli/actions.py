@@ -1,0 +1,168 @@
+"""What the commands do, and how they show it."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers.utils import logging as transformers_logging
+
+from palate.config import DataConfig, MethodConfig, ModelConfig, RunConfig, Sampling
+from palate.data import read_prompts, write_rows
+from palate.errors import ConfigError
+from palate.evaluate import Evaluation
+from palate.launch import train
+from palate.methods import METHODS
+from palate.model import Snapshot, load_model
+from palate.run import Display, plain
+from palate.types import Group, Prompt
+
+BESIDE = 3
+"""Prompts shown with both answers at the end of a run."""
+
+
+class SampleConfig(ModelConfig, Sampling):
+    """Sample"""
+
+    prompt: tuple[str, ...] = ()
+    """Text to complete or answer; repeatable."""
+    data: str | None = None
+    """Prompts from a file, a saved data set, a hub id, or `everyday`, instead of --prompt."""
+    split: str = DataConfig.model_fields["split"].default
+    """Split of the data."""
+    map: Mapping[str, str] = Field(default_factory=dict)
+    """Other names of columns, as `prompt=instruction`."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first so many rows."""
+    n: int = Field(1, ge=1)
+    """Completions per prompt."""
+    seed: int = RunConfig.model_fields["seed"].default
+    """Seed of the draws."""
+    output: Path | None = None
+    """Write rows to this .jsonl or .parquet file instead of printing them."""
+    json_lines: bool = False
+    """Print JSON lines."""
+
+
+def run(method: str, config: MethodConfig) -> int:
+    """Train, then show what changed."""
+    quiet_libraries()
+    display = Display()
+    outcome = train(method, config, display=display)
+    console = Console()
+    if outcome.evaluation is not None:
+        show_evaluation(outcome.evaluation, console)
+    directory = outcome.run.directory
+    console.print(Text(f"\ncheckpoint  {directory / outcome.summary['checkpoint']}"))
+    console.print(Text(f"summary     {directory / 'summary.json'}"))
+    return 0
+
+
+def sample(config: SampleConfig) -> int:
+    """Sample completions and print or write them."""
+    quiet_libraries()
+    prompts = _prompts(config)
+    model = load_model(config.part(ModelConfig), trainable=False)
+    snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=2048)
+    groups = snapshot.sample(prompts, config.n, config.sampling, seed=config.seed)
+    if config.output is not None:
+        write_rows(config.output, _rows(groups))
+        return 0
+    console = Console()
+    for row in _rows(groups):
+        if config.json_lines:
+            print(jsonlib.dumps(row, ensure_ascii=False))
+        else:
+            console.print(
+                Text.assemble((plain(str(row["prompt"])), "italic"), "\n", plain(row["completion"]), "\n")
+            )
+    return 0
+
+
+def methods(json: bool) -> int:
+    """Print the table of methods."""
+    if json:
+        rows = [
+            {
+                "name": m.name,
+                "group": m.group,
+                "paper": m.paper,
+                "learns_from": m.learns_from,
+                "built": True,
+                "summary": m.summary,
+            }
+            for m in METHODS.values()
+        ]
+        print(jsonlib.dumps(rows, indent=2))
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for column in ("method", "group", "learns from", "what it is", "paper"):
+        table.add_column(column)
+    for m in METHODS.values():
+        table.add_row(m.name, m.group, m.learns_from, m.summary, m.paper)
+    Console().print(table)
+    return 0
+
+
+def show_evaluation(found: Evaluation, console: Console) -> None:
+    """The table of before and after, and some prompts with both answers."""
+    table = Table(title=f"held-out prompts ({found.compared})", title_justify="left", pad_edge=False)
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("mean reward", f"{found.reward_before:.3f}", f"{found.reward_after:.3f}")
+    interval = f"{found.win_rate:.3f} [{found.win_rate_low:.3f}, {found.win_rate_high:.3f}]"
+    table.add_row("win rate over before, 95 % interval", "", interval)
+    table.add_row("KL from before (nats per completion)", "", f"{found.kl:.2f}")
+    table.add_row("mean length (tokens)", f"{found.length_before:.1f}", f"{found.length_after:.1f}")
+    table.add_row("share that ended by itself", f"{found.eos_before:.2f}", f"{found.eos_after:.2f}")
+    console.print()
+    console.print(table)
+    for old, new in list(zip(found.before, found.after, strict=True))[:BESIDE]:
+        console.print()
+        console.print(Text(plain(old.prompt.text), style="bold italic"))
+        for label, group in (("before", old), ("after", new)):
+            reward = group.rewards[0] if group.rewards else None
+            score = "" if reward is None else f" ({reward:+.2f})"
+            console.print(Text.assemble((f"{label}{score}  ", "cyan"), plain(group.completions[0].text)))
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' progress bars and advice out of the way of ours; its errors are raised still."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def _prompts(config: SampleConfig) -> list[Prompt]:
+    if config.data is not None and config.prompt:
+        raise ConfigError("--prompt and --data were both given; expected one of them")
+    if config.data is not None:
+        return read_prompts(config.data, split=config.split, columns=config.map, limit=config.limit)
+    if not config.prompt:
+        raise ConfigError("there is nothing to sample from; give --prompt TEXT or --data FILE")
+    return [Prompt(text) for text in config.prompt]
+
+
+def _rows(groups: list[Group]) -> Iterator[dict[str, Any]]:
+    """A row per completion, in TRL's column names."""
+    for group in groups:
+        content = group.prompt.content
+        for completion in group.completions:
+            answer = completion.text
+            if isinstance(content, str):
+                texts: dict[str, Any] = {"prompt": content, "completion": answer}
+            else:
+                turn = {"role": "assistant", "content": answer}
+                texts = {"prompt": [dict(turn) for turn in content], "completion": [turn]}
+            yield {
+                **texts,
+                "finish": completion.finish,
+                "tokens": len(completion.token_ids),
+                "logp": sum(completion.logps or ()),
+            }

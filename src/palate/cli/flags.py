@@ -1,0 +1,177 @@
+"""Flags made from a configuration class: one for each field, with its docstring as help.
+
+A flag's value is handed on as text, and `load_config` has pydantic convert it: so a bad value ends in the
+same sentence whether it came from a flag or from a file, and a flag that was not given stays distinct from
+its default, which the file may replace.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+from cyclopts import Group, Parameter
+
+from palate.cli.settings import flag_name, is_union, load_config, plain
+from palate.config import Config, MethodConfig
+from palate.errors import ConfigError
+
+C = TypeVar("C", bound=Config)
+R = TypeVar("R")
+
+_METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", Path: "PATH"}
+
+
+def command(
+    cls: type[C], run: Callable[[C], R], *, name: str, help: str, base: Mapping[str, Any] | None = None
+) -> Callable[..., R]:
+    """A function for `cyclopts.App.command`: its flags and `--config FILE` become a `cls`, handed to `run`.
+
+    Args:
+        cls: the configuration class; its fields are the flags.
+        run: what the command does.
+        name: of the command.
+        help: one line on the command.
+        base: values that stand in for defaults of `cls`, in the help as well.
+    """
+    assert "config" not in cls.model_fields, "the flag --config names the file"
+
+    def action(*, config: str | None = None, **given: Any) -> R:
+        flags = {field: _value(cls, field, value) for field, value in given.items()}
+        file = Path(config) if config is not None else None
+        return run(load_config(cls, file=file, flags=flags, base=base))
+
+    parameters = list(_parameters(cls, base or {}))
+    vars(action)["__signature__"] = inspect.Signature(parameters)
+    action.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    action.__name__, action.__doc__ = name.replace("-", "_"), help
+    return action
+
+
+def panels(cls: type[Config]) -> dict[str, list[str]]:
+    """Names of fields by the title of their panel in the help, the class's own panel first.
+
+    A part, which is a class right under `Config`, titles its fields with the first line of its docstring,
+    also where a method declares one again to change its default.
+    """
+    own = "Method" if issubclass(cls, MethodConfig) else "Options"
+    owners: dict[str, type] = {}
+    declared = {part: inspect.get_annotations(part) for part in cls.__mro__ if issubclass(part, Config)}
+    for part, names in declared.items():
+        owners |= {name: part for name in names if name in cls.model_fields}
+    titled: dict[str, list[str]] = {own: []}
+    for part, names in declared.items():
+        is_part = part is not cls and Config in part.__bases__
+        title = (part.__doc__ or part.__name__).strip().splitlines()[0] if is_part else own
+        titled.setdefault(title, []).extend(name for name in names if owners.get(name) is part)
+    return {title: names for title, names in titled.items() if names or title == own}
+
+
+def _parameters(cls: type[Config], base: Mapping[str, Any]) -> Iterator[inspect.Parameter]:
+    for order, (title, names) in enumerate(panels(cls).items()):
+        group = Group(title, sort_key=order)
+        if order == 0:
+            text = "A YAML file with any of these options, by name; flags win over it."
+            yield _parameter(
+                "config",
+                str,
+                Parameter(name="--config", metavar="FILE", help=text, show_default=False, group=group),
+            )
+        for name in names:
+            yield _field_parameter(cls, name, base, group)
+
+
+def _field_parameter(
+    cls: type[Config], name: str, base: Mapping[str, Any], group: Group
+) -> inspect.Parameter:
+    field = cls.model_fields[name]
+    hint = plain(field.annotation)
+    many = _is_many(hint)
+    required = field.is_required() and name not in base
+    notes = ["Repeatable."] * many + ["[required]"] * required
+    default = base.get(name, None if field.is_required() else field.get_default(call_default_factory=True))
+    parameter = Parameter(
+        name=flag_name(name),
+        negative=_negative(name) if hint is bool else (),
+        help=" ".join([*_description(cls, name).split(), *notes]),
+        metavar=None if hint is bool else metavar(hint),
+        show_default=_default(name, default) or False,
+        json_list=False,
+        group=group,
+    )
+    return _parameter(name, bool if hint is bool else list[str] if many else str, parameter)
+
+
+def _parameter(name: str, hint: Any, parameter: Parameter) -> inspect.Parameter:
+    # The default only says that the flag may be left out, and is never passed: cyclopts calls a command with
+    # what was given alone. It has the type of the hint, since cyclopts checks it where pydantic is loaded.
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, keyword_only, default=hint(), annotation=Annotated[hint, parameter])
+
+
+def _description(cls: type[Config], name: str) -> str:
+    """The text under a field; a class that changes only the default keeps the text of its part."""
+    fields = (part.model_fields.get(name) for part in cls.__mro__ if issubclass(part, Config))
+    return next((field.description for field in fields if field and field.description), "")
+
+
+def _negative(name: str) -> str:
+    return flag_name(f"no_{name}")
+
+
+def metavar(hint: Any) -> str:
+    """What stands for a value of type `hint` in the help: `FLOAT`, `auto|float32`, `KEY=VALUE`."""
+    hint = plain(hint)
+    if get_origin(hint) is Literal:
+        return "|".join(str(choice) for choice in get_args(hint))
+    if is_union(hint):
+        return "|".join(metavar(option) for option in get_args(hint) if option is not type(None))
+    if _is_mapping(hint):
+        return "KEY=VALUE"
+    return metavar(get_args(hint)[0]) if _is_many(hint) else _METAVARS.get(hint, "TEXT")
+
+
+def _is_mapping(hint: Any) -> bool:
+    origin = get_origin(hint)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _is_many(hint: Any) -> bool:
+    return get_origin(hint) in (tuple, list) or _is_mapping(hint)
+
+
+def _default(name: str, value: Any) -> str:
+    """A default as one would write it after its flag, empty if there is nothing to show."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return flag_name(name) if value else _negative(name)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, tuple | list):
+        return ", ".join(_default(name, item) for item in value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def _value(cls: type[Config], name: str, given: Any) -> Any:
+    """What pydantic can convert, made from a flag's text."""
+    hint = plain(cls.model_fields[name].annotation)
+    if _is_mapping(hint):
+        return _pairs(name, given)
+    if get_origin(hint) is Literal:
+        return {str(choice): choice for choice in get_args(hint)}.get(given, given)
+    return given
+
+
+def _pairs(name: str, texts: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(f"{flag_name(name)} is {text!r}, expected KEY=VALUE, as prompt=instruction")
+        if key in pairs:
+            raise ConfigError(f"{flag_name(name)} has {key} twice, as {pairs[key]} and {value}, keep one")
+        pairs[key] = value
+    return pairs

@@ -1,0 +1,16 @@
+"""Data: rows from files and from the hub, records from rows, an order to train in, and rows to files."""
+
+from palate.data.formats import read_comparisons, read_demonstrations, read_prompts
+from palate.data.rows import Row, read_rows
+from palate.data.stream import Stream
+from palate.data.write import write_rows
+
+__all__ = [
+    "Row",
+    "Stream",
+    "read_comparisons",
+    "read_demonstrations",
+    "read_prompts",
+    "read_rows",
+    "write_rows",
+]

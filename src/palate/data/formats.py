@@ -1,0 +1,253 @@
+"""Rows to records: TRL's column formats, standard (texts) and conversational (lists of chat turns).
+
+In a record a standard text stays a str, exactly as it was; a conversation is a tuple of turns, and what
+answers it is a tuple of one assistant turn. A row that mixes them becomes a conversation: a text prompt
+is then one user turn. Names of columns, and those of other tools, are in `columns`.
+
+`columns={"prompt": "question"}` maps our names to the data's. Every reader raises DataError for a source
+or a row that it cannot use, naming the file and the line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from palate.data.columns import Fields, Turns, read_fields
+from palate.data.rows import read_rows
+from palate.errors import DataError
+from palate.types import Comparison, Content, Demonstration, Prompt
+
+_AS_NAMED: Mapping[str, str] = MappingProxyType({})
+_HH_TURN = "\n\nAssistant:"
+"""What an answer follows in Anthropic's HH texts."""
+
+
+def read_prompts(
+    source: str,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] = _AS_NAMED,
+    limit: int | None = None,
+) -> list[Prompt]:
+    """What is asked in each row; its other columns go to `Prompt.columns`, for reward functions.
+
+    Without a `prompt`, `messages` give their turns before the last assistant turn (all of them if they
+    end in a user's turn), and `chosen` with `rejected` what both begin with.
+    """
+    return [_prompt(row) for row in read_fields(source, read_rows(source, split=split, limit=limit), columns)]
+
+
+def read_comparisons(
+    source: str,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] = _AS_NAMED,
+    limit: int | None = None,
+) -> tuple[list[Comparison], int]:
+    r"""`chosen`, `rejected`, an optional number `margin`, and a prompt: the comparisons, and how many rows
+    were left out because chosen and rejected are the same. Show that number: no preference can be learnt
+    from such a row, and many of them mean that the data are not what they seem.
+
+    Without a `prompt`, it is what chosen and rejected both begin with: all turns they share, up to the last
+    shared "\n\nAssistant:" (Anthropic's HH), or all the words they share. Beside `messages`, chosen and
+    rejected that are one turn or a text each answer those. Raises DataError too if no row is left.
+    """
+    rows = read_fields(source, read_rows(source, split=split, limit=limit), columns)
+    kept = [comparison for comparison in map(_comparison, rows) if comparison is not None]
+    if not kept:
+        raise DataError(
+            f"{source}: chosen and rejected are the same in all {len(rows)} rows; expected a better and a "
+            "worse text. Look for the right columns and name them with --map chosen=NAME."
+        )
+    return kept, len(rows) - len(kept)
+
+
+def read_demonstrations(
+    source: str,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] = _AS_NAMED,
+    limit: int | None = None,
+) -> list[Demonstration]:
+    """What to answer: `prompt` with `completion`; or `messages`, of which the last assistant turn is the
+    completion and later turns are left out; or `text`, which is a completion of the empty prompt.
+    """
+    rows = read_fields(source, read_rows(source, split=split, limit=limit), columns)
+    return [_demonstration(row) for row in rows]
+
+
+def _prompt(row: Fields) -> Prompt:
+    if "prompt" not in row.values and "messages" in row.values:
+        return _record(row, _waiting(row), "messages")
+    if "prompt" not in row.values and "chosen" in row.values and "rejected" in row.values:
+        return _record(row, _split(row, row.content("chosen"), row.content("rejected"))[0])
+    return _record(row, _asked(row), "prompt")
+
+
+def _comparison(row: Fields) -> Comparison | None:
+    for name in ("chosen", "rejected"):
+        if name not in row.values:
+            raise row.missing(name, "a text or a list of chat turns")
+    chosen, rejected = row.content("chosen"), row.content("rejected")
+    if chosen == rejected:
+        return None
+    read = ["chosen", "rejected", "margin"]
+    if "prompt" in row.values:
+        read.append("prompt")
+        content, chosen, rejected = _join(row, _asked(row), chosen, rejected)
+    elif "messages" in row.values and _is_answer(chosen) and _is_answer(rejected):
+        read.append("messages")
+        content, chosen, rejected = _join(row, _waiting(row), chosen, rejected)
+    else:
+        content, chosen, rejected = _split(row, chosen, rejected)
+    if chosen == rejected:  # they differed in form only
+        return None
+    return Comparison(_record(row, content, *read), chosen, rejected, _margin(row))
+
+
+def _demonstration(row: Fields) -> Demonstration:
+    content: Content
+    completion: Content
+    read: tuple[str, ...]
+    if "completion" in row.values:
+        read = ("prompt", "completion")
+        content, completion = _asked(row), row.content("completion")
+        if not (isinstance(content, str) and isinstance(completion, str)):
+            content = _as_turns(content, "user")
+            completion = _answer(row, "completion", content)
+    elif "messages" in row.values:
+        read = ("messages",)
+        turns = row.turns("messages")
+        last = max((at for at, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
+        if last is None:
+            raise row.fault("messages have no turn of the assistant", "one to imitate")
+        content, completion = _open(row, "messages", turns[:last]), turns[last : last + 1]
+    elif "text" in row.values:
+        read = ("text",)
+        content, completion = "", row.content("text")
+        if not isinstance(completion, str):
+            raise row.fault("text is a list", "a text; a list of turns is named by --map messages=text")
+    else:
+        raise row.missing("completion", "prompt with completion, messages, or text")
+    if not (completion if isinstance(completion, str) else completion[0]["content"]).strip():
+        raise row.fault("the completion is empty", "something to imitate")
+    return Demonstration(_record(row, content, *read), completion)
+
+
+def _record(row: Fields, content: Content, *read: str) -> Prompt:
+    return Prompt(content, row.rest(*read), row.row.where)
+
+
+def _asked(row: Fields) -> Content:
+    """The prompt column."""
+    if "prompt" not in row.values:
+        raise row.missing("prompt", "a text or a list of chat turns to answer")
+    content = row.content("prompt")
+    if not isinstance(content, str):
+        return _open(row, "prompt", content)
+    if not content.strip():
+        raise row.fault("prompt is an empty text", "something to answer")
+    return content
+
+
+def _waiting(row: Fields) -> Turns:
+    """The turns of messages that an assistant turn follows, or is to follow."""
+    turns = row.turns("messages")
+    return _open(row, "messages", turns[:-1] if turns[-1]["role"] == "assistant" else turns)
+
+
+def _open(row: Fields, name: str, turns: Turns) -> Turns:
+    """Checks that the turns, read from that column, leave the word to the assistant."""
+    if not turns:
+        raise row.fault(f"{name} has no turn to answer", "a turn of the user before the assistant's")
+    if turns[-1]["role"] not in ("user", "tool"):
+        raise row.fault(
+            f"in {name} the turn to answer is of the {turns[-1]['role']}", "one of the user (or of a tool)"
+        )
+    if not turns[-1]["content"].strip():
+        raise row.fault(f"in {name} the turn to answer is empty", "something to answer")
+    return turns
+
+
+def _join(
+    row: Fields, prompt: Content, chosen: Content, rejected: Content
+) -> tuple[Content, Content, Content]:
+    """A given prompt with its two answers, all of them texts or all turns."""
+    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+        return prompt, chosen, rejected
+    if isinstance(prompt, str) and not _is_answer(chosen) and not _is_answer(rejected):
+        shared, first, second = _split(row, chosen, rejected)  # UltraFeedback repeats the prompt as turns
+        if all(turn["content"].strip() != prompt.strip() for turn in _as_turns(shared, "user")):
+            raise row.fault("prompt is none of the turns that chosen and rejected share", "the same prompt")
+        return shared, first, second
+    turns = _as_turns(prompt, "user")
+    return turns, _answer(row, "chosen", turns), _answer(row, "rejected", turns)
+
+
+def _answer(row: Fields, name: str, prompt: Turns) -> Turns:
+    """The one assistant turn of a column, which may have the prompt's turns before it."""
+    turns = _as_turns(row.content(name), "assistant")
+    if turns[: len(prompt)] == prompt:
+        turns = turns[len(prompt) :]
+    if [turn["role"] for turn in turns] != ["assistant"]:
+        roles = ", ".join(turn["role"] for turn in turns) or "nothing"
+        raise row.fault(f"after the prompt, {name} has the turns: {roles}", "exactly one, of the assistant")
+    return turns
+
+
+def _split(row: Fields, chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
+    """The prompt that chosen and rejected both begin with, and what is left of each."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        cut = _shared_text(chosen, rejected)
+        if not chosen[:cut].strip():
+            raise row.missing("prompt", "one, or the same words at the start of chosen and rejected")
+        return chosen[:cut], chosen[cut:], rejected[cut:]
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise row.missing("prompt", "one, where chosen or rejected is a text and the other is not")
+    cut = min(_agreement(chosen, rejected), len(chosen) - 1, len(rejected) - 1)  # leaves a turn in each
+    if not cut:
+        raise row.missing("prompt", "one, or the same first turns in chosen and rejected")
+    prompt = _open(row, "chosen", chosen[:cut])
+    return prompt, _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
+
+
+def _shared_text(chosen: str, rejected: str) -> int:
+    """Length of the prompt that two texts share: to the last shared turn in HH's texts, else whole words."""
+    shared = _agreement(chosen, rejected)
+    if _HH_TURN in chosen and _HH_TURN in rejected:
+        turn = chosen.rfind(_HH_TURN, 0, shared)
+        return turn + len(_HH_TURN) if turn >= 0 else 0
+    cut = min(shared, len(chosen) - 1, len(rejected) - 1)  # leaves something of each
+
+    def ends_word(cut: int) -> bool:
+        return not chosen[cut - 1].isspace() and chosen[cut].isspace() and rejected[cut].isspace()
+
+    return next((at for at in range(cut, 0, -1) if ends_word(at)), 0)
+
+
+def _agreement(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many of the first characters or turns are the same."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
+
+
+def _margin(row: Fields) -> float | None:
+    margin = row.values.get("margin")
+    if margin is None:
+        return None
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise row.fault(f"margin is {margin!r}", "a finite number")
+    if margin < 0:
+        raise row.fault(f"margin is {margin}: chosen would be the worse one", "a number of 0 or more")
+    return float(margin)
+
+
+def _is_answer(content: Content) -> bool:
+    """Whether this is an answer alone, without a prompt before it."""
+    return isinstance(content, str) or len(content) == 1
+
+
+def _as_turns(content: Content, role: str) -> Turns:
+    return ({"role": role, "content": content},) if isinstance(content, str) else content

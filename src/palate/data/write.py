@@ -1,0 +1,87 @@
+"""Rows to a file that is either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from palate.errors import DataError
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows to a .jsonl or .parquet file under the column names they have.
+
+    The file appears under its name only when it is complete, and replaces one that was there; chat turns
+    may be tuples or any mappings. Parquet gets the columns of all rows, empty where a row lacks one.
+
+    Raises DataError if the suffix is another, there are no rows, a row cannot be written in the format,
+    or the folder is missing or not writable.
+    """
+    path = Path(path)
+    write = {".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix.lower())
+    if write is None:
+        raise DataError(f"{path} has the suffix '{path.suffix}'; rows are written to .jsonl or .parquet.")
+    if not path.parent.is_dir():
+        raise DataError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
+    if path.is_dir():
+        raise DataError(f"{path} cannot be written: it is a folder; name a file.")
+    plain = [_plain(row) for row in rows]
+    if not plain:
+        raise DataError(f"{path} is not written: there are no rows; expected at least one.")
+    _replace(path, plain, write)
+
+
+Write = Callable[[Path, list[dict[str, Any]], Path], None]
+
+
+def _replace(path: Path, rows: list[dict[str, Any]], write: Write) -> None:
+    """Write beside the file, then rename: a reader never sees half of it, whatever stops us."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part, rows, path)
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _jsonl(part: Path, rows: list[dict[str, Any]], path: Path) -> None:
+    with part.open("wb") as file:
+        for number, row in enumerate(rows, 1):
+            try:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            except (TypeError, ValueError) as error:
+                raise DataError(f"{path} is not written: row {number} is no JSON ({error}).") from error
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _parquet(part: Path, rows: list[dict[str, Any]], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            arrays[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowException, UnicodeEncodeError) as error:
+            raise DataError(
+                f"{path} is not written: column '{name}' is not of one type ({error}); write .jsonl."
+            ) from error
+    with part.open("wb") as file:
+        pq.write_table(pa.table(arrays), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dicts and tuples as lists, all the way down: what both formats take."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value

@@ -1,0 +1,246 @@
+"""Learners own weights and optimizer; a policy is a learner that can be frozen, sampled and scored."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from palate.config import ModelConfig, OptimConfig
+from palate.learn.objective import Objective
+from palate.learn.optim import Optimizer
+from palate.model import (
+    LoadedModel,
+    Outputs,
+    Snapshot,
+    TokenValues,
+    lm_outputs,
+    load_model,
+    micro_batches,
+    row_sizes,
+    scalar_outputs,
+)
+from palate.model.engine import Observer, unobserved
+from palate.model.load import Head
+from palate.types import Record
+
+R = TypeVar("R", bound=Record)
+
+Metrics = dict[str, float]
+
+
+class Learner:
+    """Weights, optimizer and schedule, updated by objectives over records.
+
+    Args:
+        model: what `load_model` gives, with head `lm` or `scalar`.
+        cfg: optimisation numbers, `lr` among them.
+        total_steps: updates that the learning-rate schedule spans.
+
+    Attributes:
+        version: updates done so far.
+        observe: told of work done, for progress and timing.
+    """
+
+    def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int) -> None:
+        self.model = model
+        self.cfg = cfg
+        self.version = 0
+        self.observe: Observer = unobserved
+        self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
+
+    @classmethod
+    def load(
+        cls, model: ModelConfig, optim: OptimConfig, *, total_steps: int, seed: int = 0, head: Head = "lm"
+    ) -> Self:
+        """Load a model for learning; see `load_model` for what a name may be and what is raised."""
+        return cls(load_model(model, head=head, seed=seed), optim, total_steps=total_steps)
+
+    def update(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
+        """One optimizer step on the mean loss of the records.
+
+        Micro-batches follow from lengths alone and change nothing but memory: each adds the gradient of
+        its summed loss over the number of all records.
+
+        Returns:
+            Metrics under TRL's names, means over the records (over tokens where tokens are counted).
+
+        Raises:
+            RunError: the gradient is not finite.
+        """
+        assert records, "nothing to learn from; a method skips such a step"
+        meter = _Meter(len(records))
+        learning_rate = self.optimizer.learning_rate()
+        for batch in micro_batches(row_sizes(records, self.model.codec), self.cfg.micro_batch_tokens):
+            micro = [records[i] for i in batch]
+            ref_logps = None if objective.ref is None else objective.ref.logps(micro)
+            with self._training():
+                outputs = replace(self._forward(micro), ref_logps=ref_logps)
+                loss, numbers = objective(outputs, micro)
+                (loss.sum() / len(records)).backward()  # type: ignore[no-untyped-call]
+            meter.add({"loss": loss.detach(), **numbers})
+            self.observe("learn", meter.add_tokens(outputs, micro, self.version))
+        self._before_step()
+        norm = self.optimizer.step()
+        self.version += 1
+        self.observe("learn", 0)
+        return {**meter.result(), "grad_norm": norm, "learning_rate": learning_rate}
+
+    @torch.no_grad()
+    def measure(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
+        """The metrics of `update` without learning, for held-out records."""
+        meter = _Meter(len(records))
+        for batch in micro_batches(row_sizes(records, self.model.codec), self.cfg.micro_batch_tokens):
+            micro = [records[i] for i in batch]
+            ref_logps = None if objective.ref is None else objective.ref.logps(micro)
+            outputs = replace(self._forward(micro), ref_logps=ref_logps)
+            loss, numbers = objective(outputs, micro)
+            meter.add({"loss": loss.detach(), **numbers})
+            meter.add_tokens(outputs, micro, None)
+        return meter.result()
+
+    @torch.no_grad()
+    def scores(self, records: Sequence[Record]) -> Tensor:
+        """A scalar head's number for every completion of the records, in order. (N,)"""
+        found: dict[int, Tensor] = {}
+        for batch in micro_batches(row_sizes(records, self.model.codec), self.cfg.micro_batch_tokens):
+            scores = scalar_outputs(self.model, [records[i] for i in batch]).scores
+            assert scores is not None
+            parts = torch.split(scores, [len(records[i].completions) for i in batch])
+            found |= dict(zip(batch, parts, strict=True))
+        return torch.cat([found[i] for i in sorted(found)])
+
+    def save(self, directory: Path) -> None:
+        """Write the model (or its adapter) in Hugging Face layout."""
+        self.model.save(directory)
+
+    def _forward(self, records: Sequence[Record]) -> Outputs:
+        if self.model.head == "scalar":
+            return scalar_outputs(self.model, records)
+        return lm_outputs(self.model, records, statistics=True)
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Transformers recomputes activations only in training mode; dropout is zero in either."""
+        self.model.network.train(self.model.network.is_activation_checkpointing)
+        try:
+            yield
+        finally:
+            self.model.network.eval()
+
+    def _before_step(self) -> None:
+        """Called when the weights are about to change."""
+
+
+class Policy(Learner):
+    """A learner of a language model that gives frozen snapshots of itself."""
+
+    def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int) -> None:
+        assert model.head == "lm", "a policy is a language model"
+        super().__init__(model, cfg, total_steps=total_steps)
+        self._held: weakref.WeakSet[Snapshot] = weakref.WeakSet()
+
+    def snapshot(self) -> Snapshot:
+        """The policy as it is now; see `Snapshot` for what holding one costs."""
+        snapshot = Snapshot(
+            self.version,
+            lambda: nullcontext(self.model),
+            micro_batch_tokens=self.cfg.micro_batch_tokens,
+            observe=lambda stage, amount: self.observe(stage, amount),
+        )
+        self._held.add(snapshot)
+        return snapshot
+
+    def logps(self, records: Sequence[Record]) -> TokenValues:
+        """Log-probability of every token of the records' completions, in order. (N, T), no gradient."""
+        return self.snapshot().logps(records)
+
+    def _before_step(self) -> None:
+        """Give the snapshots that someone still holds weights of their own."""
+        if self._held:
+            frozen = _frozen(self.model, self.version)
+            for snapshot in self._held:
+                snapshot._weights = frozen
+            self._held.clear()
+
+
+def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextManager[LoadedModel]]:
+    """The weights as they are now, in the cheapest form that stays as it is."""
+    if model.peft is None:
+        kept = replace(model, network=copy.deepcopy(model.network).requires_grad_(False))
+        return lambda: nullcontext(kept)
+
+    if model.fresh_adapter and version == 0:
+
+        @contextmanager
+        def base() -> Iterator[LoadedModel]:
+            with model.without_adapter():
+                yield model
+
+        return base
+
+    adapter = [parameter.detach().clone() for _, parameter in model.trained()]
+
+    @contextmanager
+    def swapped() -> Iterator[LoadedModel]:
+        live = [parameter.data for _, parameter in model.trained()]
+        try:
+            for (_, parameter), tensor in zip(model.trained(), adapter, strict=True):
+                parameter.data = tensor
+            yield model
+        finally:
+            for (_, parameter), tensor in zip(model.trained(), live, strict=True):
+                parameter.data = tensor
+
+    return swapped
+
+
+class _Meter:
+    """Means over the records and the tokens of an update, gathered over its micro-batches."""
+
+    def __init__(self, records: int) -> None:
+        self.records = records
+        self.sums: dict[str, float] = {}
+        self.tokens: dict[str, float] = {}
+        self.token_count = 0
+        self.gap_sum = self.gap_max = 0.0
+        self.gap_count = 0
+
+    def add(self, numbers: dict[str, Tensor]) -> None:
+        for name, values in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
+
+    def add_tokens(self, outputs: Outputs, records: Sequence[Record], version: int | None) -> int:
+        """Token means, and how far the sampler's log-probabilities are from the learner's; the count back."""
+        if outputs.logps is None:
+            return 0
+        tokens = int(outputs.logps.mask.sum())
+        self.token_count += tokens
+        for name, values in (("entropy", outputs.entropy), ("mean_token_accuracy", outputs.top1)):
+            if values is not None:
+                self.tokens[name] = self.tokens.get(name, 0.0) + float(values.values.double().sum())
+        completions = [c for record in records for c in record.completions]
+        for row, completion in zip(outputs.logps.rows(), completions, strict=True):
+            if version is not None and completion.policy_version == version and completion.logps is not None:
+                gap = (row.detach().cpu() - torch.tensor(completion.logps)).abs()
+                self.gap_sum += float(gap.sum())
+                self.gap_max = max(self.gap_max, float(gap.max()))
+                self.gap_count += len(gap)
+        return tokens
+
+    def result(self) -> Metrics:
+        metrics = {name: total / self.records for name, total in self.sums.items()}
+        metrics |= {name: total / self.token_count for name, total in self.tokens.items()}
+        if self.token_count:
+            metrics["num_tokens"] = self.token_count
+        if self.gap_count:
+            metrics["sampling/sampling_logp_difference/mean"] = self.gap_sum / self.gap_count
+            metrics["sampling/sampling_logp_difference/max"] = self.gap_max
+        return metrics

@@ -1,0 +1,113 @@
+"""Objectives: what a learner computes for its records, and how that becomes a loss per record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from palate.losses import PairLoss
+from palate.model import Outputs, Snapshot, TokenValues, ragged
+from palate.types import Completion, Pair, Record
+
+R_contra = TypeVar("R_contra", bound=Record, contravariant=True)
+
+Numbers = Mapping[str, Tensor]
+"""Metrics by name, one number per record: float32 (R,). The learner averages them over the batch."""
+
+
+class Reference(Protocol):
+    """Whatever gives the reference's log-probabilities: a snapshot, or one behind a cache."""
+
+    def logps(self, records: Sequence[Record]) -> TokenValues:
+        """Log-probability of every completion token, in order. (N, T), no gradient."""
+
+
+class Objective(Protocol[R_contra]):
+    """Turns a forward pass over records into a loss for each of them."""
+
+    @property
+    def ref(self) -> Reference | None:
+        """Asked for log-probabilities of the same micro-batch, first and without gradient, if not None."""
+
+    def __call__(self, outputs: Outputs, records: Sequence[R_contra]) -> tuple[Tensor, Numbers]:
+        """Loss (R,) with gradient, and metrics without."""
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """A loss on pairs of sequence log-probabilities.
+
+    Metrics carry TRL's names: `rewards/*` are implicit rewards, beta times the log-ratio of policy and
+    reference (for a loss without reference, beta times the log-probability); the annotator's rewards
+    are elsewhere, under `objective/scores`.
+
+    Attributes:
+        loss: one of `palate.losses.PAIR_LOSSES`.
+        strength: its beta, tau, gamma or delta.
+        ref: the reference; required if the loss needs one, else only measured against.
+        options: further keywords of the loss.
+    """
+
+    loss: PairLoss
+    strength: float
+    ref: Reference | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, outputs: Outputs, records: Sequence[Pair]) -> tuple[Tensor, Numbers]:
+        """Loss and implicit rewards of each pair. (R,)"""
+        assert outputs.logps is not None
+        reduce = TokenValues.sum if self.loss.reduce == "sum" else TokenValues.mean
+        chosen, rejected = reduce(outputs.logps).view(-1, 2).unbind(-1)
+        ref_chosen = ref_rejected = None
+        if outputs.ref_logps is not None:
+            ref_chosen, ref_rejected = reduce(outputs.ref_logps).view(-1, 2).unbind(-1)
+        loss = self.loss(chosen, rejected, ref_chosen, ref_rejected, self.strength, **self.options)
+        with torch.no_grad():
+            numbers = pair_numbers(chosen, rejected, ref_chosen, ref_rejected, self.strength)
+            if outputs.ref_logps is not None and all(
+                c.policy_version is not None for c in records[0].completions
+            ):
+                # Only where the policy's own samples are scored is the mean log-ratio an estimate of KL.
+                kl = (outputs.logps.sum() - outputs.ref_logps.sum()).view(-1, 2).mean(-1)
+                numbers = {**numbers, "objective/kl": kl}
+        return loss, numbers
+
+
+def pair_numbers(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor | None, ref_rejected: Tensor | None, beta: float
+) -> Numbers:
+    """Implicit rewards, margins, accuracies and log-probabilities of pairs, under TRL's names. (R,)"""
+    reward_chosen = beta * (chosen if ref_chosen is None else chosen - ref_chosen)
+    reward_rejected = beta * (rejected if ref_rejected is None else rejected - ref_rejected)
+    margin = reward_chosen - reward_rejected
+    return {
+        "rewards/chosen": reward_chosen,
+        "rewards/rejected": reward_rejected,
+        "rewards/margins": margin,
+        # A margin of exactly zero, as at the first step, prefers neither.
+        "rewards/accuracies": (margin > 0).float() + 0.5 * (margin == 0).float(),
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
+    }
+
+
+class CachedReference:
+    """A reference that computes the log-probabilities of a completion once, for data seen several times."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._known: dict[tuple[str, Completion], Tensor] = {}
+
+    def logps(self, records: Sequence[Record]) -> TokenValues:
+        """As `Snapshot.logps`."""
+        keys = [(r.prompt.id, c) for r in records for c in r.completions]
+        if not all(key in self._known for key in keys):
+            # All of the records, not the missing rows alone: the batch is then put together as the
+            # learner's own is, so that policy and reference agree to the last bit before the first step.
+            found = self._snapshot.logps(records)
+            self._known.update(zip(keys, found.rows(), strict=True))
+        return ragged([self._known[key] for key in keys])

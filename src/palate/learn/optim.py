@@ -1,0 +1,115 @@
+"""AdamW on float32 copies of the trained weights, whatever format the live ones have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from palate.config import OptimConfig
+from palate.errors import RunError
+
+
+class Optimizer:
+    """Adds up gradients in float32 over micro-batches, clips, steps, and writes the live weights.
+
+    Adding up in bfloat16 would lose what small micro-batches contribute, and a step of lr x update is
+    often below bfloat16's resolution of the weight, so both gradients and weights have float32 copies.
+
+    Args:
+        parameters: names and live parameters.
+        cfg: learning rate and the rest; `cfg.lr` must be set.
+        total_steps: length of the schedule.
+    """
+
+    def __init__(
+        self, parameters: Sequence[tuple[str, nn.Parameter]], cfg: OptimConfig, *, total_steps: int
+    ) -> None:
+        assert cfg.lr is not None, "the method's default learning rate is filled in before"
+        self.cfg = cfg
+        self.lr = cfg.lr
+        self.total_steps = total_steps
+        self.steps = 0
+        self.live = [p for _, p in parameters]
+        self.master = [_master(p) for p in self.live]
+        matrices = [m for m in self.master if m.dim() > 1]
+        vectors = [m for m in self.master if m.dim() <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": cfg.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr)
+        for live, master in zip(self.live, self.master, strict=True):
+            if live is not master:
+                live.register_post_accumulate_grad_hook(_move_gradient_to(master))  # type: ignore[no-untyped-call]
+
+    def learning_rate(self) -> float:
+        """Learning rate of the coming step."""
+        return self.lr * lr_factor(self.steps, self.cfg, self.total_steps)
+
+    def step(self) -> float:
+        """Apply the gathered gradients and drop them.
+
+        Returns:
+            Norm of the gradient before clipping.
+
+        Raises:
+            RunError: the gradient is not finite; the weights are as they were.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self.master, self.cfg.max_grad_norm))
+        if not math.isfinite(norm):
+            self.drop_gradients()
+            raise RunError(
+                f"the gradient's norm is {norm} at update {self.steps + 1}; the weights are as they were "
+                "before it. Lower --lr, or use --dtype float32"
+            )
+        for group in self._adamw.param_groups:
+            group["lr"] = self.learning_rate()
+        self._adamw.step()
+        with torch.no_grad():
+            for live, master in zip(self.live, self.master, strict=True):
+                if live is not master:
+                    live.copy_(master)
+        self.drop_gradients()
+        self.steps += 1
+        return norm
+
+    def drop_gradients(self) -> None:
+        """Forget what has been gathered."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def gradients(self) -> list[Tensor | None]:
+        """What has been gathered, one tensor per trained parameter, float32."""
+        return [master.grad for master in self.master]
+
+
+def lr_factor(step: int, cfg: OptimConfig, total_steps: int) -> float:
+    """Share of the peak learning rate at a step counted from 0: linear warm-up, then the schedule."""
+    if step < cfg.warmup_steps:
+        return (step + 1) / cfg.warmup_steps
+    if cfg.schedule == "constant":
+        return 1.0
+    progress = (step - cfg.warmup_steps) / max(1, total_steps - cfg.warmup_steps)
+    return (
+        max(0.0, 1.0 - progress)
+        if cfg.schedule == "linear"
+        else 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    )
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    if parameter.dtype == torch.float32:
+        return parameter
+    return nn.Parameter(parameter.detach().float(), requires_grad=True)
+
+
+def _move_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:
+    def move(live: Tensor) -> None:
+        assert live.grad is not None
+        gradient = live.grad.float()
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        live.grad = None
+
+    return move

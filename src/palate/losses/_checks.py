@@ -1,0 +1,32 @@
+"""What every loss checks of its arguments, a line each."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def check_shapes(axes: str, /, **tensors: Tensor) -> None:
+    """All tensors have one shape, with an axis per letter: B rows, G completions, T tokens, V vocabulary."""
+    expected = f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
+    first, like = next(iter(tensors.items()))
+    if like.dim() != len(axes):
+        raise ValueError(f"{first} has shape {tuple(like.shape)}, expected {expected}")
+    for name, tensor in tensors.items():
+        if tensor.shape != like.shape:
+            got, other = tuple(tensor.shape), tuple(like.shape)
+            raise ValueError(f"{name} has shape {got} but {first} has {other}, expected one shape {expected}")
+
+
+def check_positive(**values: float) -> None:
+    """Strengths and margins by which a loss divides or multiplies: 0 < value < infinity."""
+    for name, value in values.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} is {value}, expected a finite number above 0")
+
+
+def check_label_smoothing(label_smoothing: float) -> None:
+    """A share of flipped labels, 0 <= label_smoothing < 0.5: at a half, labels would say nothing."""
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing is {label_smoothing}, expected at least 0 and below 0.5")

@@ -1,0 +1,236 @@
+"""Losses on a pair of completions of one prompt, the chosen and the rejected.
+
+Each takes log-probabilities summed over a completion's tokens and gives a loss per pair, unreduced.
+Losses with a reference see the pair only through the margin in nats
+
+    h = log π(chosen)/ref(chosen) - log π(rejected)/ref(rejected)
+
+Three losses are hinges and easily confused: `hinge_norm` has a reference, `rso_hinge` and `slic_rank`
+have none and differ only in scale. Beyond its margin a hinge has no gradient, nor has it at the kink.
+
+`PAIR_LOSSES` holds them by name, each with what a training objective must know to call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from palate.losses._checks import check_label_smoothing, check_positive, check_shapes
+
+
+def dpo(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Logistic loss on the margin over the reference: the negative log-likelihood of the preference.
+
+    L = -(1 - ε) log σ(β h) - ε log σ(-β h)
+
+    Rafailov et al. 2023, arXiv:2305.18290, Eq. 7, where ε = 0. RSO's sigmoid-norm (arXiv:2309.06657) is
+    the same with γ for β. ε > 0 is cDPO (Mitchell 2023, https://ericmitchell.ai/cdpo.pdf, Eq. 3).
+
+    Args:
+        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
+        rejected_logps: The same of the rejected completion. (B,)
+        ref_chosen_logps: Of the chosen completion under the frozen reference. (B,)
+        ref_rejected_logps: Of the rejected completion under the frozen reference. (B,)
+        beta: Pull to the reference, > 0, typically 0.1 to 0.5. Towards 0 the reference ceases to count.
+        label_smoothing: ε, the probability that a label is flipped, 0 <= ε < 0.5. With ε > 0 the loss is
+            least at the finite margin h = log((1 - ε)/ε) / β; with ε = 0 it falls for ever.
+
+    Returns:
+        Loss per pair, log 2 at policy = reference whatever beta is. (B,)
+    """
+    check_shapes(
+        "B",
+        chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
+    check_positive(beta=beta)
+    check_label_smoothing(label_smoothing)
+    logits = beta * _margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
+
+
+def ipo(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    tau: float,
+) -> Tensor:
+    """Squared distance of the margin from a fixed target: identity preference optimisation.
+
+    L = (h - 1/(2τ))²
+
+    Azar et al. 2023, arXiv:2310.12036, Eq. 17. Unlike DPO it has a minimum even when every label agrees:
+    a margin beyond the target is pushed back. The loss grows as the target squared, so another τ asks
+    for another learning rate. Log-probabilities are sums, as in the paper, so that long completions
+    reach the target sooner; some trainers divide by the length.
+
+    Args:
+        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
+        rejected_logps: The same of the rejected completion. (B,)
+        ref_chosen_logps: Of the chosen completion under the frozen reference. (B,)
+        ref_rejected_logps: Of the rejected completion under the frozen reference. (B,)
+        tau: Pull to the reference, > 0, typically 0.1 to 1. Towards 0 the target goes to infinity,
+            for large tau it goes to 0, where the policy stays at the reference.
+
+    Returns:
+        Loss per pair, in squared nats. (B,)
+    """
+    check_shapes(
+        "B",
+        chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
+    check_positive(tau=tau)
+    target = 1 / (2 * tau)
+    return (_margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps) - target) ** 2
+
+
+def hinge_norm(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    gamma: float,
+) -> Tensor:
+    """Hinge loss on the margin over the reference.
+
+    L = max(0, 1 - γ h)
+
+    RSO's hinge-norm, Liu et al. 2023, arXiv:2309.06657. OAIF (Guo et al. 2024, arXiv:2402.04792) uses it
+    under the name SLiC, and DPO toolkits as "hinge"; SLiC-HF's own loss is `slic_rank`.
+
+    Args:
+        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
+        rejected_logps: The same of the rejected completion. (B,)
+        ref_chosen_logps: Of the chosen completion under the frozen reference. (B,)
+        ref_rejected_logps: Of the rejected completion under the frozen reference. (B,)
+        gamma: Inverse of the margin in nats at which a pair counts as learnt, > 0: 0.05 in RSO, 0.002
+            in OAIF. Towards 0 no pair is ever learnt, for large gamma any h > 0 is enough.
+
+    Returns:
+        Loss per pair, 1 at policy = reference, 0 from h = 1/γ on. (B,)
+    """
+    check_shapes(
+        "B",
+        chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
+    check_positive(gamma=gamma)
+    return torch.relu(1 - gamma * _margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps))
+
+
+def rso_hinge(chosen_logps: Tensor, rejected_logps: Tensor, *, gamma: float) -> Tensor:
+    """Hinge loss on the difference of log-probabilities, without a reference.
+
+    L = max(0, 1 - γ (log π(chosen) - log π(rejected)))
+
+    RSO's hinge, Liu et al. 2023, arXiv:2309.06657: `slic_rank` with δ = 1/γ, times γ.
+
+    Args:
+        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
+        rejected_logps: The same of the rejected completion. (B,)
+        gamma: Inverse of the margin in nats at which a pair counts as learnt, > 0: 0.05 in RSO.
+            Towards 0 no pair is ever learnt, for large gamma the order alone is enough.
+
+    Returns:
+        Loss per pair, 1 where both are equally likely. (B,)
+    """
+    check_shapes("B", chosen_logps=chosen_logps, rejected_logps=rejected_logps)
+    check_positive(gamma=gamma)
+    return torch.relu(1 - gamma * (chosen_logps - rejected_logps))
+
+
+def slic_rank(chosen_logps: Tensor, rejected_logps: Tensor, *, delta: float) -> Tensor:
+    """Rank calibration: the chosen completion is to be δ nats likelier than the rejected one.
+
+    L = max(0, δ - log π(chosen) + log π(rejected))
+
+    The first term of SLiC-HF, Zhao et al. 2023, arXiv:2305.10425. The second, the negative
+    log-likelihood of a target that keeps the policy in place of a reference, is `nll`.
+
+    Args:
+        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
+        rejected_logps: The same of the rejected completion. (B,)
+        delta: Margin in nats, > 0, typically 1. Towards 0 the order alone is enough, for large delta
+            the loss is never satisfied.
+
+    Returns:
+        Loss per pair, in nats, δ where both are equally likely. (B,)
+    """
+    check_shapes("B", chosen_logps=chosen_logps, rejected_logps=rejected_logps)
+    check_positive(delta=delta)
+    return torch.relu(delta - (chosen_logps - rejected_logps))
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A pairwise loss and what an objective must know of it."""
+
+    fn: Callable[..., Tensor]
+    strength: str
+    """The loss's own keyword, as in its paper, for what configuration calls beta."""
+    needs_ref: bool
+    """Whether it takes the reference's log-probabilities."""
+    reduce: Literal["sum", "mean"]
+    """How a completion's token log-probabilities become the one number that it takes."""
+
+    def __call__(
+        self,
+        chosen: Tensor,
+        rejected: Tensor,
+        ref_chosen: Tensor | None,
+        ref_rejected: Tensor | None,
+        strength: float,
+        **options: float,
+    ) -> Tensor:
+        """Loss per pair, with a reference only if the loss needs one. All tensors and the result are (B,)."""
+        keywords = {self.strength: strength}
+        if not self.needs_ref:
+            return self.fn(chosen, rejected, **keywords, **options)
+        if ref_chosen is None or ref_rejected is None:
+            missing = "ref_chosen" if ref_chosen is None else "ref_rejected"
+            raise ValueError(
+                f"{missing} is None, but {self.fn.__name__} needs the reference's log-probabilities"
+            )
+        return self.fn(chosen, rejected, ref_chosen, ref_rejected, **keywords, **options)
+
+
+PAIR_LOSSES: Mapping[str, PairLoss] = MappingProxyType(
+    {
+        "dpo": PairLoss(dpo, strength="beta", needs_ref=True, reduce="sum"),
+        "ipo": PairLoss(ipo, strength="tau", needs_ref=True, reduce="sum"),
+        "hinge_norm": PairLoss(hinge_norm, strength="gamma", needs_ref=True, reduce="sum"),
+        "rso_hinge": PairLoss(rso_hinge, strength="gamma", needs_ref=False, reduce="sum"),
+        "slic_rank": PairLoss(slic_rank, strength="delta", needs_ref=False, reduce="sum"),
+    }
+)
+"""The pairwise losses by name."""
+
+
+def _margin(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
+    """The margin h. Near the reference, differences within a completion lose no digits; those across do."""
+    return (chosen - ref_chosen) - (rejected - ref_rejected)

@@ -1,0 +1,30 @@
+"""Models: loading, tokens, log-probabilities, sampling, frozen snapshots."""
+
+from palate.model.codec import Codec
+from palate.model.embedded import embedded_model
+from palate.model.forward import (
+    Outputs,
+    TokenValues,
+    lm_outputs,
+    micro_batches,
+    ragged,
+    row_sizes,
+    scalar_outputs,
+)
+from palate.model.load import LoadedModel, load_model
+from palate.model.snapshot import Snapshot
+
+__all__ = [
+    "Codec",
+    "LoadedModel",
+    "Outputs",
+    "Snapshot",
+    "TokenValues",
+    "embedded_model",
+    "lm_outputs",
+    "load_model",
+    "micro_batches",
+    "ragged",
+    "row_sizes",
+    "scalar_outputs",
+]

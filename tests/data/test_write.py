@@ -1,0 +1,75 @@
+import os
+from types import MappingProxyType
+
+import pytest
+
+from palate.data import read_comparisons, read_rows, write_rows
+from palate.errors import DataError
+
+TURNS = ({"role": "user", "content": "Wie geht's?\n☕"},)
+ROWS = [
+    {"prompt": TURNS, "chosen": "Gut!", "rejected": "So là là.", "margin": 0.1},
+    MappingProxyType({"prompt": (MappingProxyType(TURNS[0]),), "chosen": "", "rejected": " ", "margin": 2.0}),
+]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_what_was_written_is_read(tmp_path, name):
+    path = tmp_path / name
+    write_rows(path, iter(ROWS))
+    assert [row.columns for row in read_rows(str(path))] == [
+        {"prompt": list(TURNS), "chosen": "Gut!", "rejected": "So là là.", "margin": 0.1},
+        {"prompt": list(TURNS), "chosen": "", "rejected": " ", "margin": 2.0},
+    ]
+    comparisons, same = read_comparisons(str(path))
+    assert (comparisons[0].prompt.content, comparisons[1].margin, same) == (TURNS, 2.0, 0)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_parquet_has_the_columns_of_all_rows(tmp_path):
+    write_rows(tmp_path / "p.parquet", [{"a": 1}, {"a": 2, "b": "x"}])
+    rows = read_rows(str(tmp_path / "p.parquet"))
+    assert [row.columns for row in rows] == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("p.csv", [{"a": 1}], "p.csv has the suffix '.csv'; rows are written to .jsonl or .parquet."),
+        ("p", [{"a": 1}], "p has the suffix ''; rows are written to .jsonl or .parquet."),
+        ("p.jsonl", [], "p.jsonl is not written: there are no rows; expected at least one."),
+        ("no/p.jsonl", [{"a": 1}], "cannot be written: there is no folder"),
+        ("dir.jsonl", [{"a": 1}], "dir.jsonl cannot be written: it is a folder; name a file."),
+        ("p.jsonl", [{"a": 1}, {"a": {1}}], "p.jsonl is not written: row 2 is no JSON (Object of type set"),
+        ("p.jsonl", [{"a": float("nan")}], "p.jsonl is not written: row 1 is no JSON (Out of range float"),
+        ("p.jsonl", [{"a": "\ud83d"}], "p.jsonl is not written: row 1 is no JSON ('utf-8' codec"),
+        ("p.parquet", [{"a": 1}, {"a": "x"}], "p.parquet is not written: column 'a' is not of one type ("),
+        ("p.parquet", [{"a": "\ud83d"}], "p.parquet is not written: column 'a' is not of one type ("),
+    ],
+)
+def test_what_cannot_be_written(tmp_path, name, rows, message):
+    (tmp_path / "dir.jsonl").mkdir()
+    with pytest.raises(DataError) as caught:
+        write_rows(tmp_path / name, rows)
+    assert message in str(caught.value)
+    assert os.listdir(tmp_path) == ["dir.jsonl"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "p.jsonl"
+    write_rows(path, [{"a": 1}])
+    with pytest.raises(DataError):
+        write_rows(path, [{"a": 2}, {"a": object()}])
+    assert path.read_text() == '{"a": 1}\n'
+    write_rows(str(path), [{"a": 3}])
+    assert path.read_text() == '{"a": 3}\n'
+
+
+def test_an_unwritable_place(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"p\.jsonl cannot be written: No space left on device\.$"):
+        write_rows(tmp_path / "p.jsonl", [{"a": 1}])
+    assert os.listdir(tmp_path) == []
