@@ -32,7 +32,7 @@ class SampleConfig(ModelConfig, Sampling):
     """Sample"""
 
     prompt: tuple[str, ...] = ()
-    """Text to complete or answer; repeatable."""
+    """Text to complete or answer."""
     data: str | None = None
     """Prompts from a file, a saved data set, a hub id, or `everyday`, instead of --prompt."""
     split: str = DataConfig.model_fields["split"].default

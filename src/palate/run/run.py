@@ -183,7 +183,9 @@ class Run:
                     raise RunError(
                         f"{str(directory)!r} is there and holds no run; give --output another directory"
                     )
-                if not self.cfg.overwrite:
+                metrics = directory / "metrics.jsonl"
+                begun = metrics.is_file() and metrics.stat().st_size > 0
+                if begun and not self.cfg.overwrite:
                     raise RunError(
                         f"{str(directory)!r} holds a run already; give --output another directory, or "
                         "replace it with --overwrite"

