@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from palate.annotate import annotator, judged, load_function, scored, scorer
+    from palate.annotate import FunctionScorer, annotator, judged, load_function, scored, scorer
     from palate.data import Stream, read_comparisons, read_demonstrations, read_prompts, write_rows
     from palate.errors import AnnotatorError, ConfigError, DataError, ModelError, PalateError, RunError
     from palate.evaluate import Evaluation, compare, wilson
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from palate.types import Comparison, Completion, Demonstration, Example, Group, Pair, Prompt
 
 _HOME = {
-    "annotate": ("annotator", "judged", "load_function", "scored", "scorer"),
+    "annotate": ("FunctionScorer", "annotator", "judged", "load_function", "scored", "scorer"),
     "data": ("Stream", "read_comparisons", "read_demonstrations", "read_prompts", "write_rows"),
     "errors": ("AnnotatorError", "ConfigError", "DataError", "ModelError", "PalateError", "RunError"),
     "evaluate": ("Evaluation", "compare", "wilson"),
@@ -57,6 +57,7 @@ __all__ = [
     "Drop",
     "Evaluation",
     "Example",
+    "FunctionScorer",
     "Group",
     "IPOConfig",
     "Learner",

@@ -165,7 +165,11 @@ class RunConfig(Config):
     """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`."""
 
 
-class MethodConfig(ModelConfig, DataConfig, OptimConfig, RunConfig):
+class LearnerConfig(ModelConfig, OptimConfig):
+    """What a learner is made of: a model and how it is optimised."""
+
+
+class MethodConfig(LearnerConfig, DataConfig, RunConfig):
     """What every method can be told."""
 
     vetted_lr: ClassVar[Mapping[str, float]] = {}

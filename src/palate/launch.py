@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from palate.annotate import Annotator, annotator
-from palate.config import MethodConfig, ModelConfig, OptimConfig, RewardConfig, Sampling
+from palate.config import MethodConfig, ModelConfig, RewardConfig, Sampling
 from palate.data import read_comparisons, read_prompts
 from palate.errors import ConfigError, DataError
 from palate.evaluate import Evaluation, compare
@@ -109,9 +109,7 @@ def _finish(
 
 
 def _policy(cfg: MethodConfig, run: Run, steps: int) -> Policy:
-    policy = Policy.load(
-        cfg.part(ModelConfig), cfg.part(OptimConfig), total_steps=steps, seed=run.seed("adapter")
-    )
+    policy = Policy.load(cfg, total_steps=steps, seed=run.seed("adapter"))
     policy.observe = run.observe
     return policy
 

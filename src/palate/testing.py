@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from palate.config import ModelConfig, OptimConfig
+from palate.config import LearnerConfig
 from palate.learn import Policy
 from palate.types import Completion, Prompt
 
@@ -89,10 +89,9 @@ def tiny_policy(
     **optim: Any,
 ) -> Policy:
     """A policy over the model saved in `directory`, float32 on the CPU, all weights trained unless told."""
-    options = {"model": str(directory), "dtype": "float32", "device": "cpu", "lora": False} | (model or {})
-    return Policy.load(
-        ModelConfig.model_validate(options), OptimConfig(lr=lr, **optim), total_steps=total_steps
-    )
+    fixed = {"model": str(directory), "dtype": "float32", "device": "cpu", "lora": False, "lr": lr}
+    cfg = LearnerConfig.model_validate(fixed | optim | (model or {}))
+    return Policy.load(cfg, total_steps=total_steps)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from palate.config import ModelConfig, OptimConfig
+from palate.config import LearnerConfig, OptimConfig
 from palate.learn.objective import Objective
 from palate.learn.optim import Optimizer
 from palate.model import (
@@ -57,11 +57,9 @@ class Learner:
         self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
 
     @classmethod
-    def load(
-        cls, model: ModelConfig, optim: OptimConfig, *, total_steps: int, seed: int = 0, head: Head = "lm"
-    ) -> Self:
-        """Load a model for learning; see `load_model` for what a name may be and what is raised."""
-        return cls(load_model(model, head=head, seed=seed), optim, total_steps=total_steps)
+    def load(cls, cfg: LearnerConfig, *, total_steps: int, seed: int = 0, head: Head = "lm") -> Self:
+        """Load a model for learning; see `load_model` for what `cfg.model` may be and what is raised."""
+        return cls(load_model(cfg, head=head, seed=seed), cfg, total_steps=total_steps)
 
     def update(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
         """One optimizer step on the mean loss of the records.

@@ -65,9 +65,6 @@ def _convert(gguf: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    # The weights are plain numbers now; with these left in, transformers takes them for quantized.
-    del model.config.quantization_config
-    model.hf_quantizer = None
     model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.to(torch.bfloat16).save_pretrained(target)
