@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -137,6 +138,8 @@ def quiet_libraries() -> None:
     """Keep transformers' progress bars and advice out of the way of ours; its errors are raised still."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    # peft asks transformers for names that it will drop; nothing that a user of Palate can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
 
 
 def _prompts(config: SampleConfig) -> list[Prompt]:
