@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from palate.annotate import Annotator, annotator
 from palate.config import MethodConfig, ModelConfig, RewardConfig, Sampling
 from palate.data import read_comparisons, read_prompts
 from palate.errors import ConfigError, DataError
-from palate.evaluate import Evaluation, compare
+from palate.evaluate import Evaluation, compare, wilson
 from palate.learn import Policy
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
@@ -78,7 +79,8 @@ def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
     method.train(policy, pairs, cfg, run, held_out=held_out)
     prompts = list({pair.prompt.id: pair.prompt for pair in held_out}.values())
     annotate = _observed(_annotator(cfg), run) if cfg.reward else None
-    return _finish(policy, base, prompts, annotate, cfg, run, pairs=len(pairs), pairs_dropped=same + cut_same)
+    counts = {"pairs": len(pairs), "pairs_dropped": same + cut_same}
+    return _finish(policy, base, prompts, annotate, cfg, run, counts | _accuracies(run, len(held_out)))
 
 
 _PROCEDURES = {"prompts": _from_prompts, "pairs": _from_pairs}
@@ -91,12 +93,12 @@ def _finish(
     annotate: Annotator | None,
     cfg: Any,
     run: Run,
-    **counts: int,
+    numbers: Mapping[str, float] = MappingProxyType({}),
 ) -> Outcome:
     """Save first, then measure: a failing reward must not cost the training."""
     checkpoint = run.save(policy, policy.version)
     evaluation = None
-    summary: dict[str, Any] = {"method": run.method, "steps": policy.version, **counts}
+    summary: dict[str, Any] = {"method": run.method, "steps": policy.version, **numbers}
     if prompts and annotate is not None:
         run.observe("evaluate")
         evaluation = compare(
@@ -106,6 +108,21 @@ def _finish(
     summary |= {"seconds": round(run.seconds, 1), "checkpoint": str(checkpoint.relative_to(run.directory))}
     run.finish(summary)
     return Outcome(run, policy, summary, evaluation)
+
+
+def _accuracies(run: Run, pairs: int) -> dict[str, float]:
+    """Share of the held-out pairs ranked rightly by the implicit reward, at the start and at the end."""
+    if not run.measured:
+        return {}
+    before, after = (run.measured[i]["eval_rewards/accuracies"] for i in (0, -1))
+    low, high = wilson(after, pairs)
+    return {
+        "held_out_pairs": pairs,
+        "accuracy_before": before,
+        "accuracy_after": after,
+        "accuracy_low": low,
+        "accuracy_high": high,
+    }
 
 
 def _policy(cfg: MethodConfig, run: Run, steps: int) -> Policy:

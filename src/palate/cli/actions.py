@@ -58,6 +58,8 @@ def run(method: str, config: MethodConfig) -> int:
     display = Display()
     outcome = train(method, config, display=display)
     console = Console()
+    if "accuracy_after" in outcome.summary:
+        show_accuracy(outcome.summary, console)
     if outcome.evaluation is not None:
         show_evaluation(outcome.evaluation, console)
     directory = outcome.run.directory
@@ -132,6 +134,17 @@ def show_evaluation(found: Evaluation, console: Console) -> None:
             reward = group.rewards[0] if group.rewards else None
             score = "" if reward is None else f" ({reward:+.2f})"
             console.print(Text.assemble((f"{label}{score}  ", "cyan"), plain(group.completions[0].text)))
+
+
+def show_accuracy(summary: Mapping[str, Any], console: Console) -> None:
+    """How often the implicit reward ranks held-out pairs as the data do."""
+    interval = "{accuracy_after:.3f} [{accuracy_low:.3f}, {accuracy_high:.3f}]".format(**summary)
+    table = Table(title=f"held-out pairs ({summary['held_out_pairs']})", title_justify="left", pad_edge=False)
+    for column in ("", "before", "after, 95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("implicit reward agrees", f"{summary['accuracy_before']:.3f}", interval)
+    console.print()
+    console.print(table)
 
 
 def quiet_libraries() -> None:

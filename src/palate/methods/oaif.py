@@ -63,9 +63,8 @@ def oaif(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: OA
 
     for step in run.steps(cfg.steps):
         batch = stream.batch(step, cfg.batch_size)  # x ~ D
-        groups = policy.snapshot().sample(
-            batch, cfg.n, cfg.sampling, seed=run.seed("sample", step)
-        )  # y ~ pi_theta_t
+        seed = run.seed("sample", step)
+        groups = policy.snapshot().sample(batch, cfg.n, cfg.sampling, seed=seed)  # y_1..n ~ pi_theta_t
         groups = annotate(groups)  # who is better
         pairs, dropped = select_pairs(groups, partial(best_vs_worst, tie=cfg.tie))  # (y+, y-)
         metrics = policy.update(pairs, objective) if pairs else {}  # theta_t -> theta_t+1

@@ -50,7 +50,7 @@ def fit(
     def measure(step: int) -> None:
         if held_out:
             found = policy.measure(held_out, objective)
-            run.log_extra(step, {f"eval_{name}": value for name, value in found.items()})
+            run.log_measurement(step, {f"eval_{name}": value for name, value in found.items()})
 
     measure(0)
     for step in run.steps(steps):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from palate.errors import DataError, ModelError
 from palate.types import (
     Comparison,
@@ -59,6 +61,11 @@ class Codec:
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         self.has_template = bool(tokenizer.chat_template)
+        # Not `all_special_tokens` alone: that leaves out special tokens which no attribute names.
+        special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._special = special | dict(
+            zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        )
         eos = [*eos_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
         turn_end = self._turn_end()
         if turn_end is not None:
@@ -71,7 +78,6 @@ class Codec:
         """The token that closes a completion which comes from data."""
         self.end_ids = frozenset(eos)
         """Every token at which sampling ends."""
-        self._special = [t for t in tokenizer.all_special_tokens if t]
         self._prompts: dict[str, tuple[int, ...]] = {}
 
     # -- to tokens ---------------------------------------------------------------------------------
@@ -79,7 +85,11 @@ class Codec:
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids after which the completion starts; at least one."""
         if prompt.id not in self._prompts:
-            self._prompts[prompt.id] = tuple(self._encode_prompt(prompt.content))
+            try:
+                self._prompts[prompt.id] = tuple(self._encode_prompt(prompt.content))
+            except TemplateError as error:
+                where = prompt.where or "a prompt"
+                raise DataError(f"{where}: the chat template of {self.name} refuses it: {error}") from error
         return self._prompts[prompt.id]
 
     def completion(self, prompt: Prompt, content: Content) -> Completion:
@@ -131,14 +141,16 @@ class Codec:
     # -- inside ------------------------------------------------------------------------------------
 
     def _encode_prompt(self, content: Content) -> list[int]:
-        if isinstance(content, str) and not self.has_template:
-            ids = self._ids(content, plain=True, add_special_tokens=True)
+        if not self.has_template:
+            # Neither a text nor `PLAIN_CHAT` has special tokens of its own; the tokenizer puts its BOS.
+            text = content if isinstance(content, str) else self._render(content, add_generation_prompt=True)
+            ids = self._ids(text, plain=True, add_special_tokens=True)
             # A causal model needs one token to predict from.
             return ids or [
                 self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end_id
             ]
         messages = ({"role": "user", "content": content},) if isinstance(content, str) else content
-        if not any(special in m["content"] for m in messages for special in self._special):
+        if not any(special in m["content"] for m in messages for special in self._special.values()):
             return self._ids(self._render(messages, add_generation_prompt=True))
         # Text that looks like a special token: tokenise template and texts apart, the texts as mere text.
         joined: list[int] = []
@@ -171,6 +183,9 @@ class Codec:
         if not self.has_template:
             return None
         turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": _SLOT.format(0)})
-        _, _, after = _SLOTS.split(self._render(turns, add_generation_prompt=False), maxsplit=1)
+        try:
+            after = _SLOTS.split(self._render(turns, add_generation_prompt=False), maxsplit=1)[-1]
+        except TemplateError as error:
+            raise ModelError(f"the chat template of {self.name} cannot be used: {error}") from error
         ids = self._ids(after.lstrip())
-        return ids[0] if ids and ids[0] in self.tokenizer.all_special_ids else None
+        return ids[0] if ids and ids[0] in self._special else None

@@ -42,6 +42,9 @@ class Run:
     `config.json` comes first, with versions, processor and seed; `metrics.jsonl` gets a row per step;
     `checkpoints/step-N/` appear whole or not at all; `summary.json` ends it. Used as a context manager.
 
+    Attributes:
+        measured: what `log_measurement` was given, in order.
+
     Args:
         cfg: the run's configuration; all of it is written, `output`, `seed` and the like are used.
         method: name of the method, for the directory's default name and for the reader.
@@ -60,10 +63,11 @@ class Run:
         _write_json(self.directory / "config.json", self._description())
         self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
         self._trackers = Trackers(cfg.report_to, self.directory / "trackers", cfg.model_dump(mode="json"))
-        self._started = self._last_event = time.perf_counter()
+        self._started = self._step_began = self._last_event = time.perf_counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._amounts: defaultdict[str, int] = defaultdict(int)
         self._total_tokens = 0
+        self.measured: list[Metrics] = []
 
     def __enter__(self) -> Self:
         """Start showing progress."""
@@ -106,7 +110,7 @@ class Run:
         for step in range(count):
             self._seconds.clear()
             self._amounts.clear()
-            self._last_event = time.perf_counter()
+            self._step_began = self._last_event = time.perf_counter()
             self.display.step(step)
             yield step
 
@@ -132,15 +136,16 @@ class Run:
             self._total_tokens += int(row["num_tokens"])
             row["num_tokens"] = self._total_tokens
         row |= {f"time/{stage}": round(seconds, 4) for stage, seconds in self._seconds.items()}
-        row["step_time"] = round(sum(self._seconds.values()), 4)
+        row["step_time"] = round(time.perf_counter() - self._step_began, 4)
         if "sample" in self._amounts:
             row["sampling/tokens_per_second"] = round(self._rate("sample"), 1)
         self._write(row)
         self.display.metrics(row, samples)
 
-    def log_extra(self, step: int, metrics: Metrics) -> None:
-        """Write numbers that belong to no step's work, such as a held-out measurement."""
+    def log_measurement(self, step: int, metrics: Metrics) -> None:
+        """Write numbers that belong to no step's work, such as a held-out measurement, and keep them."""
         self._write({"step": step, **metrics})
+        self.measured.append(metrics)
 
     def save(self, learner: Saves, step: int) -> Path:
         """Write `checkpoints/step-N` in Hugging Face layout; it appears whole or not at all.
