@@ -62,6 +62,9 @@ class ModelConfig(Config):
     `Assistant:`."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    fast: bool = True
+    """Sample and learn by Palate's own fast ways where the model allows; --no-fast takes transformers'
+    `generate` and padded batches."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. It can do anything on this machine."""
 
@@ -79,6 +82,9 @@ class OptimConfig(Config):
     """Decoupled weight decay (AdamW), on matrices only."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients of a larger norm are scaled down to it."""
+    masters: Literal["float32", "live"] = "float32"
+    """Number format of the optimizer's weights, gradients and moments. `live` takes that of the live weights:
+    less memory, and in bfloat16 small updates are lost."""
     micro_batch_tokens: int = Field(2048, ge=1)
     """Bound on tokens, padding included, in one forward and backward pass; changes memory, not results."""
 

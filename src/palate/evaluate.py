@@ -20,7 +20,7 @@ class Evaluation:
 
     Attributes:
         before, after: the annotated completions of each policy, prompt by prompt.
-        reward_before, reward_after: mean reward.
+        reward_before, reward_after: mean reward on the prompts that are compared.
         win_rate: share of prompts on which `after` has the higher reward, a tie counting one half.
         win_rate_low, win_rate_high: its 95 % interval.
         kl: estimate of KL(after || before) from after's completions.
@@ -64,15 +64,16 @@ def compare(
     """
     old = annotate(before.sample(prompts, n, sampling, seed=seed))
     new = annotate(after.sample(prompts, n, sampling, seed=seed))
-    wins = [w for a, b in zip(new, old, strict=True) if (w := _win(a, b)) is not None]
+    outcomes = [(_win(a, b), a, b) for a, b in zip(new, old, strict=True)]
+    wins = [win for win, _, _ in outcomes if win is not None]
     rate = _mean(wins)
     low, high = wilson(rate, len(wins))
     kl = float((after.logps(new).sum() - before.logps(new).sum()).mean())
     return Evaluation(
         before=tuple(old),
         after=tuple(new),
-        reward_before=_mean(_rewards(old)),
-        reward_after=_mean(_rewards(new)),
+        reward_before=_mean(_rewards([b for win, _, b in outcomes if win is not None])),
+        reward_after=_mean(_rewards([a for win, a, _ in outcomes if win is not None])),
         win_rate=rate,
         win_rate_low=low,
         win_rate_high=high,

@@ -66,6 +66,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
 
 
 def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
+    annotate = _observed(_annotator(cfg), run) if cfg.reward else None
     comparisons, same = read_comparisons(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     policy = _policy(cfg, run, cfg.total_steps(len(comparisons)))
     pairs, cut_same = _distinct([policy.model.codec.pair(row) for row in comparisons], cfg.data)
@@ -75,10 +76,11 @@ def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
         held_out, _ = _distinct([policy.model.codec.pair(row) for row in rows], cfg.eval_data)
     if same + cut_same:
         run.display.say(f"left out {same + cut_same} pairs in which chosen and rejected are the same")
+    prompts = list({pair.prompt.id: pair.prompt for pair in held_out}.values())
+    for prompt in prompts if annotate is not None else ():
+        policy.model.codec.room(prompt, need=cfg.max_new_tokens)
     base = policy.snapshot()
     method.train(policy, pairs, cfg, run, held_out=held_out)
-    prompts = list({pair.prompt.id: pair.prompt for pair in held_out}.values())
-    annotate = _observed(_annotator(cfg), run) if cfg.reward else None
     counts = {"pairs": len(pairs), "pairs_dropped": same + cut_same}
     return _finish(policy, base, prompts, annotate, cfg, run, counts | _accuracies(run, len(held_out)))
 

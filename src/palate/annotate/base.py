@@ -49,6 +49,7 @@ def scored(*scorers: Scorer, weights: Sequence[float] | None = None) -> Annotato
     """
     if not scorers:
         raise AnnotatorError("no reward is given; name at least one, such as --reward sentiment")
+    names = _distinct([scorer.name for scorer in scorers])
     chosen = [1.0] * len(scorers) if weights is None else list(weights)
     if len(chosen) != len(scorers):
         raise AnnotatorError(
@@ -59,7 +60,8 @@ def scored(*scorers: Scorer, weights: Sequence[float] | None = None) -> Annotato
         prompts = [group.prompt for group in groups for _ in group.completions]
         completions = [completion for group in groups for completion in group.completions]
         parts = {
-            scorer.name: _finite(scorer(prompts, completions), scorer.name, completions) for scorer in scorers
+            name: _finite(scorer(prompts, completions), name, completions)
+            for name, scorer in zip(names, scorers, strict=True)
         }
         totals = [_weighted(values, chosen) for values in zip(*parts.values(), strict=True)]
         _require_some(totals, groups, " + ".join(parts))
@@ -123,6 +125,12 @@ def penalised(annotate: Annotator, *, missing_eos: float) -> Annotator:
     return wrapped
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a count behind one that came before: two lambdas are two rewards."""
+    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [f"{name} ({n})" if n > 1 else name for name, n in zip(names, counts, strict=True)]
+
+
 def _finite(
     rewards: Sequence[float | None], name: str, completions: Sequence[Completion]
 ) -> list[float | None]:
@@ -157,6 +165,7 @@ def _regroup(
     for group in groups:
         end = start + len(group.completions)
         own = {name: tuple(values[start:end]) for name, values in parts.items()}
-        found.append(group.annotated(tuple(rewards[start:end]), **own))
+        annotated = group.annotated(tuple(rewards[start:end]))
+        found.append(replace(annotated, parts={**group.parts, **own}))
         start = end
     return found

@@ -8,7 +8,8 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,10 @@ class FunctionScorer:
         try:
             result = self.function(**arguments)
             if inspect.isawaitable(result):
-                result = asyncio.run(_awaited(result))
-            return list(result)
+                # In a thread of its own: a notebook has a running loop already.
+                with ThreadPoolExecutor(1) as pool:
+                    result = pool.submit(asyncio.run, _awaited(result)).result()
+            return list(result) if isinstance(result, Iterable) else [result]
         except Exception as error:
             if len(prompts) > 1:
                 # Once more, one by one, to be able to say which prompt it was.
@@ -81,8 +84,10 @@ class FunctionScorer:
         if reward is None:
             return None
         try:
+            if isinstance(reward, str | bytes):  # "0.5" would pass for a number
+                raise TypeError
             return float(reward)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise AnnotatorError(
                 f"reward function {self.name} gave {reward!r}; expected a number or None "
                 f"(prompt: {_shown(prompt)})"
@@ -110,7 +115,10 @@ def load_function(path: str) -> FunctionScorer:
         raise AnnotatorError(
             f"reward {path!r}: {where} has no function {name!r}; it has {', '.join(there[:8]) or 'none'}"
         )
-    return FunctionScorer(function, name=path)
+    try:
+        return FunctionScorer(function, name=path)
+    except ValueError as error:  # some built-in functions have no signature to look at
+        raise AnnotatorError(f"reward {path!r}: {error}; wrap it in a Python function") from error
 
 
 def _from_module(where: str) -> Any:
@@ -120,6 +128,8 @@ def _from_module(where: str) -> Any:
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
+        if not f"{where}.".startswith(f"{error.name}."):
+            raise  # it is there, and lacks another
         raise AnnotatorError(
             f"reward module {where!r} is not there ({error}); expected module:function on the Python path or "
             "file.py:function"
@@ -129,10 +139,12 @@ def _from_module(where: str) -> Any:
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise AnnotatorError(f"reward file {str(path)!r} is not there; expected file.py:function")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # By its whole path in `sys.modules`, where dataclasses look their module up, it hides no other.
+    spec = importlib.util.spec_from_file_location(str(path.resolve()), path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

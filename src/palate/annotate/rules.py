@@ -31,6 +31,8 @@ def length(target: int) -> Rule:
 
 def regex(pattern: str) -> Rule:
     """1 where the pattern is found in the text, else 0."""
+    if not pattern:
+        raise AnnotatorError("regex: has no pattern; expected regex:PATTERN, such as regex:[Ss]orry")
     try:
         compiled = re.compile(pattern)
     except re.error as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,8 @@ def annotator(specs: Sequence[str], *, missing_eos_penalty: float = 0.0, **model
     for spec in specs:
         match = _WEIGHT.fullmatch(spec)
         weight, name = (float(match[1]), match[2]) if match else (1.0, spec)
+        if not math.isfinite(weight):
+            raise AnnotatorError(f"reward {spec!r} has the weight {weight}; expected a finite number")
         weights.append(weight)
         scorers.append(scorer(name, **model_options))
     return penalised(scored(*scorers, weights=weights), missing_eos=missing_eos_penalty)
@@ -45,7 +48,7 @@ def scorer(spec: str, **model_options: Any) -> Scorer:
     if spec == "sentiment":
         return sentiment()
     if kind == "length" and colon:
-        if not argument.isdigit():
+        if not argument.isdecimal():
             raise AnnotatorError(
                 f"reward {spec!r} is no length rule; expected length:WORDS, such as length:40"
             )

@@ -63,8 +63,8 @@ def run(method: str, config: MethodConfig) -> int:
     if outcome.evaluation is not None:
         show_evaluation(outcome.evaluation, console)
     directory = outcome.run.directory
-    console.print(Text(f"\ncheckpoint  {directory / outcome.summary['checkpoint']}"))
-    console.print(Text(f"summary     {directory / 'summary.json'}"))
+    console.print(Text(f"\ncheckpoint  {directory / outcome.summary['checkpoint']}"), soft_wrap=True)
+    console.print(Text(f"summary     {directory / 'summary.json'}"), soft_wrap=True)
     return 0
 
 
@@ -83,9 +83,8 @@ def sample(config: SampleConfig) -> int:
         if config.json_lines:
             print(jsonlib.dumps(row, ensure_ascii=False))
         else:
-            console.print(
-                Text.assemble((plain(str(row["prompt"])), "italic"), "\n", plain(row["completion"]), "\n")
-            )
+            texts = (plain(str(row["prompt"])), "italic"), "\n", plain(row["completion"]), "\n"
+            console.print(Text.assemble(*texts), soft_wrap=True)
     return 0
 
 

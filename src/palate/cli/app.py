@@ -276,6 +276,8 @@ def _argument(flag: str | None, error: CycloptsError) -> Argument | None:
 def _complain(text: str) -> None:
     """One line on stderr, however long."""
     line = " ".join(part.strip() for part in text.splitlines())
+    # A message may quote a model's text, which must not recolour the terminal or move its cursor.
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     if not sys.stderr.isatty():
         print(f"palate: {line}", file=sys.stderr)
         return

@@ -21,14 +21,13 @@ from palate.model import (
     Outputs,
     Snapshot,
     TokenValues,
-    lm_outputs,
     load_model,
-    micro_batches,
-    row_sizes,
     scalar_outputs,
 )
 from palate.model.engine import Observer, unobserved
+from palate.model.fast import FastPath
 from palate.model.load import Head
+from palate.model.paths import batches, completion_outputs, computing
 from palate.types import Record
 
 R = TypeVar("R", bound=Record)
@@ -76,7 +75,7 @@ class Learner:
         assert records, "nothing to learn from; a method skips such a step"
         meter = _Meter(len(records))
         learning_rate = self.optimizer.learning_rate()
-        for batch in micro_batches(row_sizes(records, self.model.codec), self.cfg.micro_batch_tokens):
+        for batch in batches(self.model, records, self.cfg.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if objective.ref is None else objective.ref.logps(micro)
             with self._training():
@@ -88,6 +87,7 @@ class Learner:
         self._before_step()
         norm = self.optimizer.step()
         self.version += 1
+        self.model.revision += 1
         self.observe("learn", 0)
         return {**meter.result(), "grad_norm": norm, "learning_rate": learning_rate}
 
@@ -95,10 +95,11 @@ class Learner:
     def measure(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
         """The metrics of `update` without learning, for held-out records."""
         meter = _Meter(len(records))
-        for batch in micro_batches(row_sizes(records, self.model.codec), self.cfg.micro_batch_tokens):
+        for batch in batches(self.model, records, self.cfg.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if objective.ref is None else objective.ref.logps(micro)
-            outputs = replace(self._forward(micro), ref_logps=ref_logps)
+            with computing(self.model):
+                outputs = replace(self._forward(micro), ref_logps=ref_logps)
             loss, numbers = objective(outputs, micro)
             meter.add({"loss": loss.detach(), **numbers})
             meter.add_tokens(outputs, micro, None)
@@ -108,7 +109,7 @@ class Learner:
     def scores(self, records: Sequence[Record]) -> Tensor:
         """A scalar head's number for every completion of the records, in order. (N,)"""
         found: dict[int, Tensor] = {}
-        for batch in micro_batches(row_sizes(records, self.model.codec), self.cfg.micro_batch_tokens):
+        for batch in batches(self.model, records, self.cfg.micro_batch_tokens):
             scores = scalar_outputs(self.model, [records[i] for i in batch]).scores
             assert scores is not None
             parts = torch.split(scores, [len(records[i].completions) for i in batch])
@@ -122,14 +123,15 @@ class Learner:
     def _forward(self, records: Sequence[Record]) -> Outputs:
         if self.model.head == "scalar":
             return scalar_outputs(self.model, records)
-        return lm_outputs(self.model, records, statistics=True)
+        return completion_outputs(self.model, records, statistics=True)
 
     @contextmanager
     def _training(self) -> Iterator[None]:
         """Transformers recomputes activations only in training mode; dropout is zero in either."""
         self.model.network.train(self.model.network.is_activation_checkpointing)
         try:
-            yield
+            with computing(self.model):
+                yield
         finally:
             self.model.network.eval()
 
@@ -172,7 +174,9 @@ class Policy(Learner):
 def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextManager[LoadedModel]]:
     """The weights as they are now, in the cheapest form that stays as it is."""
     if model.peft is None:
-        kept = replace(model, network=copy.deepcopy(model.network).requires_grad_(False))
+        # `requires_grad` stays on: torch multiplies by another kernel where it is off, with other last bits.
+        network = copy.deepcopy(model.network)
+        kept = replace(model, network=network, fast=None if model.fast is None else FastPath(network))
         return lambda: nullcontext(kept)
 
     if model.fresh_adapter and version == 0:
@@ -192,10 +196,12 @@ def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextMan
         try:
             for (_, parameter), tensor in zip(model.trained(), adapter, strict=True):
                 parameter.data = tensor
+            model.revision += 1
             yield model
         finally:
             for (_, parameter), tensor in zip(model.trained(), live, strict=True):
                 parameter.data = tensor
+            model.revision += 1
 
     return swapped
 
@@ -213,7 +219,7 @@ class _Meter:
 
     def add(self, numbers: dict[str, Tensor]) -> None:
         for name, values in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
+            self.sums[name] = self.sums.get(name, 0.0) + float(values.detach().double().sum())
 
     def add_tokens(self, outputs: Outputs, records: Sequence[Record], version: int | None) -> int:
         """Token means, and how far the sampler's log-probabilities are from the learner's; the count back."""

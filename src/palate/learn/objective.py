@@ -90,8 +90,8 @@ def pair_numbers(
         "rewards/margins": margin,
         # A margin of exactly zero, as at the first step, prefers neither.
         "rewards/accuracies": (margin > 0).float() + 0.5 * (margin == 0).float(),
-        "logps/chosen": chosen,
-        "logps/rejected": rejected,
+        "logps/chosen": chosen.detach(),
+        "logps/rejected": rejected.detach(),
     }
 
 

@@ -33,7 +33,7 @@ class Optimizer:
         self.total_steps = total_steps
         self.steps = 0
         self.live = [p for _, p in parameters]
-        self.master = [_master(p) for p in self.live]
+        self.master = [p if cfg.masters == "live" else _master(p) for p in self.live]
         matrices = [m for m in self.master if m.dim() > 1]
         vectors = [m for m in self.master if m.dim() <= 1]
         groups = [

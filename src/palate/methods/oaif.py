@@ -51,7 +51,7 @@ class OAIFConfig(MethodConfig, RewardConfig, Sampling, BatchConfig):
     @classmethod
     def _beta_of_loss(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("beta") is None:
-            return {**given, "beta": BETA.get(given.get("loss", "dpo"), BETA["dpo"])}
+            return {**given, "beta": BETA.get(str(given.get("loss", "dpo")), BETA["dpo"])}
         return given
 
 

@@ -61,11 +61,10 @@ class Codec:
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         self.has_template = bool(tokenizer.chat_template)
-        # Not `all_special_tokens` alone: that leaves out special tokens which no attribute names.
-        special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        self._special = special | dict(
-            zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-        )
+        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        # The line above leaves out special tokens that no attribute names.
+        special |= {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._special = {i: text for i, text in special.items() if text}
         eos = [*eos_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
         turn_end = self._turn_end()
         if turn_end is not None:
@@ -184,8 +183,8 @@ class Codec:
             return None
         turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": _SLOT.format(0)})
         try:
-            after = _SLOTS.split(self._render(turns, add_generation_prompt=False), maxsplit=1)[-1]
+            pieces = _SLOTS.split(self._render(turns, add_generation_prompt=False), maxsplit=1)
         except TemplateError as error:
             raise ModelError(f"the chat template of {self.name} cannot be used: {error}") from error
-        ids = self._ids(after.lstrip())
+        ids = self._ids(pieces[-1].lstrip()) if len(pieces) > 1 else []
         return ids[0] if ids and ids[0] in self._special else None

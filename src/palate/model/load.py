@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -26,6 +27,7 @@ from palate.config import EMBEDDED, ModelConfig
 from palate.errors import ModelError
 from palate.model.codec import Codec
 from palate.model.embedded import embedded_model
+from palate.model.fast import FastPath, fast_path
 
 Head = Literal["lm", "scalar"]
 
@@ -48,6 +50,12 @@ class LoadedModel:
     peft: Any | None = None
     fresh_adapter: bool = False
     """The adapter was made here and still computes zero: the network with it equals the one without."""
+    fast: FastPath | None = None
+    """The fast ways of computing with it, or None where only the plain ones are right."""
+    revision: int = 0
+    """Counts changes of the weights; whoever changes them adds one."""
+    adapter_off: bool = False
+    """Whether it computes as the base model just now."""
     _dropout: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -73,8 +81,18 @@ class LoadedModel:
     def without_adapter(self) -> Iterator[None]:
         """Compute as the base model does."""
         assert self.peft is not None, "only a model with an adapter can do without it"
-        with self.peft.disable_adapter():
-            yield
+        self.adapter_off = True
+        try:
+            with self.peft.disable_adapter():
+                yield
+        finally:
+            self.adapter_off = False
+
+    def sampling_network(self) -> Any:
+        """The network to sample from: the live one, or a copy with a LoRA adapter added into its weights."""
+        if self.fast is None or self.peft is None or self.adapter_off:
+            return self.network
+        return self.fast.merged(self.revision)
 
     def save(self, directory: Path) -> None:
         """Write model (or adapter) and tokenizer in Hugging Face layout, as safetensors."""
@@ -108,11 +126,12 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     """
     device = torch.device(_device(cfg.device))
     dtype = _dtype(cfg.dtype, device)
-    source, adapter = _resolve(cfg)
+    source, adapter = _resolve(cfg, head)
     template = _template(cfg.chat_template)
     with _explained(cfg.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network, dropout = _network(source, cfg, head, dtype, device, trainable)
+        # An adapter for classifiers brings its head.
+        network, dropout = _network(source, cfg, head, dtype, device, trainable or adapter is not None)
         tokenizer = _tokenizer(source, adapter, cfg)
         peft = None
         if adapter is not None:
@@ -123,6 +142,9 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
             peft = get_peft_model(network, _lora(cfg, head), autocast_adapter_dtype=False)
     if peft is not None:
         peft.to(dtype)
+        for module in peft.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # an adapter that is continued may have been made with dropout
     codec = Codec(
         tokenizer,
         eos_ids=_end_ids(network),
@@ -132,21 +154,24 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     )
     # What to sample and when to stop is always said by the caller; a model's own generation defaults
     # (top-k, a repetition penalty) would otherwise slip into every unset option of `generate`.
-    network.generation_config = GenerationConfig(
-        eos_token_id=sorted(codec.end_ids), pad_token_id=codec.end_id
-    )
-    if head == "scalar" and network.config.get_text_config().pad_token_id in codec.end_ids:
-        _set_unused_pad(network, tokenizer)
+    if network.can_generate():
+        network.generation_config = GenerationConfig(
+            eos_token_id=sorted(codec.end_ids), pad_token_id=codec.end_id
+        )
+    if head == "scalar":
+        _set_unused_pad(network, codec)
     network.eval()
     if not trainable:
         network.requires_grad_(False)
     elif cfg.checkpointing:
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    return LoadedModel(network, codec, head, cfg.model, peft, peft is not None and adapter is None, dropout)
+    fresh = peft is not None and adapter is None
+    fast = fast_path(network, cfg.model) if cfg.fast and head == "lm" else None
+    return LoadedModel(network, codec, head, cfg.model, peft, fresh, fast, _dropout=dropout)
 
 
 def _network(
-    source: str, cfg: ModelConfig, head: Head, dtype: torch.dtype, device: torch.device, trainable: bool
+    source: str, cfg: ModelConfig, head: Head, dtype: torch.dtype, device: torch.device, new_head: bool
 ) -> tuple[Any, dict[str, float]]:
     trust = cfg.trust_remote_code
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
@@ -167,7 +192,7 @@ def _network(
             raise ModelError(
                 f"model {cfg.model!r} is no causal model, so no scalar head can read its last token"
             )
-        if not trainable and any("score" in key for key in info["missing_keys"]):
+        if not new_head and any("score" in key for key in info["missing_keys"]):
             # Without this, transformers makes up a random head and every reward is noise.
             raise ModelError(
                 f"model {cfg.model!r} has no reward head (score.weight); is it a language model?"
@@ -177,7 +202,7 @@ def _network(
     return network.to(device), dropout
 
 
-def _resolve(cfg: ModelConfig) -> tuple[str, str | None]:
+def _resolve(cfg: ModelConfig, head: Head) -> tuple[str, str | None]:
     """(where the base model is, where the adapter is or None)."""
     if cfg.model == EMBEDDED:
         return str(embedded_model()), None
@@ -191,9 +216,13 @@ def _resolve(cfg: ModelConfig) -> tuple[str, str | None]:
             f"model {cfg.model!r} is not a directory; give a directory, a hub id or `{EMBEDDED}`"
         )
     if (path / "adapter_config.json").is_file():
+        if not (path / "adapter_model.safetensors").is_file():
+            raise ModelError(f"adapter {cfg.model!r} has no adapter_model.safetensors; pickles are not read")
         with _explained(cfg.model):
-            base = str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path)
-        return base, str(path)
+            adapter = PeftConfig.from_pretrained(str(path))
+        if head == "scalar" and adapter.task_type != "SEQ_CLS":
+            raise ModelError(f"adapter {cfg.model!r} has no reward head; is it a language model's?")
+        return str(adapter.base_model_name_or_path), str(path)
     if not (path / "config.json").is_file():
         inside = sorted(p.name for p in path.iterdir())[:5]
         raise ModelError(
@@ -208,7 +237,7 @@ def _explained(name: str) -> Iterator[None]:
     """Turn what transformers raises about a model that cannot be had into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         text = " ".join(str(error).split())
@@ -253,7 +282,8 @@ def _template(path: Path | None) -> str | None:
 def _end_ids(network: Any) -> list[int]:
     """End tokens of the generation config first: chat models name their end of turn only there."""
     found: list[int] = []
-    for config in (network.generation_config, network.config.get_text_config()):
+    generation = network.generation_config if network.can_generate() else None
+    for config in (generation, network.config.get_text_config()):
         ids = None if config is None else config.eos_token_id
         found += [ids] if isinstance(ids, int) else list(ids or [])
     return list(dict.fromkeys(found))
@@ -270,10 +300,14 @@ def _max_length(cfg: ModelConfig, config: Any, tokenizer: Any) -> int:
     return cfg.max_length or own or _NO_LIMIT
 
 
-def _set_unused_pad(network: Any, tokenizer: Any) -> None:
+def _set_unused_pad(network: Any, codec: Codec) -> None:
     """Sequence classifiers read the last token that is not padding: padding with the end token hides it."""
-    spare = [i for i in tokenizer.all_special_ids if i not in network.generation_config.eos_token_id]
-    network.config.pad_token_id = spare[-1] if spare else 0
+    tokenizer = codec.tokenizer
+    spare = [i for i in (tokenizer.pad_token_id, *reversed(tokenizer.all_special_ids)) if i is not None]
+    spare = [i for i in spare if i not in codec.end_ids]
+    network.config.get_text_config().pad_token_id = spare[0] if spare else 0
+    if spare:  # and whoever pads with the tokenizer that is saved beside the model pads alike
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
 
 
 def _device(name: str) -> str:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from palate.config import Sampling
 
+BLOCK = 256
+"""Tokens in a block of the vocabulary, for drawing."""
+
 
 def row_uniforms(seed: int, prompt_id: str, occurrence: int, sample: int, count: int) -> np.ndarray:
     """Uniform numbers in [0, 1) for one completion, one per token.
@@ -82,6 +85,9 @@ def restricted_logps(
 def draw(logps: Tensor, uniforms: Tensor) -> Tensor:
     """One token per row, by the inverse of the cumulative distribution.
 
+    The vocabulary is cut into blocks: first a block is found by the blocks' sums, then a token in it. That
+    is the same draw as from one long cumulative sum at a fraction of its cost.
+
     Args:
         logps: float32 (B, V); -inf where a token cannot come.
         uniforms: in [0, 1), float64 (B,).
@@ -89,7 +95,38 @@ def draw(logps: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         Token ids, int64 (B,).
     """
-    cumulative = logps.double().exp().cumsum(-1)
+    probs = torch.nn.functional.pad(logps.exp(), (0, -logps.shape[-1] % BLOCK)).view(len(logps), -1, BLOCK)
+    upto = probs.sum(-1, dtype=torch.float64).cumsum(-1)
     # Scaled by the row's own total: rounding must not leave a gap above the last token.
-    target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    target = uniforms[:, None] * upto[:, -1:]
+    block = torch.searchsorted(upto, target, right=True)
+    before = torch.nn.functional.pad(upto, (1, 0)).gather(-1, block)
+    inside = probs[torch.arange(len(probs), device=probs.device), block[:, 0]].double()
+    place = torch.searchsorted(inside.cumsum(-1), target - before, right=True)
+    # The block's own sum may differ from its share of the total in the last bit: stay on a possible token.
+    last = BLOCK - 1 - (inside.flip(-1) > 0).int().argmax(-1, keepdim=True)
+    return (block * BLOCK + torch.minimum(place, last))[:, 0]
+
+
+def choose(
+    logits: Tensor,
+    sampling: Sampling,
+    uniforms: Tensor,
+    *,
+    seen: Tensor | None = None,
+    barred: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a token per row.
+
+    Args:
+        logits: the model's, float32 (B, V).
+        sampling, seen, barred: as for `restricted_logps`.
+        uniforms: in [0, 1), float64 (B,).
+
+    Returns:
+        Token ids, their log-probabilities under the model, and under the distribution drawn from. (B,)
+    """
+    restricted = restricted_logps(logits, sampling, seen=seen, barred=barred)
+    tokens = draw(restricted, uniforms)[:, None]
+    logps = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+    return tokens[:, 0], logps[:, 0], restricted.gather(-1, tokens)[:, 0]

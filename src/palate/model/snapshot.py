@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
 
 from palate.config import Sampling
 from palate.model.engine import Observer, sample, unobserved
-from palate.model.forward import TokenValues, lm_outputs, micro_batches, ragged, row_sizes
+from palate.model.forward import TokenValues
 from palate.model.load import LoadedModel
+from palate.model.paths import batched_logps
 from palate.types import Group, Prompt, Record
 
 Weights = Callable[[], AbstractContextManager[LoadedModel]]
@@ -58,15 +58,3 @@ class Snapshot:
         """Log-probability of every token of the records' completions, in order. (N, T), no gradient."""
         with self._weights() as model:
             return batched_logps(model, records, self._budget)
-
-
-def batched_logps(model: LoadedModel, records: Sequence[Record], budget: int) -> TokenValues:
-    """Log-probabilities in micro-batches of at most `budget` tokens, in the records' order."""
-    found: dict[int, list[Tensor]] = {}
-    for batch in micro_batches(row_sizes(records, model.codec), budget):
-        logps = lm_outputs(model, [records[i] for i in batch]).logps
-        assert logps is not None
-        rows = iter(logps.rows())
-        for i in batch:
-            found[i] = [next(rows) for _ in records[i].completions]
-    return ragged([row for i in sorted(found) for row in found[i]])

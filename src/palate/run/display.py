@@ -74,7 +74,7 @@ class Display:
     def say(self, text: str) -> None:
         """One line that stays."""
         if not self.quiet:
-            self.console.print(Text(plain(text)))
+            self.console.print(Text(plain(text)), soft_wrap=True)
 
     def expect(self, steps: int) -> None:
         """How many steps there will be."""
@@ -98,19 +98,20 @@ class Display:
             self._sample = (group.prompt, group.completions[0], reward)
         if self._live is None and not self.quiet:
             shown = "  ".join(f"{label} {text}" for label, text in self._numbers())
-            self.console.print(Text(f"step {self._step}/{self._total}  {shown}  {row['step_time']:.1f} s"))
+            line = f"step {self._step}/{self._total}  {shown}  {row['step_time']:.1f} s"
+            self.console.print(Text(line), soft_wrap=True)
 
     def __rich__(self) -> RenderableType:
         """The live view."""
         head = Table.grid(padding=(0, 2))
         speed = f"{self._speed:,.0f}/s" if self._speed else ""
-        elapsed = time.strftime("%M:%S", time.gmtime(time.monotonic() - self._began))
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         head.add_row(
             Text(self._title, style="bold"),
             ProgressBar(total=max(1, self._total), completed=self._step, width=24),
             Text(f"step {self._step}/{self._total}"),
             Text(f"{_DOING.get(self._stage, self._stage)} {speed}", style="cyan"),
-            Text(elapsed, style="dim"),
+            Text(f"{minutes:02}:{seconds:02}", style="dim"),
         )
         numbers = Table.grid(padding=(0, 3))
         row = [Text.assemble((f"{label} ", "dim"), text) for label, text in self._numbers()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -16,11 +17,12 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
+from safetensors import SafetensorError
 
 from palate.config import RunConfig
 from palate.errors import RunError
 from palate.run.display import Display
-from palate.run.trackers import Trackers
+from palate.run.trackers import Trackers, check_trackers
 from palate.types import Group
 
 Number = float | int
@@ -52,6 +54,7 @@ class Run:
 
     Raises:
         RunError: the directory holds a run already, or something else, or cannot be written.
+        ConfigError: a tracker of `report_to` is unknown or not installed.
     """
 
     def __init__(self, cfg: RunConfig, *, method: str, display: Display | None = None) -> None:
@@ -59,6 +62,7 @@ class Run:
         self.method = method
         self.directory = cfg.output or Path("runs") / method
         self.display = display or Display(quiet=True)
+        check_trackers(cfg.report_to)  # before a run is replaced
         self._open_directory()
         _write_json(self.directory / "config.json", self._description())
         self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
@@ -161,9 +165,11 @@ class Run:
             if target.exists():
                 shutil.rmtree(target)
             os.replace(scratch, target)
-        except OSError as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise RunError(f"checkpoint {target} cannot be written: {error.strerror or error}") from error
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise RunError(f"checkpoint {target} cannot be written: {reason}") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # gone already if all went well
         return target
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -173,7 +179,7 @@ class Run:
     # -- inside ------------------------------------------------------------------------------------
 
     def _write(self, row: Mapping[str, Number]) -> None:
-        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.write(json.dumps(_finite(row)) + "\n")
         self._metrics.flush()
         self._trackers.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
@@ -184,7 +190,7 @@ class Run:
         directory = self.directory
         try:
             if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-                if not (directory / "config.json").is_file():
+                if not _is_run(directory):
                     raise RunError(
                         f"{str(directory)!r} is there and holds no run; give --output another directory"
                     )
@@ -198,7 +204,9 @@ class Run:
                 shutil.rmtree(directory)
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"run directory {str(directory)!r} cannot be written: {error.strerror}") from error
+            raise RunError(
+                f"run directory {str(directory)!r} cannot be written: {error.strerror or error}"
+            ) from error
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -217,7 +225,21 @@ class Run:
         }
 
 
+def _is_run(directory: Path) -> bool:
+    """Whether a run of ours is there: models have a `config.json` as well, and must not be deleted."""
+    try:
+        found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return isinstance(found, dict) and {"method", "config", "versions"} <= found.keys()
+
+
+def _finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """With null for infinity and not-a-number, for which JSON has no words."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
+
+
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.write_text(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(scratch, path)

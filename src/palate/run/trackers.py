@@ -12,6 +12,15 @@ from palate.errors import ConfigError
 KNOWN = ("tensorboard", "wandb", "trackio")
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError if one of them is unknown or not installed."""
+    for name in names:
+        if name not in KNOWN:
+            raise ConfigError(f"report_to {name!r} is unknown; expected one of {', '.join(KNOWN)}")
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"report_to {name!r} needs a package: run `pip install {name}`")
+
+
 class Trackers:
     """Sends metrics to the trackers that were asked for; without any, does nothing and imports nothing.
 
@@ -21,11 +30,7 @@ class Trackers:
 
     def __init__(self, names: Sequence[str], directory: Path, config: Mapping[str, Any]) -> None:
         self._accelerator: Any = None
-        for name in names:
-            if name not in KNOWN:
-                raise ConfigError(f"report_to {name!r} is unknown; expected one of {', '.join(KNOWN)}")
-            if importlib.util.find_spec(name) is None:
-                raise ConfigError(f"report_to {name!r} needs a package: run `pip install {name}`")
+        check_trackers(names)
         if names:
             from accelerate import Accelerator
 

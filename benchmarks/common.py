@@ -1,0 +1,178 @@
+"""What the benchmarks share: sides in processes of their own, run in turns, and what they were measured on.
+
+A side is a worker process that loads its model once and then does one measured piece of work per line it
+is sent. The parent asks the sides in turns, so that a noisy machine is noisy to all, and takes medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+
+class Side:
+    """A worker process. `ask` has it do one piece of work and gives what it measured."""
+
+    def __init__(self, name: str, script: str, *arguments: str, python: str = sys.executable) -> None:
+        self.name = name
+        self._log = open(os.devnull, "w")  # noqa: SIM115 - closed with the process
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            [python, str(HERE / script), "--worker", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log if "PALATE_BENCH_VERBOSE" not in os.environ else None,
+            text=True,
+            env=environment,
+        )
+        self._read()  # the worker says when it is ready
+
+    def ask(self, **work: Any) -> dict[str, Any]:
+        """One piece of work."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(work) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("@@"):
+                return json.loads(line[2:])
+        raise SystemExit(
+            f"{self.name} ended with {self._process.wait()}; set PALATE_BENCH_VERBOSE=1 to see why"
+        )
+
+
+def serve(work: Callable[..., Mapping[str, Any]]) -> None:
+    """A worker's loop: a line of JSON in, a line of JSON out."""
+    print("@@{}", flush=True)
+    for line in sys.stdin:
+        print("@@" + json.dumps(work(**json.loads(line))), flush=True)
+
+
+def in_turns(sides: list[Side], runs: int, **work: Any) -> dict[str, list[dict[str, Any]]]:
+    """Ask every side once for warming up, then all of them in turns."""
+    found: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
+    for side in sides:
+        side.ask(**work)
+    for _ in range(runs):
+        for side in sides:
+            found[side.name].append(side.ask(**work))
+            say(f"  {side.name}: {found[side.name][-1]}")
+    return found
+
+
+def median(rows: list[dict[str, Any]], key: str) -> float:
+    """Of one measured number."""
+    return statistics.median(row[key] for row in rows)
+
+
+class PeakMemory:
+    """Peak anonymous memory of this process while it is open, in bytes. Mapped files do not count."""
+
+    def __enter__(self) -> PeakMemory:
+        self.bytes = anonymous_memory()
+        self._open = True
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open = False
+        self._thread.join()
+        self.bytes = max(self.bytes, anonymous_memory())
+
+    def _watch(self) -> None:
+        while self._open:
+            self.bytes = max(self.bytes, anonymous_memory())
+            time.sleep(0.02)
+
+
+def anonymous_memory() -> int:
+    """Anonymous resident memory of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("/proc/self/status has no RssAnon; this needs Linux")
+
+
+def gemm_peak(dtype_name: str = "bfloat16", seconds: float = 2.0) -> float:
+    """Best rate of a large matrix product here, in FLOP/s, over some shapes."""
+    import torch
+
+    dtype = getattr(torch, dtype_name)
+    best = 0.0
+    for m, k, n in ((2048, 2048, 2048), (4096, 1024, 4096), (2048, 576, 49152), (2048, 576, 1536)):
+        a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+        torch.nn.functional.linear(a, b)
+        until = time.perf_counter() + seconds / 4
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            best = max(best, 2 * m * k * n / (time.perf_counter() - began))
+    return best
+
+
+def arguments(doc: str, **more: Mapping[str, Any]) -> argparse.Namespace:
+    """Command line of a benchmark: --json, --runs, and what else it takes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="also write the result to this file")
+    for name, options in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    given = parser.parse_args()
+    global _quiet
+    _quiet = given.json
+    return given
+
+
+_quiet = False
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def finish(given: argparse.Namespace, detail: Mapping[str, Any], last: Mapping[str, float]) -> None:
+    """Print the detail, and the figures that matter as the last line."""
+    sys.path.insert(0, str(ROOT / "experiments"))
+    from machine import machine
+
+    whole = {"machine": machine(), **detail, "figures": last}
+    if given.output is not None:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text(json.dumps(whole, indent=2) + "\n")
+    print(json.dumps(whole) if given.json else json.dumps(whole, indent=2))
+    print(json.dumps(last))
+
+
+def prompts(count: int, tokens: int) -> list[str]:
+    """Distinct English prompts of about so many tokens, put together from the ones that ship with Palate."""
+    import palate
+
+    texts = [prompt.text for prompt in palate.read_prompts("everyday")]
+    each = max(1, round((tokens - 30) / 11))  # the chat template takes about 30, a prompt about 11
+    return [" ".join(texts[(i * each + j) % len(texts)] for j in range(each)) for i in range(count)]

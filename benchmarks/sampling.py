@@ -1,0 +1,181 @@
+"""Sampling speed against transformers' `generate`, same model, dtype and options, in tokens per second.
+
+    python benchmarks/sampling.py             # three shapes, completions forced to full length
+    python benchmarks/sampling.py --natural   # the same with completions that end by themselves
+    python benchmarks/sampling.py --vllm ENV  # vLLM's CPU build beside it, from that environment
+
+`generate` has its KV cache on, temperature 1, no top-k. short_32 and short_64: 16 prompts of about 40 tokens
+(template included), 2 and 4 completions each, 64 new tokens. long_8: 8 prompts of about 400 tokens, 8 each.
+The last line has Palate's speed over generate's; the GEMM rates are measured in the same run.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from common import Side, arguments, finish, gemm_peak, in_turns, median, prompts, say, serve
+
+SHAPES = {
+    "short_32": {"count": 16, "tokens": 40, "n": 2, "new": 64},
+    "short_64": {"count": 16, "tokens": 40, "n": 4, "new": 64},
+    "long_8": {"count": 8, "tokens": 400, "n": 8, "new": 64},
+}
+
+
+def palate_worker(dtype: str) -> Any:
+    """Palate's sampling engine."""
+    from palate.cli.actions import quiet_libraries
+    from palate.config import ModelConfig, Sampling
+    from palate.model import load_model
+    from palate.model.engine import sample
+    from palate.types import Prompt
+
+    quiet_libraries()
+    model = load_model(ModelConfig(dtype=dtype), trainable=False)
+
+    def work(shape: str, natural: bool, seed: int = 0) -> dict[str, float]:
+        s = SHAPES[shape]
+        asked = [Prompt(text) for text in prompts(s["count"], s["tokens"])]
+        options = Sampling(
+            max_new_tokens=s["new"], min_new_tokens=0 if natural else s["new"], sampling_rows=64
+        )
+        began = time.perf_counter()
+        groups = sample(model, asked, s["n"], options, seed=seed, version=0)
+        seconds = time.perf_counter() - began
+        return rate(sum(len(c.token_ids) for g in groups for c in g.completions), seconds)
+
+    return work
+
+
+def generate_worker(dtype: str) -> Any:
+    """Transformers' generate with its KV cache, prompts repeated n times, in one batch."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    from palate.cli.actions import quiet_libraries
+    from palate.model import embedded_model
+
+    quiet_libraries()
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model(), padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=getattr(torch, dtype)).eval()
+
+    def work(shape: str, natural: bool, seed: int = 0) -> dict[str, float]:
+        s = SHAPES[shape]
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": t}], tokenize=False, add_generation_prompt=True
+            )
+            for t in prompts(s["count"], s["tokens"])
+        ]
+        inputs = tokenizer([t for t in texts for _ in range(s["n"])], return_tensors="pt", padding=True)
+        config = GenerationConfig(
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            max_new_tokens=s["new"],
+            min_new_tokens=None if natural else s["new"],
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+        )
+        torch.manual_seed(seed)
+        began = time.perf_counter()
+        with torch.no_grad():
+            out = model.generate(**inputs, generation_config=config)
+        seconds = time.perf_counter() - began
+        new = out[:, inputs["input_ids"].shape[1] :]
+        ended = (new == tokenizer.eos_token_id).int().cumsum(-1)
+        return rate(int((ended - (new == tokenizer.eos_token_id).int() == 0).sum()), seconds)
+
+    return work
+
+
+def vllm_worker(dtype: str, model_directory: str, texts_file: str) -> Any:
+    """vLLM's CPU build. Runs in its own environment, which has no Palate: texts come from a file."""
+    import json
+
+    from vllm import LLM, SamplingParams
+
+    texts = json.loads(Path(texts_file).read_text())
+    engine = LLM(model_directory, dtype=dtype, max_model_len=1024, enable_prefix_caching=True)
+
+    def work(shape: str, natural: bool, seed: int = 0) -> dict[str, float]:
+        s = SHAPES[shape]
+        options = SamplingParams(
+            n=s["n"], temperature=1.0, max_tokens=s["new"], min_tokens=0 if natural else s["new"], seed=seed
+        )
+        began = time.perf_counter()
+        found = engine.generate(texts[shape], options, use_tqdm=False)
+        seconds = time.perf_counter() - began
+        return rate(sum(len(o.token_ids) for r in found for o in r.outputs), seconds)
+
+    return work
+
+
+def rate(tokens: int, seconds: float) -> dict[str, float]:
+    """Tokens, seconds, and one over the other."""
+    return {"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1)}
+
+
+def vllm_side(environment: str, dtype: str) -> Side:
+    """A vLLM worker in another environment, with the prompts as rendered text."""
+    import json
+    import tempfile
+
+    from transformers import AutoTokenizer
+
+    from palate.model import embedded_model
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+    texts = {
+        shape: [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": t}], tokenize=False, add_generation_prompt=True
+            )
+            for t in prompts(s["count"], s["tokens"])
+        ]
+        for shape, s in SHAPES.items()
+    }
+    file = Path(tempfile.mkdtemp()) / "texts.json"
+    file.write_text(json.dumps(texts))
+    python = str(Path(environment) / "bin" / "python")
+    return Side("vllm", "sampling.py", "vllm", dtype, str(embedded_model()), str(file), python=python)
+
+
+def main() -> None:
+    given = arguments(
+        __doc__ or "",
+        dtype={"default": "bfloat16", "choices": ["bfloat16", "float32"]},
+        natural={"action": "store_true", "help": "let completions end by themselves"},
+        vllm={"help": "an environment with vLLM's CPU build"},
+        shapes={"nargs": "*", "default": list(SHAPES), "choices": list(SHAPES)},
+    )
+    if given.worker:
+        kind, *rest = given.worker
+        serve({"palate": palate_worker, "generate": generate_worker, "vllm": vllm_worker}[kind](*rest))
+        return
+    sides = [Side(kind, "sampling.py", kind, given.dtype) for kind in ("palate", "generate")]
+    if given.vllm:
+        sides.append(vllm_side(given.vllm, given.dtype))
+    detail: dict[str, Any] = {
+        "dtype": given.dtype,
+        "natural_eos": given.natural,
+        "shapes": SHAPES,
+        "speed": {},
+    }
+    last = {}
+    for shape in given.shapes:
+        say(shape)
+        found = in_turns(sides, given.runs, shape=shape, natural=given.natural)
+        detail["speed"][shape] = {name: median(rows, "tokens_per_second") for name, rows in found.items()}
+        last[shape] = round(detail["speed"][shape]["palate"] / detail["speed"][shape]["generate"], 2)
+    for side in sides:
+        side.close()
+    detail["gemm_peak_gflops"] = round(gemm_peak(given.dtype) / 1e9)
+    finish(given, detail, last)
+
+
+if __name__ == "__main__":
+    main()

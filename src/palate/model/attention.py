@@ -1,0 +1,96 @@
+"""One attention function for transformers' registry, that follows a layout instead of a mask.
+
+A fast path opens `following(network)`, which makes every layer of the network call `attend` below, and
+passes its layout through the model's keyword arguments. The layout then does the attention: it knows
+which keys a query may see. Transformers builds no mask meanwhile, since the name has no mask function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "palate_layout"
+
+
+class Layout(Protocol):
+    """Says which keys each query sees, and computes attention accordingly."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
+        """Attention of one layer. query (B, heads, T, D), key and value (B, kv heads, T, D); the output is
+        (B, T, heads, D).
+        """
+
+
+class Attention:
+    """What a layer asks of its attention beside the tensors."""
+
+    def __init__(self, scaling: float, window: int | None, softcap: float | None) -> None:
+        self.scaling = scaling
+        self.window = window
+        self.softcap = softcap
+
+    def scores_cap(self, scores: Tensor) -> Tensor:
+        """Soft-capped scores, as in Gemma 2."""
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention over all heads, causal if `mask` is None. Bool mask (T, S), True where a query sees."""
+        if self.softcap is None:
+            return scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scaling
+            )
+        if mask is None:
+            mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        scores = self.scores_cap(query @ key.transpose(-1, -2) * self.scaling)
+        return scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+class NotUnderstood(Exception):  # noqa: N818 - a signal between our own parts, never shown
+    """A layer asks for something that no layout can do."""
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    palate_layout: Layout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """What the layers call while a layout is followed."""
+    if palate_layout is None or rest.get("s_aux") is not None or rest.get("position_bias") is not None:
+        raise NotUnderstood(type(module).__name__)
+    how = Attention(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    return palate_layout.attend(module.layer_idx, query, key, value, how), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(NAME, attend)
+
+
+@contextmanager
+def following(network: Any) -> Iterator[None]:
+    """Have the network's layers follow layouts.
+
+    Keep it open until backward ends: recomputed layers too must find it.
+    """
+    configs = {id(c): c for c in (network.config, network.config.get_text_config())}.values()
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = NAME
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name

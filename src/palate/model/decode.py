@@ -1,0 +1,325 @@
+"""The fast sampling engine: prompts computed once and shared, keys and values kept in place, no idle rows.
+
+Prompts lie in slots of n rows each. A prompt is computed once, packed with others, and its keys and values
+serve all its rows; each row has room for its own new tokens, allocated once. Rows that have ended leave the
+batch at once, and a slot whose rows have all ended takes the next prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palate.config import Sampling
+from palate.model.attention import Attention, following
+from palate.model.codec import Codec
+from palate.model.fast import head_of
+from palate.model.head import LMHead
+from palate.model.layout import PackedLayout, positions
+from palate.model.load import LoadedModel
+from palate.model.rows import Row, cut
+from palate.model.sampling import choose
+
+PREFILL_TOKENS = 4096
+"""Prompt tokens computed in one forward pass."""
+
+
+@torch.no_grad()
+def decoded(model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[list[Row]]:
+    """Fill groups of rows of one prompt each with tokens; gives each group when it is done."""
+    if not groups:
+        return
+    network, n = model.sampling_network(), len(groups[0])
+    decoder = Decoder(
+        network,
+        head_of(network),
+        model.codec,
+        sampling,
+        slots=min(len(groups), max(1, sampling.sampling_rows // n)),
+        rows=n,
+        longest=max(len(group[0].prompt_ids) for group in groups),
+    )
+    yield from decoder.run(iter(groups))
+
+
+class Decoder:
+    """Fills rows with tokens.
+
+    Args:
+        network: a causal model whose layers follow layouts.
+        head: its head.
+        codec: for end tokens and stop texts.
+        sampling: the options.
+        slots: prompts in work at a time.
+        rows: completions of each prompt.
+        longest: tokens of the longest prompt to come.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        head: LMHead,
+        codec: Codec,
+        sampling: Sampling,
+        *,
+        slots: int,
+        rows: int,
+        longest: int,
+    ) -> None:
+        self.network, self.head, self.codec, self.sampling = network, head, codec, sampling
+        self.device = torch.device(network.device)
+        self.store = KeyValueStore(slots, rows, longest, sampling.max_new_tokens, self.device)
+        self.rows = rows
+        self.at: list[Row | None] = [None] * (slots * rows)
+        self.end_ids = torch.tensor(sorted(codec.end_ids), device=self.device)
+        self._seen: Tensor | None = None
+
+    def run(self, groups: Iterator[list[Row]]) -> Iterator[list[Row]]:
+        """Complete groups of rows of one prompt each, a group at a time, in the order in which they end."""
+        waiting: dict[int, list[Row]] = {}
+        with following(self.network):
+            while True:
+                free = [slot for slot in range(self.store.slots) if slot not in waiting]
+                fresh = dict(zip(free, groups, strict=False))
+                for some in _portions(fresh):
+                    self._begin(some)
+                waiting |= fresh
+                if not waiting:
+                    return
+                if any(row is not None for row in self.at):
+                    self._step()
+                for slot in list(waiting):
+                    if all(row is None for row in self.at[slot * self.rows : (slot + 1) * self.rows]):
+                        yield waiting.pop(slot)
+
+    def _begin(self, fresh: dict[int, list[Row]]) -> None:
+        """Compute prompts, packed, and draw the first token of each of their rows."""
+        prompts = [group[0].prompt_ids for group in fresh.values()]
+        slots = list(fresh)
+        lengths = [len(ids) for ids in prompts]
+        layout = Prefill(self.store, slots, lengths)
+        hidden = self._hidden(
+            torch.tensor([[t for ids in prompts for t in ids]]),
+            positions([(size, ()) for size in lengths]),
+            layout,
+        )[0]
+        last = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        for slot, group in fresh.items():
+            self.at[slot * self.rows : slot * self.rows + len(group)] = group
+        # A prompt's rows draw from the same logits, each with its own uniform number.
+        logits = self.head.logits(hidden[last]).repeat_interleave(self.rows, dim=0)
+        places = [slot * self.rows + j for slot in slots for j in range(self.rows)]
+        keep = [i for i, place in enumerate(places) if self.at[place] is not None]
+        self._draw([places[i] for i in keep], logits[keep] if len(keep) < len(places) else logits)
+
+    def _step(self) -> None:
+        """One token for every row in work."""
+        places = [i for i, row in enumerate(self.at) if row is not None]
+        rows = [row for row in self.at if row is not None]
+        depth = [len(row.tokens) - 1 for row in rows]
+        layout = self.store.step(places, depth)
+        hidden = self._hidden(
+            torch.tensor([[row.tokens[-1]] for row in rows]),
+            torch.tensor([[len(row.prompt_ids) + d] for row, d in zip(rows, depth, strict=True)]),
+            layout,
+        )[:, 0]
+        self._draw(places, self.head.logits(hidden))
+
+    def _hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Any) -> Tensor:
+        hidden: Tensor = self.network.base_model(
+            input_ids=input_ids.to(self.device),
+            position_ids=position_ids.to(self.device),
+            use_cache=False,
+            palate_layout=layout,
+        ).last_hidden_state
+        return hidden
+
+    def _draw(self, places: list[int], logits: Tensor) -> None:
+        """Draw for the rows at `places`, and let go those that have ended."""
+        logits = logits.float()
+        rows = [row for place in places if (row := self.at[place]) is not None]
+        uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
+        seen = self._seen_by(places, rows, logits) if self.sampling.repetition_penalty != 1.0 else None
+        barred = None
+        if any(len(row.tokens) < self.sampling.min_new_tokens for row in rows):
+            early = torch.tensor([len(row.tokens) < self.sampling.min_new_tokens for row in rows])
+            barred = torch.zeros_like(logits, dtype=torch.bool)
+            barred[:, self.end_ids] = early[:, None].to(self.device)
+        tokens, logps, restricted = choose(
+            logits, self.sampling, uniforms.to(self.device), seen=seen, barred=barred
+        )
+        if self._seen is not None:
+            self._seen[torch.tensor(places, device=self.device), tokens] = True
+        for place, row, token, logp, drawn in zip(
+            places, rows, tokens.tolist(), logps.tolist(), restricted.tolist(), strict=True
+        ):
+            row.add(token, logp, drawn)
+            if self._ended(row):
+                self.at[place] = None
+
+    def _ended(self, row: Row) -> bool:
+        if row.tokens[-1] in self.codec.end_ids or len(row.tokens) == self.sampling.max_new_tokens:
+            return True
+        return bool(self.sampling.stop) and cut(self.codec, row.tokens, self.sampling.stop)[1] == "stop"
+
+    def _seen_by(self, places: list[int], rows: list[Row], logits: Tensor) -> Tensor:
+        """Tokens that each row's prompt or completion already has. (B, V)"""
+        if self._seen is None:
+            self._seen = torch.zeros(len(self.at), logits.shape[-1], dtype=torch.bool, device=self.device)
+        for place, row in zip(places, rows, strict=True):
+            if not row.tokens:
+                self._seen[place] = False
+                self._seen[place, list(row.prompt_ids)] = True
+        return self._seen[torch.tensor(places, device=self.device)]
+
+
+class KeyValueStore:
+    """Keys and values of prompts, one copy for all rows of a slot, and of each row's new tokens.
+
+    Per layer: prompts (slots, kv heads, longest, D), rows (slots * rows, kv heads, new tokens, D).
+    """
+
+    def __init__(self, slots: int, rows: int, longest: int, new_tokens: int, device: torch.device) -> None:
+        self.slots, self.rows, self.longest, self.new_tokens, self.device = (
+            slots,
+            rows,
+            longest,
+            new_tokens,
+            device,
+        )
+        self.prompt_lengths = torch.zeros(slots, dtype=torch.int64)
+        self.layers: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Prompt keys, prompt values, row keys, row values of a layer, made when first used."""
+        if index not in self.layers:
+            _, heads, _, size = like.shape
+            prompts = (self.slots, heads, self.longest, size)
+            own = (self.slots * self.rows, heads, self.new_tokens, size)
+            # Zeros, not what memory holds: a masked key still meets 0 * value, and a NaN would survive that.
+            self.layers[index] = (
+                like.new_zeros(prompts),
+                like.new_zeros(prompts),
+                like.new_zeros(own),
+                like.new_zeros(own),
+            )
+        return self.layers[index]
+
+    def step(self, places: list[int], depth: list[int]) -> Step:
+        """Layout of a step in which the rows at `places` have `depth` tokens of their own before this one."""
+        return Step(self, places, depth)
+
+
+class Prefill(PackedLayout):
+    """Prompts side by side, each seeing itself; keys and values go to their slots."""
+
+    def __init__(self, store: KeyValueStore, slots: list[int], lengths: list[int]) -> None:
+        super().__init__([(length, ()) for length in lengths])
+        self.store, self.slots = store, slots
+        for slot, length in zip(slots, lengths, strict=True):
+            store.prompt_lengths[slot] = length
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
+        """See `Layout`."""
+        keys, values, _, _ = self.store.layer(layer, key)
+        for slot, k, v in zip(
+            self.slots, torch.split(key, self.sizes, 2), torch.split(value, self.sizes, 2), strict=True
+        ):
+            keys[slot, :, : k.shape[2]] = k[0]
+            values[slot, :, : v.shape[2]] = v[0]
+        return super().attend(layer, query, key, value, how)
+
+
+class Step:
+    """One new token for some rows of the grid of slots x rows.
+
+    Scores against the prompt are a matrix product per slot, for all of its rows and the query heads of a
+    key head at once; scores against a row's own tokens one per row. Rows not in work are computed along
+    and thrown away, which costs less than gathering the keys of the others.
+    """
+
+    def __init__(self, store: KeyValueStore, places: list[int], depth: list[int]) -> None:
+        self.store = store
+        count = store.slots * store.rows
+        self.whole = len(places) == count
+        self.places = torch.tensor(places, device=store.device)
+        self.depth = torch.zeros(count, dtype=torch.int64)
+        self.depth[places] = torch.tensor(depth)
+        self.longest = int(store.prompt_lengths.max())
+        self.tokens = max(depth) + 1
+        self.at = torch.tensor(depth, device=store.device)
+        self.together = self.whole and min(depth) == max(depth)
+        self._bias: dict[int | None, Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
+        """See `Layout`."""
+        prompt_keys, prompt_values, keys, values = self.store.layer(layer, key)
+        if self.together:
+            keys[:, :, self.tokens - 1], values[:, :, self.tokens - 1] = key[:, :, 0], value[:, :, 0]
+        else:
+            keys[self.places, :, self.at], values[self.places, :, self.at] = key[:, :, 0], value[:, :, 0]
+        slots, rows, kv = self.store.slots, self.store.rows, key.shape[1]
+        size, group = query.shape[-1], query.shape[1] // kv
+        grid = query[:, :, 0]
+        if not self.whole:
+            grid = query.new_zeros(slots * rows, *grid.shape[1:]).index_copy_(0, self.places, grid)
+        grid = grid * how.scaling
+        by_slot = (
+            grid.view(slots, rows, kv, group, size).transpose(1, 2).reshape(slots, kv, rows * group, size)
+        )
+        by_row = grid.view(slots * rows, kv, group, size)
+        prompt_scores = by_slot @ prompt_keys[:, :, : self.longest].transpose(-1, -2)
+        own_scores = by_row @ keys[:, :, : self.tokens].transpose(-1, -2)
+        prompt_scores = (
+            prompt_scores.view(slots, kv, rows, group, self.longest)
+            .transpose(1, 2)
+            .reshape(slots * rows, kv, group, self.longest)
+        )
+        scores = how.scores_cap(torch.cat((prompt_scores, own_scores), dim=-1).float())
+        weights = scores.add_(self._seen(how.window)).softmax(-1).to(value.dtype)
+        prompt_weights, own_weights = torch.split(weights, [self.longest, self.tokens], dim=-1)
+        prompt_weights = (
+            prompt_weights.reshape(slots, rows, kv, group, self.longest)
+            .transpose(1, 2)
+            .reshape(slots, kv, rows * group, self.longest)
+        )
+        found = own_weights @ values[:, :, : self.tokens]
+        shared = prompt_weights @ prompt_values[:, :, : self.longest]
+        shared = (
+            shared.view(slots, kv, rows, group, size).transpose(1, 2).reshape(slots * rows, kv, group, size)
+        )
+        found = (found + shared).view(slots * rows, 1, kv * group, size)
+        return found if self.whole else found.index_select(0, self.places)
+
+    def _seen(self, window: int | None) -> Tensor:
+        """0 where a row sees a key, -inf where not: float32 (slots * rows, 1, 1, longest + tokens)."""
+        if window not in self._bias:
+            lengths = self.store.prompt_lengths.repeat_interleave(self.store.rows)[:, None]
+            depth = self.depth[:, None]
+            prompt_at, own_at = torch.arange(self.longest)[None], torch.arange(self.tokens)[None]
+            prompt_seen, own_seen = prompt_at < lengths, own_at <= depth
+            if window is not None:
+                prompt_seen = prompt_seen & (lengths + depth - prompt_at < window)
+                own_seen = own_seen & (depth - own_at < window)
+            bias = torch.zeros(len(depth), self.longest + self.tokens)
+            bias.masked_fill_(~torch.cat((prompt_seen, own_seen), dim=-1), -torch.inf)
+            self._bias[window] = bias[:, None, None].to(self.store.device)
+        return self._bias[window]
+
+
+def _portions(fresh: dict[int, list[Row]]) -> Iterator[dict[int, list[Row]]]:
+    """Prompts to compute together, so that none of the passes is too large."""
+    some: dict[int, list[Row]] = {}
+    tokens = 0
+    for slot, group in fresh.items():
+        size = len(group[0].prompt_ids)
+        if some and tokens + size > PREFILL_TOKENS:
+            yield some
+            some, tokens = {}, 0
+        some[slot] = group
+        tokens += size
+    if some:
+        yield some

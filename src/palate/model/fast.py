@@ -1,0 +1,138 @@
+"""Which models the fast paths understand, and what they keep for them.
+
+A model is tried once, on a few tokens: if packed log-probabilities are those of the plain way, its layers
+follow layouts and its head is the one that is computed in tiles. Otherwise the plain way is used, and said.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from palate.model.attention import NotUnderstood, following
+from palate.model.head import LMHead
+from palate.model.layout import PackedLayout, positions, predicting
+
+log = logging.getLogger("palate")
+
+PROBE = ((5, (4, 1)), (1, (3,)), (9, (2, 6)))
+"""Prompt and completion lengths of the records on which a model is tried."""
+
+_AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.05}
+"""Largest mean difference of log-probabilities, in nats, that rounding explains: by number format."""
+
+
+class FastPath:
+    """What the fast ways need of a network that they understand."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        self._merged: Any = None
+        self._merged_at: int | None = None
+
+    @property
+    def head(self) -> LMHead:
+        """The map from hidden states to logits."""
+        return head_of(self.network)
+
+    @torch.no_grad()
+    def merged(self, revision: int) -> Any:
+        """The network with its LoRA adapter added into the weights, for sampling: fewer and larger products.
+
+        What the adapter does not touch is shared with the live network, so the copy is of the adapted
+        matrices alone. It is filled anew when `revision` is another than the last time.
+        """
+        if self._merged is None:
+            self._merged = _without_adapters(self.network)
+        if self._merged_at != revision:
+            for name, layer in _adapted(self.network):
+                weight = layer.get_base_layer().weight
+                total = weight.float() + sum(
+                    layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters
+                )
+                self._merged.get_submodule(name).weight.copy_(total)
+            self._merged_at = revision
+        return self._merged
+
+
+def head_of(network: Any) -> LMHead:
+    """The head of a network that is known to have one."""
+    head = LMHead.of(network)
+    assert head is not None, "only a model with a plain head has a fast path"
+    return head
+
+
+def fast_path(network: Any, name: str) -> FastPath | None:
+    """The fast path of a network, or None, with a line in the log, if its numbers are not the plain way's."""
+    why = _disagreement(network)
+    if why is None:
+        return FastPath(network)
+    log.warning("%s takes the plain way, which is slower: %s", name, why)
+    return None
+
+
+@torch.no_grad()
+def _disagreement(network: Any) -> str | None:
+    """Why packed and plain log-probabilities differ; None if they agree."""
+    head = LMHead.of(network)
+    if head is None:
+        return "its head is not a plain linear map"
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = network.get_input_embeddings().weight.shape[0]
+    ids = [torch.randint(vocabulary, (p + sum(cs),), generator=generator) for p, cs in PROBE]
+    try:
+        packed = _packed_logps(network, head, ids)
+    except (NotUnderstood, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        # Whatever a foreign architecture does with arguments that it was not made for.
+        return f"its layers do not follow a layout ({type(error).__name__}: {str(error)[:80]})"
+    plain = _plain_logps(network, ids)
+    gap = float((packed - plain).abs().mean())
+    limit = _AGREE.get(next(network.parameters()).dtype, 1e-3)
+    return None if gap <= limit else f"packed and plain log-probabilities differ by {gap:.2g} nats"
+
+
+def _packed_logps(network: Any, head: LMHead, ids: list[Tensor]) -> Tensor:
+    device = network.device
+    with following(network):
+        hidden = network.base_model(
+            input_ids=torch.cat(ids)[None].to(device),
+            position_ids=positions(PROBE).to(device),
+            use_cache=False,
+            palate_layout=PackedLayout(PROBE),
+        ).last_hidden_state[0]
+    targets = torch.cat([row[prompt:] for row, (prompt, _) in zip(ids, PROBE, strict=True)]).to(device)
+    return head.logps(hidden[predicting(PROBE).to(device)], targets)[0]
+
+
+def _plain_logps(network: Any, ids: list[Tensor]) -> Tensor:
+    found = []
+    for row, (prompt, completions) in zip(ids, PROBE, strict=True):
+        start = prompt
+        for size in completions:
+            whole = torch.cat((row[:prompt], row[start : start + size]))[None].to(network.device)
+            logits = network(input_ids=whole, use_cache=False).logits[0, prompt - 1 : -1].float()
+            found.append(logits.log_softmax(-1).gather(-1, whole[0, prompt:, None])[:, 0])
+            start += size
+    return torch.cat(found)
+
+
+def _adapted(network: Any) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
+
+
+def _without_adapters(network: Any) -> Any:
+    """A network like this one with plain layers where it has adapted ones, sharing all other weights."""
+    adapted = _adapted(network)
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    shared |= {id(layer): copy.copy(layer.get_base_layer()) for _, layer in adapted}
+    bare = copy.deepcopy(network, shared)
+    for name, _ in adapted:
+        layer = bare.get_submodule(name)
+        layer._parameters = dict(layer._parameters)
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    return bare.eval()

@@ -1,0 +1,112 @@
+"""Sampling by transformers' `generate`, with Palate's own draw: the plain engine, right on every model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from palate.config import Sampling
+from palate.errors import ModelError
+from palate.model.codec import Codec
+from palate.model.load import LoadedModel
+from palate.model.rows import Row, cut
+from palate.model.sampling import choose
+
+
+@torch.no_grad()
+def generated(model: LoadedModel, groups: Sequence[Sequence[Row]], sampling: Sampling) -> Iterator[list[Row]]:
+    """Fill rows with tokens, `sampling.sampling_rows` at a time; gives what is done, in order."""
+    rows = [row for group in groups for row in group]
+    for start in range(0, len(rows), sampling.sampling_rows):
+        chunk = rows[start : start + sampling.sampling_rows]
+        _generate(model, chunk, sampling)
+        yield chunk
+
+
+def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> None:
+    """One call of `generate`; prompts are padded on the left, where the mask hides it."""
+    codec = model.codec
+    width = max(len(row.prompt_ids) for row in rows)
+    pad = [width - len(row.prompt_ids) for row in rows]
+    input_ids = torch.tensor(
+        [[codec.end_id] * p + list(r.prompt_ids) for p, r in zip(pad, rows, strict=True)]
+    )
+    attention_mask = (torch.arange(width)[None] >= torch.tensor(pad)[:, None]).long()
+    chooser = _Draw(model, rows, sampling)
+    stopping = StoppingCriteriaList([_StopTexts(codec, width, sampling.stop)] if sampling.stop else [])
+    out = model.network.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        generation_config=GenerationConfig(
+            do_sample=False,  # `_Draw` has drawn already and leaves one token to take
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(codec.end_ids),
+            pad_token_id=codec.end_id,
+            use_cache=True,
+        ),
+        logits_processor=LogitsProcessorList([chooser]),
+        stopping_criteria=stopping,
+    )
+    for row, taken in zip(rows, out[:, width:].tolist(), strict=True):
+        size, _, _ = cut(codec, row.tokens, sampling.stop)
+        if taken[:size] != row.tokens[:size]:
+            raise ModelError(
+                f"{model.source}: generate changed the tokens drawn, so this model cannot be sampled"
+            )
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]
+    """Draws a token for each row, notes it there, and leaves `generate` nothing else to take.
+
+    Rows that have ended go on drawing until all have; what they draw then is cut off later.
+    """
+
+    def __init__(self, model: LoadedModel, rows: list[Row], sampling: Sampling) -> None:
+        self.rows = rows
+        self.uniforms = torch.from_numpy(np.stack([row.uniforms for row in rows])).to(model.device)
+        self.sampling = sampling
+        self.end_ids = torch.tensor(sorted(model.codec.end_ids), device=model.device)
+        self.seen: Tensor | None = None
+        self.step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.float()
+        if self.seen is None and self.sampling.repetition_penalty != 1.0:
+            # From the prompts' own tokens, not from `input_ids`: there the padding would count as seen, and
+            # where padding is the end token a padded row would be penalised for ending.
+            self.seen = torch.zeros_like(scores, dtype=torch.bool)
+            for seen, row in zip(self.seen, self.rows, strict=True):
+                seen[list(row.prompt_ids)] = True
+        barred = None
+        if self.step < self.sampling.min_new_tokens:
+            barred = torch.zeros_like(scores, dtype=torch.bool).index_fill(-1, self.end_ids, True)
+        uniforms = self.uniforms[:, self.step]
+        tokens, logps, restricted = choose(scores, self.sampling, uniforms, seen=self.seen, barred=barred)
+        self.step += 1
+        for row, *drawn in zip(self.rows, tokens.tolist(), logps.tolist(), restricted.tolist(), strict=True):
+            row.add(*drawn)
+        if self.seen is not None:
+            self.seen.scatter_(-1, tokens[:, None], True)
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
+
+
+class _StopTexts(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row whose completion has come to one of the stop texts."""
+
+    def __init__(self, codec: Codec, prompt_width: int, stop: Sequence[str]) -> None:
+        self.codec, self.prompt_width, self.stop = codec, prompt_width, stop
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        texts = [self.codec.text(row) for row in input_ids[:, self.prompt_width :].tolist()]
+        return torch.tensor([any(s in text for s in self.stop) for text in texts], device=input_ids.device)

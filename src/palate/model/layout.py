@@ -1,0 +1,90 @@
+"""Packed rows: each prompt once for all its completions, no padding.
+
+One row holds prompt, completion, completion, ..., prompt, completion, ... A completion sees its prompt and
+itself, and its positions go on from the prompt's end; so the numbers are those of the padded way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from palate.model.attention import Attention
+
+Shape = Sequence[tuple[int, Sequence[int]]]
+"""Per record, the length of its prompt and of each completion."""
+
+
+class PackedLayout:
+    """Segments of a packed row and what they see.
+
+    Args:
+        records: per record, the length of its prompt and of each completion.
+    """
+
+    def __init__(self, records: Shape) -> None:
+        self.records = records
+        self.sizes = [size for prompt, completions in records for size in (prompt, *completions)]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
+        """See `Layout`."""
+        heads, kv_heads = query.shape[1], key.shape[1]
+        if heads != kv_heads:
+            key, value = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (key, value))
+        queries, keys, values = (iter(torch.split(t, self.sizes, dim=2)) for t in (query, key, value))
+        found: list[Tensor] = []
+        for prompt, completions in self.records:
+            prompt_key, prompt_value = next(keys), next(values)
+            found.append(
+                how(next(queries), prompt_key, prompt_value, _seen(0, prompt, how.window, query.device))
+            )
+            for size in completions:
+                mask = _seen(prompt, size, how.window, query.device)
+                found.append(
+                    how(
+                        next(queries),
+                        torch.cat((prompt_key, next(keys)), dim=2),
+                        torch.cat((prompt_value, next(values)), dim=2),
+                        mask,
+                    )
+                )
+        return torch.cat(found, dim=2).transpose(1, 2)
+
+
+def positions(records: Shape) -> Tensor:
+    """Position of every token of a packed row. int64 (1, L)"""
+    parts = [
+        torch.arange(start, start + size)
+        for prompt, completions in records
+        for start, size in ((0, prompt), *((prompt, size) for size in completions))
+    ]
+    return torch.cat(parts)[None]
+
+
+def predicting(records: Shape) -> Tensor:
+    """Index of the hidden state that predicts each completion token, in order. int64 (M,)
+
+    For a completion's first token it is the prompt's last, for the others the one before.
+    """
+    parts: list[Tensor] = []
+    start = 0
+    for prompt, completions in records:
+        last, start = start + prompt - 1, start + prompt
+        for size in completions:
+            parts += [torch.tensor([last]), torch.arange(start, start + size - 1)]
+            start += size
+    return torch.cat(parts)
+
+
+@lru_cache(maxsize=4096)
+def _seen(before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Which of before + size keys each of the last `size` positions sees; None where plain causal does."""
+    if before == 0 and (window is None or window >= size):
+        return None
+    at = torch.arange(before, before + size, device=device)[:, None]
+    key = torch.arange(before + size, device=device)[None]
+    seen = key <= at
+    return seen if window is None else seen & (at - key < window)

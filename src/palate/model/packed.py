@@ -1,0 +1,63 @@
+"""Log-probabilities of completions from packed rows (see `layout`), and which records to pack together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from palate.model.forward import Outputs, ragged
+from palate.model.head import LMHead
+from palate.model.layout import PackedLayout, positions, predicting
+from palate.model.load import LoadedModel
+from palate.types import Record
+
+
+def packed_outputs(
+    model: LoadedModel, head: LMHead, records: Sequence[Record], *, statistics: bool = False
+) -> Outputs:
+    """Log-probabilities of the completions' tokens, in float32, from one packed row.
+
+    The caller keeps `following(model.network)` open until backward is done.
+    """
+    codec, device = model.codec, model.device
+    shape = [(len(codec.prompt_ids(r.prompt)), [len(c.token_ids) for c in r.completions]) for r in records]
+    ids = [
+        t
+        for r in records
+        for part in (codec.prompt_ids(r.prompt), *(c.token_ids for c in r.completions))
+        for t in part
+    ]
+    hidden = model.network.base_model(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=positions(shape).to(device),
+        use_cache=False,
+        palate_layout=PackedLayout(shape),
+    ).last_hidden_state[0]
+    targets = torch.tensor([t for r in records for c in r.completions for t in c.token_ids], device=device)
+    predicted_from = hidden.index_select(0, predicting(shape).to(device))
+    logps, entropy, top1 = head.logps(predicted_from, targets, statistics=statistics)
+    counts = [size for _, sizes in shape for size in sizes]
+    return Outputs(
+        logps=ragged(torch.split(logps, counts)),
+        entropy=ragged(torch.split(entropy, counts)) if statistics else None,
+        top1=ragged(torch.split(top1, counts)) if statistics else None,
+    )
+
+
+def packed_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of records to pack together, alike in length, at most `budget` tokens; a longer one goes alone.
+
+    Args:
+        sizes: tokens of each record: its prompt once, and all its completions.
+        budget: tokens in a packed row.
+    """
+    batches: list[list[int]] = []
+    tokens = 0
+    for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
+        if not batches or tokens + sizes[i] > budget:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(i)
+        tokens += sizes[i]
+    return batches

@@ -1,0 +1,56 @@
+"""Log-probabilities by the fast way where a model has one, by the plain way elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from palate.model.attention import following
+from palate.model.forward import Outputs, TokenValues, lm_outputs, micro_batches, ragged, row_sizes
+from palate.model.load import LoadedModel
+from palate.model.packed import packed_batches, packed_outputs
+from palate.types import Record
+
+
+@contextmanager
+def computing(model: LoadedModel) -> Iterator[None]:
+    """Open around `completion_outputs`, and until backward is done."""
+    if model.fast is None:
+        yield
+    else:
+        with following(model.network):
+            yield
+
+
+def completion_outputs(model: LoadedModel, records: Sequence[Record], *, statistics: bool = False) -> Outputs:
+    """Log-probabilities of the completions' tokens; see `lm_outputs`."""
+    if model.fast is None:
+        return lm_outputs(model, records, statistics=statistics)
+    return packed_outputs(model, model.fast.head, records, statistics=statistics)
+
+
+def batches(model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
+    """Indices of records to compute together, at most `budget` tokens each, padding included if there is any.
+
+    They follow from lengths alone. A record is never divided; a larger one goes alone.
+    """
+    sizes = row_sizes(records, model.codec)
+    if model.fast is None:
+        return micro_batches(sizes, budget)
+    prompts = [len(model.codec.prompt_ids(record.prompt)) for record in records]
+    return packed_batches([sum(s) - (len(s) - 1) * p for s, p in zip(sizes, prompts, strict=True)], budget)
+
+
+def batched_logps(model: LoadedModel, records: Sequence[Record], budget: int) -> TokenValues:
+    """Log-probabilities in micro-batches of at most `budget` tokens, in the records' order."""
+    found: dict[int, list[Tensor]] = {}
+    with computing(model):
+        for batch in batches(model, records, budget):
+            logps = completion_outputs(model, [records[i] for i in batch]).logps
+            assert logps is not None
+            rows = iter(logps.rows())
+            for i in batch:
+                found[i] = [next(rows) for _ in records[i].completions]
+    return ragged([row for i in sorted(found) for row in found[i]])

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from palate.annotate import judged, penalised, scored
+from palate.errors import AnnotatorError
+from palate.testing import ScriptedJudge, ScriptedScorer
+from palate.types import Completion, Finish, Group, Prompt
+
+
+def group(*texts: str, prompt: str = "Q", finish: Finish = "eos") -> Group:
+    return Group(Prompt(prompt), tuple(Completion(t, (1,), finish) for t in texts))
+
+
+def rewards_of(groups: Sequence[Group]) -> list[tuple[float | None, ...] | None]:
+    return [g.rewards for g in groups]
+
+
+LENGTH = ScriptedScorer(lambda text: float(len(text)), name="length")
+VOWELS = ScriptedScorer(lambda text: float(sum(c in "aeiou" for c in text)), name="vowels")
+
+# ---- scored ----------------------------------------------------------------------------------------
+
+
+def test_one_reward_per_completion_in_order() -> None:
+    found = scored(LENGTH)([group("a", "bbb"), group("cc")])
+    assert rewards_of(found) == [(1.0, 3.0), (2.0,)]
+    assert all(not g.parts for g in found)  # one reward has no parts to tell apart
+
+
+def test_a_group_keeps_its_prompt_and_completions() -> None:
+    before = group("a", "bbb", prompt="why?")
+    (after,) = scored(LENGTH)([before])
+    assert (after.prompt, after.completions) == (before.prompt, before.completions)
+    assert before.rewards is None  # records are frozen: the caller's group is not changed
+
+
+def test_weighted_sum_with_its_parts() -> None:
+    (found,) = scored(LENGTH, VOWELS, weights=[0.5, -2.0])([group("aaa", "xx")])
+    assert found.rewards == (0.5 * 3 - 2.0 * 3, 0.5 * 2)
+    assert found.parts == {"length": (3.0, 2.0), "vowels": (3.0, 0.0)}  # unweighted
+
+
+def test_weights_are_one_each_by_default() -> None:
+    assert rewards_of(scored(LENGTH, VOWELS)([group("aaa", "xx")])) == [(6.0, 2.0)]
+
+
+@pytest.mark.parametrize("unusable", [None, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 1])
+def test_no_usable_reward_from_any_scorer_is_none_from_all(unusable: float | None, position: int) -> None:
+    # A sum with a part missing would rank this completion on other grounds than its neighbours.
+    picky = ScriptedScorer(lambda text: unusable if text == "bad" else 1.0, name="picky")
+    scorers = [LENGTH, LENGTH]
+    scorers[position] = picky
+    (found,) = scored(*scorers, weights=[1.0, 0.0])([group("bad", "xx")])
+    assert found.rewards is not None
+    assert found.rewards[0] is None  # also where the failing part would have counted nothing
+    assert found.rewards[1] is not None
+    assert found.parts["picky"] == (None, 1.0)
+
+
+def test_two_scorers_of_one_name_are_two() -> None:
+    (found,) = scored(ScriptedScorer(len), ScriptedScorer(lambda text: 100.0))([group("aa")])  # type: ignore[arg-type]
+    assert found.rewards == (102.0,)
+    assert found.parts == {"scripted": (2.0,), "scripted (2)": (100.0,)}
+
+
+def test_a_scorer_may_have_any_name() -> None:
+    odd = ScriptedScorer(lambda text: 1.0, name="rewards")  # as a field of Group is called
+    (found,) = scored(odd, LENGTH)([group("aa")])
+    assert found.rewards == (3.0,)
+    assert found.parts["rewards"] == (1.0,)
+
+
+@pytest.mark.parametrize("unusable", [None, math.nan])
+def test_nothing_usable_at_all_names_the_prompt(unusable: float | None) -> None:
+    annotate = scored(ScriptedScorer(lambda text: unusable, name="broken"), LENGTH)
+    with pytest.raises(
+        AnnotatorError, match=r"broken \+ length gave no usable reward .* 3 completions .*'why'"
+    ):
+        annotate([group("a", "b", prompt="why"), group("c")])
+
+
+def test_no_group_gives_no_group() -> None:
+    assert scored(LENGTH)([]) == []
+
+
+def test_no_scorer_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(AnnotatorError, match="no reward is given; name at least one, such as --reward"):
+        scored()
+
+
+def test_weights_must_match() -> None:
+    with pytest.raises(AnnotatorError, match="1 weights were given for 2 rewards"):
+        scored(LENGTH, VOWELS, weights=[1.0])
+
+
+class Counting:
+    """Gives a fixed number of rewards, whatever it is asked."""
+
+    name = "counting"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        return [1.0] * self.count
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_wrong_number_of_rewards(count: int) -> None:
+    with pytest.raises(AnnotatorError, match=f"counting gave {count} rewards for 2 completions"):
+        scored(Counting(count))([group("a", "b")])
+
+
+# ---- judged ----------------------------------------------------------------------------------------
+
+
+def test_two_completions_get_p_and_its_rest() -> None:
+    (found,) = judged(ScriptedJudge(lambda a, b: 0.75))([group("a", "b")])
+    assert found.rewards == (0.75, 0.25)
+
+
+def test_the_first_of_a_pair_is_the_one_preferred() -> None:
+    (found,) = judged(ScriptedJudge(lambda a, b: 1.0 if a == "good" else 0.0))([group("bad", "good")])
+    assert found.rewards == (0.0, 1.0)
+
+
+def test_mean_win_probability_over_the_others() -> None:
+    # Against a table: each pair is asked once, and the other order is its rest.
+    table = {("a", "b"): 0.9, ("a", "c"): 0.4, ("b", "c"): 0.5}
+    (found,) = judged(ScriptedJudge(lambda x, y: table[x, y]))([group("a", "b", "c")])
+    assert found.rewards == pytest.approx(((0.9 + 0.4) / 2, (0.1 + 0.5) / 2, (0.6 + 0.5) / 2))
+
+
+def test_all_matches_of_all_groups_in_one_call() -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    class Recording:
+        name = "recording"
+
+        def __call__(
+            self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
+        ) -> list[float | None]:
+            assert not asked
+            asked.extend((p.text, a.text, b.text) for p, (a, b) in zip(prompts, pairs, strict=True))
+            return [0.5] * len(pairs)
+
+    judged(Recording())([group("a", "b", prompt="P"), group(*"cde", prompt="R")])
+    expected = [("P", "a", "b"), *(("R", x, y) for x, y in itertools.combinations("cde", 2))]
+    assert sorted(asked) == expected
+
+
+@pytest.mark.parametrize("unusable", [None, math.nan, math.inf, -0.1, 1.1])
+def test_an_unusable_verdict_counts_for_neither(unusable: float | None) -> None:
+    # b has one usable match left; a and c have theirs against it, or none.
+    verdicts = {("a", "b"): unusable, ("a", "c"): unusable, ("b", "c"): 0.8}
+    (found,) = judged(ScriptedJudge(lambda x, y: verdicts[x, y]))([group("a", "b", "c")])
+    assert found.rewards == (None, 0.8, pytest.approx(0.2))
+
+
+def test_no_usable_verdict_at_all() -> None:
+    with pytest.raises(AnnotatorError, match=r"silent gave no usable reward for any of 2 .*'why'"):
+        judged(ScriptedJudge(lambda a, b: None, name="silent"))([group("a", "b", prompt="why")])
+
+
+def test_a_wrong_number_of_verdicts() -> None:
+    class Mute:
+        name = "mute"
+
+        def __call__(self, prompts: object, pairs: object) -> list[float | None]:
+            return []
+
+    with pytest.raises(AnnotatorError, match="judge mute gave 0 verdicts for 1 pairs"):
+        judged(Mute())([group("a", "b")])
+
+
+# ---- penalised -------------------------------------------------------------------------------------
+
+
+def test_only_cut_completions_pay() -> None:
+    completions = tuple(Completion("aa", (1,), finish) for finish in ("eos", "stop", "length"))
+    annotate = penalised(scored(LENGTH), missing_eos=0.5)
+    (found,) = annotate([Group(Prompt("Q"), completions)])
+    assert found.rewards == (2.0, 2.0, 1.5)
+
+
+def test_a_reward_that_is_missing_stays_missing() -> None:
+    picky = ScriptedScorer(lambda text: None if text == "bad" else 1.0)
+    (found,) = penalised(scored(picky), missing_eos=1.0)([group("bad", "ok", finish="length")])
+    assert found.rewards == (None, 0.0)
+
+
+def test_no_penalty_changes_nothing() -> None:
+    annotate = scored(LENGTH)
+    assert penalised(annotate, missing_eos=0.0) is annotate

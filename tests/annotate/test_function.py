@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from palate.annotate import FunctionScorer, load_function
+from palate.errors import AnnotatorError
+from palate.types import Completion, Prompt
+
+PROMPTS = [
+    Prompt("two?", {"answer": 2, "level": "easy"}, "data.jsonl:1"),
+    Prompt("three?", {"answer": 3}, "data.jsonl:2"),
+]
+COMPLETIONS = [Completion("2", (50, 9)), Completion("4", (52, 9))]
+
+
+def call(function: Callable[..., Any]) -> list[float | None]:
+    return FunctionScorer(function)(PROMPTS, COMPLETIONS)
+
+
+def complaint(function: Callable[..., Any]) -> str:
+    with pytest.raises(AnnotatorError) as caught:
+        call(function)
+    return str(caught.value)
+
+
+# ---- What the function is given --------------------------------------------------------------------
+
+
+def test_only_what_the_signature_names() -> None:
+    def right(completions: list[str], answer: list[int]) -> list[float]:
+        return [float(c == str(a)) for c, a in zip(completions, answer, strict=True)]
+
+    assert call(right) == [1.0, 0.0]
+
+
+def test_everything_for_keywords() -> None:
+    given: dict[str, Any] = {}
+
+    def all_of_it(**columns: Any) -> list[float]:
+        given.update(columns)
+        return [0.0, 0.0]
+
+    call(all_of_it)
+    assert given == {
+        "prompts": ["two?", "three?"],
+        "completions": ["2", "4"],
+        "completion_ids": [[50, 9], [52, 9]],
+        "answer": [2, 3],
+        "level": ["easy", None],  # a column that a row lacks is None there
+    }
+
+
+def test_a_column_cannot_hide_what_was_sampled() -> None:
+    prompts = [Prompt("Q", {"completions": "from the data", "prompts": "from the data"})]
+
+    def both(prompts: list[str], completions: list[str]) -> list[float]:
+        assert (prompts, completions) == (["Q"], ["2"])
+        return [1.0]
+
+    assert FunctionScorer(both)(prompts, COMPLETIONS[:1]) == [1.0]
+
+
+def test_a_conversation_arrives_as_turns() -> None:
+    chat = Prompt(({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}))
+
+    def turns(prompts: list[Any], completions: list[Any]) -> list[float]:
+        assert prompts == [
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+            "two?",
+        ]
+        assert completions == [[{"role": "assistant", "content": "2"}], "4"]
+        return [1.0, 2.0]
+
+    assert FunctionScorer(turns)([chat, PROMPTS[0]], COMPLETIONS) == [1.0, 2.0]
+
+
+def test_defaults_of_the_function_stay_its_own() -> None:
+    def scaled(completions: list[str], scale: float = 3.0) -> list[float]:
+        return [scale for _ in completions]
+
+    assert call(scaled) == [3.0, 3.0]
+
+
+async def slow_length(completions: list[str]) -> list[float]:
+    await asyncio.sleep(0)
+    return [float(len(c)) for c in completions]
+
+
+def test_an_async_function() -> None:
+    assert call(slow_length) == [1.0, 1.0]
+
+
+def test_an_async_function_within_a_running_loop() -> None:
+    # As in a notebook, where asyncio.run refuses to start a second loop.
+    async def notebook() -> list[float | None]:
+        return call(slow_length)
+
+    assert asyncio.run(notebook()) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        (1, True),
+        np.array([1.0, 1.0], dtype=np.float32),
+        torch.ones(2),
+        (float(x) for x in (1, 1)),
+        [np.float64(1), torch.tensor(1)],
+    ],
+)
+def test_numbers_of_any_kind(rewards: Any) -> None:
+    found = call(lambda completions: rewards)
+    assert found == [1.0, 1.0]
+    assert all(type(x) is float for x in found)
+
+
+def test_none_and_nan_are_left_to_the_annotator() -> None:
+    first, second = call(lambda completions: [None, math.nan])
+    assert first is None
+    assert second is not None
+    assert math.isnan(second)
+
+
+def test_names() -> None:
+    assert FunctionScorer(slow_length).name == "slow_length"
+    assert FunctionScorer(slow_length, "rewards.py:slow").name == "rewards.py:slow"
+
+    class Callable_:  # noqa: N801
+        def __call__(self, completions: list[str]) -> list[float]:
+            return [0.0] * len(completions)
+
+    assert FunctionScorer(Callable_()).name == "Callable_"
+
+
+# ---- What goes wrong in it -------------------------------------------------------------------------
+
+
+def test_a_function_that_raises_is_shown_with_the_row_that_did_it() -> None:
+    def divide(completions: list[str], answer: list[int]) -> list[float]:
+        return [1 / (a - 3) for a in answer]
+
+    text = complaint(divide)
+    assert "reward function divide raised ZeroDivisionError: division by zero" in text
+    assert "prompt: 'three?' at data.jsonl:2, completion: '4'" in text  # the second of the two
+
+
+def test_a_function_that_fails_on_the_batch_only() -> None:
+    def one_at_a_time(completions: list[str]) -> list[float]:
+        if len(completions) > 1:
+            raise RuntimeError("too many")
+        return [0.0]
+
+    assert "one_at_a_time raised RuntimeError: too many" in complaint(one_at_a_time)
+
+
+def test_a_column_that_the_data_lack() -> None:
+    def needs(completions: list[str], solution: list[str]) -> list[float]:
+        return [0.0] * len(completions)
+
+    assert "raised TypeError" in complaint(needs)
+    assert "'solution'" in complaint(needs)
+
+
+@pytest.mark.parametrize("rewards", [[], [1.0], [1.0] * 3, 0.5, "a"])
+def test_a_wrong_number_of_rewards(rewards: Any) -> None:
+    text = complaint(lambda completions: rewards)
+    count = len(rewards) if isinstance(rewards, list) else 1
+    assert f"gave {count} rewards for 2 completions; expected one each (first prompt: 'two?' at data.j" in text
+
+
+@pytest.mark.parametrize(
+    ("reward", "shown"),
+    [
+        ("good", "'good'"),
+        ("0.5", "'0.5'"),  # text is no number, even where it reads as one
+        (b"1", "b'1'"),
+        ([1.0], "[1.0]"),
+        (1j, "1j"),
+        (10**400, "1000"),
+        (torch.ones(2), "tensor([1., 1.])"),
+    ],
+)
+def test_a_reward_that_is_no_number(reward: Any, shown: str) -> None:
+    text = complaint(lambda completions: [0.0, reward])
+    assert f"gave {shown}" in text
+    assert "expected a number or None (prompt: 'three?' at data.jsonl:2)" in text
+
+
+# ---- load_function ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory, whose modules are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        del sys.modules[name]
+
+
+SOURCE = """
+LIMIT = 3
+def short(completions): return [float(len(c) < LIMIT) for c in completions]
+def other(completions): return [0.0 for _ in completions]
+"""
+
+
+@pytest.mark.parametrize("spec", ["my_rewards:short", "my_rewards.py:short", "{folder}/my_rewards.py:short"])
+def test_a_function_beside_the_data(folder: Path, spec: str) -> None:
+    (folder / "my_rewards.py").write_text(SOURCE)
+    spec = spec.format(folder=folder)
+    scorer = load_function(spec)
+    assert scorer(PROMPTS, [Completion("ok", (1,)), Completion("long", (1,))]) == [1.0, 0.0]
+    assert scorer.name == spec
+
+
+def test_a_file_may_have_dataclasses_with_postponed_annotations(folder: Path) -> None:
+    (folder / "rich.py").write_text(  # also the name of a package that must stay what it is
+        "from __future__ import annotations\n"
+        "from dataclasses import InitVar, dataclass\n"
+        "@dataclass\nclass Rule:\n    limit: int\n    scale: InitVar[float] = 1.0\n"
+        "def short(completions): return [float(len(c) < Rule(3).limit) for c in completions]\n"
+    )
+    assert load_function("rich.py:short")(PROMPTS, COMPLETIONS) == [1.0, 1.0]
+    assert hasattr(__import__("rich"), "print")
+
+
+def failure(spec: str) -> str:
+    with pytest.raises(AnnotatorError) as caught:
+        load_function(spec)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["no_such_module:f", "json.no_such:f", "no.such.module:f"])
+def test_a_module_that_is_not_there(folder: Path, spec: str) -> None:
+    where = spec.partition(":")[0]
+    assert f"reward module {where!r} is not there" in failure(spec)
+
+
+def test_a_file_that_is_not_there(folder: Path) -> None:
+    assert "reward file 'no_such.py' is not there; expected file.py:function" in failure("no_such.py:f")
+
+
+@pytest.mark.parametrize("spec", ["my_rewards:shrot", "my_rewards.py:LIMIT", "my_rewards:"])
+def test_no_such_function_lists_those_there(folder: Path, spec: str) -> None:
+    (folder / "my_rewards.py").write_text(SOURCE)
+    where, _, name = spec.partition(":")
+    assert f"{where} has no function {name!r}; it has short, other" in failure(spec)
+
+
+@pytest.mark.parametrize("where", ["bad", "bad.py"])
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("1 / 0", "importing {} raised ZeroDivisionError: division by zero"),
+        ("def f(:", "importing {} raised SyntaxError: "),
+        # The module is there; what it needs is not.
+        ("import no_such_package", "importing {} raised ModuleNotFoundError: No module named 'no_such_pack"),
+    ],
+)
+def test_an_import_that_raises(folder: Path, where: str, source: str, shown: str) -> None:
+    (folder / "bad.py").write_text(source)
+    text = failure(f"{where}:f")
+    assert shown.format(where) in text
+    assert "is not there" not in text
+
+
+def test_a_builtin_without_a_signature() -> None:
+    assert "builtins:max" in failure("builtins:max")

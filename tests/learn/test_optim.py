@@ -1,0 +1,225 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from palate.config import OptimConfig
+from palate.errors import RunError
+from palate.learn import Optimizer
+from palate.learn.optim import lr_factor
+
+
+def parameters(dtype: torch.dtype = torch.float32) -> list[tuple[str, nn.Parameter]]:
+    noise = torch.Generator().manual_seed(0)
+    shapes = {"matrix": (4, 3), "gain": (5,), "bias": (3,), "other": (2, 2)}
+    return [(name, nn.Parameter(torch.randn(s, generator=noise).to(dtype))) for name, s in shapes.items()]
+
+
+def optimizer(made: list[tuple[str, nn.Parameter]], *, total_steps: int = 100, **cfg) -> Optimizer:
+    return Optimizer(made, OptimConfig(**{"lr": 0.1} | cfg), total_steps=total_steps)
+
+
+def backward(made: list[tuple[str, nn.Parameter]], seed: int, scale: float = 1.0) -> None:
+    """Gives every parameter a random gradient, the way a loss would."""
+    noise = torch.Generator().manual_seed(seed)
+    loss = sum((p.float() * torch.randn(p.shape, generator=noise)).sum() for _, p in made)
+    (scale * loss).backward()
+
+
+def values(made: list[tuple[str, nn.Parameter]]) -> list[Tensor]:
+    return [p.detach().clone() for _, p in made]
+
+
+def all_equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+# ---- steps -----------------------------------------------------------------------------------------
+
+
+def test_steps_are_those_of_adamw() -> None:
+    # Clipping and decay spelt out, the rest torch's.
+    made, other = parameters(), parameters()
+    ours = optimizer(made, weight_decay=0.1, max_grad_norm=2.0, schedule="linear", total_steps=10)
+    theirs = torch.optim.AdamW(
+        [
+            {"params": [p for _, p in other if p.dim() > 1], "weight_decay": 0.1},
+            {"params": [p for _, p in other if p.dim() == 1], "weight_decay": 0.0},
+        ]
+    )
+    for step in range(6):
+        backward(made, step, scale=0.1 + step)
+        backward(other, step, scale=0.1 + step)
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for _, p in other))
+        for _, p in other:
+            p.grad *= min(1.0, 2.0 / norm)
+        for group in theirs.param_groups:
+            group["lr"] = 0.1 * (1 - step / 10)
+        assert ours.step() == pytest.approx(norm, rel=1e-5)  # before clipping
+        theirs.step()
+        theirs.zero_grad()
+        for (_, p), (_, q) in zip(made, other, strict=True):
+            torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-5)
+
+
+def test_a_large_gradient_is_scaled_down_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = parameters()
+    ours = optimizer(made, max_grad_norm=0.5)
+    applied: list[list[Tensor]] = []
+    monkeypatch.setattr(ours._adamw, "step", lambda: applied.append([g.clone() for g in ours.gradients()]))
+    backward(made, 0)
+    raw = [g.clone() for g in ours.gradients()]
+    norm = ours.step()
+    assert norm == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in raw)), rel=1e-5)
+    assert norm > 0.5
+    for scaled, was in zip(applied[0], raw, strict=True):
+        torch.testing.assert_close(scaled, was * 0.5 / norm, atol=1e-5, rtol=1e-4)
+    # A small one is left alone.
+    backward(made, 1, scale=1e-3)
+    raw = [g.clone() for g in ours.gradients()]
+    assert ours.step() < 0.5
+    assert all_equal(applied[1], raw)
+
+
+def test_weight_decay_falls_on_matrices_alone() -> None:
+    made = parameters()
+    before = values(made)
+    ours = optimizer(made, lr=0.1, weight_decay=0.5)
+    backward(made, 0, scale=0.0)  # a gradient of zero leaves the decay alone
+    ours.step()
+    for (_, p), was in zip(made, before, strict=True):
+        torch.testing.assert_close(p.detach(), was * (1 - 0.1 * 0.5) if p.dim() > 1 else was)
+
+
+def test_gradients_are_dropped_after_a_step() -> None:
+    made = parameters()
+    ours = optimizer(made)
+    assert ours.gradients() == [None] * 4
+    backward(made, 0)
+    assert all(g is not None for g in ours.gradients())
+    ours.step()
+    assert ours.gradients() == [None] * 4
+    backward(made, 0)
+    ours.drop_gradients()
+    assert ours.gradients() == [None] * 4
+
+
+# ---- float32 copies of bfloat16 weights ------------------------------------------------------------
+
+
+def test_float32_weights_are_their_own_masters() -> None:
+    made = parameters()
+    assert all(m is p for m, (_, p) in zip(optimizer(made).master, made, strict=True))
+
+
+def test_bfloat16_weights_have_float32_masters() -> None:
+    made = parameters(torch.bfloat16)
+    ours = optimizer(made)
+    assert {m.dtype for m in ours.master} == {torch.float32}
+    assert {p.dtype for _, p in made} == {torch.bfloat16}
+    for step in range(3):
+        backward(made, step)
+        assert all(p.grad is None for _, p in made)  # moved: memory is not held twice
+        ours.step()
+        assert all_equal(values(made), [m.detach().bfloat16() for m in ours.master])
+
+
+def test_steps_too_small_for_bfloat16_add_up() -> None:
+    # Next to 1, bfloat16 knows 1 - 1/256: steps of 1e-4 are invisible one at a time.
+    live = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    ours = optimizer([("gain", live)], lr=1e-4)
+
+    def step() -> None:
+        (live.float().sum() * 0.1).backward()
+        ours.step()
+
+    step()
+    assert torch.equal(live.detach(), torch.ones(3, dtype=torch.bfloat16))
+    # Adam's steps under a constant gradient are lr each.
+    torch.testing.assert_close(ours.master[0].detach(), torch.full((3,), 1 - 1e-4))
+    for _ in range(39):
+        step()
+    assert torch.equal(live.detach(), torch.full((3,), 1 - 1 / 256, dtype=torch.bfloat16))
+
+
+def test_gradients_of_bfloat16_weights_add_up_in_float32() -> None:
+    # 256 + 1 is 256 in bfloat16: small micro-batches after a large one would be lost.
+    live = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    ours = optimizer([("gain", live)])
+    for size in [256.0, *[1.0] * 7]:
+        (live * size).sum().backward()
+    assert ours.gradients()[0].tolist() == [263.0, 263.0]
+
+
+# ---- gradients that are no numbers -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_that_is_not_finite_changes_nothing(dtype: torch.dtype, bad: float) -> None:
+    made, other = parameters(dtype), parameters(dtype)
+    ours, undisturbed = optimizer(made, weight_decay=0.1), optimizer(other, weight_decay=0.1)
+    for which, opt in ((made, ours), (other, undisturbed)):
+        backward(which, 0)
+        opt.step()
+    before = values(made)
+    backward(made, 1)
+    (made[1][1].float().sum() * bad).backward()
+    with pytest.raises(RunError, match=r"norm is (nan|inf)") as caught:
+        ours.step()
+    assert "at update 2" in str(caught.value)
+    assert all_equal(values(made), before)
+    # Neither the moments nor the schedule have noticed.
+    for which, opt in ((made, ours), (other, undisturbed)):
+        backward(which, 2)
+        opt.step()
+    assert all_equal(values(made), values(other))
+    assert ours.steps == 2
+
+
+# ---- schedule --------------------------------------------------------------------------------------
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+def test_schedule_has_its_closed_form(schedule: str, warmup: int) -> None:
+    total = 25
+    cfg = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=warmup)
+    for step in range(total):
+        if step < warmup:
+            expected = (step + 1) / warmup  # rises from one share of the peak to the peak
+        else:
+            expected = SCHEDULES[schedule]((step - warmup) / (total - warmup))
+        assert lr_factor(step, cfg, total) == pytest.approx(expected, abs=1e-12)
+    # The first step learns, and so does the last.
+    assert lr_factor(0, cfg, total) > 0
+    assert lr_factor(total - 1, cfg, total) > 0
+    assert lr_factor(warmup, cfg, total) == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_past_its_end_a_schedule_stays_at_zero(schedule: str) -> None:
+    cfg = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=2)
+    assert [lr_factor(step, cfg, 10) for step in (10, 11, 25)] == pytest.approx([0, 0, 0], abs=1e-12)
+    assert lr_factor(1, cfg, 1) == 1.0  # a run that ends within its warm-up
+
+
+def test_the_learning_rate_is_applied() -> None:
+    # A constant gradient makes Adam's steps the learning rate itself.
+    live = nn.Parameter(torch.zeros(1))
+    ours = optimizer([("x", live)], lr=0.5, schedule="linear", warmup_steps=2, total_steps=6)
+    expected = [0.25, 0.5, 0.5, 0.375, 0.25, 0.125]
+    for rate in expected:
+        assert ours.learning_rate() == pytest.approx(rate)
+        was = float(live.detach())
+        live.sum().backward()
+        ours.step()
+        assert was - float(live.detach()) == pytest.approx(rate, rel=1e-4)
