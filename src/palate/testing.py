@@ -9,14 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
 from palate.config import LearnerConfig
 from palate.learn import Policy
@@ -56,16 +49,30 @@ def byte_tokenizer(*, chat: bool = False, pad_is_end: bool = False) -> PreTraine
     return wrapped
 
 
+KINDS = ("llama", "qwen3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "mistral", "olmo2", "phi", "bloom")
+"""Architectures that `tiny_model` can make."""
+
+
 def tiny_config(kind: str = "llama", **changes: Any) -> PreTrainedConfig:
-    """Two layers, 32 wide, over the byte tokenizer's vocabulary."""
+    """A configuration of two layers, 32 wide, over the byte tokenizer's vocabulary; changes win."""
     common = {"vocab_size": 259, "bos_token_id": 258, "eos_token_id": 257, "pad_token_id": 256}
-    if kind == "gpt2":
-        return GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **common, **changes)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    more = {"num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True}
-    kinds = {"llama": LlamaConfig, "qwen3": Qwen3Config}
-    extra = {"head_dim": 8} if kind == "qwen3" else {}
-    return kinds[kind](**common, **size, **more, **extra, **changes)
+    limit = {"max_position_embeddings": 256}
+    grouped = {"num_key_value_heads": 2, **limit}
+    window = {"sliding_window": 8, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    own: dict[str, dict[str, Any]] = {
+        "llama": {**size, **grouped, "tie_word_embeddings": True},
+        "qwen3": {**size, **grouped, "tie_word_embeddings": True, "head_dim": 8},
+        "gemma2": {**size, **grouped, **window, "query_pre_attn_scalar": 8},  # soft caps on scores and logits
+        "gemma3_text": {**size, **grouped, **window, "query_pre_attn_scalar": 8},
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+        "gpt_neox": {**size, **limit},
+        "mistral": {**size, **grouped, "sliding_window": 8},
+        "olmo2": {**size, **grouped},
+        "phi": {**size, **limit},
+        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    }
+    return AutoConfig.for_model(kind, **common | own[kind] | changes)
 
 
 def tiny_model(

@@ -154,7 +154,7 @@ def test_what_is_required_may_come_from_anywhere() -> None:
 
 def test_panels_in_the_order_of_the_parts_the_methods_own_first() -> None:
     titles = list(panels(Toy))
-    assert titles == ["Method", "Sampling", "Model", "Data", "Optimisation", "Run"]
+    assert titles == ["Method", "Sampling", "Model", "Optimisation", "Data", "Run"]
     assert sorted(name for names in panels(Toy).values() for name in names) == sorted(Toy.model_fields)
     assert panels(Toy)["Method"][:2] == ["beta", "loss"]
     assert panels(Toy)["Method"][-2:] == ["batch_size", "steps"]
@@ -175,7 +175,7 @@ def test_help_has_panels_types_defaults_and_texts() -> None:
     text = help_of(Toy)
     assert text.startswith("Usage: palate toy [OPTIONS]\n\nTrains a toy.\n")
     titles = [line.split()[1] for line in text.splitlines() if line.startswith("╭")]
-    assert titles == ["Method", "Sampling", "Model", "Data", "Optimisation", "Run"]
+    assert titles == ["Method", "Sampling", "Model", "Optimisation", "Data", "Run"]
     own = panel(text, "Method")
     for line in (
         "--config FILE A YAML file with any of these options, by name; flags win over it. --beta",

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from palate.config import ModelConfig
 from palate.model import (
     LoadedModel,
+    Outputs,
     lm_outputs,
     load_model,
     micro_batches,
@@ -21,24 +22,42 @@ from palate.model import (
     row_sizes,
     scalar_outputs,
 )
-from palate.model.snapshot import batched_logps
+from palate.model.head import LMHead
+from palate.model.packed import packed_batches
+from palate.model.paths import batched_logps, completion_outputs, computing
 from palate.testing import byte_tokenizer, tiny_model
 from palate.types import Comparison, Completion, Demonstration, Group, Pair, Prompt, Record
 
 KINDS = ["llama", "gpt2", "qwen3"]
 
 
-def load(directory: str, **options) -> LoadedModel:
-    head = options.pop("head", "lm")
-    return load_model(
-        ModelConfig(model=directory, dtype="float32", device="cpu", lora=False, **options), head=head
-    )
+def load(directory: str, *, head: str = "lm", **options) -> LoadedModel:
+    fixed = {"model": directory, "dtype": "float32", "device": "cpu", "lora": False}
+    return load_model(ModelConfig.model_validate(fixed | options), head=head)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+WAYS = [(kind, way) for kind in KINDS for way in ("packed", "padded")]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids="-".join)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    directory = tmp_path_factory.mktemp(request.param)
-    return load(tiny_model(directory, kind=request.param, chat=True, initializer_range=0.1))
+    """A model of each kind, computed by the fast way and by the plain one."""
+    kind, way = request.param
+    directory = tiny_model(tmp_path_factory.mktemp(kind), kind=kind, chat=True, initializer_range=0.1)
+    model = load(directory, fast=way == "packed")
+    assert (model.fast is not None) == (way == "packed")
+    return model
+
+
+def again(model: LoadedModel, **options) -> LoadedModel:
+    """The same model once more, to be changed."""
+    return load(model.source, **{"fast": model.fast is not None} | options)
+
+
+def outputs_of(model: LoadedModel, records: Sequence[Record], *, statistics: bool = False) -> Outputs:
+    """What a learner sees."""
+    with computing(model):
+        return completion_outputs(model, records, statistics=statistics)
 
 
 def records_of(model: LoadedModel) -> list[Record]:
@@ -84,12 +103,12 @@ def targets(records: Sequence[Record]) -> list[Tensor]:
     return [torch.tensor(c.token_ids) for r in records for c in r.completions]
 
 
-# ---- lm_outputs ------------------------------------------------------------------------------------
+# ---- log-probabilities ------------------------------------------------------------------------------------
 
 
 def test_logps_equal_the_oracle(model: LoadedModel) -> None:
     records = records_of(model)
-    got = lm_outputs(model, records).logps
+    got = outputs_of(model, records).logps
     assert got is not None
     assert got.values.dtype == torch.float32
     expected = [
@@ -110,7 +129,7 @@ def test_logps_equal_the_oracle(model: LoadedModel) -> None:
 def test_masks_come_from_lengths(model: LoadedModel) -> None:
     # The end token, which is the padding as well, counts.
     records = records_of(model)
-    got = lm_outputs(model, records).logps
+    got = outputs_of(model, records).logps
     assert got is not None
     assert got.mask.sum(-1).tolist() == [len(ids) for ids in targets(records)]
     assert got.mask.dtype == torch.bool
@@ -119,7 +138,7 @@ def test_masks_come_from_lengths(model: LoadedModel) -> None:
 
 def test_entropy_and_top1_equal_the_oracle(model: LoadedModel) -> None:
     records = records_of(model)
-    got = lm_outputs(model, records, statistics=True)
+    got = outputs_of(model, records, statistics=True)
     assert got.entropy is not None
     assert got.top1 is not None
     # So that top1 is no row of zeros: the likeliest token of each place is one of the targets.
@@ -127,7 +146,7 @@ def test_entropy_and_top1_equal_the_oracle(model: LoadedModel) -> None:
         Group(r.prompt, tuple(Completion("", tuple(row.argmax(-1).tolist())) for row in rows))
         for r, rows in _by_record(records, oracle(model, records))
     ]
-    first_tokens = lm_outputs(model, greedy, statistics=True).top1
+    first_tokens = outputs_of(model, greedy, statistics=True).top1
     assert first_tokens is not None
     assert (first_tokens.values[:, 0] == 1).all()
     for entropy, top1, full, ids in zip(
@@ -147,11 +166,11 @@ def _by_record(records: Sequence[Record], rows: list[Tensor]) -> list[tuple[Reco
 
 def test_a_model_that_knows_nothing(model: LoadedModel) -> None:
     # All weights zero: every logit is zero, every token has 1/259 and the entropy is log 259.
-    blank = load(model.source)
+    blank = again(model)
     with torch.no_grad():
         for parameter in blank.network.parameters():
             parameter.zero_()
-    got = lm_outputs(blank, records_of(blank), statistics=True)
+    got = outputs_of(blank, records_of(blank), statistics=True)
     assert got.logps is not None
     assert got.entropy is not None
     torch.testing.assert_close(
@@ -162,9 +181,9 @@ def test_a_model_that_knows_nothing(model: LoadedModel) -> None:
 
 def test_nothing_else_in_the_batch_changes_a_row(model: LoadedModel) -> None:
     records = records_of(model)
-    together = lm_outputs(model, records).logps.rows()
-    turned = lm_outputs(model, records[::-1]).logps.rows()
-    alone = [row for r in records for row in lm_outputs(model, [r]).logps.rows()]
+    together = outputs_of(model, records).logps.rows()
+    turned = outputs_of(model, records[::-1]).logps.rows()
+    alone = [row for r in records for row in outputs_of(model, [r]).logps.rows()]
     whole = [row for _, rows in _by_record(records, together) for row in rows]
     back = [row for _, rows in reversed(_by_record(records[::-1], turned)) for row in rows]
     for one, other, third in zip(whole, back, alone, strict=True):
@@ -176,7 +195,7 @@ def test_nothing_else_in_the_batch_changes_a_row(model: LoadedModel) -> None:
 def test_micro_batches_change_nothing(model: LoadedModel, budget: int) -> None:
     records = records_of(model)
     with torch.no_grad():
-        whole = lm_outputs(model, records).logps
+        whole = outputs_of(model, records).logps
         parts = batched_logps(model, records, budget)
     torch.testing.assert_close(parts.values, whole.values, atol=1e-5, rtol=0)
     assert torch.equal(parts.mask, whole.mask)
@@ -185,7 +204,7 @@ def test_micro_batches_change_nothing(model: LoadedModel, budget: int) -> None:
 def test_a_network_that_cannot_leave_out_logits_gives_the_same(model: LoadedModel) -> None:
     records = records_of(model)
     assert model.keeps_logits
-    plain = load(model.source)
+    plain = load(model.source, fast=False)
     plain.__dict__["keeps_logits"] = False
     torch.testing.assert_close(
         lm_outputs(plain, records).logps.values, lm_outputs(model, records).logps.values, atol=1e-6, rtol=0
@@ -194,22 +213,63 @@ def test_a_network_that_cannot_leave_out_logits_gives_the_same(model: LoadedMode
 
 def test_gradient_equals_the_oracles(model: LoadedModel) -> None:
     records = records_of(model)
-    live = load(model.source)
-    lm_outputs(live, records, statistics=True).logps.sum().sum().backward()
-    exact = load(model.source).network.double()
-    for (ids, start), wanted in zip(rows_of(model, records), targets(records), strict=True):
+    live, exact = again(model), again(model, fast=False).network.double()
+    # The weights of tokens differ, as those of chosen and rejected do.
+    weigh = torch.linspace(-1, 1, 8)
+    with computing(live):
+        (completion_outputs(live, records, statistics=True).logps.sum() * weigh).sum().backward()
+    for (ids, start), wanted, weight in zip(rows_of(model, records), targets(records), weigh, strict=True):
         logps = exact(torch.tensor([ids])).logits[0].log_softmax(-1)[start - 1 : -1]
-        logps.gather(-1, wanted[:, None]).sum().backward()
+        (weight.double() * logps.gather(-1, wanted[:, None]).sum()).backward()
     for (name, p), q in zip(live.network.named_parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(p.grad.double(), q.grad, atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_bfloat16_weights_give_float32_numbers(model: LoadedModel) -> None:
-    small = load_model(ModelConfig(model=model.source, dtype="bfloat16", device="cpu", lora=False))
+    small = again(model, dtype="bfloat16")
     records = records_of(model)
-    got = lm_outputs(small, records).logps
+    got = outputs_of(small, records).logps
     assert got.values.dtype == torch.float32
-    torch.testing.assert_close(got.values, lm_outputs(model, records).logps.values, atol=0.1, rtol=0)
+    torch.testing.assert_close(got.values, outputs_of(model, records).logps.values, atol=0.1, rtol=0)
+
+
+# ---- the head, a tile at a time ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", [1, 7, 100], ids=lambda t: f"{t} tokens")
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_tiles_are_log_softmax(
+    tile: int, softcap: float | None, bias: bool, trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("palate.model.head.TILE_ELEMENTS", tile * 11)
+    noise = torch.Generator().manual_seed(0)
+    targets = torch.randint(11, (20,), generator=noise)
+    incoming = torch.randn(20, generator=noise)
+    made = [torch.randn(size, generator=noise) for size in ((20, 5), (11, 5), (11,))]
+
+    def leaves(dtype: torch.dtype) -> list[Tensor]:
+        asked = (True, trained, trained)  # hidden states always pass gradient on
+        return [t.to(dtype, copy=True).requires_grad_(ask) for t, ask in zip(made, asked, strict=True)]
+
+    hidden, weight, shift = leaves(torch.float32)
+    head = LMHead(weight, shift if bias else None, softcap)
+    logps, entropy, top1 = head.logps(hidden, targets, statistics=True)
+    (logps * incoming).sum().backward()
+    exact = leaves(torch.float64)
+    raw = torch.nn.functional.linear(exact[0], exact[1], exact[2] if bias else None)
+    full = (raw if softcap is None else softcap * torch.tanh(raw / softcap)).log_softmax(-1)
+    expected = full.gather(-1, targets[:, None])[:, 0]
+    (expected * incoming).sum().backward()
+    torch.testing.assert_close(logps.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy.double(), -(full.exp() * full).sum(-1).detach(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(top1, (full.argmax(-1) == targets).float())
+    assert not entropy.requires_grad
+    for ours, theirs in zip((hidden, weight, shift), exact, strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-5, rtol=1e-5)
 
 
 # ---- micro_batches ---------------------------------------------------------------------------------
@@ -246,6 +306,18 @@ def test_micro_batches_follow_from_lengths_alone(sizes: list[list[int]], budget:
         return [[of[i][0] for i in batch] for batch in micro_batches(of, budget)]
 
     assert shape(turned) == shape(ones)
+
+
+@given(st.lists(st.integers(1, 200), max_size=25), st.integers(1, 300))
+@settings(max_examples=200, deadline=None)
+def test_packed_batches_hold_every_record_once_within_the_budget(sizes: list[int], budget: int) -> None:
+    batches = packed_batches(sizes, budget)
+    assert batches == packed_batches(list(sizes), budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(sizes)))
+    for batch in batches:
+        assert sum(sizes[i] for i in batch) <= budget or len(batch) == 1
+    for batch, following in itertools.pairwise(batches):
+        assert sum(sizes[i] for i in (*batch, following[0])) > budget
 
 
 def test_row_sizes(model: LoadedModel) -> None:

@@ -75,6 +75,7 @@ class Learner:
         assert records, "nothing to learn from; a method skips such a step"
         meter = _Meter(len(records))
         learning_rate = self.optimizer.learning_rate()
+        self.optimizer.drop_gradients()  # of an update that was interrupted
         for batch in batches(self.model, records, self.cfg.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if objective.ref is None else objective.ref.logps(micro)

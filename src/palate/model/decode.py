@@ -28,8 +28,8 @@ PREFILL_TOKENS = 4096
 
 
 @torch.no_grad()
-def decoded(model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[list[Row]]:
-    """Fill groups of rows of one prompt each with tokens; gives each group when it is done."""
+def decoded(model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
+    """Fill groups of rows of one prompt each with tokens; gives how many have come, step by step."""
     if not groups:
         return
     network, n = model.sampling_network(), len(groups[0])
@@ -77,23 +77,23 @@ class Decoder:
         self.end_ids = torch.tensor(sorted(codec.end_ids), device=self.device)
         self._seen: Tensor | None = None
 
-    def run(self, groups: Iterator[list[Row]]) -> Iterator[list[Row]]:
-        """Complete groups of rows of one prompt each, a group at a time, in the order in which they end."""
-        waiting: dict[int, list[Row]] = {}
+    def run(self, groups: Iterator[list[Row]]) -> Iterator[int]:
+        """Complete groups of rows of one prompt each; gives how many tokens have come, step by step."""
+        busy: set[int] = set()
         with following(self.network):
             while True:
-                free = [slot for slot in range(self.store.slots) if slot not in waiting]
+                free = (slot for slot in range(self.store.slots) if slot not in busy)
                 fresh = dict(zip(free, groups, strict=False))
                 for some in _portions(fresh):
                     self._begin(some)
-                waiting |= fresh
-                if not waiting:
-                    return
-                if any(row is not None for row in self.at):
+                began = sum(map(len, fresh.values()))
+                going = sum(row is not None for row in self.at)
+                if going:
                     self._step()
-                for slot in list(waiting):
-                    if all(row is None for row in self.at[slot * self.rows : (slot + 1) * self.rows]):
-                        yield waiting.pop(slot)
+                if not going + began:
+                    return
+                yield began + going
+                busy = {place // self.rows for place, row in enumerate(self.at) if row is not None}
 
     def _begin(self, fresh: dict[int, list[Row]]) -> None:
         """Compute prompts, packed, and draw the first token of each of their rows."""

@@ -49,8 +49,8 @@ def sample(
         occurrence[prompt.id] += 1
     by_length = sorted(rows, key=lambda group: len(group[0].prompt_ids))
     engine = generated if model.fast is None else decoded
-    for done in engine(model, by_length, sampling):
-        observe("sample", sum(len(row.tokens) for row in done))
+    for tokens in engine(model, by_length, sampling):
+        observe("sample", tokens)
     return [
         Group(prompt, tuple(row.completion(model.codec, sampling, version) for row in group))
         for prompt, group in zip(prompts, rows, strict=True)

@@ -25,16 +25,15 @@ from palate.model.sampling import choose
 
 
 @torch.no_grad()
-def generated(model: LoadedModel, groups: Sequence[Sequence[Row]], sampling: Sampling) -> Iterator[list[Row]]:
-    """Fill rows with tokens, `sampling.sampling_rows` at a time; gives what is done, in order."""
+def generated(model: LoadedModel, groups: Sequence[Sequence[Row]], sampling: Sampling) -> Iterator[int]:
+    """Fill rows with tokens, `sampling.sampling_rows` at a time; gives how many tokens have come."""
     rows = [row for group in groups for row in group]
     for start in range(0, len(rows), sampling.sampling_rows):
         chunk = rows[start : start + sampling.sampling_rows]
-        _generate(model, chunk, sampling)
-        yield chunk
+        yield _generate(model, chunk, sampling)
 
 
-def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> None:
+def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> int:
     """One call of `generate`; prompts are padded on the left, where the mask hides it."""
     codec = model.codec
     width = max(len(row.prompt_ids) for row in rows)
@@ -58,12 +57,15 @@ def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> None:
         logits_processor=LogitsProcessorList([chooser]),
         stopping_criteria=stopping,
     )
+    total = 0
     for row, taken in zip(rows, out[:, width:].tolist(), strict=True):
         size, _, _ = cut(codec, row.tokens, sampling.stop)
+        total += size
         if taken[:size] != row.tokens[:size]:
             raise ModelError(
                 f"{model.source}: generate changed the tokens drawn, so this model cannot be sampled"
             )
+    return total
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]

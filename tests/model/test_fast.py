@@ -1,0 +1,278 @@
+"""The fast ways against the plain ones, which are their oracle."""
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from palate.config import ModelConfig, Sampling
+from palate.learn import Policy
+from palate.model import LoadedModel, lm_outputs, load_model
+from palate.model.engine import sample
+from palate.model.head import LMHead
+from palate.model.layout import PackedLayout, positions, predicting
+from palate.model.packed import packed_batches
+from palate.model.paths import batched_logps, completion_outputs, computing
+from palate.testing import KINDS, tiny_model, tiny_policy
+from palate.types import Group, Prompt
+
+FAST = [kind for kind in KINDS if kind != "bloom"]
+"""Bloom's layers compute attention by themselves, so it must take the plain way."""
+
+
+@pytest.fixture(scope="module")
+def directory_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Directories of tiny models, made once. A wide start, so that greedy choices are no ties."""
+    made: dict[str, str] = {}
+
+    def make(kind: str) -> str:
+        if kind not in made:
+            made[kind] = tiny_model(tmp_path_factory.mktemp(kind), kind=kind, initializer_range=0.2)
+        return made[kind]
+
+    return make
+
+
+def load(directory: str, **options: object) -> LoadedModel:
+    cfg = ModelConfig.model_validate({"model": directory, "dtype": "float32", "device": "cpu"} | options)
+    return load_model(cfg, trainable=False)
+
+
+def texts(seed: int, size: int) -> str:
+    return "".join(random.Random(seed).choices("abcdefgh ", k=size))
+
+
+def groups(model: LoadedModel) -> list[Group]:
+    """Prompts shorter and longer than the sliding windows (8), completions from one token on."""
+    found = []
+    for i, (prompt_size, sizes) in enumerate([(3, (5, 1)), (30, (12, 20)), (1, (9, 9)), (12, (1, 30))]):
+        prompt = Prompt(texts(i, prompt_size))
+        answers = [model.codec.completion(prompt, texts(100 + i * 10 + j, n)) for j, n in enumerate(sizes)]
+        found.append(Group(prompt, tuple(answers)))
+    return found
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_logps_and_gradients_are_those_of_the_padded_way(
+    kind: str, directory_of: Callable[[str], str]
+) -> None:
+    policy = tiny_policy(Path(directory_of(kind)), model={"lora": False})
+    model = policy.model
+    assert model.fast is not None
+    records = groups(model)
+    weights = torch.randn(8, generator=torch.Generator().manual_seed(0))
+
+    def outcome(fast: bool) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        model.network.zero_grad()
+        with computing(model):
+            outputs = completion_outputs(model, records, statistics=True) if fast else None
+            if outputs is not None:
+                assert outputs.logps is not None
+                (outputs.logps.sum() * weights).sum().backward()
+        if outputs is None:
+            outputs = lm_outputs(model, records, statistics=True)
+            assert outputs.logps is not None
+            (outputs.logps.sum() * weights).sum().backward()
+        gradients = {n: p.grad.clone() for n, p in model.network.named_parameters() if p.grad is not None}
+        assert outputs.logps and outputs.entropy and outputs.top1  # noqa: PT018
+        return outputs.logps.values.detach(), outputs.entropy.values, outputs.top1.values, gradients
+
+    fast, plain = outcome(True), outcome(False)
+    torch.testing.assert_close(fast[0], plain[0], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(fast[1], plain[1], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(fast[2], plain[2])
+    assert fast[3].keys() == plain[3].keys()
+    for name, gradient in plain[3].items():
+        torch.testing.assert_close(fast[3][name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_greedy_tokens_are_those_of_generate(kind: str, directory_of: Callable[[str], str]) -> None:
+    model = load(directory_of(kind))
+    assert model.fast is not None
+    prompts = [Prompt(texts(i, size)) for i, size in enumerate((3, 40, 12, 1))]
+    found = sample(model, prompts, 1, Sampling(temperature=0, max_new_tokens=24), seed=0, version=0)
+    reference = AutoModelForCausalLM.from_pretrained(directory_of(kind), dtype=torch.float32).eval()
+    for group in found:
+        ids = torch.tensor([model.codec.prompt_ids(group.prompt)])
+        out = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, pad_token_id=256
+        )
+        tokens = group.completions[0].token_ids
+        assert tuple(out[0, ids.shape[1] :].tolist()[: len(tokens)]) == tokens
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_both_engines_sample_the_same(kind: str, directory_of: Callable[[str], str]) -> None:
+    fast, plain = load(directory_of(kind)), load(directory_of(kind), fast=False)
+    prompts = [Prompt(texts(i, size)) for i, size in enumerate((3, 40, 12, 1, 7))]
+    # Six rows at a time for fifteen: slots are refilled while others go on.
+    options = Sampling(
+        max_new_tokens=24, sampling_rows=6, temperature=0.8, top_p=0.95, repetition_penalty=1.2
+    )
+    ours = sample(fast, prompts, 3, options, seed=1, version=0)
+    theirs = sample(plain, prompts, 3, options, seed=1, version=0)
+    for a, b in zip(ours, theirs, strict=True):
+        for one, other in zip(a.completions, b.completions, strict=True):
+            assert one == other
+            assert one.logps == pytest.approx(other.logps, abs=1e-4)
+            assert one.sampling_logps == pytest.approx(other.sampling_logps, abs=1e-4)
+
+
+def test_a_model_that_bypasses_the_registry_takes_the_plain_way_and_says_so(
+    directory_of: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="palate"):
+        model = load(directory_of("bloom"))
+    assert model.fast is None
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "plain way" in message
+    found = sample(model, [Prompt("hello")], 2, Sampling(max_new_tokens=5), seed=0, version=0)
+    torch.testing.assert_close(
+        batched_logps(model, found, 1000).rows()[0],
+        torch.tensor(found[0].completions[0].logps),
+        atol=1e-4,
+        rtol=0,
+    )
+
+
+def test_a_head_that_scales_its_logits_takes_the_plain_way(tmp_path: Path) -> None:
+    # Granite divides its logits: the probe must see that packed numbers are not the model's.
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    from palate.testing import byte_tokenizer
+
+    config = GraniteConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, eos_token_id=257, bos_token_id=258,
+        pad_token_id=256,
+        logits_scaling=8.0, initializer_range=0.2,
+    )  # fmt: skip
+    GraniteForCausalLM(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert load(str(tmp_path)).fast is None
+
+
+def test_a_saved_model_does_not_name_our_attention(
+    directory_of: Callable[[str], str], tmp_path: Path
+) -> None:
+    policy = tiny_policy(Path(directory_of("llama")))
+    with computing(policy.model):
+        policy.save(tmp_path / "out")
+    assert "palate" not in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_checkpointing_recomputes_the_packed_row(directory_of: Callable[[str], str]) -> None:
+    found = []
+    for checkpointing in (False, True):
+        policy = tiny_policy(Path(directory_of("mistral")), model={"checkpointing": checkpointing})
+        policy.model.network.train(checkpointing)
+        with computing(policy.model):
+            logps = completion_outputs(policy.model, groups(policy.model)).logps
+            assert logps is not None
+            logps.sum().sum().backward()
+        found.append([p.grad.clone() for _, p in policy.model.trained()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def adapted(directory: str, **options: object) -> Policy:
+    """A policy whose adapter does something."""
+    policy = tiny_policy(Path(directory), model={"lora": True, **options})
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in policy.model.trained():
+        if "lora_B" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    policy.model.revision += 1
+    return policy
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_sampling_merges_the_adapter_and_follows_its_changes(
+    kind: str, directory_of: Callable[[str], str]
+) -> None:
+    policy = adapted(directory_of(kind))
+    plain = replace(policy.model, fast=None)
+    prompts, options = [Prompt("hello"), Prompt("you")], Sampling(max_new_tokens=16)
+    for seed in range(2):
+        fast = sample(policy.model, prompts, 2, options, seed=seed, version=0)
+        assert fast == sample(plain, prompts, 2, options, seed=seed, version=0)
+        for _, parameter in policy.model.trained():
+            parameter.data = parameter.data * 1.5
+        policy.model.revision += 1
+
+
+def test_merging_changes_no_live_weight_and_copies_no_other(directory_of: Callable[[str], str]) -> None:
+    policy = adapted(directory_of("llama"))
+    before = {name: p.detach().clone() for name, p in policy.model.network.named_parameters()}
+    merged = policy.model.sampling_network()
+    for name, parameter in policy.model.network.named_parameters():
+        assert torch.equal(parameter, before[name])
+    live = {p.data_ptr() for p in policy.model.network.parameters()}
+    own = {name for name, p in merged.named_parameters() if p.data_ptr() not in live}
+    assert own == {name for name in own if name.endswith("proj.weight")}
+    assert len(own) == 2 * 7  # two layers, seven matrices each
+
+
+def test_with_the_adapter_off_the_base_is_sampled(directory_of: Callable[[str], str]) -> None:
+    policy = adapted(directory_of("llama"))
+    base = load(directory_of("llama"))
+    options = Sampling(max_new_tokens=16)
+    with policy.model.without_adapter():
+        ours = sample(policy.model, [Prompt("hello")], 2, options, seed=0, version=0)
+    assert ours == sample(base, [Prompt("hello")], 2, options, seed=0, version=0)
+
+
+# ---- the head --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("train_head", [True, False])
+def test_head_against_autograd_in_float64(
+    softcap: float | None, bias: bool, train_head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("palate.model.head.TILE_ELEMENTS", 3 * 11)  # three tokens a tile: 7 = 3 + 3 + 1
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
+    weight = torch.randn(11, 5, generator=generator, requires_grad=train_head)
+    offset = torch.randn(11, generator=generator, requires_grad=train_head) if bias else None
+    targets = torch.randint(11, (7,), generator=generator)
+    incoming = torch.randn(7, generator=generator)
+    logps, entropy, top1 = LMHead(weight, offset, softcap).logps(hidden, targets, statistics=True)
+    (logps * incoming).sum().backward()
+
+    wanted = [t.detach().double().requires_grad_() for t in (hidden, weight, *([offset] if bias else []))]
+    logits = wanted[0] @ wanted[1].T + (wanted[2] if bias else 0.0)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    table = logits.log_softmax(-1)
+    oracle = table.gather(-1, targets[:, None])[:, 0]
+    (oracle * incoming.double()).sum().backward()
+    torch.testing.assert_close(logps.double(), oracle, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy.double(), -(table.exp() * table).sum(-1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(top1, (logits.argmax(-1) == targets).float())
+    trained = [hidden, *([weight, *([offset] if bias else [])] if train_head else [])]
+    for ours, theirs in zip(trained, wanted, strict=False):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-5, rtol=1e-5)
+
+
+# ---- the layout ------------------------------------------------------------------------------------
+
+
+def test_layout_by_hand() -> None:
+    # prompt of 3 with completions of 2 and 1, prompt of 1 with one of 2: rows 0-2 | 3-4 | 5 | 6 | 7-8
+    shape = [(3, (2, 1)), (1, (2,))]
+    assert PackedLayout(shape).sizes == [3, 2, 1, 1, 2]
+    assert positions(shape).tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2]]
+    assert predicting(shape).tolist() == [2, 3, 2, 6, 7]
+
+
+def test_packed_batches_keep_the_budget_and_every_record() -> None:
+    batches = packed_batches([5, 50, 7, 3, 9, 5], 15)
+    assert batches == [[3, 0, 5], [2], [4], [1]]
