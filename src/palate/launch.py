@@ -70,6 +70,7 @@ def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
     comparisons, same = read_comparisons(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     policy = _policy(cfg, run, cfg.total_steps(len(comparisons)))
     pairs, cut_same = _distinct([policy.model.codec.pair(row) for row in comparisons], cfg.data)
+    policy.optimizer.total_steps = cfg.total_steps(len(pairs))  # without the pairs that are left out
     held_out: list[Pair] = []
     if cfg.eval_data is not None:
         rows, _ = read_comparisons(cfg.eval_data, split=cfg.eval_split, columns=cfg.map, limit=cfg.eval_limit)

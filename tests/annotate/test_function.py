@@ -174,7 +174,9 @@ def test_a_column_that_the_data_lack() -> None:
 def test_a_wrong_number_of_rewards(rewards: Any) -> None:
     text = complaint(lambda completions: rewards)
     count = len(rewards) if isinstance(rewards, list) else 1
-    assert f"gave {count} rewards for 2 completions; expected one each (first prompt: 'two?' at data.j" in text
+    assert (
+        f"gave {count} rewards for 2 completions; expected one each (first prompt: 'two?' at data.j" in text
+    )
 
 
 @pytest.mark.parametrize(

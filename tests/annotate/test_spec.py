@@ -103,9 +103,7 @@ def test_the_penalty_for_cut_completions() -> None:
         ("1e999*length:4", "has the weight inf; expected a finite number"),
     ],
 )
-def test_what_names_nothing(
-    spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_names_nothing(spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PalateError) as caught:
         annotator([spec])

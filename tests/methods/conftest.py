@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 
 from palate.learn import Policy
+from palate.methods import METHODS
 from palate.run import Run
 from palate.testing import tiny_model
+from palate.types import Comparison, Prompt
 
 Weights = dict[str, torch.Tensor]
 
@@ -53,3 +57,39 @@ def weights() -> Any:
 @pytest.fixture
 def equal() -> Any:
     return same
+
+
+def comparisons(count: int, seed: int) -> list[Comparison]:
+    """Pairs in which capitals are the better answer, on any subject and at any length."""
+    draw = random.Random(seed)
+
+    def word(letters: str) -> str:
+        return "".join(draw.choice(letters) for _ in range(draw.randint(4, 16)))
+
+    return [
+        Comparison(Prompt(f"{seed}.{i}?"), word("ABCDEFGHIJKLM"), word("nopqrstuvwxyz")) for i in range(count)
+    ]
+
+
+@pytest.fixture
+def fitted(base: str, tmp_path: Path) -> Callable[..., tuple[list[dict[str, Any]], Policy]]:
+    """Run an offline method on such pairs; the rows of metrics and the policy."""
+
+    def go(
+        method: str, *, pairs: int = 64, held_out: int = 40, **options: Any
+    ) -> tuple[list[dict[str, Any]], Policy]:
+        output = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        defaults = {"steps": 20, "batch_size": 8, "lora": False, "lr": 3e-3}
+        fixed = {"model": base, "data": "-", "output": output, "dtype": "float32", "device": "cpu"}
+        chosen = METHODS[method]
+        cfg: Any = chosen.config.model_validate(defaults | fixed | options)
+        with Run(cfg, method=method) as run:
+            policy = Policy.load(cfg, total_steps=cfg.total_steps(pairs), seed=run.seed("adapter"))
+            learnt, unseen = (
+                [policy.model.codec.pair(row) for row in comparisons(n, seed)]
+                for n, seed in ((pairs, 1), (held_out, 2))
+            )
+            chosen.train(policy, learnt, cfg, run, held_out=unseen)
+        return rows_of(run), policy
+
+    return go

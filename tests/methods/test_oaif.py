@@ -58,7 +58,7 @@ def rise(found: list[dict[str, Any]]) -> float:
 
 
 ENOUGH = 0.12
-"""Ten standard errors of `rise`: shares of 8 tokens, 32 completions a step or more, 5 steps on either side."""
+"""Ten standard errors of `rise`: shares of 8 tokens, at least 32 completions a step, 5 steps each side."""
 
 
 def settings(loss: str, n: int, lora: bool, seed: int) -> dict[str, Any]:
@@ -92,9 +92,7 @@ def settings(loss: str, n: int, lora: bool, seed: int) -> dict[str, Any]:
         ("hinge_norm", 4, True, 1),
     ],
 )
-def test_the_reward_rises(
-    train: Callable[..., Trained], loss: str, n: int, lora: bool, seed: int
-) -> None:
+def test_the_reward_rises(train: Callable[..., Trained], loss: str, n: int, lora: bool, seed: int) -> None:
     found, _ = train(**settings(loss, n, lora, seed))
     assert rise(found) > ENOUGH
     assert max(row.get("objective/kl", 0) for row in found) > 1  # it has left the reference, measurably
@@ -147,11 +145,13 @@ def test_a_higher_score_is_chosen(train: Callable[..., Trained]) -> None:
 
 
 def ties_for(tied: Callable[[Prompt], bool]) -> Annotator:
-    """Rewards that tie on some prompts and follow the share on others."""
+    """Rewards that tie on some prompts and differ on the others."""
 
     def annotate(groups: Sequence[Group]) -> list[Group]:
-        rewards = (lambda g: tuple(0.0 if tied(g.prompt) else hash(c.token_ids) % 997 for c in g.completions))
-        return [g.annotated(rewards(g)) for g in groups]
+        return [
+            g.annotated(tuple(0.0 if tied(g.prompt) else hash(c.token_ids) % 997 for c in g.completions))
+            for g in groups
+        ]
 
     return annotate
 
@@ -226,9 +226,7 @@ def test_the_tie_threshold(train: Callable[..., Trained]) -> None:
 
 def test_completions_without_a_reward_are_never_chosen(train: Callable[..., Trained]) -> None:
     def annotate(groups: Sequence[Group]) -> list[Group]:
-        return [
-            g.annotated((None, 1.0) if int(g.prompt.text[1:]) < 3 else (0.0, 1.0)) for g in groups
-        ]
+        return [g.annotated((None, 1.0) if int(g.prompt.text[1:]) < 3 else (0.0, 1.0)) for g in groups]
 
     found, _ = train(annotate, batch_size=16)
     for row in found:

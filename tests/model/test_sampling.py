@@ -179,6 +179,13 @@ def test_the_logits_are_left_as_they_are() -> None:
 PROBS = np.array([0.32, 0.02, 0.0, 0.21, 0.11, 0.05, 0.29])
 
 
+def counted(logps: Tensor, uniforms: np.ndarray) -> np.ndarray:
+    """How often each token is drawn from one row; in portions that stay in the processor's cache."""
+    portions = torch.from_numpy(uniforms).split(500)
+    tokens = torch.cat([draw(logps.expand(len(some), -1), some) for some in portions])
+    return np.bincount(tokens.numpy(), minlength=logps.shape[-1])
+
+
 def restricted_by_hand(options: dict) -> np.ndarray:
     """The distribution that the options leave of `PROBS`, in float64 and without logits."""
     p = PROBS.copy()
@@ -220,8 +227,7 @@ def test_draws_follow_the_distribution(options: dict) -> None:
     barred[0, options.get("barred", [])] = True
     logits = torch.from_numpy(np.log(np.maximum(PROBS, 1e-300))).float()[None]
     logps = restricted_logps(logits, sampling, barred=barred)
-    tokens = draw(logps.expand(draws, -1), torch.from_numpy(row_uniforms(1, "p", 0, 0, draws)))
-    counts = np.bincount(tokens.numpy(), minlength=len(PROBS))
+    counts = counted(logps, row_uniforms(1, "p", 0, 0, draws))
     possible = expected > 0
     assert counts[~possible].sum() == 0
     assert scipy.stats.chisquare(counts[possible], draws * expected[possible]).pvalue > 1e-3
@@ -233,19 +239,38 @@ def test_draws_follow_the_repetition_penalty() -> None:
     seen = torch.tensor([[True, True, False, False]])
     logps = restricted_logps(logits, Sampling(repetition_penalty=2.0), seen=seen)
     expected = np.exp([0.5, -2.0, 1.0, -1.0])
-    tokens = draw(logps.expand(100_000, -1), torch.from_numpy(row_uniforms(2, "p", 0, 0, 100_000)))
-    counts = np.bincount(tokens.numpy(), minlength=4)
+    counts = counted(logps, row_uniforms(2, "p", 0, 0, 100_000))
     assert scipy.stats.chisquare(counts, 100_000 * expected / expected.sum()).pvalue > 1e-3
 
 
 LAST_BELOW_ONE = 1 - 2**-53
 
 
-def test_the_edges_of_the_uniform_number_never_meet_an_impossible_token() -> None:
-    # Impossible tokens at both ends: u = 0 must step over the first ones, u -> 1 must stop before the last.
-    logps = torch.tensor([[0.0, 0.0, 0.5, 0.0, 0.5, 0.0, 0.0]]).log()
-    for u, token in [(0.0, 2), (5e-324, 2), (0.49, 2), (0.51, 4), (LAST_BELOW_ONE, 4)]:
+@pytest.mark.parametrize(
+    ("size", "first", "second"), [(7, 2, 4), (1000, 300, 400), (1000, 300, 600), (512, 256, 511)]
+)
+def test_the_edges_of_the_uniform_number_never_meet_an_impossible_token(
+    size: int, first: int, second: int
+) -> None:
+    # Impossible tokens at both ends: u = 0 must step over the first ones, u -> 1 must stop before the last,
+    # and neither may be lost in a whole block of them.
+    logps = torch.full((1, size), -torch.inf)
+    logps[0, [first, second]] = math.log(0.5)
+    for u, token in [(0.0, first), (5e-324, first), (0.49, first), (0.51, second), (LAST_BELOW_ONE, second)]:
         assert draw(logps, torch.tensor([u], dtype=torch.float64)).item() == token
+
+
+@pytest.mark.parametrize("size", [5, 256, 257, 3000])
+def test_the_draw_inverts_the_cumulative_distribution(size: int) -> None:
+    # In blocks or not, a number in [0, 1) means the same token.
+    logits = 3 * torch.randn(500, size, generator=torch.Generator().manual_seed(size))
+    logps = restricted_logps(logits, Sampling(top_p=0.98))
+    uniforms = row_uniforms(3, "p", 0, 0, 500)
+    cumulative = np.cumsum(logps.double().exp().numpy(), axis=-1)
+    expected = [
+        np.searchsorted(c, u * c[-1], side="right") for c, u in zip(cumulative, uniforms, strict=True)
+    ]
+    assert draw(logps, torch.from_numpy(uniforms)).tolist() == expected
 
 
 @pytest.mark.parametrize("size", [3, 1000, 49_152])

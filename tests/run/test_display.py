@@ -164,9 +164,7 @@ def test_model_text_cannot_drive_the_terminal() -> None:
     out = io.StringIO()
     display = Display(Console(file=out, force_terminal=True, width=100, legacy_windows=False))
     display.start("oaif", Path("runs/x"))
-    display.metrics(
-        {"step": 1, "step_time": 0.0}, [group(ESCAPES + BIDI + " unseen", prompt=f"P{ESCAPES}")]
-    )
+    display.metrics({"step": 1, "step_time": 0.0}, [group(ESCAPES + BIDI + " unseen", prompt=f"P{ESCAPES}")])
     assert display._live is not None
     display._live.refresh()
     display.stop()

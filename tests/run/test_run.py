@@ -226,9 +226,7 @@ def test_a_run_that_never_began_may_be_replaced(tmp_path: Path) -> None:
         {"config.json": '{"model_type": "llama", "hidden_size": 64}', "model.safetensors": "weights"},
     ],
 )
-def test_a_foreign_directory_is_never_touched(
-    tmp_path: Path, overwrite: bool, files: dict[str, str]
-) -> None:
+def test_a_foreign_directory_is_never_touched(tmp_path: Path, overwrite: bool, files: dict[str, str]) -> None:
     directory = tmp_path / "mine"
     directory.mkdir()
     for name, text in files.items():

@@ -78,12 +78,14 @@ def sample(config: SampleConfig) -> int:
     if config.output is not None:
         write_rows(config.output, _rows(groups))
         return 0
-    console = Console()
-    for row in _rows(groups):
-        if config.json_lines:
+    if config.json_lines:
+        for row in _rows(groups):
             print(jsonlib.dumps(row, ensure_ascii=False))
-        else:
-            texts = (plain(str(row["prompt"])), "italic"), "\n", plain(row["completion"]), "\n"
+        return 0
+    console = Console()
+    for group in groups:
+        for completion in group.completions:
+            texts = (plain(group.prompt.text), "italic"), "\n", plain(completion.text), "\n"
             console.print(Text.assemble(*texts), soft_wrap=True)
     return 0
 

@@ -1,0 +1,304 @@
+"""The real program, in this process, on real (tiny) models and files: what users get wrong, and what they get."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoModelForCausalLM
+
+import palate
+from palate.cli import main
+from palate.methods import METHODS
+
+TINY = "--model tiny --device cpu --dtype float32"
+FILES = {
+    "prompts.jsonl": '{"prompt": "one"}\n{"prompt": "two"}\n',
+    "pairs.jsonl": "".join(
+        f'{{"prompt": "{i}", "chosen": "yes {i}", "rejected": "no {i}"}}\n' for i in range(4)
+    ),
+    "chat.jsonl": '{"prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]}\n',
+    "empty.jsonl": "",
+    "blank.jsonl": "\n\n",
+    "cut.jsonl": '{"prompt": "one"}\n{"prompt": "tw',
+    "question.jsonl": '{"prompt": "one"}\n{"question": "two"}\n',
+    "long.jsonl": f'{{"prompt": "one"}}\n{{"prompt": "{"x" * 300}"}}\n',
+    "long_pair.jsonl": f'{{"prompt": "{"x" * 300}", "chosen": "a", "rejected": "b"}}\n',
+    "tab.yaml": "data: prompts.jsonl\n\tbeta: 1\n",
+    "near.yaml": "data: prompts.jsonl\nbatchsize: 2\n",
+    "run.yaml": "data: prompts.jsonl\nreward: rewards.py:letters\nsteps: 2\nbatch_size: 2\nmax_new_tokens: 4\n",
+    "no_model/notes.txt": "mine",
+    "foreign/notes.txt": "mine",
+    "broken_model/config.json": '{"model_type": ',
+    "broken_import.py": "import no_such_package\n",
+    "rewards.py": """
+def letters(completions, completion_ids):
+    return [sum(map(ord, str(c))) % 101 + len(ids) / 7 for c, ids in zip(completions, completion_ids)]
+def boom(completions):
+    raise KeyError("the\\x1b[31m\\nkey")
+def few(completions):
+    return [1.0]
+def words(completions):
+    return ["good"] * len(completions)
+def nothing(completions):
+    return [None] * len(completions)
+""",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with good and bad files, and the tiny model as `tiny`."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "tiny").symlink_to(tiny)
+    shutil.copytree(tiny, tmp_path / "cut_model")
+    weights = tmp_path / "cut_model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -> str:
+    """A run of two small steps."""
+    sampled = f"--reward {reward} --max-new-tokens 4" if reward else "--max-new-tokens 4"
+    return f"run {method} {TINY} --data {data} {sampled} --steps 2 --batch-size 2"
+
+
+# ---- Mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        # Commands, methods and flags.
+        ("run oaiff --data prompts.jsonl", ["unknown method 'oaiff'", "did you mean 'oaif'?"]),
+        ("trian oaif", ["unknown command 'trian'", "palate --help"]),
+        ("run dpo --data pairs.jsonl --betta 1", ["unknown flag --betta", "did you mean --beta?"]),
+        (f"{short('prompts.jsonl')} --beta -0.1", ["--beta is -0.1", "a number greater than 0"]),
+        (f"{short('prompts.jsonl')} --n 1", ["--n is 1", "at least 2"]),
+        (f"{short('prompts.jsonl')} --loss dpoo", ["--loss is 'dpoo'", "did you mean dpo?"]),
+        (f"{short('prompts.jsonl')} --min-new-tokens 9", ["min_new_tokens is 9, above max_new_tokens 4"]),
+        (f"run oaif {TINY} --reward length:3", ["data is missing, give --data"]),
+        # Configuration files.
+        ("run oaif --config near.yaml", ["`batchsize` (line 2 of near.yaml)", "did you mean `batch_size`?"]),
+        ("run oaif --config tab.yaml", ["tab.yaml is not valid YAML at line 2, column 1"]),
+        ("run oaif --config no.yaml", ["config file no.yaml does not exist"]),
+        # Data.
+        (short("promts.jsonl"), ["promts.jsonl does not exist", "Did you mean prompts.jsonl?"]),
+        (short("empty.jsonl"), ["empty.jsonl has no rows"]),
+        (short("blank.jsonl"), ["blank.jsonl has no rows"]),
+        (short("cut.jsonl"), ["cut.jsonl:2 is not JSON", "is the file cut off?"]),
+        (short("question.jsonl"), ["question.jsonl:2: prompt is missing", "Try --map prompt=question"]),
+        (short("long.jsonl"), ["long.jsonl:2: the prompt has 318 tokens", "no room for 4 new in the 256"]),
+        (short("long_pair.jsonl", "", "dpo"), ["long_pair.jsonl:1: the prompt has 318 tokens"]),
+        (short("prompts.jsonl", "", "dpo"), ["prompts.jsonl:1: chosen is missing"]),
+        (f"{short('prompts.jsonl')} --map prompt=qestion", ["no row has the column 'qestion'"]),
+        (f"{short('prompts.jsonl')} --eval-data no.jsonl", ["no.jsonl does not exist"]),
+        (f"{short('pairs.jsonl', '', 'ipo')} --eval-data prompts.jsonl", ["prompts.jsonl:1: chosen is mis"]),
+        # Models.
+        ("run oaif --data prompts.jsonl --reward length:3 --model no_model",
+         ["directory 'no_model' holds no model", "found notes.txt"]),
+        ("run oaif --data prompts.jsonl --reward length:3 --model ./none", ["'./none' is not a directory"]),
+        ("run dpo --data pairs.jsonl --model broken_model", ["'broken_model' could not be loaded"]),
+        ("run dpo --data pairs.jsonl --model cut_model", ["'cut_model' could not be loaded", "complete?"]),
+        ("run dpo --data pairs.jsonl --model tiny --device warp", ["device 'warp' is not to be had here"]),
+        (f"{short('prompts.jsonl')} --max-length 9999", ["max_length is 9999", "at most 256"]),
+        # Rewards.
+        (short("prompts.jsonl", ""), ["no reward is given", "--reward sentiment"]),
+        (short("prompts.jsonl", "sentimant"), ["reward 'sentimant' is unknown", "module:function"]),
+        (short("prompts.jsonl", "no_such_module:f"), ["reward module 'no_such_module' is not there"]),
+        (short("prompts.jsonl", "no_such.py:f"), ["reward file 'no_such.py' is not there"]),
+        (short("prompts.jsonl", "rewards:leters"), ["rewards has no function 'leters'", "letters, boom, few"]),
+        (short("prompts.jsonl", "broken_import:f"), ["importing broken_import raised ModuleNotFoundError"]),
+        (short("prompts.jsonl", "model:tiny"), ["model 'tiny' has no reward head"]),
+        (short("prompts.jsonl", "rewards.py:boom"),
+         ["rewards.py:boom raised KeyError", "at prompts.jsonl:", "completion: "]),
+        (short("prompts.jsonl", "rewards.py:few"), ["rewards.py:few gave 1 rewards for 4 completions"]),
+        (short("prompts.jsonl", "rewards.py:words"), ["rewards.py:words gave 'good'; expected a number"]),
+        (short("prompts.jsonl", "rewards.py:nothing"), ["rewards.py:nothing gave no usable reward"]),
+        (f"{short('pairs.jsonl', 'no_such:f', 'dpo')} --eval-data pairs.jsonl", ["'no_such' is not there"]),
+        # Where the run goes.
+        (f"{short('prompts.jsonl')} --output foreign", ["'foreign' is there and holds no run"]),
+        (f"{short('prompts.jsonl')} --output no_model --overwrite", ["'no_model' is there and holds no run"]),
+        (f"{short('prompts.jsonl')} --output prompts.jsonl/run", ["cannot be written: Not a directory"]),
+        (f"{short('prompts.jsonl')} --output /proc/run", ["'/proc/run' cannot be written"]),
+        (f"{short('prompts.jsonl')} --report-to mlflow", ["report_to 'mlflow' is unknown", "tensorboard"]),
+        # Sampling.
+        (f"sample {TINY}", ["nothing to sample from; give --prompt TEXT or --data FILE"]),
+        (f"sample {TINY} --prompt a --data prompts.jsonl", ["--prompt and --data were both given"]),
+        (f"sample {TINY} --prompt a --max-new-tokens 300", ["no room for 300 new", "it begins 'a'"]),
+        (f"sample {TINY} --prompt a --max-new-tokens 2 --output a.csv", ["a.csv has the suffix '.csv'"]),
+        (f"sample {TINY} --prompt a --max-new-tokens 2 --output no/a.jsonl", ["there is no folder no"]),
+        (f"sample {TINY} --prompt a --temperature hot", ["--temperature is 'hot', expected a number"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_names_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], line: str, parts: list[str]
+) -> None:
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("palate: ")
+    assert err.count("\n") == 1  # and hence no traceback
+    assert err.removesuffix("\n").isprintable()  # also where it quotes what a model or a reward has said
+    assert all(part in err for part in parts), err
+    assert out == ""
+    left = [path for path in folder.glob("runs/*/*") if path.name not in ("config.json", "metrics.jsonl")]
+    assert left == []
+    assert all(path.read_text() == "" for path in folder.glob("runs/*/metrics.jsonl"))
+
+
+def test_a_mistake_can_be_mended_and_the_command_given_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What the failed run has left does not stand in the way of the next.
+    assert main(short("promts.jsonl").split()) == 2
+    assert (folder / "runs" / "oaif" / "config.json").is_file()
+    assert main(short("prompts.jsonl").split()) == 0
+
+
+def test_a_run_that_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = short("pairs.jsonl", "", "dpo").split()
+    assert main(line) == 0
+    before = (folder / "runs" / "dpo" / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    assert main(line) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "'runs/dpo' holds a run already; give --output another directory, or replace it with --ov" in err
+    assert (folder / "runs" / "dpo" / "metrics.jsonl").read_text() == before
+    assert main([*line, "--overwrite"]) == 0
+
+
+def test_the_real_process_ends_as_the_function_does(folder: Path) -> None:
+    # Here no warning of a library may add a line, nor a thread of one keep it from ending.
+    command = [sys.executable, "-m", "palate", *short("prompts.jsonl", "rewards.py:boom").split()]
+    environment = {**os.environ, "PYTHONPATH": str(Path(str(palate.__file__)).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("palate: reward function rewards.py:boom raised KeyError")
+    assert done.stderr.count("\n") == 1
+
+
+# ---- What works ------------------------------------------------------------------------------------
+
+
+def test_run_oaif(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"run oaif --config run.yaml {TINY} --eval-data prompts.jsonl --output out/first --beta 0.2"
+    assert main(line.split()) == 0
+    out, err = capsys.readouterr()
+    progress = err.splitlines()
+    assert len(progress) == 2
+    assert progress[0].startswith("step 1/2  reward ")
+    assert progress[1].startswith("step 2/2  reward ")
+    for shown in ("held-out prompts (2)", "mean reward", "win rate over before", "KL from before"):
+        assert shown in out
+    assert out.count("before (") == out.count("after (") == 2  # both answers to both prompts
+    assert "out/first/checkpoints/step-2" in out
+    config = json.loads((folder / "out/first/config.json").read_text())["config"]
+    assert (config["beta"], config["steps"]) == (0.2, 2)  # the flag's and the file's
+    assert (folder / "out/first/checkpoints/step-2/adapter_model.safetensors").is_file()
+
+
+def test_run_dpo(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"{short('pairs.jsonl', '', 'dpo')} --eval-data pairs.jsonl --no-lora"
+    assert main(line.split()) == 0
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 2
+    assert "held-out pairs (4)" in out
+    assert "implicit reward agrees" in out
+    path = out.split("checkpoint")[1].split()[0]
+    assert path == "runs/dpo/checkpoints/step-2"
+    AutoModelForCausalLM.from_pretrained(path)
+
+
+def test_a_path_is_not_broken_where_the_output_is_no_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a" * 90
+    assert main(f"{short('pairs.jsonl', '', 'dpo')} --output {name}".split()) == 0
+    assert f"{name}/checkpoints/step-2\n" in capsys.readouterr().out
+
+
+@pytest.fixture
+def sampled(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    def sample(flags: str) -> str:
+        assert main(f"sample {TINY} --max-new-tokens 5 {flags}".split()) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    return sample
+
+
+def test_sample_as_json_lines(sampled: Callable[[str], str]) -> None:
+    rows = [json.loads(line) for line in sampled("--data prompts.jsonl --n 2 --json-lines").splitlines()]
+    assert [row["prompt"] for row in rows] == ["one", "one", "two", "two"]
+    for row in rows:
+        assert row.keys() == {"prompt", "completion", "finish", "tokens", "logp"}
+        assert 1 <= row["tokens"] <= 5
+        assert row["logp"] < 0
+        assert row["finish"] in ("eos", "length")
+
+
+def test_sample_the_same_and_other(sampled: Callable[[str], str]) -> None:
+    one, same, other = (sampled(f"--prompt hi --json-lines --seed {seed}") for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_sample_in_chat_form(sampled: Callable[[str], str]) -> None:
+    (line,) = sampled("--data chat.jsonl --json-lines").splitlines()
+    row = json.loads(line)
+    assert row["prompt"] == [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+    assert [turn["role"] for turn in row["completion"]] == ["assistant"]
+    assert sampled("--data chat.jsonl").startswith("U\n")  # for people: what was asked
+
+
+def test_sample_for_people_leaves_text_as_it_is(sampled: Callable[[str], str]) -> None:
+    text = "word" * 30  # longer than a line
+    assert sampled(f"--prompt {text}").startswith(f"{text}\n")
+
+
+def test_sample_to_a_file(sampled: Callable[[str], str], folder: Path) -> None:
+    expected = [json.loads(line) for line in sampled("--data prompts.jsonl --json-lines").splitlines()]
+    assert sampled("--data prompts.jsonl --output rows.jsonl") == ""
+    assert [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()] == expected
+    sampled("--data prompts.jsonl --output rows.parquet")
+    assert pq.read_table(folder / "rows.parquet").to_pylist() == expected
+
+
+def test_what_was_trained_can_be_sampled(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(short("prompts.jsonl").split()) == 0
+    capsys.readouterr()
+    (checkpoint,) = folder.glob("runs/oaif/checkpoints/*")
+    line = f"sample --model {checkpoint} --device cpu --prompt hi --max-new-tokens 3 --json-lines"
+    assert main(line.split()) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "hi"
+
+
+def test_methods_as_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    rows = json.loads(out)
+    assert [row["name"] for row in rows] == list(METHODS)
+    for row in rows:
+        assert row["learns_from"] in ("prompts", "pairs")
+        assert row["paper"] == METHODS[row["name"]].paper
+        assert row["summary"]
+
+
+def test_methods_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["methods"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out and METHODS[name].paper in out for name in METHODS)

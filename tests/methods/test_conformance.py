@@ -1,0 +1,342 @@
+"""What holds of every method, by being in METHODS."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import palate
+from palate.config import Config, MethodConfig
+from palate.errors import AnnotatorError, ConfigError, DataError, RunError
+from palate.methods import METHODS, base
+from palate.testing import END
+
+NAMES = pytest.mark.parametrize("name", sorted(METHODS))
+LORA = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+
+# TRL's names: what a reader of any method's curves looks for, whatever the method.
+CORE = {
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+    "num_tokens",
+    "entropy",
+    "step_time",
+}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "prompts": [{"prompt": f"question {i}", "wanted": "e"} for i in range(6)],
+    "pairs": [
+        {"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"oh no {i * i}"} for i in range(8)
+    ],
+}
+REWARD = """
+def letters(completions, completion_ids):
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    return [sum(map(ord, t)) % 101 + len(ids) / 7 for t, ids in zip(texts, completion_ids)]
+"""
+
+
+@pytest.fixture
+def options(tiny: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A tiny run's options by the name of its method."""
+
+    def make(name: str, **changes: Any) -> dict[str, Any]:
+        kind = METHODS[name].learns_from
+        for part in ("train", "held_out"):
+            rows = ROWS[kind] if part == "train" else ROWS[kind][:3]
+            (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "rewards.py").write_text(REWARD)
+        fixed = {
+            "model": tiny,
+            "data": str(tmp_path / "train.jsonl"),
+            "eval_data": str(tmp_path / "held_out.jsonl"),
+            "output": tmp_path / "run",
+            "reward": f"{tmp_path / 'rewards.py'}:letters",
+            "steps": 3,
+            "batch_size": 4,
+            "max_new_tokens": 6,
+            "lora_rank": 2,
+            "dtype": "float32",
+            "device": "cpu",
+            "lr": 1e-2,
+        }
+        return fixed | changes
+
+    return make
+
+
+def train(name: str, options: dict[str, Any], **more: Any) -> palate.Outcome:
+    return palate.train(name, METHODS[name].config.model_validate(options), **more)
+
+
+def rows_of(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- What a method declares ------------------------------------------------------------------------
+
+
+def test_a_file_with_a_method_is_a_method() -> None:
+    files = Path(str(base.__file__)).parent.glob("*.py")
+    declared = {
+        f.stem.replace("_", "-") for f in files if re.search(r"^METHOD\b", f.read_text(), re.MULTILINE)
+    }
+    assert set(METHODS) == declared
+    assert {"dpo", "ipo", "oaif"} <= declared
+
+
+@NAMES
+def test_names(name: str) -> None:
+    method = METHODS[name]
+    assert method.name == name
+    assert method.train.__module__ == f"palate.methods.{name.replace('-', '_')}"
+    assert method.config.__module__ == method.train.__module__
+
+
+@NAMES
+def test_it_says_what_it_is_and_whose(name: str) -> None:
+    method = METHODS[name]
+    assert re.search(r"\barXiv:\d{4}\.\d{5}\b", method.paper)
+    source = Path(str(sys.modules[method.train.__module__].__file__)).read_text()
+    opening = source.split('"""')[1]
+    assert method.paper.split("arXiv:")[1][:10] in opening  # the module cites the same paper
+    assert 10 < len(method.summary) < 100
+    assert "\n" not in method.summary
+    assert method.group in base.METHOD_GROUPS
+
+
+@NAMES
+def test_every_option_is_explained(name: str) -> None:
+    cls = METHODS[name].config
+    assert issubclass(cls, MethodConfig)
+    for field in cls.model_fields:
+        # A method that only changes a default may leave the text to the part that has the field.
+        parts = [part for part in cls.__mro__ if issubclass(part, Config) and field in part.model_fields]
+        assert any(part.model_fields[field].description for part in parts), f"{cls.__name__}.{field}"
+
+
+@NAMES
+def test_a_learning_rate_is_vetted_for_adapters_and_for_all_weights(name: str) -> None:
+    cls = METHODS[name].config
+    assert {cls(data="x", lora=True).lr, cls(data="x", lora=False).lr} == set(cls.vetted_lr.values())
+    assert cls(data="x", lr=0.5).lr == 0.5
+
+
+@NAMES
+def test_its_paper_config_fits(name: str) -> None:
+    file = Path(__file__).parents[2] / "configs" / "paper" / f"{name}.yaml"
+    from palate.cli.settings import load_config
+
+    load_config(METHODS[name].config, file=file, flags={"data": "x"})
+
+
+# ---- A whole run -----------------------------------------------------------------------------------
+
+
+@NAMES
+@LORA
+def test_a_run_leaves_everything(name: str, lora: bool, options: Callable[..., dict[str, Any]]) -> None:
+    outcome = train(name, options(name, lora=lora))
+    directory = outcome.run.directory
+
+    config = json.loads((directory / "config.json").read_text())
+    assert config["method"] == name
+    assert config["config"] == METHODS[name].config.model_validate(options(name, lora=lora)).model_dump(
+        mode="json"
+    )
+
+    steps = [row for row in rows_of(directory) if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    for row in steps:
+        assert row.keys() >= CORE
+        assert all(isinstance(value, int | float) for value in row.values())
+        assert 0 <= row["rewards/accuracies"] <= 1
+        assert row["rewards/margins"] == pytest.approx(
+            row["rewards/chosen"] - row["rewards/rejected"], abs=1e-5
+        )
+        assert row["logps/chosen"] < 0
+        assert row["grad_norm"] > 0
+        assert row["learning_rate"] == 1e-2
+        assert 0 < row["entropy"] < 5.6  # log of the vocabulary's 259
+        assert row["step_time"] >= row["time/learn"] > 0
+    tokens = [row["num_tokens"] for row in steps]
+    assert tokens == sorted(set(tokens))  # counted up over the run
+
+    summary = json.loads((directory / "summary.json").read_text())
+    assert (summary["method"], summary["steps"], summary["checkpoint"]) == (name, 3, "checkpoints/step-3")
+    assert 0 <= summary["win_rate_low"] <= summary["win_rate"] <= summary["win_rate_high"] <= 1
+    assert summary["compared"] == 3
+    assert summary["kl"] != 0
+    assert summary == outcome.summary
+
+
+@NAMES
+@LORA
+def test_its_checkpoint_loads_without_palate(
+    name: str, lora: bool, options: Callable[..., dict[str, Any]], tiny: str
+) -> None:
+    outcome = train(name, options(name, lora=lora))
+    path = str(outcome.run.directory / outcome.summary["checkpoint"])
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tiny if lora else path, dtype=torch.float32)
+    start: Any = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    if lora:
+        loaded = PeftModel.from_pretrained(loaded, path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert text == "<bos>user:Hi<end><bos>assistant:"  # the template came along
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        there, here, untrained = (
+            m(input_ids=ids).logits
+            for m in (loaded.eval(), outcome.policy.model.network.eval(), start.eval())
+        )
+    torch.testing.assert_close(there, here, atol=1e-5, rtol=1e-5)
+    assert (there - untrained).abs().max() > 1e-3  # it is the trained one
+    assert tokenizer.eos_token == END
+
+
+@NAMES
+@LORA
+def test_its_checkpoint_is_a_model_to_start_from(
+    name: str, lora: bool, options: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    first = train(name, options(name, lora=lora, output=tmp_path / "first"))
+    checkpoint = first.run.directory / first.summary["checkpoint"]
+    second = train(name, options(name, lora=lora, model=str(checkpoint), output=tmp_path / "second"))
+    start = rows_of(second.run.directory)
+    (step, *_) = [row for row in start if "loss" in row]
+    assert step["rewards/margins"] == 0.0  # the reference is the checkpoint, not what it was made from
+    assert (second.policy.model.peft is not None) == lora
+
+
+@NAMES
+def test_without_held_out_data_nothing_is_compared(name: str, options: Callable[..., dict[str, Any]]) -> None:
+    outcome = train(name, options(name, eval_data=None, steps=1))
+    assert outcome.evaluation is None
+    assert "win_rate" not in outcome.summary
+    assert (outcome.run.directory / outcome.summary["checkpoint"]).is_dir()
+
+
+@NAMES
+def test_the_same_run_twice(name: str, options: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    one, two = (
+        train(name, options(name, lora=False, output=tmp_path / str(i))).policy.model.network.state_dict()
+        for i in range(2)
+    )
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@NAMES
+def test_the_schedule_ends_with_the_run(name: str, options: Callable[..., dict[str, Any]]) -> None:
+    outcome = train(name, options(name, schedule="linear", warmup_steps=1, steps=4, eval_data=None))
+    rates = [row["learning_rate"] for row in rows_of(outcome.run.directory) if "loss" in row]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
+
+
+# ---- What a user gets wrong ------------------------------------------------------------------------
+
+
+@NAMES
+def test_a_reward_that_does_not_exist_is_told_before_training(
+    name: str, options: Callable[..., dict[str, Any]]
+) -> None:
+    # Also where it only serves the measurement afterwards: it must not cost the training.
+    given = options(name, reward="no_such_module:f")
+    with pytest.raises(AnnotatorError, match="no_such_module"):
+        train(name, given)
+    assert rows_of(given["output"]) == []
+
+
+@NAMES
+def test_a_prompt_without_room_is_told_before_training(
+    name: str, options: Callable[..., dict[str, Any]]
+) -> None:
+    given = options(name, max_new_tokens=250)
+    with pytest.raises(DataError, match=r"held_out\.jsonl:1|train\.jsonl:1"):
+        train(name, given)
+    assert rows_of(given["output"]) == []
+
+
+@NAMES
+def test_a_reward_that_fails_afterwards_does_not_cost_the_training(
+    name: str, options: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    given = options(name, steps=1)
+    held_out = {**ROWS[METHODS[name].learns_from][0], "prompt": "the last straw"}
+    (tmp_path / "held_out.jsonl").write_text(json.dumps(held_out))
+    (tmp_path / "rewards.py").write_text(
+        REWARD + "def fussy(prompts, completions, completion_ids):\n"
+        "    assert 'last straw' not in str(prompts)\n"
+        "    return letters(completions, completion_ids)\n"
+    )
+    with pytest.raises(AnnotatorError, match="fussy raised AssertionError"):
+        train(name, {**given, "reward": f"{tmp_path / 'rewards.py'}:fussy"})
+    assert (given["output"] / "checkpoints" / "step-1" / "tokenizer.json").is_file()
+
+
+@NAMES
+def test_a_run_is_not_overwritten_by_the_next(name: str, options: Callable[..., dict[str, Any]]) -> None:
+    given = options(name, steps=1, eval_data=None)
+    train(name, given)
+    with pytest.raises(RunError, match="holds a run already"):
+        train(name, given)
+    assert train(name, {**given, "overwrite": True}).summary["steps"] == 1
+
+
+def test_an_unknown_method() -> None:
+    with pytest.raises(ConfigError, match=r"method 'dpoo' is unknown; there are dpo, ipo, oaif"):
+        palate.train("dpoo", METHODS["dpo"].config(data="x"))
+
+
+def test_another_methods_config() -> None:
+    with pytest.raises(ConfigError, match="oaif takes a OAIFConfig, got a DPOConfig"):
+        palate.train("oaif", METHODS["dpo"].config(data="x"))
+
+
+# ---- Pairs that are none ---------------------------------------------------------------------------
+
+PAIRS = pytest.mark.parametrize("name", [n for n in sorted(METHODS) if METHODS[n].learns_from == "pairs"])
+
+
+@PAIRS
+def test_equal_pairs_are_left_out_and_counted(
+    name: str, options: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = options(name, max_length=40, eval_data=None, epochs=1, steps=None, schedule="linear")
+    rows = [
+        *ROWS["pairs"],
+        {"prompt": "same", "chosen": "a", "rejected": "a"},
+        {"prompt": "cut to the same", "chosen": "a" * 40 + "b", "rejected": "a" * 40 + "c"},
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = train(name, given, display=palate.Display())
+    assert (outcome.summary["pairs"], outcome.summary["pairs_dropped"]) == (8, 2)
+    # 8 pairs in batches of 4, not 9 or 10: also for the schedule, which must come down to its end.
+    assert outcome.summary["steps"] == 2
+    assert [row["learning_rate"] for row in rows_of(outcome.run.directory)] == [1e-2, 0.5e-2]
+    assert "left out 2 pairs in which chosen and rejected are the same" in capsys.readouterr().err
+
+
+@PAIRS
+def test_held_out_accuracy_before_and_after(name: str, options: Callable[..., dict[str, Any]]) -> None:
+    summary = train(name, options(name, reward=(), steps=2)).summary
+    assert summary["held_out_pairs"] == 3
+    assert summary["accuracy_before"] == 0.5
+    assert 0 <= summary["accuracy_low"] <= summary["accuracy_after"] <= summary["accuracy_high"] <= 1
