@@ -227,14 +227,15 @@ def test_a_function_beside_the_data(folder: Path, spec: str) -> None:
     assert scorer.name == spec
 
 
-def test_a_file_may_have_dataclasses_with_postponed_annotations(folder: Path) -> None:
-    (folder / "rich.py").write_text(  # also the name of a package that must stay what it is
+@pytest.mark.parametrize("name", ["mine", "rich"])  # also that of a package, which stays what it is
+def test_a_file_may_have_dataclasses_with_postponed_annotations(folder: Path, name: str) -> None:
+    (folder / f"{name}.py").write_text(
         "from __future__ import annotations\n"
         "from dataclasses import InitVar, dataclass\n"
         "@dataclass\nclass Rule:\n    limit: int\n    scale: InitVar[float] = 1.0\n"
         "def short(completions): return [float(len(c) < Rule(3).limit) for c in completions]\n"
     )
-    assert load_function("rich.py:short")(PROMPTS, COMPLETIONS) == [1.0, 1.0]
+    assert load_function(f"{name}.py:short")(PROMPTS, COMPLETIONS) == [1.0, 1.0]
     assert hasattr(__import__("rich"), "print")
 
 

@@ -1,4 +1,4 @@
-"""The real program, in this process, on real (tiny) models and files: what users get wrong, and what they get."""
+"""The real program, in this process, on real (tiny) models and files: what a user gets for what is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -33,7 +33,7 @@ FILES = {
     "long_pair.jsonl": f'{{"prompt": "{"x" * 300}", "chosen": "a", "rejected": "b"}}\n',
     "tab.yaml": "data: prompts.jsonl\n\tbeta: 1\n",
     "near.yaml": "data: prompts.jsonl\nbatchsize: 2\n",
-    "run.yaml": "data: prompts.jsonl\nreward: rewards.py:letters\nsteps: 2\nbatch_size: 2\nmax_new_tokens: 4\n",
+    "run.yaml": "data: prompts.jsonl\nreward: rewards.py:letters\nsteps: 2\nbatch-size: 2\nmax_new_tokens: 4",
     "no_model/notes.txt": "mine",
     "foreign/notes.txt": "mine",
     "broken_model/config.json": '{"model_type": ',
@@ -54,7 +54,7 @@ def nothing(completions):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with good and bad files, and the tiny model as `tiny`."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -65,7 +65,8 @@ def folder(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     weights.write_bytes(weights.read_bytes()[:1000])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("rewards", None)
 
 
 def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -> str:
@@ -118,7 +119,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (short("prompts.jsonl", "sentimant"), ["reward 'sentimant' is unknown", "module:function"]),
         (short("prompts.jsonl", "no_such_module:f"), ["reward module 'no_such_module' is not there"]),
         (short("prompts.jsonl", "no_such.py:f"), ["reward file 'no_such.py' is not there"]),
-        (short("prompts.jsonl", "rewards:leters"), ["rewards has no function 'leters'", "letters, boom, few"]),
+        (short("prompts.jsonl", "rewards:leters"), ["rewards has no function 'leters'; it has letters,"]),
         (short("prompts.jsonl", "broken_import:f"), ["importing broken_import raised ModuleNotFoundError"]),
         (short("prompts.jsonl", "model:tiny"), ["model 'tiny' has no reward head"]),
         (short("prompts.jsonl", "rewards.py:boom"),
@@ -202,7 +203,8 @@ def test_run_oaif(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert progress[1].startswith("step 2/2  reward ")
     for shown in ("held-out prompts (2)", "mean reward", "win rate over before", "KL from before"):
         assert shown in out
-    assert out.count("before (") == out.count("after (") == 2  # both answers to both prompts
+    answers = [line.split(" (")[0] for line in out.splitlines() if line.startswith(("before (", "after ("))]
+    assert answers == ["before", "after"] * 2  # to both prompts
     assert "out/first/checkpoints/step-2" in out
     config = json.loads((folder / "out/first/config.json").read_text())["config"]
     assert (config["beta"], config["steps"]) == (0.2, 2)  # the flag's and the file's
@@ -216,9 +218,8 @@ def test_run_dpo(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert err.count("\n") == 2
     assert "held-out pairs (4)" in out
     assert "implicit reward agrees" in out
-    path = out.split("checkpoint")[1].split()[0]
-    assert path == "runs/dpo/checkpoints/step-2"
-    AutoModelForCausalLM.from_pretrained(path)
+    assert "\ncheckpoint  runs/dpo/checkpoints/step-2\n" in out
+    AutoModelForCausalLM.from_pretrained("runs/dpo/checkpoints/step-2")
 
 
 def test_a_path_is_not_broken_where_the_output_is_no_terminal(

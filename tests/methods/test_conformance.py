@@ -183,6 +183,10 @@ def test_a_run_leaves_everything(name: str, lora: bool, options: Callable[..., d
     assert summary["compared"] == 3
     assert summary["kl"] != 0
     assert summary == outcome.summary
+    assert outcome.evaluation is not None
+    measured = [c for g in (*outcome.evaluation.before, *outcome.evaluation.after) for c in g.completions]
+    assert len(measured) == 6
+    assert all(len(c.token_ids) <= 6 for c in measured)  # sampled as the run says
 
 
 @NAMES

@@ -249,6 +249,22 @@ def test_the_seed_decides_the_weights_to_the_last_bit(
     torch.random.set_rng_state(state)
 
 
+def test_every_prompt_in_turn_in_an_order_of_the_seed(train: Callable[..., Trained]) -> None:
+    def asked(seed: int) -> list[str]:
+        seen: list[str] = []
+
+        def annotate(groups: Sequence[Group]) -> list[Group]:
+            seen.extend(g.prompt.text for g in groups)
+            return scored(ScriptedScorer(share))(groups)
+
+        train(annotate, seed=seed, steps=4)
+        return seen
+
+    one, other = asked(1), asked(2)
+    assert sorted(one) == sorted(other) == sorted(p.text for p in PROMPTS)  # 4 steps of 4: an epoch
+    assert one != other
+
+
 # ---- Configuration ---------------------------------------------------------------------------------
 
 

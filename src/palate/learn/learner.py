@@ -73,7 +73,7 @@ class Learner:
             RunError: the gradient is not finite.
         """
         assert records, "nothing to learn from; a method skips such a step"
-        meter = _Meter(len(records))
+        meter = _Meter()
         learning_rate = self.optimizer.learning_rate()
         self.optimizer.drop_gradients()  # of an update that was interrupted
         for batch in batches(self.model, records, self.cfg.micro_batch_tokens):
@@ -95,7 +95,7 @@ class Learner:
     @torch.no_grad()
     def measure(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
         """The metrics of `update` without learning, for held-out records."""
-        meter = _Meter(len(records))
+        meter = _Meter()
         for batch in batches(self.model, records, self.cfg.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if objective.ref is None else objective.ref.logps(micro)
@@ -210,9 +210,8 @@ def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextMan
 class _Meter:
     """Means over the records and the tokens of an update, gathered over its micro-batches."""
 
-    def __init__(self, records: int) -> None:
-        self.records = records
-        self.sums: dict[str, float] = {}
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, int]] = {}
         self.tokens: dict[str, float] = {}
         self.token_count = 0
         self.gap_sum = self.gap_max = 0.0
@@ -220,7 +219,9 @@ class _Meter:
 
     def add(self, numbers: dict[str, Tensor]) -> None:
         for name, values in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(values.detach().double().sum())
+            applies = values.detach().double() if name == "loss" else values[~values.isnan()].double()
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = total + float(applies.sum()), count + len(applies)
 
     def add_tokens(self, outputs: Outputs, records: Sequence[Record], version: int | None) -> int:
         """Token means, and how far the sampler's log-probabilities are from the learner's; the count back."""
@@ -241,7 +242,7 @@ class _Meter:
         return tokens
 
     def result(self) -> Metrics:
-        metrics = {name: total / self.records for name, total in self.sums.items()}
+        metrics = {name: total / count for name, (total, count) in self.sums.items() if count}
         metrics |= {name: total / self.token_count for name, total in self.tokens.items()}
         if self.token_count:
             metrics["num_tokens"] = self.token_count

@@ -16,7 +16,7 @@ from palate.types import Completion, Pair, Record
 R_contra = TypeVar("R_contra", bound=Record, contravariant=True)
 
 Numbers = Mapping[str, Tensor]
-"""Metrics by name, one number per record: float32 (R,). The learner averages them over the batch."""
+"""Metrics by name, one number per record: float32 (R,), NaN where it does not apply. The learner averages."""
 
 
 class Reference(Protocol):
@@ -68,12 +68,12 @@ class Pairwise:
         loss = self.loss(chosen, rejected, ref_chosen, ref_rejected, self.strength, **self.options)
         with torch.no_grad():
             numbers = pair_numbers(chosen, rejected, ref_chosen, ref_rejected, self.strength)
-            if outputs.ref_logps is not None and all(
-                c.policy_version is not None for c in records[0].completions
-            ):
-                # Only where the policy's own samples are scored is the mean log-ratio an estimate of KL.
+            if outputs.ref_logps is not None:
+                # Only on the policy's own samples is the mean log-ratio an estimate of KL.
+                sampled = [all(c.policy_version is not None for c in pair.completions) for pair in records]
                 kl = (outputs.logps.sum() - outputs.ref_logps.sum()).view(-1, 2).mean(-1)
-                numbers = {**numbers, "objective/kl": kl}
+                from_data = ~torch.tensor(sampled, device=kl.device)
+                numbers = {**numbers, "objective/kl": kl.masked_fill(from_data, torch.nan)}
         return loss, numbers
 
 

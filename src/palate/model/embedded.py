@@ -37,7 +37,9 @@ def embedded_model() -> Path:
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
         try:
             _convert(gguf, scratch)
-            scratch.chmod(0o755)
+            scratch.chmod(0o755)  # readable in a cache that several users share
+            for file in scratch.iterdir():
+                file.chmod(0o644)
             os.replace(scratch, target)
         except OSError:
             if not target.is_dir():  # another process may have finished the same copy first

@@ -82,6 +82,8 @@ def _disagreement(network: Any) -> str | None:
     head = LMHead.of(network)
     if head is None:
         return "its head is not a plain linear map"
+    if network.config.get_text_config().to_dict().get("attention_chunk_size"):
+        return "its attention is in chunks, which only its mask knows of"
     generator = torch.Generator().manual_seed(0)
     vocabulary = network.get_input_embeddings().weight.shape[0]
     ids = [torch.randint(vocabulary, (p + sum(cs),), generator=generator) for p, cs in PROBE]

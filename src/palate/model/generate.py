@@ -44,19 +44,25 @@ def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> int:
     attention_mask = (torch.arange(width)[None] >= torch.tensor(pad)[:, None]).long()
     chooser = _Draw(model, rows, sampling)
     stopping = StoppingCriteriaList([_StopTexts(codec, width, sampling.stop)] if sampling.stop else [])
-    out = model.network.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        generation_config=GenerationConfig(
-            do_sample=False,  # `_Draw` has drawn already and leaves one token to take
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(codec.end_ids),
-            pad_token_id=codec.end_id,
-            use_cache=True,
-        ),
-        logits_processor=LogitsProcessorList([chooser]),
-        stopping_criteria=stopping,
-    )
+    # Every option is said below: the model's own defaults (top-k, a repetition penalty) would slip into
+    # whatever is left unset.
+    own, model.network.generation_config = model.network.generation_config, GenerationConfig()
+    try:
+        out = model.network.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            generation_config=GenerationConfig(
+                do_sample=False,  # `_Draw` has drawn already and leaves one token to take
+                max_new_tokens=sampling.max_new_tokens,
+                eos_token_id=sorted(codec.end_ids),
+                pad_token_id=codec.end_id,
+                use_cache=True,
+            ),
+            logits_processor=LogitsProcessorList([chooser]),
+            stopping_criteria=stopping,
+        )
+    finally:
+        model.network.generation_config = own
     total = 0
     for row, taken in zip(rows, out[:, width:].tolist(), strict=True):
         size, _, _ = cut(codec, row.tokens, sampling.stop)

@@ -20,7 +20,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GenerationConfig,
 )
 
 from palate.config import EMBEDDED, ModelConfig
@@ -152,12 +151,6 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         name=cfg.model,
         chat_template=template,
     )
-    # What to sample and when to stop is always said by the caller; a model's own generation defaults
-    # (top-k, a repetition penalty) would otherwise slip into every unset option of `generate`.
-    if network.can_generate():
-        network.generation_config = GenerationConfig(
-            eos_token_id=sorted(codec.end_ids), pad_token_id=codec.end_id
-        )
     if head == "scalar":
         _set_unused_pad(network, codec)
     network.eval()
@@ -199,6 +192,10 @@ def _network(
             )
     else:
         network = AutoModelForCausalLM.from_pretrained(source, **options)
+    if getattr(network, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"model {cfg.model!r} is an adapter on the hub; download it and give --model its directory"
+        )
     return network.to(device), dropout
 
 
