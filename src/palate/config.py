@@ -113,6 +113,8 @@ class Sampling(Config):
 
     @model_validator(mode="after")
     def _limits(self) -> Self:
+        if "" in self.stop:
+            raise ValueError("stop has an empty text, at which everything would end at once; leave it out")
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens {self.max_new_tokens}"

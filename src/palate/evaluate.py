@@ -23,7 +23,8 @@ class Evaluation:
         reward_before, reward_after: mean reward on the prompts that are compared.
         win_rate: share of prompts on which `after` has the higher reward, a tie counting one half.
         win_rate_low, win_rate_high: its 95 % interval.
-        kl: estimate of KL(after || before) from after's completions.
+        kl: estimate of KL(after || before) from after's completions; without bias only at temperature 1 with
+            nothing cut off, since elsewhere they are not drawn from the policy itself.
         length_before, length_after: mean tokens of a completion.
         eos_before, eos_after: share of completions that ended by themselves.
         compared: prompts on which both have a usable reward; the rest is left out.

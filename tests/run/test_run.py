@@ -201,9 +201,10 @@ def test_a_run_that_is_there_is_not_touched(tmp_path: Path) -> None:
 def test_overwrite_replaces_a_run_whole(tmp_path: Path) -> None:
     directory = begun(tmp_path / "run").directory
     (directory / "checkpoints" / "step-1").mkdir(parents=True)
-    begin(directory, overwrite=True)
+    with Run(RunConfig(output=directory, overwrite=True), method="toy") as run:
+        run.log(0, {"loss": 2.0})
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "metrics.jsonl"]
-    assert (directory / "metrics.jsonl").read_text() == ""
+    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_run_that_never_began_may_be_replaced(tmp_path: Path) -> None:
@@ -361,3 +362,20 @@ def test_seeds_look_random(tmp_path: Path) -> None:
     assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(len(bits))
     changes = sum(a != b for a, b in itertools.pairwise(bits)) / (len(bits) - 1)
     assert abs(changes - 0.5) < 4 * 0.5 / math.sqrt(len(bits))
+
+
+def test_a_replaced_run_comes_back_if_nothing_was_done_in_its_place(tmp_path: Path) -> None:
+    first = RunConfig(output=tmp_path / "run")
+    with Run(first, method="toy") as run:
+        run.log(0, {"loss": 1.0})
+    kept = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with (
+        pytest.raises(ZeroDivisionError),
+        Run(RunConfig(output=tmp_path / "run", overwrite=True), method="toy"),
+    ):
+        _ = 1 / 0  # such as data that cannot be read
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == kept
+    with Run(RunConfig(output=tmp_path / "run", overwrite=True), method="toy") as run:
+        run.log(0, {"loss": 2.0})
+    assert '"loss": 2.0' in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -16,7 +16,7 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from palate.config import DataConfig, MethodConfig, ModelConfig, RunConfig, Sampling
-from palate.data import read_prompts, write_rows
+from palate.data import check_target, read_prompts, write_rows
 from palate.errors import ConfigError
 from palate.evaluate import Evaluation
 from palate.launch import train
@@ -72,6 +72,8 @@ def sample(config: SampleConfig) -> int:
     """Sample completions and print or write them."""
     quiet_libraries()
     prompts = _prompts(config)
+    if config.output is not None:
+        check_target(config.output)
     model = load_model(config.part(ModelConfig), trainable=False)
     snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=2048)
     groups = snapshot.sample(prompts, config.n, config.sampling, seed=config.seed)

@@ -3,11 +3,12 @@
 from palate.data.formats import read_comparisons, read_demonstrations, read_prompts
 from palate.data.rows import Row, read_rows
 from palate.data.stream import Stream
-from palate.data.write import write_rows
+from palate.data.write import check_target, write_rows
 
 __all__ = [
     "Row",
     "Stream",
+    "check_target",
     "read_comparisons",
     "read_demonstrations",
     "read_prompts",

@@ -21,13 +21,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     or the folder is missing or not writable.
     """
     path = Path(path)
-    write = {".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix.lower())
-    if write is None:
-        raise DataError(f"{path} has the suffix '{path.suffix}'; rows are written to .jsonl or .parquet.")
-    if not path.parent.is_dir():
-        raise DataError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
-    if path.is_dir():
-        raise DataError(f"{path} cannot be written: it is a folder; name a file.")
+    write = check_target(path)
     plain = [_plain(row) for row in rows]
     if not plain:
         raise DataError(f"{path} is not written: there are no rows; expected at least one.")
@@ -35,6 +29,21 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 Write = Callable[[Path, list[dict[str, Any]], Path], None]
+
+
+def check_target(path: Path) -> Write:
+    """How rows are written to this path; to be asked before the rows are paid for.
+
+    Raises DataError as `write_rows` does for a suffix or a folder.
+    """
+    write = {".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix.lower())
+    if write is None:
+        raise DataError(f"{path} has the suffix '{path.suffix}'; rows are written to .jsonl or .parquet.")
+    if not path.parent.is_dir():
+        raise DataError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
+    if path.is_dir():
+        raise DataError(f"{path} cannot be written: it is a folder; name a file.")
+    return write
 
 
 def _replace(path: Path, rows: list[dict[str, Any]], write: Write) -> None:

@@ -68,9 +68,9 @@ class Pairwise:
         loss = self.loss(chosen, rejected, ref_chosen, ref_rejected, self.strength, **self.options)
         with torch.no_grad():
             numbers = pair_numbers(chosen, rejected, ref_chosen, ref_rejected, self.strength)
-            if outputs.ref_logps is not None:
+            sampled = [all(c.policy_version is not None for c in pair.completions) for pair in records]
+            if outputs.ref_logps is not None and any(sampled):
                 # Only on the policy's own samples is the mean log-ratio an estimate of KL.
-                sampled = [all(c.policy_version is not None for c in pair.completions) for pair in records]
                 kl = (outputs.logps.sum() - outputs.ref_logps.sum()).view(-1, 2).mean(-1)
                 from_data = ~torch.tensor(sampled, device=kl.device)
                 numbers = {**numbers, "objective/kl": kl.masked_fill(from_data, torch.nan)}

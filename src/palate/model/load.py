@@ -123,8 +123,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     Raises:
         ModelError: nothing usable is found under that name, or it needs leave to run its own code.
     """
-    device = torch.device(_device(cfg.device))
-    dtype = _dtype(cfg.dtype, device)
+    device, dtype = resolve(cfg)
     source, adapter = _resolve(cfg, head)
     template = _template(cfg.chat_template)
     with _explained(cfg.model), torch.random.fork_rng(devices=[]):
@@ -161,6 +160,16 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     fresh = peft is not None and adapter is None
     fast = fast_path(network, cfg.model) if cfg.fast and head == "lm" else None
     return LoadedModel(network, codec, head, cfg.model, peft, fresh, fast, _dropout=dropout)
+
+
+def resolve(cfg: ModelConfig) -> tuple[torch.device, torch.dtype]:
+    """The device and number format that `auto` stands for here.
+
+    Raises:
+        ModelError: the device is not to be had.
+    """
+    device = torch.device(_device(cfg.device))
+    return device, _dtype(cfg.dtype, device)
 
 
 def _network(

@@ -19,8 +19,9 @@ from typing import Any, Protocol, Self
 import torch
 from safetensors import SafetensorError
 
-from palate.config import RunConfig
+from palate.config import ModelConfig, RunConfig
 from palate.errors import RunError
+from palate.model.load import resolve
 from palate.run.display import Display
 from palate.run.trackers import Trackers, check_trackers
 from palate.types import Group
@@ -63,6 +64,8 @@ class Run:
         self.directory = cfg.output or Path("runs") / method
         self.display = display or Display(quiet=True)
         check_trackers(cfg.report_to)  # before a run is replaced
+        self._replaced: Path | None = None
+        """The run that was in the directory: kept until this one has done something."""
         self._open_directory()
         _write_json(self.directory / "config.json", self._description())
         self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
@@ -85,6 +88,10 @@ class Run:
         self.display.stop()
         self._metrics.close()
         self._trackers.close()
+        if self._replaced is not None and self._replaced.is_dir():
+            # Nothing was done: put back what was here.
+            shutil.rmtree(self.directory, ignore_errors=True)
+            os.replace(self._replaced, self.directory)
 
     # -- randomness --------------------------------------------------------------------------------
 
@@ -181,6 +188,9 @@ class Run:
     def _write(self, row: Mapping[str, Number]) -> None:
         self._metrics.write(json.dumps(_finite(row)) + "\n")
         self._metrics.flush()
+        if self._replaced is not None:
+            shutil.rmtree(self._replaced, ignore_errors=True)
+            self._replaced = None
         self._trackers.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
     def _rate(self, stage: str) -> float:
@@ -201,17 +211,33 @@ class Run:
                         f"{str(directory)!r} holds a run already; give --output another directory, or "
                         "replace it with --overwrite"
                     )
-                shutil.rmtree(directory)
+                self._put_aside(begun)
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(
                 f"run directory {str(directory)!r} cannot be written: {error.strerror or error}"
             ) from error
 
+    def _put_aside(self, begun: bool) -> None:
+        """Make room: what never began is removed, a run is kept until this one has done something."""
+        if self.directory.is_symlink():
+            raise OSError("it is a symbolic link to a run; give the run's own path")
+        if not begun:
+            shutil.rmtree(self.directory)
+            return
+        self._replaced = self.directory.with_name(f".{self.directory.name}.replaced")
+        shutil.rmtree(self._replaced, ignore_errors=True)
+        os.replace(self.directory, self._replaced)
+
     def _description(self) -> dict[str, Any]:
+        resolved = {}
+        if isinstance(self.cfg, ModelConfig):
+            device, dtype = resolve(self.cfg)
+            resolved = {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
         return {
             "method": self.method,
             "config": self.cfg.model_dump(mode="json"),
+            "resolved": resolved,
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "python": platform.python_version(),
             "machine": {
