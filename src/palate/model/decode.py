@@ -179,7 +179,7 @@ class Decoder:
 class KeyValueStore:
     """Keys and values of prompts, one copy for all rows of a slot, and of each row's new tokens.
 
-    Per layer: prompts (slots, kv heads, longest, D), rows (slots * rows, kv heads, new tokens, D).
+    Per layer: prompts (slots, kv heads, longest, D), rows (slots, kv heads, rows, new tokens, D).
     """
 
     def __init__(self, slots: int, rows: int, longest: int, new_tokens: int, device: torch.device) -> None:
@@ -198,7 +198,7 @@ class KeyValueStore:
         if index not in self.layers:
             _, heads, _, size = like.shape
             prompts = (self.slots, heads, self.longest, size)
-            own = (self.slots * self.rows, heads, self.new_tokens, size)
+            own = (self.slots, heads, self.rows, self.new_tokens, size)
             # Zeros, not what memory holds: a masked key still meets 0 * value, and a NaN would survive that.
             self.layers[index] = (
                 like.new_zeros(prompts),
@@ -236,9 +236,10 @@ class Prefill(PackedLayout):
 class Step:
     """One new token for some rows of the grid of slots x rows.
 
-    Scores against the prompt are a matrix product per slot, for all of its rows and the query heads of a
-    key head at once; scores against a row's own tokens one per row. Rows not in work are computed along
-    and thrown away, which costs less than gathering the keys of the others.
+    Everything is kept in the order (slot, kv head, row, query head of that kv head): in it, scores against
+    the prompt are a matrix product per slot and kv head for all rows at once, scores against a row's own
+    tokens one per row and kv head, and the two lie side by side without being moved. Rows not in work are
+    computed along and thrown away, which costs less than gathering the keys of the others.
     """
 
     def __init__(self, store: KeyValueStore, places: list[int], depth: list[int]) -> None:
@@ -250,6 +251,7 @@ class Step:
         self.depth[places] = torch.tensor(depth)
         self.longest = int(store.prompt_lengths.max())
         self.tokens = max(depth) + 1
+        self.slot_row = self.places // store.rows, self.places % store.rows
         self.at = torch.tensor(depth, device=store.device)
         self.together = self.whole and min(depth) == max(depth)
         self._bias: dict[int | None, Tensor] = {}
@@ -257,45 +259,47 @@ class Step:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
         """See `Layout`."""
         prompt_keys, prompt_values, keys, values = self.store.layer(layer, key)
-        if self.together:
-            keys[:, :, self.tokens - 1], values[:, :, self.tokens - 1] = key[:, :, 0], value[:, :, 0]
-        else:
-            keys[self.places, :, self.at], values[self.places, :, self.at] = key[:, :, 0], value[:, :, 0]
-        slots, rows, kv = self.store.slots, self.store.rows, key.shape[1]
-        size, group = query.shape[-1], query.shape[1] // kv
-        grid = query[:, :, 0]
+        slots, rows, kv, size = self.store.slots, self.store.rows, key.shape[1], query.shape[-1]
+        group = query.shape[1] // kv
+        self._write(keys, key)
+        self._write(values, value)
+        grid = query[:, :, 0] * how.scaling
         if not self.whole:
-            grid = query.new_zeros(slots * rows, *grid.shape[1:]).index_copy_(0, self.places, grid)
-        grid = grid * how.scaling
-        by_slot = (
-            grid.view(slots, rows, kv, group, size).transpose(1, 2).reshape(slots, kv, rows * group, size)
-        )
-        by_row = grid.view(slots * rows, kv, group, size)
-        prompt_scores = by_slot @ prompt_keys[:, :, : self.longest].transpose(-1, -2)
-        own_scores = by_row @ keys[:, :, : self.tokens].transpose(-1, -2)
-        prompt_scores = (
-            prompt_scores.view(slots, kv, rows, group, self.longest)
-            .transpose(1, 2)
-            .reshape(slots * rows, kv, group, self.longest)
-        )
-        scores = how.scores_cap(torch.cat((prompt_scores, own_scores), dim=-1).float())
-        weights = scores.add_(self._seen(how.window)).softmax(-1).to(value.dtype)
-        prompt_weights, own_weights = torch.split(weights, [self.longest, self.tokens], dim=-1)
-        prompt_weights = (
-            prompt_weights.reshape(slots, rows, kv, group, self.longest)
-            .transpose(1, 2)
-            .reshape(slots, kv, rows * group, self.longest)
-        )
-        found = own_weights @ values[:, :, : self.tokens]
-        shared = prompt_weights @ prompt_values[:, :, : self.longest]
-        shared = (
-            shared.view(slots, kv, rows, group, size).transpose(1, 2).reshape(slots * rows, kv, group, size)
-        )
-        found = (found + shared).view(slots * rows, 1, kv * group, size)
-        return found if self.whole else found.index_select(0, self.places)
+            grid = query.new_zeros(slots * rows, kv * group, size).index_copy_(0, self.places, grid)
+        grid = grid.view(slots, rows, kv, group, size).transpose(1, 2).contiguous()
+        by_slot = grid.view(slots * kv, rows * group, size)
+        by_row = grid.view(slots * kv * rows, group, size)
+        own_keys = keys.view(-1, self.store.new_tokens, size)[:, : self.tokens]
+        own_values = values.view(-1, self.store.new_tokens, size)[:, : self.tokens]
+        shared_keys = prompt_keys.view(-1, self.store.longest, size)[:, : self.longest]
+        shared_values = prompt_values.view(-1, self.store.longest, size)[:, : self.longest]
 
-    def _seen(self, window: int | None) -> Tensor:
-        """0 where a row sees a key, -inf where not: float32 (slots * rows, 1, 1, longest + tokens)."""
+        shared = torch.bmm(by_slot, shared_keys.transpose(1, 2)).view(slots, kv, rows, group, self.longest)
+        own = torch.bmm(by_row, own_keys.transpose(1, 2)).view(slots, kv, rows, group, self.tokens)
+        scores = how.scores_cap(torch.cat((shared, own), dim=-1))
+        # Softmax of a half-precision tensor sums in float32 inside.
+        weights = scores.add_(self._seen(how.window, scores)).softmax(-1)
+        found = torch.bmm(weights.view(slots * kv * rows, group, -1)[:, :, self.longest :], own_values)
+        found.view(slots * kv, rows * group, size).baddbmm_(
+            weights.view(slots * kv, rows * group, -1)[:, :, : self.longest], shared_values
+        )
+        out = (
+            found.view(slots, kv, rows, group, size)
+            .transpose(1, 2)
+            .reshape(slots * rows, 1, kv * group, size)
+        )
+        return out if self.whole else out.index_select(0, self.places)
+
+    def _write(self, kept: Tensor, new: Tensor) -> None:
+        """Put the new tokens' keys or values, (B, kv heads, 1, D), where they belong."""
+        if self.together:
+            slots, rows = self.store.slots, self.store.rows
+            kept[:, :, :, self.tokens - 1] = new.view(slots, rows, *new.shape[1:]).transpose(1, 2)[..., 0, :]
+        else:
+            kept[self.slot_row[0], :, self.slot_row[1], self.at] = new[:, :, 0]
+
+    def _seen(self, window: int | None, like: Tensor) -> Tensor:
+        """0 where a row sees a key, -inf where not: (slots, 1, rows, 1, longest + tokens)."""
         if window not in self._bias:
             lengths = self.store.prompt_lengths.repeat_interleave(self.store.rows)[:, None]
             depth = self.depth[:, None]
@@ -306,7 +310,8 @@ class Step:
                 own_seen = own_seen & (depth - own_at < window)
             bias = torch.zeros(len(depth), self.longest + self.tokens)
             bias.masked_fill_(~torch.cat((prompt_seen, own_seen), dim=-1), -torch.inf)
-            self._bias[window] = bias[:, None, None].to(self.store.device)
+            grid = bias.view(self.store.slots, 1, self.store.rows, 1, -1)
+            self._bias[window] = grid.to(like.device, like.dtype)
         return self._bias[window]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import io
 import os
 import shutil
 import tempfile
@@ -63,10 +65,11 @@ def _gguf_file() -> Path:
 
 def _convert(gguf: Path, target: Path) -> None:
     where, name = str(gguf.parent), gguf.name
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that nothing else turns off
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
     model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.to(torch.bfloat16).save_pretrained(target)

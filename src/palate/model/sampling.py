@@ -128,5 +128,20 @@ def choose(
     """
     restricted = restricted_logps(logits, sampling, seen=seen, barred=barred)
     tokens = draw(restricted, uniforms)[:, None]
+    drawn = restricted.gather(-1, tokens)[:, 0]
+    if barred is None and not restricts(sampling):
+        return tokens[:, 0], drawn, drawn
     logps = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
-    return tokens[:, 0], logps[:, 0], restricted.gather(-1, tokens)[:, 0]
+    return tokens[:, 0], logps[:, 0], drawn
+
+
+def restricts(sampling: Sampling) -> bool:
+    """Whether the distribution drawn from is another than the model's."""
+    s = sampling
+    return not (
+        s.temperature == 1.0
+        and s.top_k == 0
+        and s.top_p == 1.0
+        and s.min_p == 0.0
+        and s.repetition_penalty == 1.0
+    )
