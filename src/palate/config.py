@@ -53,7 +53,7 @@ class ModelConfig(Config):
     """Number format of the live weights; the optimizer keeps float32 copies of trained ones. `auto` is
     bfloat16 where the processor computes in it (AVX512-BF16, AMX, recent GPUs), float32 elsewhere."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the best there is."""
+    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` is `cuda` where there is one, else `cpu`."""
     max_length: int | None = Field(None, ge=2)
     """Longest prompt and completion together, in tokens; the model's own limit if not given."""
     chat_template: Path | None = None

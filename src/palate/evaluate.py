@@ -61,10 +61,10 @@ def compare(
 ) -> Evaluation:
     """Sample n completions a prompt from both, score them, and estimate how often `after` wins.
 
-    Both policies draw with the same uniform numbers, which takes some of the chance out of the comparison.
+    The two draw independently: with shared random numbers, small but even differences would win every time.
     """
-    old = annotate(before.sample(prompts, n, sampling, seed=seed))
-    new = annotate(after.sample(prompts, n, sampling, seed=seed))
+    old = annotate(before.sample(prompts, n, sampling, seed=2 * seed))
+    new = annotate(after.sample(prompts, n, sampling, seed=2 * seed + 1))
     outcomes = [(_win(a, b), a, b) for a, b in zip(new, old, strict=True)]
     wins = [win for win, _, _ in outcomes if win is not None]
     rate = _mean(wins)

@@ -20,6 +20,9 @@ from palate.model import Snapshot
 from palate.run import Display, Run
 from palate.types import Group, Pair, Prompt
 
+SAID = 5
+"""Prompts named for having no usable reward; the rest is counted in `objective/unusable`."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -83,7 +86,7 @@ def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
     base = policy.snapshot()
     method.train(policy, pairs, cfg, run, held_out=held_out)
     counts = {"pairs": len(pairs), "pairs_dropped": same + cut_same}
-    return _finish(policy, base, prompts, annotate, cfg, run, counts | _accuracies(run, len(held_out)))
+    return _finish(policy, base, prompts, annotate, cfg, run, counts | _accuracies(run, held_out))
 
 
 _PROCEDURES = {"prompts": _from_prompts, "pairs": _from_pairs}
@@ -113,14 +116,17 @@ def _finish(
     return Outcome(run, policy, summary, evaluation)
 
 
-def _accuracies(run: Run, pairs: int) -> dict[str, float]:
-    """Share of the held-out pairs ranked rightly by the implicit reward, at the start and at the end."""
+def _accuracies(run: Run, held_out: Sequence[Pair]) -> dict[str, float]:
+    """Share of the held-out pairs ranked rightly by the implicit reward, at the start and at the end.
+
+    The interval takes prompts for trials: several pairs of one prompt say less than pairs of several.
+    """
     if not run.measured:
         return {}
     before, after = (run.measured[i]["eval_rewards/accuracies"] for i in (0, -1))
-    low, high = wilson(after, pairs)
+    low, high = wilson(after, len({pair.prompt.id for pair in held_out}))
     return {
-        "held_out_pairs": pairs,
+        "held_out_pairs": len(held_out),
         "accuracy_before": before,
         "accuracy_after": after,
         "accuracy_low": low,
@@ -150,9 +156,19 @@ def _annotator(cfg: RewardConfig) -> Annotator:
 
 
 def _observed(annotate: Annotator, run: Run) -> Annotator:
+    said: set[str] = set()
+
     def wrapped(groups: Sequence[Group]) -> list[Group]:
         found = annotate(groups)
         run.observe("annotate", sum(len(group.completions) for group in groups))
+        for group in found:
+            unusable = sum(reward is None for reward in group.rewards or ())
+            if unusable and len(said) < SAID and group.prompt.id not in said:
+                said.add(group.prompt.id)
+                run.display.say(
+                    f"no usable reward for {unusable} of {len(group.completions)} completions of "
+                    f"{group.prompt.text[:60]!r} {group.prompt.where}: left out"
+                )
         return found
 
     return wrapped

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from palate.config import LearnerConfig, OptimConfig
+from palate.errors import RunError
 from palate.learn.objective import Objective
 from palate.learn.optim import Optimizer
 from palate.model import (
@@ -33,6 +34,9 @@ from palate.types import Record
 R = TypeVar("R", bound=Record)
 
 Metrics = dict[str, float]
+
+FLOAT32_GAP = 1e-2
+"""Nats by which the log-probability of one token may differ between sampler and learner in float32."""
 
 
 class Learner:
@@ -85,6 +89,13 @@ class Learner:
                 (loss.sum() / len(records)).backward()  # type: ignore[no-untyped-call]
             meter.add({"loss": loss.detach(), **numbers})
             self.observe("learn", meter.add_tokens(outputs, micro, self.version))
+            if meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32:
+                self.optimizer.drop_gradients()
+                raise RunError(
+                    f"sampler and learner differ by {meter.gap_max:.2g} nats on the same tokens of "
+                    f"{self.model.source}, so what would be learnt from is not what was sampled; use "
+                    "--no-fast, and report it"
+                )
         self._before_step()
         norm = self.optimizer.step()
         self.version += 1

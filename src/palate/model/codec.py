@@ -144,6 +144,8 @@ class Codec:
             # Neither a text nor `PLAIN_CHAT` has special tokens of its own; the tokenizer puts its BOS.
             text = content if isinstance(content, str) else self._render(content, add_generation_prompt=True)
             ids = self._ids(text, plain=True, add_special_tokens=True)
+            while ids and ids[-1] in self.end_ids:
+                ids.pop()  # some tokenizers end every text; a prompt goes on
             # A causal model needs one token to predict from.
             return ids or [
                 self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end_id

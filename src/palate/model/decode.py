@@ -7,7 +7,7 @@ batch at once, and a slot whose rows have all ended takes the next prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,33 +16,13 @@ from torch import Tensor
 from palate.config import Sampling
 from palate.model.attention import Attention, following
 from palate.model.codec import Codec
-from palate.model.fast import head_of
 from palate.model.head import LMHead
 from palate.model.layout import PackedLayout, positions
-from palate.model.load import LoadedModel
 from palate.model.rows import Row, cut
 from palate.model.sampling import choose
 
 PREFILL_TOKENS = 4096
 """Prompt tokens computed in one forward pass."""
-
-
-@torch.no_grad()
-def decoded(model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
-    """Fill groups of rows of one prompt each with tokens; gives how many have come, step by step."""
-    if not groups:
-        return
-    network, n = model.sampling_network(), len(groups[0])
-    decoder = Decoder(
-        network,
-        head_of(network),
-        model.codec,
-        sampling,
-        slots=min(len(groups), max(1, sampling.sampling_rows // n)),
-        rows=n,
-        longest=max(len(group[0].prompt_ids) for group in groups),
-    )
-    yield from decoder.run(iter(groups))
 
 
 class Decoder:

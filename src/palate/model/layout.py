@@ -7,7 +7,6 @@ itself, and its positions go on from the prompt's end; so the numbers are those 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ class PackedLayout:
     def __init__(self, records: Shape) -> None:
         self.records = records
         self.sizes = [size for prompt, completions in records for size in (prompt, *completions)]
+        self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
         """See `Layout`."""
@@ -39,10 +39,10 @@ class PackedLayout:
         for prompt, completions in self.records:
             prompt_key, prompt_value = next(keys), next(values)
             found.append(
-                how(next(queries), prompt_key, prompt_value, _seen(0, prompt, how.window, query.device))
+                how(next(queries), prompt_key, prompt_value, self._seen(0, prompt, how.window, query.device))
             )
             for size in completions:
-                mask = _seen(prompt, size, how.window, query.device)
+                mask = self._seen(prompt, size, how.window, query.device)
                 found.append(
                     how(
                         next(queries),
@@ -52,6 +52,13 @@ class PackedLayout:
                     )
                 )
         return torch.cat(found, dim=2).transpose(1, 2)
+
+    def _seen(self, before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
+        """As the function below; every layer asks for the same masks."""
+        key = before, size, window
+        if key not in self._masks:
+            self._masks[key] = _seen(before, size, window, device)
+        return self._masks[key]
 
 
 def positions(records: Shape) -> Tensor:
@@ -79,7 +86,6 @@ def predicting(records: Shape) -> Tensor:
     return torch.cat(parts)
 
 
-@lru_cache(maxsize=4096)
 def _seen(before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
     """Which of before + size keys each of the last `size` positions sees; None where plain causal does."""
     if before == 0 and (window is None or window >= size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 from collections.abc import Iterator, Mapping
@@ -25,13 +26,17 @@ from transformers import (
 from palate.config import EMBEDDED, ModelConfig
 from palate.errors import ModelError
 from palate.model.codec import Codec
-from palate.model.embedded import embedded_model
+from palate.model.embedded import CACHED_AS, embedded_model
 from palate.model.fast import FastPath, fast_path
 
 Head = Literal["lm", "scalar"]
 
 _NO_LIMIT = 1 << 20
 """Some tokenizers state a length limit of 1e30; anything above this says nothing."""
+
+
+_LIBRARY_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
+"""What transformers and its like raise about a model that they cannot load."""
 
 
 @dataclass
@@ -89,7 +94,7 @@ class LoadedModel:
 
     def sampling_network(self) -> Any:
         """The network to sample from: the live one, or a copy with a LoRA adapter added into its weights."""
-        if self.fast is None or self.peft is None or self.adapter_off:
+        if self.fast is None or self.peft is None or self.adapter_off or not self.fast.can_merge():
             return self.network
         return self.fast.merged(self.revision)
 
@@ -139,7 +144,9 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         elif trainable and cfg.lora:
             peft = get_peft_model(network, _lora(cfg, head), autocast_adapter_dtype=False)
     if peft is not None:
-        peft.to(dtype)
+        # Parameters alone: buffers, such as the frequencies of rotary embeddings, keep the float32 they have.
+        for parameter in peft.parameters():
+            parameter.data = parameter.data.to(dtype)
         for module in peft.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # an adapter that is continued may have been made with dropout
@@ -158,7 +165,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     elif cfg.checkpointing:
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     fresh = peft is not None and adapter is None
-    fast = fast_path(network, cfg.model) if cfg.fast and head == "lm" else None
+    fast = fast_path(network, codec, cfg.model) if cfg.fast and head == "lm" else None
     return LoadedModel(network, codec, head, cfg.model, peft, fresh, fast, _dropout=dropout)
 
 
@@ -228,14 +235,23 @@ def _resolve(cfg: ModelConfig, head: Head) -> tuple[str, str | None]:
             adapter = PeftConfig.from_pretrained(str(path))
         if head == "scalar" and adapter.task_type != "SEQ_CLS":
             raise ModelError(f"adapter {cfg.model!r} has no reward head; is it a language model's?")
-        return str(adapter.base_model_name_or_path), str(path)
+        return _base_of(cfg.model, str(adapter.base_model_name_or_path)), str(path)
     if not (path / "config.json").is_file():
         inside = sorted(p.name for p in path.iterdir())[:5]
         raise ModelError(
             f"directory {cfg.model!r} holds no model: expected config.json or adapter_config.json, "
             f"found {', '.join(inside) or 'nothing'}"
         )
-    return str(path), None
+    return str(path.resolve()), None  # an adapter made on it names it as it was loaded
+
+
+def _base_of(name: str, base: str) -> str:
+    """Where an adapter's base model is, as far as its name tells."""
+    if not base.startswith(("/", ".")) or Path(base).is_dir():
+        return base
+    if Path(base).name.startswith(CACHED_AS):
+        return str(embedded_model())  # the cache has moved, or is another user's
+    raise ModelError(f"adapter {name!r} was made on {base!r}, which is not there; put that model back")
 
 
 @contextmanager
@@ -243,7 +259,7 @@ def _explained(name: str) -> Iterator[None]:
     """Turn what transformers raises about a model that cannot be had into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (*_LIBRARY_ERRORS, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         text = " ".join(str(error).split())
@@ -252,9 +268,12 @@ def _explained(name: str) -> Iterator[None]:
                 f"model {name!r} comes with Python code of its own; read it, then allow --trust-remote-code"
             ) from error
         local = os.path.isdir(name)
+        near = difflib.get_close_matches(name, [EMBEDDED])
         hint = (
             "is it complete?"
             if local
+            else f"did you mean `{EMBEDDED}`?"
+            if near
             else f"check the id and the connection, or use `{EMBEDDED}`, which needs none"
         )
         raise ModelError(f"model {name!r} could not be loaded: {hint} ({text[:200]})") from error
@@ -325,9 +344,8 @@ def _device(name: str) -> str:
                 f"device {name!r} is not to be had here: {str(error).splitlines()[0]}"
             ) from error
         return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    # Not mps: sampling sums in float64, which it has not.
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from palate.config import Sampling
+from palate.errors import RunError
 
 BLOCK = 256
 """Tokens in a block of the vocabulary, for drawing."""
@@ -97,6 +98,8 @@ def draw(logps: Tensor, uniforms: Tensor) -> Tensor:
     """
     probs = torch.nn.functional.pad(logps.exp(), (0, -logps.shape[-1] % BLOCK)).view(len(logps), -1, BLOCK)
     upto = probs.sum(-1, dtype=torch.float64).cumsum(-1)
+    if not bool(upto[:, -1].isfinite().all()):
+        raise RunError("the model's logits are not finite, so nothing can be sampled; use --dtype float32")
     # Scaled by the row's own total: rounding must not leave a gap above the last token.
     target = uniforms[:, None] * upto[:, -1:]
     block = torch.searchsorted(upto, target, right=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,12 +31,20 @@ SHOWN = (
 )
 """Metrics worth a live look: name, label, format."""
 
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_UNSAFE = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
+
 _DOING = {"sample": "sampling", "annotate": "scoring", "learn": "learning", "evaluate": "evaluating"}
 
 
 def plain(text: str) -> str:
-    """Model text without control characters, which could move the cursor or recolour the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Model text without what could move the cursor, recolour the terminal, or turn the order of reading."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}"
+        if c in _BIDI or (unicodedata.category(c) in _UNSAFE and c not in "\n\t")
+        else c
+        for c in text
+    )
 
 
 class Display:

@@ -66,10 +66,15 @@ class Run:
         check_trackers(cfg.report_to)  # before a run is replaced
         self._replaced: Path | None = None
         """The run that was in the directory: kept until this one has done something."""
+        description = self._description()  # what it finds wrong, too
         self._open_directory()
-        _write_json(self.directory / "config.json", self._description())
-        self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self._trackers = Trackers(cfg.report_to, self.directory / "trackers", cfg.model_dump(mode="json"))
+        try:
+            _write_json(self.directory / "config.json", description)
+            self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
+            self._trackers = Trackers(cfg.report_to, self.directory / "trackers", cfg.model_dump(mode="json"))
+        except BaseException:
+            self._put_back()
+            raise
         self._started = self._step_began = self._last_event = time.perf_counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._amounts: defaultdict[str, int] = defaultdict(int)
@@ -88,10 +93,7 @@ class Run:
         self.display.stop()
         self._metrics.close()
         self._trackers.close()
-        if self._replaced is not None and self._replaced.is_dir():
-            # Nothing was done: put back what was here.
-            shutil.rmtree(self.directory, ignore_errors=True)
-            os.replace(self._replaced, self.directory)
+        self._put_back()
 
     # -- randomness --------------------------------------------------------------------------------
 
@@ -164,6 +166,7 @@ class Run:
         Raises:
             RunError: it cannot be written.
         """
+        self._let_go()
         target = self.directory / "checkpoints" / f"step-{step}"
         scratch = target.with_name(f".{target.name}.{os.getpid()}")
         try:
@@ -181,6 +184,7 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`."""
+        self._let_go()
         _write_json(self.directory / "summary.json", summary)
 
     # -- inside ------------------------------------------------------------------------------------
@@ -188,9 +192,7 @@ class Run:
     def _write(self, row: Mapping[str, Number]) -> None:
         self._metrics.write(json.dumps(_finite(row)) + "\n")
         self._metrics.flush()
-        if self._replaced is not None:
-            shutil.rmtree(self._replaced, ignore_errors=True)
-            self._replaced = None
+        self._let_go()
         self._trackers.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
     def _rate(self, stage: str) -> float:
@@ -206,6 +208,7 @@ class Run:
                     )
                 metrics = directory / "metrics.jsonl"
                 begun = metrics.is_file() and metrics.stat().st_size > 0
+                begun = begun or any((directory / name).exists() for name in ("checkpoints", "summary.json"))
                 if begun and not self.cfg.overwrite:
                     raise RunError(
                         f"{str(directory)!r} holds a run already; give --output another directory, or "
@@ -228,6 +231,18 @@ class Run:
         self._replaced = self.directory.with_name(f".{self.directory.name}.replaced")
         shutil.rmtree(self._replaced, ignore_errors=True)
         os.replace(self.directory, self._replaced)
+
+    def _let_go(self) -> None:
+        """Something has been done: the run that was replaced may go."""
+        if self._replaced is not None:
+            shutil.rmtree(self._replaced, ignore_errors=True)
+            self._replaced = None
+
+    def _put_back(self) -> None:
+        """Nothing was done: bring back the run that was here."""
+        if self._replaced is not None and self._replaced.is_dir():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            os.replace(self._replaced, self.directory)
 
     def _description(self) -> dict[str, Any]:
         resolved = {}
