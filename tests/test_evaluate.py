@@ -169,13 +169,13 @@ ANNOTATE = scored(ScriptedScorer(lambda text: float(sum(map(ord, text)))))
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_policy_against_itself(make_policy: Callable[..., Policy], lora: bool) -> None:
-    # Both draw with the same numbers, so a policy ties with itself on every prompt.
+    # The draws are independent, so that a policy wins against itself about as often as it loses.
     one, two = (make_policy(model={"lora": lora}).snapshot() for _ in range(2))
     found = compare(one, two, PROMPTS, ANNOTATE, SAMPLING, seed=3, n=2)
-    assert found.win_rate == 0.5
+    assert found.win_rate_low < 0.5 < found.win_rate_high
     assert found.kl == 0.0
     assert found.compared == len(PROMPTS)
-    assert found.before == found.after
+    assert found.before != found.after
     assert len({c.text for g in found.after for c in g.completions}) > len(PROMPTS)  # they were drawn
 
 

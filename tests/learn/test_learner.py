@@ -402,14 +402,14 @@ def test_the_gap_between_sampler_and_learner(make_policy: MakePolicy, model: dic
     )
     pairs = [Pair(g.prompt, *g.completions) for g in groups]
     names = [f"sampling/sampling_logp_difference/{which}" for which in ("mean", "max")]
-    # Shifted by hand on one side, for a gap that can be foretold: 0.5 on every token of two completions.
-    shifted = [replace(p, chosen=shift(p.chosen, 0.5)) for p in pairs]
+    # Shifted by hand on one side, for a gap that can be foretold: 0.005 on every token of two completions.
+    shifted = [replace(p, chosen=shift(p.chosen, 0.005)) for p in pairs]
     objective = Pairwise(PAIR_LOSSES["slic_rank"], strength=1.0)
     first = policy.update(shifted, objective)
     counts = [len(c.token_ids) for p in pairs for c in (p.chosen, p.rejected)]
-    expected = 0.5 * sum(counts[::2]) / sum(counts)
-    assert first[names[0]] == pytest.approx(expected, abs=1e-4)
-    assert first[names[1]] == pytest.approx(0.5, abs=1e-4)
+    expected = 0.005 * sum(counts[::2]) / sum(counts)
+    assert first[names[0]] == pytest.approx(expected, abs=1e-5)
+    assert first[names[1]] == pytest.approx(0.005, abs=1e-5)
     # A version later the difference is no error of the engine any more.
     stale = policy.update(pairs, objective)
     assert not set(names) & set(stale)
@@ -420,6 +420,17 @@ def test_the_gap_between_sampler_and_learner(make_policy: MakePolicy, model: dic
     assert mixed[names[0]] <= mixed[names[1]]
     # Nor is anything known of texts from data.
     assert not set(names) & set(policy.update(pairs_of(policy), objective))
+
+
+def test_in_float32_a_wide_gap_stops_before_anything_is_learnt(make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    groups = policy.snapshot().sample([Prompt("Hi")], 2, Sampling(max_new_tokens=6), seed=0)
+    before = [p.detach().clone() for _, p in policy.model.trained()]
+    pairs = [Pair(g.prompt, shift(g.completions[0], 0.5), g.completions[1]) for g in groups]
+    with pytest.raises(RunError, match=r"sampler and learner differ by 0\.5 nats"):
+        policy.update(pairs, Pairwise(PAIR_LOSSES["slic_rank"], strength=1.0))
+    assert all(torch.equal(a, p) for a, (_, p) in zip(before, policy.model.trained(), strict=True))
+    assert all(gradient is None for gradient in policy.optimizer.gradients())
 
 
 def shift(completion: Completion, by: float) -> Completion:

@@ -276,3 +276,44 @@ def test_layout_by_hand() -> None:
 def test_packed_batches_keep_the_budget_and_every_record() -> None:
     batches = packed_batches([5, 50, 7, 3, 9, 5], 15)
     assert batches == [[3, 0, 5], [2], [4], [1]]
+
+
+# ---- which models are let in -----------------------------------------------------------------------
+
+
+def test_buffers_keep_their_precision_under_a_bfloat16_adapter(directory_of: Callable[[str], str]) -> None:
+    for lora in (True, False):
+        policy = tiny_policy(Path(directory_of("llama")), dtype="bfloat16", model={"lora": lora})
+        assert {b.dtype for b in policy.model.network.buffers()} == {torch.float32}
+        assert policy.model.dtype == torch.bfloat16
+
+
+def test_a_bfloat16_adapter_is_not_merged(directory_of: Callable[[str], str]) -> None:
+    # A young adapter changes weights by less than bfloat16 resolves: merged, most of it would be lost.
+    policy = tiny_policy(Path(directory_of("llama")), dtype="bfloat16", model={"lora": True})
+    assert policy.model.fast is not None
+    assert policy.model.sampling_network() is policy.model.network
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_whose_layers_mix_neighbours_otherwise_takes_the_plain_way(
+    dtype: str, tmp_path: Path
+) -> None:
+    # LFM2 has short convolutions, which would run across the segments of a packed row.
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    from palate.testing import byte_tokenizer
+
+    config = Lfm2Config(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, eos_token_id=257, bos_token_id=258,
+        pad_token_id=256, layer_types=["conv", "full_attention"], initializer_range=0.3,
+    )  # fmt: skip
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert load(str(tmp_path), dtype=dtype).fast is None
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_rounding_alone_keeps_no_model_out(kind: str, directory_of: Callable[[str], str]) -> None:
+    assert load(directory_of(kind), dtype="bfloat16").fast is not None

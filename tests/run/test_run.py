@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from palate.config import RunConfig
-from palate.errors import ConfigError, RunError
+from palate.errors import ConfigError, ModelError, RunError
 from palate.methods.oaif import OAIFConfig
 from palate.run import Display, Run
 from palate.types import Completion, Group, Prompt
@@ -379,3 +379,26 @@ def test_a_replaced_run_comes_back_if_nothing_was_done_in_its_place(tmp_path: Pa
         run.log(0, {"loss": 2.0})
     assert '"loss": 2.0' in (tmp_path / "run" / "metrics.jsonl").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_cannot_begin_leaves_the_one_it_would_replace(tmp_path: Path) -> None:
+    directory = begun(tmp_path / "run").directory
+    cfg = OAIFConfig(data="x.jsonl", output=directory, overwrite=True, device="warp")
+    with pytest.raises(ModelError, match="device"):
+        Run(cfg, method="oaif")
+    assert (directory / "summary.json").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_checkpoint_alone_makes_a_run(tmp_path: Path) -> None:
+    class Model:
+        def save(self, directory: Path) -> None:
+            (directory / "model.safetensors").write_text("weights")
+
+    with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
+        run.save(Model(), 1)
+    with pytest.raises(RunError, match="holds a run already"):
+        begin(tmp_path / "run")
+    with Run(RunConfig(output=tmp_path / "run", overwrite=True), method="toy") as run:
+        run.save(Model(), 2)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]

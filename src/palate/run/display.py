@@ -31,7 +31,7 @@ SHOWN = (
 )
 """Metrics worth a live look: name, label, format."""
 
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _UNSAFE = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
 
 _DOING = {"sample": "sampling", "annotate": "scoring", "learn": "learning", "evaluate": "evaluating"}

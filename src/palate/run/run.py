@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -68,13 +69,13 @@ class Run:
         """The run that was in the directory: kept until this one has done something."""
         description = self._description()  # what it finds wrong, too
         self._open_directory()
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._put_back)
             _write_json(self.directory / "config.json", description)
             self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
-            self._trackers = Trackers(cfg.report_to, self.directory / "trackers", cfg.model_dump(mode="json"))
-        except BaseException:
-            self._put_back()
-            raise
+            where = self.directory / "trackers"
+            self._trackers = Trackers(cfg.report_to, where, cfg.model_dump(mode="json"))
+            undo.pop_all()
         self._started = self._step_began = self._last_event = time.perf_counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._amounts: defaultdict[str, int] = defaultdict(int)
