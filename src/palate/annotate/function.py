@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ class FunctionScorer:
                 # In a thread of its own: a notebook has a running loop already.
                 with ThreadPoolExecutor(1) as pool:
                     result = pool.submit(asyncio.run, _awaited(result)).result()
+            if isinstance(result, Mapping | Set):
+                raise TypeError(f"it gave a {type(result).__name__}, expected a list with a number for each")
             return list(result) if isinstance(result, Iterable) else [result]
         except Exception as error:
             if len(prompts) > 1:

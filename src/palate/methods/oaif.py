@@ -68,7 +68,8 @@ def oaif(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: OA
         groups = annotate(groups)  # who is better
         pairs, dropped = select_pairs(groups, partial(best_vs_worst, tie=cfg.tie))  # (y+, y-)
         metrics = policy.update(pairs, objective) if pairs else {}  # theta_t -> theta_t+1
-        run.log(step, metrics, group_numbers(groups, dropped), {"beta": cfg.beta}, samples=groups)
+        passed = {"beta": cfg.beta, "epoch": (step + 1) * cfg.batch_size / len(prompts)}
+        run.log(step, metrics, group_numbers(groups, dropped), passed, samples=groups)
 
 
 METHOD = Method(
