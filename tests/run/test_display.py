@@ -114,7 +114,7 @@ def test_the_live_view_shows_where_the_run_is() -> None:
     for shown in (
         "oaif  runs/x",
         "step 7/20",
-        "sampling 1,234/s",
+        "sampling 1,234 tokens/s",
         "reward 0.500",
         "KL (nats) 1.50",
         "accuracy 50%",

@@ -113,7 +113,8 @@ class Display:
     def __rich__(self) -> RenderableType:
         """The live view."""
         head = Table.grid(padding=(0, 2))
-        speed = f"{self._speed:,.0f}/s" if self._speed else ""
+        unit = "completions" if self._stage == "annotate" else "tokens"
+        speed = f"{self._speed:,.0f} {unit}/s" if self._speed else ""
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         head.add_row(
             Text(self._title, style="bold"),
