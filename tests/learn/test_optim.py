@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from palate.config import OptimConfig
 from palate.errors import RunError
-from palate.learn import Optimizer
+from palate.learn import Optimizer, Policy
 from palate.learn.optim import lr_factor
 
 
@@ -223,3 +223,10 @@ def test_the_learning_rate_is_applied() -> None:
         live.sum().backward()
         ours.step()
         assert was - float(live.detach()) == pytest.approx(rate, rel=1e-4)
+
+
+def test_masters_may_be_the_live_weights_themselves(make_policy: Callable[..., Policy]) -> None:
+    live = make_policy(dtype="bfloat16", masters="live").optimizer
+    assert all(master is parameter for master, parameter in zip(live.master, live.live, strict=True))
+    copies = make_policy(dtype="bfloat16").optimizer
+    assert {master.dtype for master in copies.master} == {torch.float32}
