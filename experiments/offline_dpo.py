@@ -85,7 +85,8 @@ def main() -> None:
         log = (outcome.run.directory / "metrics.jsonl").read_text().splitlines()
     measured = [row for row in map(json.loads, log) if "eval_rewards/accuracies" in row]
     accuracy = measured[-1]["eval_rewards/accuracies"]
-    low, high = palate.wilson(accuracy, len(held_out))
+    prompts = len({row.prompt.id for row in held_out})
+    low, high = palate.wilson(accuracy, prompts)  # several pairs of a prompt say less than pairs of several
     result = {
         "script": "experiments/offline_dpo.py",
         "method": given.method,
@@ -93,6 +94,7 @@ def main() -> None:
         "lr": config.lr,
         "pairs": len(train),
         "held_out_pairs": len(held_out),
+        "held_out_prompts": prompts,
         "epochs": given.epochs,
         "accuracy_before": measured[0]["eval_rewards/accuracies"],
         "accuracy_after": accuracy,
