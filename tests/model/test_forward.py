@@ -26,7 +26,7 @@ from palate.model.head import LMHead
 from palate.model.packed import packed_batches
 from palate.model.paths import batched_logps, completion_outputs, computing
 from palate.testing import byte_tokenizer, tiny_model
-from palate.types import Comparison, Completion, Demonstration, Group, Pair, Prompt, Record
+from palate.types import Comparison, Completion, Demonstration, Example, Group, Pair, Prompt, Record
 
 KINDS = ["llama", "gpt2", "qwen3"]
 
@@ -393,3 +393,13 @@ def test_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     with torch.no_grad():
         one, other = scalar_outputs(scored, [pair]).scores, scalar_outputs(scored, [turned_pair]).scores
     torch.testing.assert_close(one, other.flip(0), atol=1e-5, rtol=0)
+
+
+def test_a_scalar_heads_bias_counts(tmp_path: Path) -> None:
+    cfg = ModelConfig(model=tiny_model(tmp_path), dtype="float32", device="cpu", lora=False)
+    model = load_model(cfg, head="scalar")
+    prompt = Prompt("hi")
+    records = [Example(prompt, model.codec.completion(prompt, "yes"))]
+    without = scalar_outputs(model, records).scores
+    model.network.score.bias = torch.nn.Parameter(torch.tensor([2.5]))
+    torch.testing.assert_close(scalar_outputs(model, records).scores, without + 2.5)

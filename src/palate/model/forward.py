@@ -137,7 +137,8 @@ def scalar_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
     last = hidden[torch.arange(len(hidden), device=hidden.device), rows.lengths - 1]
     # In float32: scores that lie close together must not be rounded into ties.
     head = model.network.score
-    return Outputs(scores=torch.nn.functional.linear(last.float(), head.weight.float())[:, 0])
+    bias = None if head.bias is None else head.bias.float()
+    return Outputs(scores=torch.nn.functional.linear(last.float(), head.weight.float(), bias)[:, 0])
 
 
 def micro_batches(sizes: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
