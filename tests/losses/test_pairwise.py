@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from palate.losses import PAIR_LOSSES, PairLoss, dpo, hinge_norm, ipo, rso_hinge, slic_rank
+from palate.losses import PAIR_LOSSES, PairLoss, click, dpo, hinge_norm, ipo, rso_hinge, slic_rank
 
 Rows = list[tuple[float, float, float, float]]
 Array = npt.NDArray[np.float64]
@@ -23,7 +23,7 @@ STRENGTH = st.floats(1e-3, 10)
 
 ALL = pytest.mark.parametrize("name", PAIR_LOSSES)
 WITH_REF = pytest.mark.parametrize("name", [name for name, loss in PAIR_LOSSES.items() if loss.needs_ref])
-HINGES = pytest.mark.parametrize("name", ["hinge_norm", "rso_hinge", "slic_rank"])
+HINGES = pytest.mark.parametrize("name", ["hinge_norm", "rso_hinge", "slic_rank", "click"])
 
 
 def columns(rows: Rows, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -74,6 +74,9 @@ PAIR: Rows = [(-12.0, -15.0, -13.5, -14.0)]
         # 1 - 3 < 0: satisfied; 4 - 3 = 1
         ("slic_rank", 1.0, {}, 0.0, 0.0),
         ("slic_rank", 4.0, {}, 1.0, -1.0),
+        # 15 - 3, and 2 - 3 < 0: satisfied
+        ("click", 15.0, {}, 12.0, -1.0),
+        ("click", 2.0, {}, 0.0, 0.0),
     ],
 )
 def test_golden_value_and_gradient(
@@ -114,6 +117,7 @@ ORACLES: dict[str, Callable[[Array, Array, float], Array]] = {  # of (gap, gap o
     "hinge_norm": lambda gap, ref_gap, gamma: np.maximum(0.0, 1.0 - gamma * (gap - ref_gap)),
     "rso_hinge": lambda gap, _, gamma: np.maximum(0.0, 1.0 - gamma * gap),
     "slic_rank": lambda gap, _, delta: np.maximum(0.0, delta - gap),
+    "click": lambda gap, _, margin: np.maximum(0.0, margin - gap),
 }
 
 
@@ -179,8 +183,8 @@ def test_ipo_swapped_mirrors_the_margin(rows: Rows, tau: float) -> None:
 @given(rows=ROWS, gamma=STRENGTH)
 @HINGES
 def test_hinge_swapped_mirrors_the_margin(name: str, rows: Rows, gamma: float) -> None:
-    # max(0, 1 - z) + max(0, 1 + z) = max(2, 1 + |z|); slic_rank is delta times that at z = gap/delta
-    scale, strength = (1 / gamma, 1 / gamma) if name == "slic_rank" else (1.0, gamma)
+    # max(0, 1 - z) + max(0, 1 + z) = max(2, 1 + |z|); a hinge in nats is delta times that at z = gap/delta
+    scale, strength = (1 / gamma, 1 / gamma) if name in ("slic_rank", "click") else (1.0, gamma)
     chosen, rejected, ref_chosen, ref_rejected = columns(rows)
     loss = PAIR_LOSSES[name](chosen, rejected, ref_chosen, ref_rejected, strength)
     swapped = PAIR_LOSSES[name](rejected, chosen, ref_rejected, ref_chosen, strength)
@@ -232,7 +236,7 @@ def test_dpo_with_smoothing_has_its_minimum_where_documented(beta: float, flip: 
 
 @pytest.mark.parametrize(
     ("name", "strength", "slope"),  # all satisfied from 4 nats on
-    [("hinge_norm", 0.25, -0.25), ("rso_hinge", 0.25, -0.25), ("slic_rank", 4.0, -1.0)],
+    [("hinge_norm", 0.25, -0.25), ("rso_hinge", 0.25, -0.25), ("slic_rank", 4.0, -1.0), ("click", 4.0, -1.0)],
 )
 def test_hinge_gradient_stops_at_the_margin(name: str, strength: float, slope: float) -> None:
     chosen, zero = at_margin([-100.0, 3.5, 4.0, 4.5, 100.0])
@@ -247,6 +251,12 @@ def test_slic_rank_is_rso_hinge_in_nats(rows: Rows, delta: float) -> None:
     chosen, rejected, _, _ = columns(rows)
     nats = delta * rso_hinge(chosen, rejected, gamma=1 / delta)
     assert_close(slic_rank(chosen, rejected, delta=delta), nats, atol=1e-9, rtol=1e-9)
+
+
+@given(rows=ROWS, margin=STRENGTH)
+def test_click_is_slic_rank(rows: Rows, margin: float) -> None:
+    pos, neg, _, _ = columns(rows)
+    assert_close(click(pos, neg, margin=margin), slic_rank(pos, neg, delta=margin), atol=0, rtol=0)
 
 
 @given(rows=ROWS, gamma=STRENGTH)
@@ -269,6 +279,7 @@ def test_hinge_norm_is_rso_hinge_under_a_flat_reference(rows: Rows, gamma: float
         ("hinge_norm", {}, [5001.0, 0.0], [-0.5, 0.0]),
         ("rso_hinge", {}, [5001.0, 0.0], [-0.5, 0.0]),
         ("slic_rank", {}, [10000.5, 0.0], [-1.0, 0.0]),
+        ("click", {}, [10000.5, 0.0], [-1.0, 0.0]),
     ],
 )
 def test_far_margins_stay_exact_in_float32(
@@ -350,21 +361,22 @@ def test_the_losses_are_read_only() -> None:
 @pytest.mark.parametrize("bad_shape", [(3,), (2, 1), (), (1,)])
 def test_shapes_that_differ_are_named(name: str, bad_shape: tuple[int, ...]) -> None:
     loss = PAIR_LOSSES[name]
-    arguments = [f"{p}_logps" for p in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
-    for position in range(1, 4 if loss.needs_ref else 2):
+    arguments = [argument for argument in inspect.signature(loss.fn).parameters if "logps" in argument]
+    assert len(arguments) == (4 if loss.needs_ref else 2)
+    for position in range(1, len(arguments)):
         shapes = [bad_shape if i == position else (2,) for i in range(4)]
         chosen, rejected, ref_chosen, ref_rejected = map(torch.zeros, shapes)
         with pytest.raises(ValueError, match=r"expected one shape \(B,\)") as caught:
             loss(chosen, rejected, ref_chosen, ref_rejected, 1.0)
         assert f"{arguments[position]} has shape {bad_shape}" in str(caught.value)
-        assert "chosen_logps has (2,)" in str(caught.value)
+        assert f"{arguments[0]} has (2,)" in str(caught.value)
 
 
 @ALL
 @pytest.mark.parametrize("shape", [(2, 1), ()])
 def test_only_vectors_are_taken(name: str, shape: tuple[int, ...]) -> None:
     same = torch.zeros(shape)
-    with pytest.raises(ValueError, match=r"chosen_logps has shape \(.*\), expected \(B,\)"):
+    with pytest.raises(ValueError, match=r"(chosen|pos)_logps has shape \(.*\), expected \(B,\)"):
         PAIR_LOSSES[name](same, same, same, same, 1.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -13,6 +14,12 @@ def check_shapes(axes: str, /, **tensors: Tensor) -> None:
     first, like = next(iter(tensors.items()))
     if like.dim() != len(axes):
         raise ValueError(f"{first} has shape {tuple(like.shape)}, expected {expected}")
+    check_same_shape(expected, **tensors)
+
+
+def check_same_shape(expected: str = "of any axes", /, **tensors: Tensor) -> None:
+    """All tensors have one shape, whatever it is; `expected` says in the message which ones are taken."""
+    first, like = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if tensor.shape != like.shape:
             got, other = tuple(tensor.shape), tuple(like.shape)
@@ -24,6 +31,28 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value}, expected a finite number above 0")
+
+
+def check_not_negative(**values: float) -> None:
+    """Margins and weights that may be nothing: 0 <= value < infinity."""
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}, expected a finite number, 0 or above")
+
+
+def check_probabilities(**values: Tensor) -> None:
+    """Soft labels lie in [0, 1]. One that is not a number is a verdict that should have been dropped."""
+    for name, tensor in values.items():
+        wrong = tensor[~((tensor >= 0) & (tensor <= 1))]
+        if wrong.numel():
+            raise ValueError(f"{name} has the value {wrong[0].item()}, expected probabilities in [0, 1]")
+
+
+def check_mask(**masks: Tensor) -> None:
+    """Masks are bool: numbers would be taken for weights."""
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise ValueError(f"{name} is of type {mask.dtype}, expected torch.bool, True for what counts")
 
 
 def check_label_smoothing(label_smoothing: float) -> None:

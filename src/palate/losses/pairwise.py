@@ -5,8 +5,9 @@ Losses with a reference see the pair only through the margin in nats
 
     h = log π(chosen)/ref(chosen) - log π(rejected)/ref(rejected)
 
-Three losses are hinges and easily confused: `hinge_norm` has a reference, `rso_hinge` and `slic_rank`
-have none and differ only in scale. Beyond its margin a hinge has no gradient, nor has it at the kink.
+Hinges are easily confused: `hinge_norm` has a reference, the others have none; `rso_hinge` and
+`slic_rank` differ only in scale, and `click` is the latter under its paper's names. Beyond its margin a
+hinge has no gradient, nor has it at the kink.
 
 `PAIR_LOSSES` holds them by name, each with what a training objective must know to call it.
 """
@@ -186,6 +187,29 @@ def slic_rank(chosen_logps: Tensor, rejected_logps: Tensor, *, delta: float) -> 
     return torch.relu(delta - (chosen_logps - rejected_logps))
 
 
+def click(pos_logps: Tensor, neg_logps: Tensor, *, margin: float) -> Tensor:
+    """Contrast of a generation that has a wanted attribute with one that lacks it.
+
+    L = max(0, margin + log π(neg) - log π(pos))
+
+    The contrastive term of CLICK, Zheng et al. 2023, arXiv:2306.03350, to be added to the language
+    modelling loss (`nll`) with a weight that is the method's. The equation is that of `slic_rank`; the
+    margin, in nats of a whole sequence, is much wider.
+
+    Args:
+        pos_logps: Of the positive completion under the policy, summed over its tokens, in nats. (B,)
+        neg_logps: The same of the negative completion. (B,)
+        margin: In nats, > 0: 15 or 20 for completions of some 30 to 160 tokens. Towards 0 the order
+            alone is enough, for a large margin the loss is never satisfied.
+
+    Returns:
+        Loss per pair, in nats, the margin where both are equally likely. (B,)
+    """
+    check_shapes("B", pos_logps=pos_logps, neg_logps=neg_logps)
+    check_positive(margin=margin)
+    return torch.relu(margin - (pos_logps - neg_logps))
+
+
 @dataclass(frozen=True)
 class PairLoss:
     """A pairwise loss and what an objective must know of it."""
@@ -226,6 +250,7 @@ PAIR_LOSSES: Mapping[str, PairLoss] = MappingProxyType(
         "hinge_norm": PairLoss(hinge_norm, strength="gamma", needs_ref=True, reduce="sum"),
         "rso_hinge": PairLoss(rso_hinge, strength="gamma", needs_ref=False, reduce="sum"),
         "slic_rank": PairLoss(slic_rank, strength="delta", needs_ref=False, reduce="sum"),
+        "click": PairLoss(click, strength="margin", needs_ref=False, reduce="sum"),
     }
 )
 """The pairwise losses by name."""

@@ -1,11 +1,11 @@
-"""Loss of a reward model on a pair of completions."""
+"""Losses of a reward model on a pair of completions."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from palate.losses._checks import check_shapes
+from palate.losses._checks import check_not_negative, check_probabilities, check_shapes
 
 
 def bradley_terry(
@@ -32,6 +32,30 @@ def bradley_terry(
     check_shapes("B", chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     if isinstance(margin, Tensor):
         check_shapes("B", chosen_rewards=chosen_rewards, margin=margin)
-    elif not 0 <= margin < float("inf"):
-        raise ValueError(f"margin is {margin}, expected a finite number, 0 or above")
+    else:
+        check_not_negative(margin=margin)
     return -F.logsigmoid(chosen_rewards - rejected_rewards - margin)
+
+
+def soft_preference(reward_a: Tensor, reward_b: Tensor, p: Tensor) -> Tensor:
+    """Cross-entropy between a labeller's probability of preference and that of the rewards.
+
+    L = -p log σ(r(a) - r(b)) - (1 - p) log σ(r(b) - r(a))
+
+    RLAIF, Lee et al. 2023, arXiv:2309.00267, where p is a labeller model's probability, averaged over
+    both orders of the two completions. With p = 1 it is `bradley_terry`. It is least, at the entropy
+    of p, where the difference of reward is log(p / (1 - p)): a doubtful label asks for a small
+    difference, where a hard one asks for ever more.
+
+    Args:
+        reward_a: What the model's scalar head gives the first completion. (B,)
+        reward_b: The same for the second. (B,)
+        p: Probability that the first is the preferred one, in [0, 1]. (B,)
+
+    Returns:
+        Loss per pair, log 2 where the rewards are equal, whatever p is. (B,)
+    """
+    check_shapes("B", reward_a=reward_a, reward_b=reward_b, p=p)
+    check_probabilities(p=p)
+    difference = reward_a - reward_b
+    return -p * F.logsigmoid(difference) - (1 - p) * F.logsigmoid(-difference)

@@ -2,12 +2,22 @@ import itertools
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palate.select import Drop, Selected, best_vs_worst, pair_of_two, select_pairs
+from palate.select import (
+    Drop,
+    Selected,
+    all_pairs,
+    best_vs_worst,
+    by_likelihood_rank,
+    distinct,
+    pair_of_two,
+    select_pairs,
+)
 from palate.types import Completion, Group, Pair, Prompt
 
 RULES = pytest.mark.parametrize("rule", [best_vs_worst, pair_of_two])
@@ -27,6 +37,11 @@ def group(**rewards: float | None) -> Group:
 def texts(made: Pair | Drop) -> tuple[str, str]:
     assert isinstance(made, Pair)
     return made.chosen.text, made.rejected.text
+
+
+def drops(**counts: int) -> dict[Drop, int]:
+    """Every reason, with 0 where none is given."""
+    return dict.fromkeys(Drop, 0) | {Drop(reason): count for reason, count in counts.items()}
 
 
 # ---- best_vs_worst ---------------------------------------------------------------------------------
@@ -155,6 +170,158 @@ def test_pair_of_two_takes_two(n: int) -> None:
         pair_of_two(group(**dict(zip("abc"[:n], (1.0, 2.0, 3.0), strict=False))))
 
 
+# ---- all_pairs -------------------------------------------------------------------------------------
+
+
+def test_all_pairs_of_unlike_reward() -> None:
+    made = all_pairs(group(a=1.0, b=3.0, c=None, d=1.0, e=2.0))
+    # of ab, ad, ae, bd, be, de the tie ad is left out; each of the four has no pair with c
+    assert [texts(pair) for pair in made.pairs] == [
+        ("b", "a"),
+        ("e", "a"),
+        ("b", "d"),
+        ("b", "e"),
+        ("e", "d"),
+    ]
+    assert [pair.margin for pair in made.pairs] == [2.0, 1.0, 2.0, 1.0, 1.0]
+    assert made.dropped == drops(tie=1, unusable=4)
+
+
+def test_all_pairs_leave_out_ties_and_identical_ones() -> None:
+    a, b = completion("a"), completion("b")
+    made = all_pairs(Group(Prompt("Q"), (a, a, b), (1.0, 0.5, 0.0)), tie=0.5)
+    assert [texts(pair) for pair in made.pairs] == [("a", "b")]
+    assert made.dropped == drops(identical=1, tie=1)
+    once = all_pairs(distinct(Group(Prompt("Q"), (a, a, b), (1.0, 0.5, 0.0))))
+    assert [pair.margin for pair in once.pairs] == [1.0]
+
+
+@pytest.mark.parametrize("texts_of_group", ["", "a"])
+def test_all_pairs_of_too_few_are_none(texts_of_group: str) -> None:
+    assert all_pairs(group(**dict.fromkeys(texts_of_group, 1.0))) == Selected((), drops())
+
+
+@given(
+    rewards=st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0, math.nan])), max_size=6),
+    tie=st.sampled_from([0.0, 0.5]),
+)
+def test_all_pairs_are_counted_or_kept(rewards: list[float | None], tie: float) -> None:
+    by_text = dict(zip("abcdef", rewards, strict=False))
+    made = all_pairs(group(**by_text), tie=tie)
+    assert len(made.pairs) + sum(made.dropped.values()) == math.comb(len(rewards), 2)
+    expected = {
+        (a, b)
+        for a, b in itertools.permutations(by_text, 2)
+        if (r := by_text[a]) is not None and (s := by_text[b]) is not None and r - s > tie
+    }
+    assert {texts(pair) for pair in made.pairs} == expected
+
+
+# ---- by_likelihood_rank ----------------------------------------------------------------------------
+
+# Ranked from the likeliest: N -2, p -4, n -5, q -7, m -8, r -10; rewards above 0.5 for p, q and r.
+RANKED: dict[str, float | None] = {"p": 0.9, "m": 0.1, "q": 0.8, "N": 0.0, "r": 1.0, "n": 0.5}
+LOGPS = (-4.0, -8.0, -7.0, -2.0, -10.0, -5.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # p is below N alone, q below n and N, r below m, n and N
+        ({}, ["pN", "qn", "rm"]),
+        ({"partner": "farthest"}, ["pN", "qN", "rN"]),
+        ({"partner": "all"}, ["pN", "qN", "qn", "rm", "rN", "rn"]),
+        # p is above n and m, q above m, r above none
+        ({"direction": "below"}, ["pn", "qm"]),
+        ({"direction": "below", "partner": "farthest"}, ["pm", "qm"]),
+        # p: n at 1 before N at 2; q: m at 1 before n at 2; r: m at 2. Farthest: m at 4, N at 5, N at 8.
+        ({"direction": "either"}, ["pn", "qm", "rm"]),
+        ({"direction": "either", "partner": "farthest"}, ["pm", "qN", "rN"]),
+        ({"direction": "either", "partner": "all"}, ["pm", "pN", "pn", "qm", "qN", "qn", "rm", "rN", "rn"]),
+    ],
+)
+def test_partners_by_rank(options: dict[str, Any], expected: list[str]) -> None:
+    made = by_likelihood_rank(group(**RANKED), threshold=0.5, logps=LOGPS, **options)
+    assert ["".join(texts(pair)) for pair in made.pairs] == expected
+    without = 3 - len({pair.chosen for pair in made.pairs})
+    assert made.dropped == drops(passed_over=without)
+
+
+def test_rank_pairs_carry_prompt_and_margin() -> None:
+    made = by_likelihood_rank(group(**RANKED), threshold=0.5, logps=LOGPS)
+    assert made.pairs[0] == Pair(Prompt("Q"), completion("p"), completion("N"), margin=0.9)
+
+
+def test_ranks_are_those_of_sampling_unless_given() -> None:
+    def sampled(text: str, *logps: float) -> Completion:
+        return Completion(text, (1, 2), logps=logps)
+
+    p, n, m = sampled("p", -3.0, -1.0), sampled("n", -1.0, -2.5), sampled("m", -0.5, -0.5)
+    p, n, m = (Completion(c.text, (i, 2), logps=c.logps) for i, c in enumerate((p, n, m)))
+    made = by_likelihood_rank(Group(Prompt("Q"), (p, m, n), (1.0, 0.0, 0.0)), threshold=0.0)
+    assert [texts(pair) for pair in made.pairs] == [("p", "n")]  # sums -4, -1, -3.5
+    given_ones = by_likelihood_rank(
+        Group(Prompt("Q"), (p, m, n), (1.0, 0.0, 0.0)), threshold=0.0, logps=(-4.0, -3.0, -2.0)
+    )
+    assert [texts(pair) for pair in given_ones.pairs] == [("p", "m")]
+
+
+def test_equally_likely_is_neither_above_nor_below() -> None:
+    level = group(p=1.0, n=0.0, m=0.0)
+    for direction in ("above", "below"):
+        made = by_likelihood_rank(level, threshold=0.5, logps=(-1.0,) * 3, direction=direction)  # type: ignore[arg-type]
+        assert made == Selected((), drops(passed_over=1))
+    made = by_likelihood_rank(level, threshold=0.5, logps=(-1.0,) * 3, direction="either")
+    assert [texts(pair) for pair in made.pairs] == [("p", "n")]  # the first of equally near ones
+
+
+def test_rank_pairs_leave_out_the_unusable_and_the_identical() -> None:
+    p, n = completion("p"), completion("n")
+    unusable = group(p=1.0, x=None, y=math.nan, n=0.0)
+    made = by_likelihood_rank(unusable, threshold=0.5, logps=(-5.0, -4.0, -3.0, -1.0))
+    assert [texts(pair) for pair in made.pairs] == [("p", "n")]
+    assert made.dropped == drops(unusable=2)
+    # A positive repeated among the negatives is no partner; the next one is.
+    repeated = Group(Prompt("Q"), (p, p, n), (1.0, 0.0, 0.0))
+    made = by_likelihood_rank(repeated, threshold=0.5, logps=(-5.0, -4.0, -3.0))
+    assert [texts(pair) for pair in made.pairs] == [("p", "n")]
+    made = by_likelihood_rank(repeated, threshold=0.5, logps=(-5.0, -4.0, -6.0))
+    assert made == Selected((), drops(identical=1))
+
+
+def test_rank_needs_both_kinds() -> None:
+    logps = (-1.0, -2.0)
+    assert by_likelihood_rank(group(p=1.0, q=1.0), threshold=0.5, logps=logps).dropped == drops(passed_over=2)
+    assert by_likelihood_rank(group(n=0.0, m=0.0), threshold=0.5, logps=logps) == Selected((), drops())
+
+
+@given(
+    rewards=st.lists(st.booleans(), min_size=1, max_size=6),
+    order=st.permutations([-1.0, -2.0, -3.5, -6.0, -6.5, -9.0]),
+)
+def test_rank_pairs_are_in_the_wrong_order_and_nearest(rewards: list[bool], order: list[float]) -> None:
+    by_text = dict(zip("abcdef", map(float, rewards), strict=False))
+    ranks = dict(zip("abcdef", order, strict=True))
+    made = by_likelihood_rank(group(**by_text), threshold=0.5, logps=[ranks[text] for text in by_text])
+    for better, worse in map(texts, made.pairs):
+        assert by_text[better] > by_text[worse]
+        assert ranks[worse] > ranks[better]
+        between = [t for t in by_text if ranks[better] < ranks[t] < ranks[worse]]
+        assert all(by_text[t] for t in between)  # a negative in between would have been nearer
+    assert len(made.pairs) + made.dropped[Drop.PASSED_OVER] == sum(rewards)
+
+
+def test_logps_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"prompts.jsonl:12 has completions without log-probabilities"):
+        by_likelihood_rank(group(a=1.0, b=0.0), threshold=0.5)
+    with pytest.raises(ValueError, match=r"1 logps were given for 2 completions of .*prompts.jsonl:12"):
+        by_likelihood_rank(group(a=1.0, b=0.0), threshold=0.5, logps=[-1.0])
+    with pytest.raises(
+        ValueError, match=r"log-probability of .*prompts.jsonl:12 is not finite: \[-1.0, nan\]"
+    ):
+        by_likelihood_rank(group(a=1.0, b=0.0), threshold=0.5, logps=[-1.0, math.nan])
+
+
 # ---- select_pairs ----------------------------------------------------------------------------------
 
 
@@ -163,13 +330,13 @@ def test_select_keeps_pairs_in_order_and_counts_the_rest() -> None:
     groups = [group(a=1.0, b=0.0), group(a=1.0, b=1.0), group(c=0.0, d=1.0), group(a=None, b=0.0), same, same]
     selected = select_pairs(iter(groups), best_vs_worst)
     assert [texts(pair) for pair in selected.pairs] == [("a", "b"), ("d", "c")]
-    assert selected.dropped == {Drop.TIE: 1, Drop.UNUSABLE: 1, Drop.IDENTICAL: 2}
+    assert selected.dropped == drops(tie=1, unusable=1, identical=2)
     assert pickle.loads(pickle.dumps(selected)) == selected
 
 
 def test_select_of_nothing_counts_zero_of_every_reason() -> None:
     assert select_pairs([], best_vs_worst) == Selected((), dict.fromkeys(Drop, 0))
-    assert {reason.value for reason in Drop} == {"tie", "identical", "unusable"}
+    assert {reason.value for reason in Drop} == {"tie", "identical", "unusable", "passed_over"}
 
 
 def test_select_takes_any_rule() -> None:
@@ -179,6 +346,13 @@ def test_select_takes_any_rule() -> None:
     selected = select_pairs([group(a=0.0, b=1.0, c=2.0)], first_two)
     assert [texts(pair) for pair in selected.pairs] == [("a", "b")]
     assert selected.pairs[0].margin is None
+
+
+def test_select_adds_up_rules_of_many_pairs() -> None:
+    groups = [group(a=2.0, b=1.0, c=1.0), group(d=0.0, e=1.0), group(f=None, g=1.0)]
+    selected = select_pairs(groups, all_pairs)
+    assert [texts(pair) for pair in selected.pairs] == [("a", "b"), ("a", "c"), ("e", "d")]
+    assert selected.dropped == drops(tie=1, unusable=1)
 
 
 # ---- Errors ----------------------------------------------------------------------------------------
