@@ -131,7 +131,25 @@ class Example:
         return (self.completion,)
 
 
-Record = Group | Pair | Example
+@dataclass(frozen=True)
+class AnchoredPair:
+    """A pair, and another completion of its prompt that is to stay likely while the pair is learnt."""
+
+    pair: Pair
+    anchor: Completion
+
+    @property
+    def prompt(self) -> Prompt:
+        """What all three answer."""
+        return self.pair.prompt
+
+    @property
+    def completions(self) -> tuple[Completion, Completion, Completion]:
+        """Chosen, rejected, anchor."""
+        return (*self.pair.completions, self.anchor)
+
+
+Record = Group | Pair | Example | AnchoredPair
 """What a learner takes: a prompt and k completions of it."""
 
 

@@ -138,9 +138,9 @@ class Counted:
         self.snapshot = snapshot
         self.asked: list[tuple[Prompt, Completion]] = []
 
-    def logps(self, records: Sequence[Record]) -> TokenValues:
+    def logps(self, records: Sequence[Record], *, kept: bool) -> TokenValues:
         self.asked += [(r.prompt, c) for r in records for c in r.completions]
-        return self.snapshot.logps(records)
+        return self.snapshot.logps(records, kept=kept)
 
 
 @pytest.fixture

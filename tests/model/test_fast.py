@@ -109,20 +109,25 @@ def test_greedy_tokens_are_those_of_generate(kind: str, directory_of: Callable[[
 
 
 @pytest.mark.parametrize("kind", FAST)
-def test_both_engines_sample_the_same(kind: str, directory_of: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("cut", [{"top_k": 50}, {"top_p": 0.95}], ids=["top_k", "top_p"])
+def test_both_engines_sample_the_same(
+    kind: str, cut: dict[str, float], directory_of: Callable[[str], str]
+) -> None:
     fast, plain = load(directory_of(kind)), load(directory_of(kind), fast=False)
     prompts = [Prompt(texts(i, size)) for i, size in enumerate((3, 40, 12, 1, 7))]
     # Six rows at a time for fifteen: slots are refilled while others go on.
-    options = Sampling(
-        max_new_tokens=24, sampling_rows=6, temperature=0.8, top_p=0.95, repetition_penalty=1.2
-    )
+    fixed = {"max_new_tokens": 24, "sampling_rows": 6, "temperature": 0.8, "repetition_penalty": 1.2}
+    options = Sampling.model_validate(fixed | cut)
     ours = sample(fast, prompts, 3, options, seed=1, version=0)
     theirs = sample(plain, prompts, 3, options, seed=1, version=0)
     for a, b in zip(ours, theirs, strict=True):
         for one, other in zip(a.completions, b.completions, strict=True):
             assert one == other
             assert one.logps == pytest.approx(other.logps, abs=1e-4)
-            assert one.sampling_logps == pytest.approx(other.sampling_logps, abs=1e-4)
+            # The sum over a nucleus jumps where rounding puts one more token on either side of its edge; the
+            # sum over the k likeliest does not, for the k-th and its follower are then equally likely.
+            edge = 1e-4 if "top_k" in cut else 1e-2
+            assert one.sampling_logps == pytest.approx(other.sampling_logps, abs=edge)
 
 
 def test_a_model_that_bypasses_the_registry_takes_the_plain_way_and_says_so(

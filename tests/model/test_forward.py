@@ -22,8 +22,6 @@ from palate.model import (
     row_sizes,
     scalar_outputs,
 )
-from palate.model.head import LMHead
-from palate.model.packed import packed_batches
 from palate.model.paths import batched_logps, completion_outputs, computing
 from palate.testing import byte_tokenizer, tiny_model
 from palate.types import Comparison, Completion, Demonstration, Example, Group, Pair, Prompt, Record
@@ -54,10 +52,12 @@ def again(model: LoadedModel, **options) -> LoadedModel:
     return load(model.source, **{"fast": model.fast is not None} | options)
 
 
-def outputs_of(model: LoadedModel, records: Sequence[Record], *, statistics: bool = False) -> Outputs:
+def outputs_of(
+    model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
+) -> Outputs:
     """What a learner sees."""
     with computing(model):
-        return completion_outputs(model, records, statistics=statistics)
+        return completion_outputs(model, records, statistics=statistics, top_logits=top_logits)
 
 
 def records_of(model: LoadedModel) -> list[Record]:
@@ -233,43 +233,51 @@ def test_bfloat16_weights_give_float32_numbers(model: LoadedModel) -> None:
     torch.testing.assert_close(got.values, outputs_of(model, records).logps.values, atol=0.1, rtol=0)
 
 
-# ---- the head, a tile at a time ------------------------------------------------------------------------
+# ---- single logits --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tile", [1, 7, 100], ids=lambda t: f"{t} tokens")
-@pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
-def test_tiles_are_log_softmax(
-    tile: int, softcap: float | None, bias: bool, trained: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("palate.model.head.TILE_ELEMENTS", tile * 11)
-    noise = torch.Generator().manual_seed(0)
-    targets = torch.randint(11, (20,), generator=noise)
-    incoming = torch.randn(20, generator=noise)
-    made = [torch.randn(size, generator=noise) for size in ((20, 5), (11, 5), (11,))]
+def raw_oracle(model: LoadedModel, records: Sequence[Record]) -> list[Tensor]:
+    """As `oracle`, the logits themselves."""
+    network = copy.deepcopy(model.network).double()
+    with torch.no_grad():
+        return [
+            network(torch.tensor([ids])).logits[0, start - 1 : len(ids) - 1]
+            for ids, start in rows_of(model, records)
+        ]
 
-    def leaves(dtype: torch.dtype) -> list[Tensor]:
-        asked = (True, trained, trained)  # hidden states always pass gradient on
-        return [t.to(dtype, copy=True).requires_grad_(ask) for t, ask in zip(made, asked, strict=True)]
 
-    hidden, weight, shift = leaves(torch.float32)
-    head = LMHead(weight, shift if bias else None, softcap)
-    logps, entropy, top1 = head.logps(hidden, targets, statistics=True)
-    (logps * incoming).sum().backward()
-    exact = leaves(torch.float64)
-    raw = torch.nn.functional.linear(exact[0], exact[1], exact[2] if bias else None)
-    full = (raw if softcap is None else softcap * torch.tanh(raw / softcap)).log_softmax(-1)
-    expected = full.gather(-1, targets[:, None])[:, 0]
-    (expected * incoming).sum().backward()
-    torch.testing.assert_close(logps.double(), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(entropy.double(), -(full.exp() * full).sum(-1).detach(), atol=1e-5, rtol=1e-5)
-    assert torch.equal(top1, (full.argmax(-1) == targets).float())
-    assert not entropy.requires_grad
-    for ours, theirs in zip((hidden, weight, shift), exact, strict=True):
-        assert (ours.grad is None) == (theirs.grad is None)
-        if ours.grad is not None:
-            torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-5, rtol=1e-5)
+def test_single_logits_equal_the_oracle(model: LoadedModel) -> None:
+    records = records_of(model)
+    got = outputs_of(model, records, top_logits=4)
+    assert got.top_logits.shape == (*got.logps.mask.shape, 4)
+    assert got.top_logits.dtype == torch.float32
+    for i, (full, ids) in enumerate(zip(raw_oracle(model, records), targets(records), strict=True)):
+        count = len(ids)
+        target = full.gather(-1, ids[:, None])[:, 0]
+        torch.testing.assert_close(got.target_logits.rows()[i].double(), target, atol=1e-4, rtol=0)
+        best = full.topk(4, dim=-1)
+        torch.testing.assert_close(got.top_logits[i, :count].double(), best.values, atol=1e-4, rtol=0)
+        assert torch.equal(got.top_tokens[i, :count], best.indices)
+        assert (got.top_logits[i, count:] == 0).all()
+    assert torch.equal(got.target_logits.mask, got.logps.mask)
+    assert got.entropy is None
+
+
+def test_logits_come_only_where_they_are_asked_for(model: LoadedModel) -> None:
+    got = outputs_of(model, records_of(model), statistics=True)
+    assert got.target_logits is got.top_logits is got.top_tokens is None
+
+
+def test_outputs_of_some_completions(model: LoadedModel) -> None:
+    whole = outputs_of(model, records_of(model), top_logits=2)
+    some = whole.take(torch.tensor([4, 0]))
+    assert torch.equal(some.logps.values, whole.logps.values[[4, 0]])
+    assert torch.equal(some.logps.mask, whole.logps.mask[[4, 0]])
+    assert torch.equal(some.target_logits.values, whole.target_logits.values[[4, 0]])
+    assert torch.equal(some.top_logits, whole.top_logits[[4, 0]])
+    assert torch.equal(some.top_tokens, whole.top_tokens[[4, 0]])
+    assert some.entropy is None
+    assert some.scores is None
 
 
 # ---- micro_batches ---------------------------------------------------------------------------------
@@ -306,18 +314,6 @@ def test_micro_batches_follow_from_lengths_alone(sizes: list[list[int]], budget:
         return [[of[i][0] for i in batch] for batch in micro_batches(of, budget)]
 
     assert shape(turned) == shape(ones)
-
-
-@given(st.lists(st.integers(1, 200), max_size=25), st.integers(1, 300))
-@settings(max_examples=200, deadline=None)
-def test_packed_batches_hold_every_record_once_within_the_budget(sizes: list[int], budget: int) -> None:
-    batches = packed_batches(sizes, budget)
-    assert batches == packed_batches(list(sizes), budget)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(sizes)))
-    for batch in batches:
-        assert sum(sizes[i] for i in batch) <= budget or len(batch) == 1
-    for batch, following in itertools.pairwise(batches):
-        assert sum(sizes[i] for i in (*batch, following[0])) > budget
 
 
 def test_row_sizes(model: LoadedModel) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class Objective(Protocol[R_contra]):
     def ref(self) -> Reference | None:
         """Asked for log-probabilities of the same micro-batch, first and without gradient, if not None."""
 
+    @property
+    def top_logits(self) -> int:
+        """How many of the largest logits it reads in each token's place, and the token's own; 0 for none."""
+
     def __call__(self, outputs: Outputs, records: Sequence[R_contra]) -> tuple[Tensor, Numbers]:
         """Loss (R,) with gradient, and metrics without."""
 
@@ -56,6 +60,7 @@ class Pairwise:
     strength: float
     ref: Reference | None = None
     options: Mapping[str, float] = field(default_factory=dict)
+    top_logits: ClassVar[int] = 0
 
     def __call__(self, outputs: Outputs, records: Sequence[Pair]) -> tuple[Tensor, Numbers]:
         """Loss and implicit rewards of each pair. (R,)"""
@@ -88,11 +93,15 @@ def pair_numbers(
         "rewards/chosen": reward_chosen,
         "rewards/rejected": reward_rejected,
         "rewards/margins": margin,
-        # A margin of exactly zero, as at the first step, prefers neither.
-        "rewards/accuracies": (margin > 0).float() + 0.5 * (margin == 0).float(),
+        "rewards/accuracies": accuracy(margin),
         "logps/chosen": chosen.detach(),
         "logps/rejected": rejected.detach(),
     }
+
+
+def accuracy(margin: Tensor) -> Tensor:
+    """1 where the margin is above zero; 0.5 at exactly zero, as at the first step: it prefers neither."""
+    return (margin > 0).float() + 0.5 * (margin == 0).float()
 
 
 class CachedReference:
@@ -108,6 +117,7 @@ class CachedReference:
         if not all(key in self._known for key in keys):
             # All of the records, not the missing rows alone: the batch is then put together as the
             # learner's own is, so that policy and reference agree to the last bit before the first step.
-            found = self._snapshot.logps(records)
-            self._known.update(zip(keys, found.rows(), strict=True))
+            found = self._snapshot.logps(records, kept=True)
+            for key, row in zip(keys, found.rows(), strict=True):
+                self._known.setdefault(key, row)  # the first stays: so it does in the journal
         return ragged([self._known[key] for key in keys])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from palate.model.codec import Codec
+from palate.model.head import HeadValues
 from palate.model.load import LoadedModel
 from palate.types import Record
 
@@ -42,6 +44,10 @@ class TokenValues:
         """The tokens' numbers of each completion, without padding."""
         return [row[mask] for row, mask in zip(self.values, self.mask, strict=True)]
 
+    def take(self, index: Tensor) -> TokenValues:
+        """Those of some of the completions. index int64 (n,)"""
+        return TokenValues(self.values[index], self.mask[index])
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -53,6 +59,11 @@ class Outputs:
         top1: 1 where the token was the likeliest; no gradient.
         scores: a scalar head's number at the last token. float32 (N,); carries gradient.
         ref_logps: log-probability of each token under the reference; no gradient.
+        target_logits: logit of each token, soft cap included; carries gradient. This and the next two only
+            where an objective asks for `top_logits`.
+        top_logits: the K largest logits in each token's place, the largest first. float32 (N, T, K), zero
+            where there is no token; carries gradient.
+        top_tokens: whose logits they are. int64 (N, T, K)
     """
 
     logps: TokenValues | None = None
@@ -60,6 +71,35 @@ class Outputs:
     top1: TokenValues | None = None
     scores: Tensor | None = None
     ref_logps: TokenValues | None = None
+    target_logits: TokenValues | None = None
+    top_logits: Tensor | None = None
+    top_tokens: Tensor | None = None
+
+    @classmethod
+    def of(cls, found: HeadValues, counts: Sequence[int], *, statistics: bool) -> Outputs:
+        """From the head's values for all completion tokens in a row, `counts` of them a completion."""
+
+        def spread(values: Tensor) -> TokenValues:
+            return ragged(torch.split(values, list(counts)))
+
+        asked = found.top_logits.shape[-1] > 0
+        return cls(
+            logps=spread(found.logps),
+            entropy=spread(found.entropy) if statistics else None,
+            top1=spread(found.top1) if statistics else None,
+            target_logits=spread(found.logits) if asked else None,
+            top_logits=spread(found.top_logits).values if asked else None,
+            top_tokens=spread(found.top_tokens).values if asked else None,
+        )
+
+    def take(self, index: Tensor) -> Outputs:
+        """What was found for some of the completions. index int64 (n,)"""
+        taken: dict[str, Any] = {
+            name: found.take(index) if isinstance(found, TokenValues) else found[index]
+            for name, found in vars(self).items()
+            if found is not None
+        }
+        return Outputs(**taken)
 
 
 @dataclass(frozen=True)
@@ -93,13 +133,16 @@ def rows_of(records: Sequence[Record], codec: Codec, device: torch.device) -> Ro
     return Rows(*(t.to(device) for t in (input_ids, attention_mask, prompt_lengths, lengths)))
 
 
-def lm_outputs(model: LoadedModel, records: Sequence[Record], *, statistics: bool = False) -> Outputs:
+def lm_outputs(
+    model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
+) -> Outputs:
     """Log-probabilities of the completions' tokens, in float32.
 
     Args:
         model: a causal language model.
         records: prompts with completions, N completions in all.
         statistics: also entropy and top1.
+        top_logits: also so many of the largest logits in each token's place, and the token's own.
     """
     rows = rows_of(records, model.codec, model.device)
     first = int(rows.prompt_lengths.min()) - 1  # position p predicts token p + 1
@@ -113,15 +156,8 @@ def lm_outputs(model: LoadedModel, records: Sequence[Record], *, statistics: boo
     where = (at >= rows.prompt_lengths[:, None]) & (at < rows.lengths[:, None])  # (N, K)
     scored = logits[where].float()  # (M, V): every completion token once, nothing else
     targets = rows.input_ids[:, first + 1 :][where]
-    normaliser = scored.logsumexp(-1)
-    logps = scored.gather(-1, targets[:, None])[:, 0] - normaliser
-    counts = (rows.lengths - rows.prompt_lengths).tolist()
-    entropy = top1 = None
-    if statistics:
-        with torch.no_grad():
-            entropy = ragged((normaliser - (torch.softmax(scored, -1) * scored).sum(-1)).split(counts))
-            top1 = ragged((scored.argmax(-1) == targets).float().split(counts))
-    return Outputs(logps=ragged(logps.split(counts)), entropy=entropy, top1=top1)
+    found = HeadValues.of_logits(scored, targets, statistics=statistics, top_logits=top_logits)
+    return Outputs.of(found, (rows.lengths - rows.prompt_lengths).tolist(), statistics=statistics)
 
 
 def scalar_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
@@ -166,7 +202,7 @@ def row_sizes(records: Sequence[Record], codec: Codec) -> list[list[int]]:
 
 
 def ragged(rows: Sequence[Tensor]) -> TokenValues:
-    """Rows of different length as one padded tensor with its mask."""
+    """Rows of different length as one padded tensor with its mask; a row is (t,), or (t, K)."""
     counts = torch.tensor([len(row) for row in rows], device=rows[0].device)
     values = pad_sequence(list(rows), batch_first=True)
     return TokenValues(values, torch.arange(values.shape[1], device=values.device)[None] < counts[:, None])

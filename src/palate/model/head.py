@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,29 +46,68 @@ class LMHead:
     def logps(
         self, hidden: Tensor, targets: Tensor, *, statistics: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probability, entropy and whether it is the likeliest, of each target token.
+        """Log-probability, entropy and top1 of each target token; see `values`."""
+        found = self.values(hidden, targets, statistics=statistics)
+        return found.logps, found.entropy, found.top1
+
+    def values(
+        self, hidden: Tensor, targets: Tensor, *, statistics: bool = False, top_logits: int = 0
+    ) -> HeadValues:
+        """What the head says of each target token.
 
         Args:
             hidden: (M, H), may carry gradient.
             targets: int64 (M,).
             statistics: compute entropy and top1; zeros otherwise.
-
-        Returns:
-            float32 (M,) each; only the first carries gradient.
+            top_logits: K, how many of the likeliest tokens to give with their logits; at most V come.
         """
-        found: tuple[Tensor, Tensor, Tensor] = _TargetLogps.apply(  # type: ignore[no-untyped-call]
-            hidden, self.weight, self.bias, targets, self.softcap, statistics
+        return HeadValues(
+            *_TargetValues.apply(  # type: ignore[no-untyped-call]
+                hidden, self.weight, self.bias, targets, self.softcap, statistics, top_logits
+            )
         )
-        return found
 
 
-class _TargetLogps(torch.autograd.Function):
-    """log softmax(W h + b)[y], tile by tile.
+class HeadValues(NamedTuple):
+    """What a head says of M target tokens, in float32 (float64 where hidden states are)."""
+
+    logps: Tensor
+    """log softmax of the target. (M,), carries gradient."""
+    entropy: Tensor
+    """Of the distribution over the vocabulary, in nats. (M,), no gradient."""
+    top1: Tensor
+    """1 where the target is the likeliest token. (M,), no gradient."""
+    logits: Tensor
+    """The target's logit, after the soft cap. (M,), carries gradient."""
+    top_logits: Tensor
+    """The largest logits, the largest first. (M, K), carries gradient."""
+    top_tokens: Tensor
+    """Whose they are. int64 (M, K)"""
+
+    @classmethod
+    def of_logits(
+        cls, scored: Tensor, targets: Tensor, *, statistics: bool = False, top_logits: int = 0
+    ) -> HeadValues:
+        """The same from logits that are at hand, by plain operations. scored (M, V), targets int64 (M,)."""
+        normaliser = scored.logsumexp(-1)
+        logits = scored.gather(-1, targets[:, None])[:, 0]
+        entropy = top1 = torch.zeros_like(normaliser, requires_grad=False)
+        if statistics:
+            with torch.no_grad():
+                entropy = normaliser - (torch.softmax(scored, -1) * scored).sum(-1)
+                top1 = (scored.argmax(-1) == targets).to(scored.dtype)
+        top = scored.topk(min(top_logits, scored.shape[-1]), dim=-1)
+        return cls(logits - normaliser, entropy, top1, logits, top.values, top.indices)
+
+
+class _TargetValues(torch.autograd.Function):
+    """log softmax(W h + b)[y] and single logits, tile by tile.
 
     The log-probability of a token depends on its own hidden state alone, so its derivative
     u = W^T (onehot(y) - softmax) can be computed while the tile of logits is at hand; backward then only
-    scales u by the incoming gradient, and nothing is computed twice. Where the head itself is trained, its
-    gradient needs the incoming gradient within the tile, and backward makes the tiles again.
+    scales u by the incoming gradient, and nothing is computed twice. A logit's derivative is a row of W.
+    Where the head itself is trained, its gradient needs the incoming gradient within the tile, and backward
+    makes the tiles again.
     """
 
     @staticmethod
@@ -80,64 +119,116 @@ class _TargetLogps(torch.autograd.Function):
         targets: Tensor,
         softcap: float | None,
         statistics: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        top_logits: int,
+    ) -> tuple[Tensor, ...]:
         trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         wants_u = ctx.needs_input_grad[0] and not trains_head
-        logps, entropy, top1 = (hidden.new_zeros(len(hidden), dtype=torch.float32) for _ in range(3))
+        logps, entropy, top1, logits = (hidden.new_zeros(len(hidden), dtype=_wide(hidden)) for _ in range(4))
+        kept = len(hidden), min(top_logits, len(weight))
+        top, tokens = logps.new_zeros(kept), targets.new_zeros(kept)
         u = torch.empty_like(hidden) if wants_u else None
         for rows in _tiles(len(hidden), len(weight)):
-            raw = nn.functional.linear(hidden[rows], weight, bias).float()
-            scored = raw if softcap is None else softcap * torch.tanh(raw / softcap)
+            scored = _scored(hidden[rows], weight, bias, softcap)
             normaliser = scored.logsumexp(-1, keepdim=True)
             target = targets[rows, None]
-            logps[rows] = (scored.gather(-1, target) - normaliser)[:, 0]
+            logits[rows] = scored.gather(-1, target)[:, 0]
+            logps[rows] = logits[rows] - normaliser[:, 0]
+            if kept[1]:
+                top[rows], tokens[rows] = scored.topk(kept[1], dim=-1)
             if statistics:
-                top1[rows] = (scored.argmax(-1) == targets[rows]).float()
+                top1[rows] = (scored.argmax(-1) == targets[rows]).to(top1.dtype)
             if not (statistics or wants_u):
                 continue
             probs = (scored - normaliser).exp_()
             if statistics:
                 entropy[rows] = normaliser[:, 0] - torch.einsum("mv,mv->m", probs, scored)
             if u is not None:
-                u[rows] = _slope(probs, target, scored, softcap).to(weight.dtype) @ weight
-        ctx.softcap = softcap
-        ctx.has_bias = bias is not None
-        ctx.save_for_backward(*((u,) if u is not None else (hidden, weight, bias, targets)))
-        ctx.trains_head = trains_head
-        ctx.mark_non_differentiable(entropy, top1)
-        return logps, entropy, top1
+                u[rows] = _uncapped(_slope(probs, target), scored, softcap).to(weight.dtype) @ weight
+        ctx.softcap, ctx.trains_head = softcap, trains_head
+        ctx.save_for_backward(hidden if u is None else u, weight, bias, targets, logits, top, tokens)
+        ctx.mark_non_differentiable(entropy, top1, tokens)
+        ctx.set_materialize_grads(False)
+        return logps, entropy, top1, logits, top, tokens
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        g = gradients[0][:, None]
-        if not ctx.trains_head:
-            (u,) = ctx.saved_tensors
-            return (g * u).to(u.dtype), None, None, None, None, None
-        hidden, weight, bias, targets = ctx.saved_tensors
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
-        for rows in _tiles(len(hidden), len(weight)):
-            raw = nn.functional.linear(hidden[rows], weight, bias).float()
-            scored = raw if ctx.softcap is None else ctx.softcap * torch.tanh(raw / ctx.softcap)
-            slope = _slope(scored.softmax(-1), targets[rows, None], scored, ctx.softcap).mul_(g[rows])
-            d_hidden[rows] = slope.to(weight.dtype) @ weight
-            d_weight += slope.to(weight.dtype).T @ hidden[rows]
-            if d_bias is not None:
-                d_bias += slope.sum(0)
-        return (
-            d_hidden,
-            d_weight.to(weight.dtype),
-            None if d_bias is None else d_bias.to(weight.dtype),
-            None,
-            None,
-            None,
-        )
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_logp, _, _, by_logit, by_top, _ = gradients
+        targets, logits, top, tokens = ctx.saved_tensors[3:]
+        by_logp = torch.zeros_like(logits) if by_logp is None else by_logp
+        single = None
+        if not (by_logit is None and by_top is None):
+            by_logit = torch.zeros_like(logits) if by_logit is None else by_logit
+            by_top = torch.zeros_like(top) if by_top is None else by_top
+            single = _Logits(
+                torch.cat((targets[:, None], tokens), 1),
+                torch.cat((logits[:, None], top), 1),
+                torch.cat((by_logit[:, None], by_top), 1),
+            )
+        found = (_through_tiles if ctx.trains_head else _through_slopes)(ctx, by_logp[:, None], single)
+        return *found, None, None, None, None
 
 
-def _slope(probs: Tensor, target: Tensor, scored: Tensor, softcap: float | None) -> Tensor:
-    """Derivative of the log-probability by the raw logits; overwrites `probs`. (M, V)"""
-    slope = probs.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=probs.dtype))
+class _Logits(NamedTuple):
+    """Single logits and their gradient, some for each token: the target's and the largest ones. (M, 1 + K)"""
+
+    tokens: Tensor
+    values: Tensor
+    gradients: Tensor
+
+
+_Gradients = tuple[Tensor, Tensor | None, Tensor | None]
+"""By hidden states, weight and bias."""
+
+
+def _through_slopes(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradients:
+    """Backward from the derivatives that forward has left, of a head that is not trained."""
+    u, weight, *_ = ctx.saved_tensors
+    d_hidden = by_logp * u
+    if single is not None:
+        gradients = _uncapped(single.gradients.clone(), single.values, ctx.softcap)
+        for column in range(gradients.shape[1]):  # a column at a time: (M, H) at once, not (M, K, H)
+            d_hidden = d_hidden.addcmul(
+                gradients[:, column, None], weight[single.tokens[:, column]].to(d_hidden.dtype)
+            )
+    return d_hidden.to(u.dtype), None, None
+
+
+def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradients:
+    """Backward with the tiles made again, of a head that is trained."""
+    hidden, weight, bias, targets, *_ = ctx.saved_tensors
+    d_hidden = torch.empty_like(hidden)
+    d_weight = torch.zeros_like(weight, dtype=_wide(weight))
+    d_bias = None if bias is None else torch.zeros_like(bias, dtype=_wide(bias))
+    for rows in _tiles(len(hidden), len(weight)):
+        scored = _scored(hidden[rows], weight, bias, ctx.softcap)
+        d_scored = _slope(scored.softmax(-1), targets[rows, None]).mul_(by_logp[rows])
+        if single is not None:
+            d_scored.scatter_add_(-1, single.tokens[rows], single.gradients[rows])
+        d_raw = _uncapped(d_scored, scored, ctx.softcap)
+        d_hidden[rows] = d_raw.to(weight.dtype) @ weight
+        d_weight += d_raw.to(weight.dtype).T @ hidden[rows]
+        if d_bias is not None:
+            d_bias += d_raw.sum(0)
+    return d_hidden, d_weight.to(weight.dtype), None if d_bias is None else d_bias.to(bias.dtype)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _scored(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    """Logits after the soft cap, in float32. (M, V)"""
+    raw = nn.functional.linear(hidden, weight, bias).to(_wide(hidden))
+    return raw if softcap is None else softcap * torch.tanh(raw / softcap)
+
+
+def _slope(probs: Tensor, target: Tensor) -> Tensor:
+    """Derivative of the log-probability by the logits; overwrites `probs`. (M, V)"""
+    return probs.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=probs.dtype))
+
+
+def _uncapped(slope: Tensor, scored: Tensor, softcap: float | None) -> Tensor:
+    """Derivative by the raw logits from that by the logits `scored`; overwrites `slope`."""
     return slope if softcap is None else slope.mul_(1 - (scored / softcap) ** 2)
 
 

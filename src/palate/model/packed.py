@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from palate.model.forward import Outputs, ragged
+from palate.model.forward import Outputs
 from palate.model.head import LMHead
 from palate.model.layout import PackedLayout, positions, predicting
 from palate.model.load import LoadedModel
@@ -14,9 +14,14 @@ from palate.types import Record
 
 
 def packed_outputs(
-    model: LoadedModel, head: LMHead, records: Sequence[Record], *, statistics: bool = False
+    model: LoadedModel,
+    head: LMHead,
+    records: Sequence[Record],
+    *,
+    statistics: bool = False,
+    top_logits: int = 0,
 ) -> Outputs:
-    """Log-probabilities of the completions' tokens, in float32, from one packed row.
+    """Log-probabilities of the completions' tokens, in float32, from one packed row; as `lm_outputs`.
 
     The caller keeps `following(model.network)` open until backward is done.
     """
@@ -36,13 +41,8 @@ def packed_outputs(
     ).last_hidden_state[0]
     targets = torch.tensor([t for r in records for c in r.completions for t in c.token_ids], device=device)
     predicted_from = hidden.index_select(0, predicting(shape).to(device))
-    logps, entropy, top1 = head.logps(predicted_from, targets, statistics=statistics)
-    counts = [size for _, sizes in shape for size in sizes]
-    return Outputs(
-        logps=ragged(torch.split(logps, counts)),
-        entropy=ragged(torch.split(entropy, counts)) if statistics else None,
-        top1=ragged(torch.split(top1, counts)) if statistics else None,
-    )
+    found = head.values(predicted_from, targets, statistics=statistics, top_logits=top_logits)
+    return Outputs.of(found, [size for _, sizes in shape for size in sizes], statistics=statistics)
 
 
 def packed_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:

@@ -24,11 +24,13 @@ def computing(model: LoadedModel) -> Iterator[None]:
             yield
 
 
-def completion_outputs(model: LoadedModel, records: Sequence[Record], *, statistics: bool = False) -> Outputs:
+def completion_outputs(
+    model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
+) -> Outputs:
     """Log-probabilities of the completions' tokens; see `lm_outputs`."""
     if model.fast is None:
-        return lm_outputs(model, records, statistics=statistics)
-    return packed_outputs(model, model.fast.head, records, statistics=statistics)
+        return lm_outputs(model, records, statistics=statistics, top_logits=top_logits)
+    return packed_outputs(model, model.fast.head, records, statistics=statistics, top_logits=top_logits)
 
 
 def batches(model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
