@@ -161,10 +161,27 @@ class RewardConfig(Config):
 class RunConfig(Config):
     """Run"""
 
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {"output", "overwrite", "report_to", "checkpoint_every", "keep_checkpoints", "max_dead_steps"}
+    )
+    """What may be given anew when a run goes on, and changes none of its numbers."""
+    may_change_bits: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "epochs", "eval_every", "threads", "device", "fast"}
+        | {"micro_batch_tokens", "sampling_rows", "checkpointing"}
+    )
+    """What may be given anew, after which the run is another one to the last bit."""
+
     output: Path | None = None
-    """Directory of the run; `runs/METHOD` if not given."""
+    """Directory of the run; `runs/METHOD` if not given. Where a run of the same configuration was cut off, it
+    goes on."""
     overwrite: bool = False
-    """Replace a run that is already there."""
+    """Replace a run that is already there instead of going on with it."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints to go on from; if not given, as often as takes 2 % of the time."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Latest checkpoints to keep, besides the last one of every stage of a method."""
+    max_dead_steps: int = Field(10, ge=1)
+    """Stop, and say why, when so many steps in a row give nothing to learn from."""
     seed: int = Field(0, ge=0)
     """Seed of everything random."""
     threads: int | None = Field(None, ge=1)

@@ -6,7 +6,13 @@ PalateError (ValueError)
 ├── ModelError       a model or tokenizer that cannot be used
 ├── AnnotatorError   a reward function, rule, judge or reward model that failed
 └── RunError         a run directory, or training that cannot go on
+    └── NonFiniteError   a loss or gradient that is infinite or no number
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class PalateError(ValueError):
@@ -31,3 +37,15 @@ class AnnotatorError(PalateError):
 
 class RunError(PalateError):
     """A run cannot start, write or go on."""
+
+
+class NonFiniteError(RunError):
+    """Losses or gradients are not finite, several times in a row. `records` are the last batch."""
+
+    def __init__(self, message: str, records: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.records = records
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With the records: an exception must survive pickling to cross processes."""
+        return type(self), (str(self), self.records)

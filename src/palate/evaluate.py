@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.special import ndtri
 
@@ -48,6 +49,13 @@ class Evaluation:
         """The numbers, for `summary.json`."""
         return {k: v for k, v in vars(self).items() if k not in ("before", "after")}
 
+    def samples(self) -> list[dict[str, Any]]:
+        """The first completion of each policy for every prompt, side by side, for `samples.jsonl`."""
+        return [
+            {"prompt": old.prompt.text, **_sample("before", old), **_sample("after", new)}
+            for old, new in zip(self.before, self.after, strict=True)
+        ]
+
 
 def compare(
     before: Snapshot,
@@ -69,7 +77,7 @@ def compare(
     wins = [win for win, _, _ in outcomes if win is not None]
     rate = _mean(wins)
     low, high = wilson(rate, len(wins))
-    kl = float((after.logps(new).sum() - before.logps(new).sum()).mean())
+    kl = float((after.logps(new, kept=True).sum() - before.logps(new, kept=True).sum()).mean())
     return Evaluation(
         before=tuple(old),
         after=tuple(new),
@@ -104,6 +112,16 @@ def wilson(rate: float, trials: int, *, confidence: float = 0.95) -> tuple[float
     centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _sample(when: str, group: Group) -> dict[str, Any]:
+    completion = group.completions[0]
+    return {
+        when: completion.text,
+        f"reward_{when}": None if group.rewards is None else group.rewards[0],
+        f"tokens_{when}": len(completion.token_ids),
+        f"finish_{when}": completion.finish,
+    }
 
 
 def _win(after: Group, before: Group) -> float | None:

@@ -14,14 +14,12 @@ from palate.config import MethodConfig, ModelConfig, RewardConfig, Sampling
 from palate.data import read_comparisons, read_prompts
 from palate.errors import ConfigError, DataError
 from palate.evaluate import Evaluation, compare, wilson
+from palate.journal import key_of
 from palate.learn import Policy
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.run import Display, Run
-from palate.types import Group, Pair, Prompt
-
-SAID = 5
-"""Prompts named for having no usable reward; the rest is counted in `objective/unusable`."""
+from palate.types import Pair, Prompt
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> 
 def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     prompts = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     held_out = _held_out_prompts(cfg)
-    annotate = _observed(_annotator(cfg), run)
+    annotate = run.annotator(_annotator(cfg))
+    run.require_same("the prompts", key_of([_facts(p) for p in (*prompts, *held_out)]), "the data")
     policy = _policy(cfg, run, cfg.steps)
     for prompt in (*prompts, *held_out):
         policy.model.codec.room(prompt, need=cfg.max_new_tokens)
@@ -69,7 +68,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
 
 
 def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
-    annotate = _observed(_annotator(cfg), run) if cfg.reward else None
+    annotate = run.annotator(_annotator(cfg)) if cfg.reward else None
     comparisons, same = read_comparisons(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     policy = _policy(cfg, run, cfg.total_steps(len(comparisons)))
     pairs, cut_same = _distinct([policy.model.codec.pair(row) for row in comparisons], cfg.data)
@@ -78,6 +77,7 @@ def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
     if cfg.eval_data is not None:
         rows, _ = read_comparisons(cfg.eval_data, split=cfg.eval_split, columns=cfg.map, limit=cfg.eval_limit)
         held_out, _ = _distinct([policy.model.codec.pair(row) for row in rows], cfg.eval_data)
+    run.require_same("the pairs", key_of([_facts(p) for p in (*pairs, *held_out)]), "the data")
     if same + cut_same:
         run.display.say(f"left out {same + cut_same} pairs in which chosen and rejected are the same")
     prompts = list({pair.prompt.id: pair.prompt for pair in held_out}.values())
@@ -102,7 +102,7 @@ def _finish(
     numbers: Mapping[str, float] = MappingProxyType({}),
 ) -> Outcome:
     """Save first, then measure: a failing reward must not cost the training."""
-    checkpoint = run.save(policy, policy.version)
+    checkpoint = run.save(policy)
     evaluation = None
     summary: dict[str, Any] = {"method": run.method, "steps": policy.version, **numbers}
     if prompts and annotate is not None:
@@ -112,7 +112,7 @@ def _finish(
         )
         summary |= evaluation.summary()
     summary |= {"seconds": round(run.seconds, 1), "checkpoint": str(checkpoint.relative_to(run.directory))}
-    run.finish(summary)
+    summary = run.finish(summary, evaluation.samples() if evaluation is not None else ())
     return Outcome(run, policy, summary, evaluation)
 
 
@@ -136,7 +136,7 @@ def _accuracies(run: Run, held_out: Sequence[Pair]) -> dict[str, float]:
 
 def _policy(cfg: MethodConfig, run: Run, steps: int) -> Policy:
     policy = Policy.load(cfg, total_steps=steps, seed=run.seed("adapter"))
-    policy.observe = run.observe
+    run.attach(policy)
     return policy
 
 
@@ -155,23 +155,11 @@ def _annotator(cfg: RewardConfig) -> Annotator:
     return annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
 
 
-def _observed(annotate: Annotator, run: Run) -> Annotator:
-    said: set[str] = set()
-
-    def wrapped(groups: Sequence[Group]) -> list[Group]:
-        found = annotate(groups)
-        run.observe("annotate", sum(len(group.completions) for group in groups))
-        for group in found:
-            unusable = sum(reward is None for reward in group.rewards or ())
-            if unusable and len(said) < SAID and group.prompt.id not in said:
-                said.add(group.prompt.id)
-                run.display.say(
-                    f"no usable reward for {unusable} of {len(group.completions)} completions of "
-                    f"{group.prompt.text[:60]!r} {group.prompt.where}: left out"
-                )
-        return found
-
-    return wrapped
+def _facts(item: Prompt | Pair) -> list[Any]:
+    """What tells one item of the data from another: content, and the columns that a reward may read."""
+    prompt = item if isinstance(item, Prompt) else item.prompt
+    texts = [] if isinstance(item, Prompt) else [c.token_ids for c in item.completions]
+    return [prompt.id, dict(prompt.columns), texts]
 
 
 def _distinct(pairs: Sequence[Pair], source: str) -> tuple[list[Pair], int]:

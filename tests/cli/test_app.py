@@ -5,10 +5,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field
@@ -41,11 +41,22 @@ class SampleConfig(ModelConfig):
     """What to complete."""
 
 
+class ChatConfig(Config):
+    """Chat"""
+
+    unoffered: ClassVar = frozenset({"run"})
+    run: Path
+    """Whose models."""
+    seed: int = 0
+    """Of the draws."""
+
+
 @dataclass
 class FakeActions:
     calls: list[Any] = field(default_factory=list)
     outcome: Callable[[], int | None] = lambda: None
     SampleConfig: type[Config] = SampleConfig
+    ChatConfig: type[Config] = ChatConfig
 
     def run(self, method: str, config: Any) -> int | None:
         self.calls.append((method, config))
@@ -53,6 +64,18 @@ class FakeActions:
 
     def sample(self, config: Any) -> int | None:
         self.calls.append(("sample", config))
+        return self.outcome()
+
+    def chat(self, config: Any) -> int | None:
+        self.calls.append(("chat", config))
+        return self.outcome()
+
+    def runs(self, directory: Path | None, *, json: bool) -> int | None:
+        self.calls.append(("runs", directory, json))
+        return self.outcome()
+
+    def report(self, runs: Sequence[Path], *, output: Path | None, show: bool) -> int | None:
+        self.calls.append(("report", [*runs], output, show))
         return self.outcome()
 
     def methods(self, json: bool) -> int | None:
@@ -102,6 +125,26 @@ def test_sample_hands_the_config_to_the_action(actions: FakeActions) -> None:
     assert actions.calls == [("sample", SampleConfig(prompt="hi"))]
 
 
+def test_chat_hands_the_config_to_the_action(actions: FakeActions) -> None:
+    assert main(["chat", "runs/a", "--seed", "3"], methods=METHODS, actions=actions) == 0
+    assert actions.calls == [("chat", ChatConfig(run=Path("runs/a"), seed=3))]
+
+
+@pytest.mark.parametrize(
+    ("line", "call"),
+    [
+        ("runs", ("runs", None, False)),
+        ("runs exp --json", ("runs", Path("exp"), True)),
+        ("report a", ("report", [Path("a")], None, False)),
+        ("report a b --output c.html --open", ("report", [Path("a"), Path("b")], Path("c.html"), True)),
+        ("report --output c.html a", ("report", [Path("a")], Path("c.html"), False)),
+    ],
+)
+def test_listings(actions: FakeActions, line: str, call: Any) -> None:
+    assert main(line.split(), methods=METHODS, actions=actions) == 0
+    assert actions.calls == [call]
+
+
 def test_the_actions_exit_code_is_the_programs(actions: FakeActions) -> None:
     actions.outcome = lambda: 3
     assert main(["sample"], methods=METHODS, actions=actions) == 3
@@ -127,7 +170,8 @@ def test_help_of_the_program(capsys: pytest.CaptureFixture[str], line: str) -> N
     assert main(line.split()) == 0
     out = capsys.readouterr().out
     assert out.startswith("Usage: palate COMMAND\n")
-    positions = [out.index(f"│ {name} ") for name in ("run", "sample", "methods")]
+    names = ("run", "chat", "sample", "runs", "report", "methods")
+    positions = [out.index(f"│ {name} ") for name in names]
     assert positions == sorted(positions)
 
 
@@ -155,6 +199,24 @@ def test_help_of_sample(actions: FakeActions, capsys: pytest.CaptureFixture[str]
     assert "--prompt TEXT" in capsys.readouterr().out.split("╭─ Model ─")[0]
 
 
+def test_help_of_chat(actions: FakeActions, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "--help"], methods=METHODS, actions=actions) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Usage: palate chat RUN [OPTIONS]\n")
+    assert "│ RUN  Whose models. " in out
+    assert "--run" not in out
+
+
+@pytest.mark.parametrize(("command", "usage"), [("runs", "[DIRECTORY]"), ("report", "RUN...")])
+def test_help_of_listings(
+    actions: FakeActions, capsys: pytest.CaptureFixture[str], command: str, usage: str
+) -> None:
+    assert main([command, "--help"], methods=METHODS, actions=actions) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: palate {command} {usage} [OPTIONS]\n")
+    assert f"│ {usage.strip('[].')} " in out
+
+
 def test_only_the_command_asked_for_has_flags(actions: FakeActions) -> None:
     assert "dpo" in build_app("run", methods=METHODS, actions=actions)["run"]
     assert "dpo" not in build_app("sample", methods=METHODS, actions=actions)["run"]
@@ -174,6 +236,9 @@ def test_only_the_command_asked_for_has_flags(actions: FakeActions) -> None:
             "expected a method right after `palate run`, got --beta; `palate methods` lists them",
         ),
         ("sampel", "unknown command 'sampel'; did you mean 'sample'? `palate --help` lists them"),
+        ("rnus", "unknown command 'rnus'; did you mean 'runs'? `palate --help` lists them"),
+        ("chta runs/a", "unknown command 'chta'; did you mean 'chat'? `palate --help` lists them"),
+        ("reports a", "unknown command 'reports'; did you mean 'report'? `palate --help` lists them"),
         ("dpo --data x", "unknown command 'dpo'; did you mean `palate run dpo`? `palate --help` lists them"),
         ("qqq", "unknown command 'qqq'; `palate --help` lists them"),
         (
@@ -187,6 +252,23 @@ def test_only_the_command_asked_for_has_flags(actions: FakeActions) -> None:
         ("run dpo --qqq=1", "unknown flag --qqq; `palate run dpo --help` lists them"),
         ("run dpo -b 1", "unknown flag -b; `palate run dpo --help` lists them"),
         ("methods --jsn", "unknown flag --jsn; did you mean --json? `palate methods --help` lists them"),
+        ("chat", "no run is given, write `palate chat RUN`"),
+        ("chat --seed 1", "no run is given, write `palate chat RUN`"),
+        ("chat --run a", "unknown flag --run; `palate chat --help` lists them"),
+        ("chat a --sed 1", "unknown flag --sed; did you mean --seed? `palate chat --help` lists them"),
+        (
+            "chat a b",
+            "unexpected 'b': a value follows its flag, and `palate chat --help` lists the flags",
+        ),
+        ("chat a --seed x", "--seed is 'x', expected a whole number"),
+        ("report", "no run is given, write `palate report RUN`, as `palate report runs/oaif`"),
+        ("report --output", "--output has no value, expected `--output FILE`"),
+        ("report a --opne", "unknown flag --opne; did you mean --open? `palate report --help` lists them"),
+        ("runs --jsn", "unknown flag --jsn; did you mean --json? `palate runs --help` lists them"),
+        (
+            "runs a b",
+            "unexpected 'b': a value follows its flag, and `palate runs --help` lists the flags",
+        ),
         ("run dpo --data", "--data has no value, expected `--data TEXT`"),
         ("run dpo --beta --data x", "--beta has no value, expected `--beta FLOAT`"),
         (

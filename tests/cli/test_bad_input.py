@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -36,6 +37,13 @@ FILES = {
     "run.yaml": "data: prompts.jsonl\nreward: rewards.py:letters\nsteps: 2\nbatch-size: 2\nmax_new_tokens: 4",
     "no_model/notes.txt": "mine",
     "foreign/notes.txt": "mine",
+    "run_of.yaml": "run: begun\n",
+    "lora.yaml": "lora: true\n",
+    "begun/config.json": '{"method": "oaif", "config": {"model": "tiny"}, "versions": {}}',
+    "odd/config.json": '{"method": "oaif", "config": {"dtype": "float8"}, "versions": {}}',
+    "lost/config.json": '{"method": "oaif", "config": {"model": "./gone"}, "versions": {}}',
+    "foreign_step/config.json": '{"method": "oaif", "config": {"model": "tiny"}, "versions": {}}',
+    "foreign_step/checkpoints/step-1/notes.txt": "mine",
     "broken_model/config.json": '{"model_type": ',
     "broken_import.py": "import no_such_package\n",
     "rewards.py": """
@@ -57,10 +65,11 @@ def nothing(completions):
 def folder(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with good and bad files, and the tiny model as `tiny`."""
     for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "tiny").symlink_to(tiny)
     shutil.copytree(tiny, tmp_path / "cut_model")
+    shutil.copytree(tiny, tmp_path / "lost/checkpoints/step-1")
     weights = tmp_path / "cut_model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     monkeypatch.chdir(tmp_path)
@@ -93,6 +102,9 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         # Configuration files.
         ("run oaif --config near.yaml", ["`batchsize` (line 2 of near.yaml)", "did you mean `batch_size`?"]),
         ("run oaif --config tab.yaml", ["tab.yaml is not valid YAML at line 2, column 1"]),
+        ("chat r --config run_of.yaml", ["unknown key `run` (line 1 of run_of.yaml)"]),
+        ("sample --config lora.yaml", ["unknown key `lora` (line 1 of lora.yaml)"]),
+        ("sample --lora-rank 4 --prompt a", ["unknown flag --lora-rank"]),
         ("run oaif --config no.yaml", ["config file no.yaml does not exist"]),
         # Data.
         (short("promts.jsonl"), ["promts.jsonl does not exist", "Did you mean prompts.jsonl?"]),
@@ -134,6 +146,24 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (f"{short('prompts.jsonl')} --output prompts.jsonl/run", ["cannot be written: Not a directory"]),
         (f"{short('prompts.jsonl')} --output /proc/run", ["'/proc/run' cannot be written"]),
         (f"{short('prompts.jsonl')} --report-to mlflow", ["report_to 'mlflow' is unknown", "tensorboard"]),
+        # Talking to runs and listing them.
+        ("chat none", ["'none' is not there; expected the directory of a run"]),
+        ("chat prompts.jsonl", ["'prompts.jsonl' is a file; expected the directory of a run"]),
+        ("chat foreign", ["'foreign' holds no run", "see `palate runs`"]),
+        ("chat tiny", ["'tiny' holds no run"]),
+        ("chat broken_model", ["'broken_model/config.json' cannot be read"]),
+        ("chat begun", ["the run 'begun' has no checkpoint yet; wait until it has saved one"]),
+        ("chat begun --step -1", ["--step is -1, expected a whole number of at least 0"]),
+        ("chat begun --only both", ["--only is 'both', expected one of checkpoint, base"]),
+        ("chat begun --only base --device warp", ["of the run 'begun'", "device 'warp' is not to be"]),
+        ("chat begun/checkpoints/step-1", ["is a checkpoint; give its run, 'begun'"]),
+        ("chat foreign_step", ["directory 'foreign_step/checkpoints/step-1' holds no model"]),
+        ("chat lost", ["base model of the run 'lost' cannot be had: model './gone' is not a directory"]),
+        ("chat lost --only base", ["base model of the run 'lost' cannot be had"]),
+        ("chat odd", ["'odd/config.json' cannot be used: dtype is 'float8'"]),
+        ("runs none", ["'none' is not there; expected a directory with runs in it"]),
+        ("runs prompts.jsonl", ["'prompts.jsonl' is a file; expected a directory with runs in it"]),
+        ("report foreign", ["'foreign' holds no run"]),
         # Sampling.
         (f"sample {TINY}", ["nothing to sample from; give --prompt TEXT or --data FILE"]),
         (f"sample {TINY} --prompt a --data prompts.jsonl", ["--prompt and --data were both given"]),
@@ -153,8 +183,8 @@ def test_a_mistake_is_one_line_that_names_it(
     assert err.removesuffix("\n").isprintable()  # also where it quotes what a model or a reward has said
     assert all(part in err for part in parts), err
     assert out == ""
-    left = [path for path in folder.glob("runs/*/*") if path.name not in ("config.json", "metrics.jsonl")]
-    assert left == []
+    left = {path.name for path in folder.glob("runs/*/*")}
+    assert left <= {"config.json", "metrics.jsonl", "status.json", "journal.db", ".lock"}  # no checkpoint
     assert all(path.read_text() == "" for path in folder.glob("runs/*/metrics.jsonl"))
 
 
@@ -172,12 +202,13 @@ def test_a_run_that_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(line) == 0
     before = (folder / "runs" / "dpo" / "metrics.jsonl").read_text()
     capsys.readouterr()
-    assert main(line) == 2
+    assert main([*line, "--seed", "1"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "'runs/dpo' holds a run already; give --output another directory, or replace it with --ov" in err
+    assert "'runs/dpo' holds a run already, with seed 0 and not 1; to go on with it, give what" in err
+    assert main(line) == 0  # the same command goes on, and there is nothing left to do
     assert (folder / "runs" / "dpo" / "metrics.jsonl").read_text() == before
-    assert main([*line, "--overwrite"]) == 0
+    assert main([*line, "--seed", "1", "--overwrite"]) == 0
 
 
 def test_the_real_process_ends_as_the_function_does(folder: Path) -> None:
@@ -206,6 +237,8 @@ def test_run_oaif(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = [line.split(" (")[0] for line in out.splitlines() if line.startswith(("before (", "after ("))]
     assert answers == ["before", "after"] * 2  # to both prompts
     assert "out/first/checkpoints/step-2" in out
+    assert "\nreport      out/first/report.html\n" in out
+    assert (folder / "out/first/report.html").is_file()
     config = json.loads((folder / "out/first/config.json").read_text())["config"]
     assert (config["beta"], config["steps"]) == (0.2, 2)  # the flag's and the file's
     assert (folder / "out/first/checkpoints/step-2/adapter_model.safetensors").is_file()
@@ -280,10 +313,30 @@ def test_sample_to_a_file(sampled: Callable[[str], str], folder: Path) -> None:
 def test_what_was_trained_can_be_sampled(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(short("prompts.jsonl").split()) == 0
     capsys.readouterr()
-    (checkpoint,) = folder.glob("runs/oaif/checkpoints/*")
+    checkpoint = folder / "runs/oaif/checkpoints/step-2"
     line = f"sample --model {checkpoint} --device cpu --prompt hi --max-new-tokens 3 --json-lines"
     assert main(line.split()) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "hi"
+
+
+def test_what_was_trained_can_be_talked_to_listed_and_reported(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*short("prompts.jsonl").split(), "--eval-data", "prompts.jsonl"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n/quit\n"))
+    assert main(["chat", "runs/oaif", "--max-new-tokens", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("you  hi\nbase  ")
+    assert "\ncheckpoint  " in out
+    assert err == ""
+    assert main(["runs", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["run"], row["state"], row["step"], row["steps"]) == ("runs/oaif", "finished", 2, 2)
+    assert {"reward_before", "reward_after", "win_rate"} <= row["figures"].keys()
+    assert main(["report", "runs/oaif", "--output", "page.html"]) == 0
+    assert capsys.readouterr() == ("page.html\n", "")
+    assert (folder / "page.html").is_file()
 
 
 def test_methods_as_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import inspect
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from cyclopts import App
@@ -12,6 +12,7 @@ from pydantic import Field
 from rich.console import Console
 
 from palate.cli.flags import command, metavar, panels
+from palate.cli.settings import load_config
 from palate.config import BatchConfig, Config, MethodConfig, ModelConfig, Names, Sampling
 from palate.errors import ConfigError
 
@@ -225,3 +226,30 @@ def test_help_shows_the_base_as_default() -> None:
 )
 def test_metavars(hint: Any, shown: str) -> None:
     assert metavar(hint) == shown
+
+
+class Narrow(Toy):
+    unoffered: ClassVar = frozenset({"lora", "depth", "data"})
+
+
+def test_a_field_that_is_not_offered_has_no_flag_and_no_key(tmp_path: Path) -> None:
+    assert not {"lora", "depth", "data"} & {name for names in panels(Narrow).values() for name in names}
+    text = help_of(Narrow, {"data": "x"})
+    assert "--lora-rank" in text
+    assert "--lora " not in text
+    file = tmp_path / "a.yaml"
+    file.write_text("lora: true\n")
+    with pytest.raises(ConfigError, match=r"unknown key `lora` \(line 1 of .*\), did you mean `lr`"):
+        load_config(Narrow, file=file, flags={}, base={"data": "x"})
+
+
+def test_the_first_word_is_a_field() -> None:
+    app = App(name="palate")
+    action = command(Narrow, lambda config: config, name="toy", help="A toy.", first="data")
+    app.command(action, name="toy")
+    options = {"result_action": "return_value", "exit_on_error": False, "print_error": False}
+    config = app(["toy", "a.jsonl", "--beta", "0.3"], **options)
+    assert (config.data, config.beta) == ("a.jsonl", 0.3)
+    assert app(["toy", "--beta", "0.3", "b.jsonl"], **options).data == "b.jsonl"
+    with pytest.raises(ConfigError, match="no data is given, write `palate toy DATA`"):
+        app(["toy"], **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import palate
@@ -296,12 +298,117 @@ def test_a_reward_that_fails_afterwards_does_not_cost_the_training(
 
 
 @NAMES
-def test_a_run_is_not_overwritten_by_the_next(name: str, options: Callable[..., dict[str, Any]]) -> None:
+def test_a_run_is_not_overwritten_by_another(name: str, options: Callable[..., dict[str, Any]]) -> None:
     given = options(name, steps=1, eval_data=None)
     train(name, given)
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match=r"holds a run already, with lr 0.01 and not 0.02.*--overwrite"):
+        train(name, {**given, "lr": 0.02})
+    assert train(name, {**given, "lr": 0.02, "overwrite": True}).summary["steps"] == 1
+
+
+# ---- Cut off and gone on with ----------------------------------------------------------------------
+
+
+class Unplugged(palate.Display):
+    """Pulls the plug at a moment of a run: before, in the middle of, or after a step's work."""
+
+    def __init__(self, moment: str, count: int) -> None:
+        super().__init__(quiet=True)
+        self.moment, self.count = moment, count
+
+    def _at(self, moment: str) -> None:
+        self.count -= moment == self.moment
+        if self.count == 0:
+            raise KeyboardInterrupt
+
+    def step(self, step: int) -> None:
+        self._at("step")
+        super().step(step)
+
+    def working(self, stage: str, speed: float) -> None:
+        self._at(stage)
+        super().working(stage, speed)
+
+    def metrics(self, row: Any, samples: Any) -> None:
+        self._at("metrics")
+        super().metrics(row, samples)
+
+
+TIMES = re.compile(r"time/|step_time|tokens_per_second")
+
+
+def numbers(directory: Path) -> list[dict[str, Any]]:
+    """The rows of metrics without what a clock says."""
+    return [{k: v for k, v in row.items() if not TIMES.search(k)} for row in rows_of(directory)]
+
+
+@NAMES
+@LORA
+@pytest.mark.parametrize("moment", ["step", "learn", "metrics"])
+def test_a_run_that_was_cut_off_ends_in_the_same_weights(
+    name: str, lora: bool, moment: str, options: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    given = options(name, lora=lora, checkpoint_every=1, steps=4, schedule="linear")
+    whole = train(name, {**given, "output": tmp_path / "whole"})
+    cut = {**given, "output": tmp_path / "cut"}
+    for count in (1, 2):  # twice: it is resumed, and cut off again
+        with pytest.raises(KeyboardInterrupt):
+            train(name, cut, display=Unplugged(moment, count))
+    resumed = train(name, cut)
+    one, other = (o.policy.model.network.state_dict() for o in (whole, resumed))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert numbers(whole.run.directory) == numbers(resumed.run.directory)
+    clock = {"seconds"}
+    assert {k: v for k, v in whole.summary.items() if k not in clock} == {
+        k: v for k, v in resumed.summary.items() if k not in clock
+    }
+
+
+@NAMES
+def test_a_finished_run_does_nothing_again(name: str, options: Callable[..., dict[str, Any]]) -> None:
+    given = options(name)
+    first = train(name, given)
+    again = train(name, given, display=Unplugged("sample", 1))  # a token sampled would end it
+    assert again.summary == first.summary
+    assert again.evaluation == first.evaluation
+    assert rows_of(first.run.directory) == rows_of(again.run.directory)
+
+
+@NAMES
+def test_more_steps_go_on_from_the_end(name: str, options: Callable[..., dict[str, Any]]) -> None:
+    given = options(name, steps=2)
+    train(name, given)
+    more = train(name, {**given, "steps": 4})
+    assert [row["step"] for row in rows_of(more.run.directory) if "loss" in row] == [1, 2, 3, 4]
+    assert more.summary["steps"] == 4
+    assert more.summary["checkpoint"] == "checkpoints/step-4"
+
+
+@NAMES
+def test_other_data_are_refused(
+    name: str, options: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    given = options(name, steps=1, eval_data=None)
+    train(name, given)
+    other = [{**row, "prompt": row["prompt"] + "?"} for row in ROWS[METHODS[name].learns_from]]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    with pytest.raises(RunError, match="the data is not what the run .* began with"):
         train(name, given)
-    assert train(name, {**given, "overwrite": True}).summary["steps"] == 1
+
+
+@NAMES
+def test_another_reference_is_refused(
+    name: str, options: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    shutil.copytree(options(name)["model"], tmp_path / "base")
+    given = options(name, steps=1, eval_data=None, model=str(tmp_path / "base"))
+    train(name, given)
+    weights = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors[next(iter(tensors))].view(-1)[0] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(RunError, match="the model .* is not what the run .* began with"):
+        train(name, given)
 
 
 def test_an_unknown_method() -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json as jsonlib
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers.utils import logging as transformers_logging
 
+from palate.cli.quiet import quiet_libraries
 from palate.config import DataConfig, MethodConfig, ModelConfig, RunConfig, Sampling
 from palate.data import check_target, read_prompts, write_rows
-from palate.errors import ConfigError
+from palate.errors import ConfigError, PalateError
 from palate.evaluate import Evaluation
 from palate.launch import train
 from palate.methods import METHODS
@@ -33,6 +31,8 @@ BESIDE = 3
 class SampleConfig(ModelConfig, Sampling):
     """Sample"""
 
+    unoffered: ClassVar = frozenset({"lora", "lora_rank", "lora_alpha", "checkpointing"})
+    """Fields of the parts that say how to train."""
     prompt: tuple[str, ...] = ()
     """Text to complete or answer."""
     data: str | None = None
@@ -66,6 +66,7 @@ def run(method: str, config: MethodConfig) -> int:
     directory = outcome.run.directory
     console.print(Text(f"\ncheckpoint  {directory / outcome.summary['checkpoint']}"), soft_wrap=True)
     console.print(Text(f"summary     {directory / 'summary.json'}"), soft_wrap=True)
+    show_report(directory, console)
     return 0
 
 
@@ -151,15 +152,17 @@ def show_accuracy(summary: Mapping[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def quiet_libraries() -> None:
-    """Keep transformers' progress bars and advice out of the way of ours; its errors are raised still."""
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # its retries; the error says that they failed
-    # peft asks transformers for names that it will drop; nothing that a user of Palate can mend.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+def show_report(directory: Path, console: Console) -> None:
+    """Write the run's report and say where it is; what was trained stands without one."""
+    from palate.report import write_report
+
+    try:
+        text = f"report      {write_report([directory])}"
+    except (PalateError, OSError) as error:
+        line = Text(plain(f"palate: the run is done, but its report cannot be written: {error}"))
+        Console(stderr=True).print(line, soft_wrap=True)
+    else:
+        console.print(Text(text), soft_wrap=True)
 
 
 def _prompts(config: SampleConfig) -> list[Prompt]:

@@ -1,6 +1,6 @@
 """The program `palate`: its commands, and how a user's mistake ends: one sentence on stderr and exit code 2.
 
-The methods, and torch with them, are imported for `palate run` and `palate methods` alone, so that
+What a command needs, the methods and torch with them, is imported for that command alone, so that
 `palate --version` and `palate --help` answer at once.
 """
 
@@ -10,30 +10,24 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO, cast
 
-from cyclopts import (
-    App,
-    CoercionError,
-    CycloptsError,
-    MissingArgumentError,
-    Parameter,
-    RepeatArgumentError,
-    UnknownCommandError,
-    UnknownOptionError,
-    UnusedCliTokensError,
-)
+from cyclopts import App, CycloptsError, Parameter
 
+from palate.cli.mistakes import explain
 from palate.errors import ConfigError, PalateError
 
 if TYPE_CHECKING:
-    from cyclopts import Argument
-
     from palate.config import Config
 
 MISTAKE, INTERRUPTED, CUT_OFF = 2, 130, 141
 """Exit codes: a user's mistake, Ctrl-C, and stdout closed by its reader (as shells count signals)."""
+
+Json = Annotated[
+    bool, Parameter(negative=(), help="Print JSON, and nothing else on stdout.", show_default=False)
+]
 
 
 class Method(Protocol):
@@ -53,17 +47,30 @@ class Method(Protocol):
 
 
 class Actions(Protocol):
-    """What the commands do: the module `palate.cli.actions`, or a stand-in for it."""
+    """What the commands do: modules of `palate.cli`, or one stand-in for all of them."""
 
     @property
     def SampleConfig(self) -> type[Config]:  # noqa: N802 - a class in the module
         """Options of `palate sample`."""
 
+    @property
+    def ChatConfig(self) -> type[Config]:  # noqa: N802 - a class in the module
+        """Options of `palate chat`."""
+
     def run(self, method: str, config: Any) -> int | None:
         """Train a model by `method`."""
 
+    def chat(self, config: Any) -> int | None:
+        """Talk to what a run has trained."""
+
     def sample(self, config: Any) -> int | None:
         """Sample completions."""
+
+    def runs(self, directory: Path | None, *, json: bool) -> int | None:
+        """List the runs in a directory."""
+
+    def report(self, runs: Sequence[Path], *, output: Path | None, show: bool) -> int | None:
+        """Write a report on runs."""
 
     def methods(self, json: bool) -> int | None:
         """Print the table of methods."""
@@ -77,8 +84,8 @@ def main(
 ) -> int:
     """Run the command line `argv`, which starts after the program's name, and return the exit code.
 
-    `methods` and `actions` stand in for `palate.methods.METHODS` and `palate.cli.actions`. An error that is
-    no `PalateError` is a bug of ours and goes through with its traceback.
+    `methods` and `actions` stand in for `palate.methods.METHODS` and for the modules that do the commands'
+    work. An error that is no `PalateError` is a bug of ours and goes through with its traceback.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -124,17 +131,9 @@ def build_app(
     app.command(run)
     if command == "run":
         _add_methods(run, methods, actions)
+    _add_chat(app, actions, flags=command == "chat")
     _add_sample(app, actions, flags=command == "sample")
-
-    def show_methods(
-        *,
-        json: Annotated[
-            bool, Parameter(negative=(), help="Print JSON, and nothing else on stdout.", show_default=False)
-        ] = False,
-    ) -> int | None:
-        return _actions(actions).methods(json=json)
-
-    app.command(show_methods, name="methods", help="Show the methods and what each needs.", sort_key=2)
+    _add_listings(app, actions)
     return app
 
 
@@ -149,15 +148,65 @@ def _add_methods(run: App, methods: Mapping[str, Method] | None, actions: Action
         run.command(action, name=name)
 
 
+def _add_chat(app: App, actions: Actions | None, *, flags: bool) -> None:
+    about = "Talk to what a run has trained, beside the model that it started from."
+    if not flags:
+        app.command(App(name="chat", help=about, sort_key=1))
+        return
+    from palate.cli.flags import command
+
+    done = _actions(actions, "chat")
+    action = command(done.ChatConfig, done.chat, name="chat", help=about, first="run")
+    app.command(action, name="chat", usage="Usage: palate chat RUN [OPTIONS]", sort_key=1)
+
+
 def _add_sample(app: App, actions: Actions | None, *, flags: bool) -> None:
     about = "Sample completions from a model."
     if not flags:
-        app.command(App(name="sample", help=about, sort_key=1))
+        app.command(App(name="sample", help=about, sort_key=2))
         return
     from palate.cli.flags import command
 
     done = _actions(actions)
-    app.command(command(done.SampleConfig, done.sample, name="sample", help=about), name="sample", sort_key=1)
+    app.command(command(done.SampleConfig, done.sample, name="sample", help=about), name="sample", sort_key=2)
+
+
+def _add_listings(app: App, actions: Actions | None) -> None:
+    """The commands that train and sample nothing; their few flags cost no imports."""
+
+    def runs(
+        directory: Annotated[
+            Path | None, Parameter(help="Where to look; `runs` if not given.", show_default=False)
+        ] = None,
+        /,
+        *,
+        json: Json = False,
+    ) -> int | None:
+        return _actions(actions, "runs").runs(directory, json=json)
+
+    def report(
+        *run: Annotated[Path, Parameter(help="Directories of runs.", negative=())],
+        output: Annotated[
+            Path | None,
+            Parameter(metavar="FILE", help="Where to write it; beside the (first) run if not given."),
+        ] = None,
+        show: Annotated[
+            bool,
+            Parameter(name="--open", negative=(), help="Open it in a browser.", show_default=False),
+        ] = False,
+    ) -> int | None:
+        if not run:
+            raise ConfigError("no run is given, write `palate report RUN`, as `palate report runs/oaif`")
+        return _actions(actions, "report").report(run, output=output, show=show)
+
+    def methods(*, json: Json = False) -> int | None:
+        return _actions(actions).methods(json=json)
+
+    about = "List runs: how far they are and what came of them."
+    app.command(runs, help=about, usage="Usage: palate runs [DIRECTORY] [OPTIONS]", sort_key=3)
+    about = "Write a report on one run, or on several side by side."
+    app.command(report, help=about, usage="Usage: palate report RUN... [OPTIONS]", sort_key=4)
+    app.command(methods, help="Show the methods and what each needs.", sort_key=5)
 
 
 def _dispatch(tokens: list[str], methods: Mapping[str, Method] | None, actions: Actions | None) -> int:
@@ -166,7 +215,8 @@ def _dispatch(tokens: list[str], methods: Mapping[str, Method] | None, actions: 
     try:
         code = app(tokens, print_error=False, exit_on_error=False, result_action="return_value")
     except CycloptsError as error:
-        raise ConfigError(explain(error, methods)) from None
+        commands = [name for name in app if not name.startswith("-")]
+        raise ConfigError(explain(error, commands=commands, methods=lambda: _methods(methods))) from None
     return code or 0
 
 
@@ -178,12 +228,9 @@ def _methods(methods: Mapping[str, Method] | None) -> Mapping[str, Method]:
     return methods
 
 
-def _actions(actions: Actions | None) -> Actions:
-    if actions is None:
-        from palate.cli import actions as ours
-
-        return ours
-    return actions
+def _actions(actions: Actions | None, module: str = "actions") -> Actions:
+    """The stand-in, or the module of `palate.cli` that has what a command does."""
+    return actions if actions is not None else cast("Actions", import_module(f"palate.cli.{module}"))
 
 
 def _version() -> str:
@@ -191,83 +238,6 @@ def _version() -> str:
         return metadata.version("palate")
     except metadata.PackageNotFoundError:
         return "(run from its source, not installed)"
-
-
-# Mistakes
-
-
-def explain(error: CycloptsError, methods: Mapping[str, Method] | None = None) -> str:
-    """What is wrong with a command line, in one sentence of ours."""
-    path = " ".join(["palate", *(error.command_chain or ())])
-    match error:
-        case UnknownCommandError(unused_tokens=[word, *_]):
-            return _unknown_command(word, path, methods)
-        case UnknownOptionError():
-            flag = error.token.keyword or error.token.value
-            flags = {name: name for argument in error.argument_collection for name in argument.names}
-            return f"unknown flag {flag};{_perhaps(flag, flags)} `{path} --help` lists them"
-        case UnusedCliTokensError(unused_tokens=[word, *_]):
-            return _unexpected(word, path, error)
-        case MissingArgumentError():
-            return _no_value(error)
-        case RepeatArgumentError():
-            given = _argument(error.token.keyword, error)
-            names = given.names if given is not None and given.is_flag() else [error.token.keyword]
-            return f"{' or '.join(map(str, names))} is given more than once, keep one"
-        case CoercionError() if error.token is not None:
-            return f"{error.token.keyword} is {error.token.value!r}, expected no value, or true or false"
-        case _:
-            return str(error)
-
-
-def _unknown_command(word: str, path: str, methods: Mapping[str, Method] | None) -> str:
-    if path == "palate run":
-        if word.startswith("-"):
-            return f"expected a method right after `palate run`, got {word}; `palate methods` lists them"
-        advice = _perhaps(word, {name: repr(name) for name in _methods(methods)})
-        return f"unknown method {word!r};{advice} `palate methods` lists them"
-    if word.startswith("-"):
-        return f"expected a command right after `palate`, got {word}; `palate --help` lists them"
-    commands = {name: repr(name) for name in ("run", "sample", "methods")}
-    commands |= {name: f"`palate run {name}`" for name in _methods(methods)}
-    return f"unknown command {word!r};{_perhaps(word, commands)} `palate --help` lists them"
-
-
-def _perhaps(word: str, meanings: Mapping[str, str]) -> str:
-    from palate.cli.settings import near
-
-    meant = near(word, meanings)
-    return f" did you mean {meanings[meant]}?" if meant is not None else ""
-
-
-def _unexpected(word: str, path: str, error: CycloptsError) -> str:
-    before = _beside(word, error, -1)
-    switch = _argument(before, error)
-    if switch is not None and switch.is_flag():
-        return f"unexpected {word!r}: {before} takes no value, write {' or '.join(switch.names)}"
-    return f"unexpected {word!r}: a value follows its flag, and `{path} --help` lists the flags"
-
-
-def _no_value(error: MissingArgumentError) -> str:
-    assert error.argument is not None
-    flag = error.keyword or error.argument.name
-    value = _beside(flag, error, +1)
-    joined = f"; a value that starts with a dash is joined, as `{flag}={value}`"
-    advice = joined if value is not None and _argument(value, error) is None else ""
-    return f"{flag} has no value, expected `{flag} {error.argument.parameter.metavar}`{advice}"
-
-
-def _beside(token: str, error: CycloptsError, offset: int) -> str | None:
-    """The token next to the first `token` of the command line."""
-    tokens = error.root_input_tokens or []
-    position = tokens.index(token) + offset if token in tokens else -1
-    return tokens[position] if 0 <= position < len(tokens) else None
-
-
-def _argument(flag: str | None, error: CycloptsError) -> Argument | None:
-    """What the failed command knows by this flag."""
-    known = error.app.assemble_argument_collection() if error.app and error.app.default_command else ()
-    return next((argument for argument in known if flag in argument.names), None)
 
 
 # Endings

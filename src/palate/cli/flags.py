@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
-from palate.cli.settings import flag_name, is_union, load_config, plain
+from palate.cli.settings import flag_name, is_union, load_config, offered, plain
 from palate.config import Config, MethodConfig
 from palate.errors import ConfigError
 
@@ -25,7 +25,13 @@ _METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", Path: "PATH"}
 
 
 def command(
-    cls: type[C], run: Callable[[C], R], *, name: str, help: str, base: Mapping[str, Any] | None = None
+    cls: type[C],
+    run: Callable[[C], R],
+    *,
+    name: str,
+    help: str,
+    base: Mapping[str, Any] | None = None,
+    first: str | None = None,
 ) -> Callable[..., R]:
     """A function for `cyclopts.App.command`: its flags and `--config FILE` become a `cls`, handed to `run`.
 
@@ -35,15 +41,20 @@ def command(
         name: of the command.
         help: one line on the command.
         base: values that stand in for defaults of `cls`, in the help as well.
+        first: the field that is given as the command's first word instead of by a flag; it must be there.
     """
     assert "config" not in cls.model_fields, "the flag --config names the file"
 
-    def action(*, config: str | None = None, **given: Any) -> R:
+    def action(*words: str, config: str | None = None, **given: Any) -> R:
+        if first is not None:
+            if not words:
+                raise ConfigError(f"no {first} is given, write `palate {name} {first.upper()}`")
+            given[first] = words[0]
         flags = {field: _value(cls, field, value) for field, value in given.items()}
         file = Path(config) if config is not None else None
         return run(load_config(cls, file=file, flags=flags, base=base))
 
-    parameters = list(_parameters(cls, base or {}))
+    parameters = [*_first(cls, first), *_parameters(cls, base or {})]
     vars(action)["__signature__"] = inspect.Signature(parameters)
     action.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     action.__name__, action.__doc__ = name.replace("-", "_"), help
@@ -60,13 +71,20 @@ def panels(cls: type[Config]) -> dict[str, list[str]]:
     owners: dict[str, type] = {}
     declared = {part: inspect.get_annotations(part) for part in cls.__mro__ if issubclass(part, Config)}
     for part, names in declared.items():
-        owners |= {name: part for name in names if name in cls.model_fields}
+        owners |= {name: part for name in names if name in offered(cls)}
     titled: dict[str, list[str]] = {own: []}
     for part, names in declared.items():
         is_part = part is not cls and Config in part.__bases__
         title = (part.__doc__ or part.__name__).strip().splitlines()[0] if is_part else own
         titled.setdefault(title, []).extend(name for name in names if owners.get(name) is part)
     return {title: names for title, names in titled.items() if names or title == own}
+
+
+def _first(cls: type[Config], field: str | None) -> Iterator[inspect.Parameter]:
+    if field is not None:
+        about = Parameter(help=_description(cls, field), metavar=field.upper(), show_default=False)
+        only = inspect.Parameter.POSITIONAL_ONLY
+        yield inspect.Parameter(field, only, default="", annotation=Annotated[str, about])
 
 
 def _parameters(cls: type[Config], base: Mapping[str, Any]) -> Iterator[inspect.Parameter]:

@@ -78,6 +78,12 @@ def load_config(
     return config
 
 
+def offered(cls: type[Config]) -> list[str]:
+    """Fields that flags and files may give: all but those that `cls.unoffered` names."""
+    unoffered = getattr(cls, "unoffered", ())
+    return [name for name in cls.model_fields if name not in unoffered]
+
+
 def flag_name(field: str) -> str:
     """`--max-new-tokens` of `max_new_tokens`."""
     return "--" + field.replace("_", "-")
@@ -127,8 +133,8 @@ def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[s
     for key, (value, line) in _read_yaml(file).items():
         name = key.replace("-", "_")
         place = f" (line {line} of {file})"
-        if name not in cls.model_fields:
-            meant = near(name, cls.model_fields)
+        if name not in offered(cls):
+            meant = near(name, offered(cls))
             advice = f"did you mean `{meant}`?" if meant else "--help lists what there is"
             mistakes.append(f"unknown key `{key}`{place}, {advice}")
         elif name in entries:

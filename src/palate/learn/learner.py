@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from palate.config import LearnerConfig, OptimConfig
-from palate.errors import RunError
+from palate.errors import NonFiniteError, RunError
+from palate.journal import Journal
 from palate.learn.objective import Objective
 from palate.learn.optim import Optimizer
 from palate.model import (
@@ -38,6 +40,9 @@ Metrics = dict[str, float]
 FLOAT32_GAP = 1e-2
 """Nats by which the log-probability of one token may differ between sampler and learner in float32."""
 
+MOST_SKIPPED = 3
+"""Updates in a row that may be left out for not being finite."""
+
 
 class Learner:
     """Weights, optimizer and schedule, updated by objectives over records.
@@ -49,14 +54,20 @@ class Learner:
 
     Attributes:
         version: updates done so far.
+        skipped: updates left out because loss or gradient was not finite; `skipped_in_a_row` of late.
         observe: told of work done, for progress and timing.
+        journal: where samples and reference log-probabilities are kept, under `name`; None for nowhere.
     """
+
+    name = "policy"
 
     def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int) -> None:
         self.model = model
         self.cfg = cfg
         self.version = 0
+        self.skipped = self.skipped_in_a_row = 0
         self.observe: Observer = unobserved
+        self.journal: Journal | None = None
         self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
 
     @classmethod
@@ -70,11 +81,13 @@ class Learner:
         Micro-batches follow from lengths alone and change nothing but memory: each adds the gradient of
         its summed loss over the number of all records.
 
+        Where the loss or the gradient is not finite, nothing is changed, and the update counts as skipped.
+
         Returns:
             Metrics under TRL's names, means over the records (over tokens where tokens are counted).
 
         Raises:
-            RunError: the gradient is not finite.
+            NonFiniteError: the third time in a row that loss or gradient is not finite.
         """
         assert records, "nothing to learn from; a method skips such a step"
         meter = _Meter()
@@ -84,11 +97,14 @@ class Learner:
             micro = [records[i] for i in batch]
             ref_logps = None if objective.ref is None else objective.ref.logps(micro)
             with self._training():
-                outputs = replace(self._forward(micro), ref_logps=ref_logps)
+                outputs = replace(self._forward(micro, objective), ref_logps=ref_logps)
                 loss, numbers = objective(outputs, micro)
                 (loss.sum() / len(records)).backward()  # type: ignore[no-untyped-call]
             meter.add({"loss": loss.detach(), **numbers})
             self.observe("learn", meter.add_tokens(outputs, micro, self.version))
+            if not bool(loss.isfinite().all()):
+                self.optimizer.drop_gradients()
+                return self._skip(records, meter.result(), f"the loss is {float(loss.sum())}")
             if meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32:
                 self.optimizer.drop_gradients()
                 raise RunError(
@@ -98,10 +114,36 @@ class Learner:
                 )
         self._before_step()
         norm = self.optimizer.step()
+        if not math.isfinite(norm):
+            return self._skip(records, meter.result(), f"the gradient's norm is {norm}")
+        self.skipped_in_a_row = 0
         self.version += 1
         self.model.revision += 1
         self.observe("learn", 0)
-        return {**meter.result(), "grad_norm": norm, "learning_rate": learning_rate}
+        skipped = {"skipped_updates": self.skipped} if self.skipped else {}
+        return {**meter.result(), "grad_norm": norm, "learning_rate": learning_rate, **skipped}
+
+    def restore(self, state: Mapping[str, Tensor], *, version: int, updates: int) -> None:
+        """Take on the optimizer's state after some updates; snapshots still held stay what they are."""
+        self._before_step()
+        self.optimizer.restore(state, updates)
+        self.version = version
+        self.model.revision += 1
+
+    def _skip(self, records: Sequence[Record], metrics: Metrics, what: str) -> Metrics:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise NonFiniteError(
+                f"{what} at update {self.version + 1}, the {self.skipped_in_a_row}rd time in a row; the "
+                "weights are as they were before, and the batch is saved beside the run's checkpoints as "
+                "nonfinite.jsonl. Start again from the last checkpoint with a lower --lr, or with --dtype "
+                "float32",
+                records,
+            )
+        self.observe("learn", 0)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return {**finite, "skipped_updates": self.skipped}
 
     @torch.no_grad()
     def measure(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
@@ -111,7 +153,7 @@ class Learner:
             micro = [records[i] for i in batch]
             ref_logps = None if objective.ref is None else objective.ref.logps(micro)
             with computing(self.model):
-                outputs = replace(self._forward(micro), ref_logps=ref_logps)
+                outputs = replace(self._forward(micro, objective), ref_logps=ref_logps)
             loss, numbers = objective(outputs, micro)
             meter.add({"loss": loss.detach(), **numbers})
             meter.add_tokens(outputs, micro, None)
@@ -132,10 +174,10 @@ class Learner:
         """Write the model (or its adapter) in Hugging Face layout."""
         self.model.save(directory)
 
-    def _forward(self, records: Sequence[Record]) -> Outputs:
+    def _forward(self, records: Sequence[R], objective: Objective[R]) -> Outputs:
         if self.model.head == "scalar":
             return scalar_outputs(self.model, records)
-        return completion_outputs(self.model, records, statistics=True)
+        return completion_outputs(self.model, records, statistics=True, top_logits=objective.top_logits)
 
     @contextmanager
     def _training(self) -> Iterator[None]:
@@ -166,6 +208,8 @@ class Policy(Learner):
             lambda: nullcontext(self.model),
             micro_batch_tokens=self.cfg.micro_batch_tokens,
             observe=lambda stage, amount: self.observe(stage, amount),
+            journal=lambda: self.journal,
+            name=self.name,
         )
         self._held.add(snapshot)
         return snapshot

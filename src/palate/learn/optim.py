@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from palate.config import OptimConfig
-from palate.errors import RunError
 
 
 class Optimizer:
@@ -32,6 +31,7 @@ class Optimizer:
         self.lr = cfg.lr
         self.total_steps = total_steps
         self.steps = 0
+        self.names = [name for name, _ in parameters]
         self.live = [p for _, p in parameters]
         self.master = [p if cfg.masters == "live" else _master(p) for p in self.live]
         matrices = [m for m in self.master if m.dim() > 1]
@@ -50,21 +50,15 @@ class Optimizer:
         return self.lr * lr_factor(self.steps, self.cfg, self.total_steps)
 
     def step(self) -> float:
-        """Apply the gathered gradients and drop them.
+        """Apply the gathered gradients and drop them; where they are not finite, they are only dropped.
 
         Returns:
             Norm of the gradient before clipping.
-
-        Raises:
-            RunError: the gradient is not finite; the weights are as they were.
         """
         norm = float(nn.utils.clip_grad_norm_(self.master, self.cfg.max_grad_norm))
         if not math.isfinite(norm):
             self.drop_gradients()
-            raise RunError(
-                f"the gradient's norm is {norm} at update {self.steps + 1}; the weights are as they were "
-                "before it. Lower --lr, or use --dtype float32"
-            )
+            return norm
         for group in self._adamw.param_groups:
             group["lr"] = self.learning_rate()
         self._adamw.step()
@@ -76,6 +70,14 @@ class Optimizer:
         self.steps += 1
         return norm
 
+    def restart(self, *, total_steps: int, lr: float | None = None) -> None:
+        """Begin anew, moments and schedule, from the weights as they are: a round of a method in rounds."""
+        self.drop_gradients()
+        self._adamw.state.clear()
+        self.steps = 0
+        self.total_steps = total_steps
+        self.lr = self.lr if lr is None else lr
+
     def drop_gradients(self) -> None:
         """Forget what has been gathered."""
         self._adamw.zero_grad(set_to_none=True)
@@ -83,6 +85,31 @@ class Optimizer:
     def gradients(self) -> list[Tensor | None]:
         """What has been gathered, one tensor per trained parameter, float32."""
         return [master.grad for master in self.master]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a step changes, by `KIND/PARAMETER`; the weights are the optimizer's own copies."""
+        found = {f"weight/{n}": m.detach() for n, m in zip(self.names, self.master, strict=True)}
+        for name, master in zip(self.names, self.master, strict=True):
+            for kind, value in self._adamw.state.get(master, {}).items():
+                found[f"{kind}/{name}"] = value.detach()
+        return found
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """Go on from what `state` gave after so many steps; the live weights follow."""
+        kinds = {key.split("/", 1)[0] for key in state} - {"weight"}
+        for name, live, master in zip(self.names, self.live, self.master, strict=True):
+            master.copy_(state[f"weight/{name}"])
+            if live is not master:
+                live.copy_(master)
+            own = {kind: state[f"{kind}/{name}"] for kind in kinds if f"{kind}/{name}" in state}
+            if own:
+                # torch keeps its count of steps on the CPU.
+                self._adamw.state[master] = {
+                    kind: value.clone() if kind == "step" else value.to(master.device, copy=True)
+                    for kind, value in own.items()
+                }
+        self.steps = steps
 
 
 def lr_factor(step: int, cfg: OptimConfig, total_steps: int) -> float:

@@ -41,7 +41,7 @@ def ipo(
     """Train `policy` in place on preference pairs."""
     ref = CachedReference(policy.snapshot())  # pi_ref: what training starts from
     objective = Pairwise(replace(PAIR_LOSSES["ipo"], reduce=cfg.reduce), cfg.beta, ref)
-    fit(policy, pairs, objective, cfg, run, held_out)
+    fit(policy, pairs, lambda *_: objective, cfg, run, held_out)
 
 
 METHOD = Method(

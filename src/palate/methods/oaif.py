@@ -61,7 +61,7 @@ def oaif(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: OA
     objective = Pairwise(PAIR_LOSSES[cfg.loss], cfg.beta, ref)
     stream = Stream(prompts, seed=run.seed("prompts"))
 
-    for step in run.steps(cfg.steps):
+    for step in run.steps(cfg.steps, policy):
         batch = stream.batch(step, cfg.batch_size)  # x ~ D
         seed = run.seed("sample", step)
         groups = policy.snapshot().sample(batch, cfg.n, cfg.sampling, seed=seed)  # y_1..n ~ pi_theta_t

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeVar
 
 from pydantic import Field
 
@@ -11,7 +13,9 @@ from palate.config import Config, MethodConfig, RewardConfig, Sampling
 from palate.data import Stream
 from palate.learn import Objective, Policy
 from palate.run import Run
-from palate.types import Pair
+from palate.types import Record
+
+R = TypeVar("R", bound=Record)
 
 
 class OfflineConfig(MethodConfig, RewardConfig, Sampling):
@@ -37,24 +41,45 @@ class PairBatches(Config):
 
 def fit(
     policy: Policy,
-    pairs: Sequence[Pair],
-    objective: Objective[Pair],
+    records: Sequence[R],
+    objective: Callable[[Sequence[R], int], Objective[R]],
     cfg: PairBatches,
     run: Run,
-    held_out: Sequence[Pair] = (),
+    held_out: Sequence[R] = (),
+    *,
+    name: str = "pairs",
+    numbers: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
-    """Take shuffled batches, one optimizer step each, and measure on the held-out pairs as asked."""
-    stream = Stream(pairs, seed=run.seed("pairs"))
-    steps = cfg.total_steps(len(pairs))
+    """Take shuffled batches, one optimizer step each, and measure on the held-out records as asked.
+
+    Args:
+        policy: trained in place.
+        records: what there is to learn from.
+        objective: of a batch, given it and a seed of its own; most methods have one for all.
+        cfg: batch size, passes, when to measure.
+        run: one stage of it.
+        held_out: measured before, after, and every `cfg.eval_every` steps.
+        name: tells the shuffles of several stages apart.
+        numbers: written beside every step's metrics.
+    """
+    stream = Stream(records, seed=run.seed(name))
+    steps = cfg.total_steps(len(records))
 
     def measure(step: int) -> None:
         if held_out:
-            found = policy.measure(held_out, objective)
-            run.log_measurement(step, {f"eval_{name}": value for name, value in found.items()})
+            run.measure(
+                step, lambda: named(policy.measure(held_out, objective(held_out, run.seed(name, "eval"))))
+            )
 
     measure(0)
-    for step in run.steps(steps):
-        metrics = policy.update(stream.batch(step, cfg.batch_size), objective)
-        run.log(step, metrics, {"epoch": (step + 1) * cfg.batch_size / len(pairs)})
+    for step in run.steps(steps, policy):
+        batch = stream.batch(step, cfg.batch_size)
+        metrics = policy.update(batch, objective(batch, run.seed(name, step)))
+        run.log(step, metrics, numbers, {"epoch": (step + 1) * cfg.batch_size / len(records)})
         if step + 1 == steps or (cfg.eval_every and (step + 1) % cfg.eval_every == 0):
             measure(step + 1)
+
+
+def named(found: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of held-out records, under TRL's names."""
+    return {f"eval_{name}": value for name, value in found.items()}

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager
 import torch
 
 from palate.config import Sampling
+from palate.journal import Journal, key_of
 from palate.model.engine import Observer, sample, unobserved
-from palate.model.forward import TokenValues
+from palate.model.forward import TokenValues, ragged
 from palate.model.load import LoadedModel
 from palate.model.paths import batched_logps
 from palate.types import Group, Prompt, Record
@@ -27,12 +28,21 @@ class Snapshot:
     """
 
     def __init__(
-        self, version: int, weights: Weights, *, micro_batch_tokens: int, observe: Observer = unobserved
+        self,
+        version: int,
+        weights: Weights,
+        *,
+        micro_batch_tokens: int,
+        observe: Observer = unobserved,
+        journal: Callable[[], Journal | None] = lambda: None,
+        name: str = "policy",
     ) -> None:
         self.version = version
         self._weights = weights
         self._budget = micro_batch_tokens
         self._observe = observe
+        self._journal = journal
+        self._name = name
 
     @torch.no_grad()
     def sample(
@@ -45,16 +55,46 @@ class Snapshot:
     ) -> list[Group]:
         """n completions of each prompt, with log-probabilities.
 
-        The same (seed, prompt, index) draws the same uniform numbers, whatever shares the batch.
+        The same (seed, prompt, index) draws the same uniform numbers, whatever shares the batch. Within a
+        run, what has been sampled before with the same arguments is taken from its journal.
 
         Raises:
             DataError: a prompt leaves no room for the new tokens.
         """
         with self._weights() as model:
-            return sample(model, prompts, n, sampling, seed=seed, version=self.version, observe=self._observe)
+            return sample(
+                model,
+                prompts,
+                n,
+                sampling,
+                seed=seed,
+                version=self.version,
+                observe=self._observe,
+                journal=self._journal(),
+                name=self._name,
+            )
 
     @torch.no_grad()
-    def logps(self, records: Sequence[Record]) -> TokenValues:
-        """Log-probability of every token of the records' completions, in order. (N, T), no gradient."""
+    def logps(self, records: Sequence[Record], *, kept: bool = False) -> TokenValues:
+        """Log-probability of every token of the records' completions, in order. (N, T), no gradient.
+
+        Args:
+            records: prompts with completions, N completions in all.
+            kept: take them from the run's journal where they are all there, and keep them there.
+        """
         with self._weights() as model:
-            return batched_logps(model, records, self._budget)
+            journal = self._journal() if kept else None
+            if journal is None:
+                return batched_logps(model, records, self._budget)
+            keys = [
+                key_of("logps", self._name, self.version, model.codec.prompt_ids(r.prompt), c.token_ids)
+                for r in records
+                for c in r.completions
+            ]
+            if journal.logps(keys) is None:
+                found = batched_logps(model, records, self._budget).rows()
+                fresh = {key: row.cpu().numpy() for key, row in zip(keys, found, strict=True)}
+                journal.keep_logps(self.version, fresh)
+            known = journal.logps(keys)
+            assert known is not None, "they have just been kept"
+            return ragged([torch.tensor(row, device=model.device) for row in known])

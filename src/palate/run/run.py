@@ -3,51 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import torch
-from safetensors import SafetensorError
-
-from palate.config import ModelConfig, RunConfig
-from palate.errors import RunError
-from palate.model.load import resolve
+from palate.annotate import Annotator
+from palate.config import RunConfig
+from palate.data import write_rows
+from palate.errors import NonFiniteError, RunError
+from palate.journal import Journal
+from palate.learn import Learner
+from palate.learn.state import fingerprint
+from palate.run.annotating import journaled
+from palate.run.checkpoints import Checkpoints, Position
+from palate.run.directory import RunDirectory, now_text
 from palate.run.display import Display
+from palate.run.status import Status, read_status, write_json, write_status
 from palate.run.trackers import Trackers, check_trackers
+from palate.run.watch import DeadSteps, save_batch
 from palate.types import Group
 
 Number = float | int
 Metrics = Mapping[str, Number]
 
-_PACKAGES = ("palate", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
-
-
-class Saves(Protocol):
-    """Anything that writes itself into a directory, as a learner does."""
-
-    def save(self, directory: Path) -> None:
-        """Write everything needed to load it again."""
+PATIENCE = 50
+"""Without `checkpoint_every`, so many times what the last checkpoint cost goes by until the next: 2 %."""
 
 
 class Run:
     """The directory of one run and what is written there as it goes.
 
-    `config.json` comes first, with versions, processor and seed; `metrics.jsonl` gets a row per step;
-    `checkpoints/step-N/` appear whole or not at all; `summary.json` ends it. Used as a context manager.
+    `config.json` comes first, with versions, processor and seed. `journal.db` keeps what was sampled,
+    annotated and measured, as it comes; `metrics.jsonl` has a row per step; `checkpoints/step-N/` appear
+    whole or not at all; `summary.json` ends it. Used as a context manager.
+
+    A directory with a run of the same configuration is gone on with: the method is run from its beginning,
+    what it asks for again comes out of the journal, and `steps` leaves out what is done. On the same
+    processor with the same settings that ends in the same weights, bit for bit.
 
     Attributes:
-        measured: what `log_measurement` was given, in order.
+        directory: where it is.
+        journal: what is kept; attach it by `attach` and `annotator`.
+        measured: what `measure` gave, in order.
 
     Args:
         cfg: the run's configuration; all of it is written, `output`, `seed` and the like are used.
@@ -55,7 +59,8 @@ class Run:
         display: where progress is shown; nowhere by default.
 
     Raises:
-        RunError: the directory holds a run already, or something else, or cannot be written.
+        RunError: the directory holds a run that is another one, damaged, or in the hands of another process;
+            or it cannot be written.
         ConfigError: a tracker of `report_to` is unknown or not installed.
     """
 
@@ -65,21 +70,31 @@ class Run:
         self.directory = cfg.output or Path("runs") / method
         self.display = display or Display(quiet=True)
         check_trackers(cfg.report_to)  # before a run is replaced
-        self._replaced: Path | None = None
-        """The run that was in the directory: kept until this one has done something."""
-        description = self._description()  # what it finds wrong, too
-        self._open_directory()
+        self._started = self._step_began = self._last_event = self._saved = time.perf_counter()
+        self._status, self._seconds_before = Status("running"), 0.0
         with ExitStack() as undo:
-            undo.callback(self._put_back)
-            _write_json(self.directory / "config.json", description)
+            self._place = RunDirectory(self.directory, method, cfg)
+            undo.callback(self._place.release)
+            self.journal = Journal(self.directory / "journal.db")
+            undo.callback(self.journal.close)
+            self._checkpoints = Checkpoints(
+                self.directory / "checkpoints", self._place.id, keep=cfg.keep_checkpoints
+            )
+            if self._place.resumed:
+                self._come_back()
             self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
+            undo.callback(self._metrics.close)
             where = self.directory / "trackers"
             self._trackers = Trackers(cfg.report_to, where, cfg.model_dump(mode="json"))
+            self._note()
             undo.pop_all()
-        self._started = self._step_began = self._last_event = time.perf_counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._amounts: defaultdict[str, int] = defaultdict(int)
-        self._total_tokens = 0
+        self._stage = self._base = self._new_steps = 0
+        rows = self.journal.metrics()
+        self._rows = len(rows)
+        self._dead = DeadSteps(cfg.max_dead_steps, rows)
+        self._total_tokens = max((int(row.get("num_tokens") or 0) for row in rows), default=0)
         self.measured: list[Metrics] = []
 
     def __enter__(self) -> Self:
@@ -92,9 +107,11 @@ class Run:
     ) -> None:
         """Close what is open; what was written stays."""
         self.display.stop()
+        self._end(error)
         self._metrics.close()
         self._trackers.close()
-        self._put_back()
+        self.journal.close()
+        self._place.release()
 
     # -- randomness --------------------------------------------------------------------------------
 
@@ -102,6 +119,43 @@ class Run:
         """A seed for one purpose, such as `run.seed("sample", step)`; purposes do not share streams."""
         text = ":".join(map(str, (self.cfg.seed, *names)))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little")
+
+    # -- what works in the run ---------------------------------------------------------------------
+
+    def attach(self, learner: Learner) -> None:
+        """Have a learner report its work and keep its samples here; what it starts from is noted.
+
+        Raises:
+            RunError: the run began with other weights.
+        """
+        learner.observe, learner.journal = self.observe, self.journal
+        self.require_same(
+            f"the weights of {learner.name}", fingerprint(learner), f"the model {learner.model.source}"
+        )
+
+    def annotator(self, annotate: Annotator, *, name: str = "reward") -> Annotator:
+        """The annotator, with its answers kept in the journal; `name` tells several of them apart."""
+        return journaled(annotate, self.journal, name=name, observe=self.observe, say=self.display.say)
+
+    def require_same(self, name: str, value: str, told: str) -> None:
+        """Note something that a run must not change while it is interrupted.
+
+        Args:
+            name: of the fact.
+            value: what it is, or a hash of that.
+            told: what a message calls it.
+
+        Raises:
+            RunError: it was something else when the run began.
+        """
+        known = self.journal.fact(name)
+        if known is None:
+            self.journal.keep_fact(name, value)
+        elif known != value:
+            raise RunError(
+                f"{told} is not what the run in {str(self.directory)!r} began with (hash {value[:12]}, was "
+                f"{known[:12]}); bring the old one back, or start anew with --overwrite or another --output"
+            )
 
     # -- clock -------------------------------------------------------------------------------------
 
@@ -118,20 +172,41 @@ class Run:
         self._last_event = now
         self.display.working(stage, self._rate(stage))
 
-    def steps(self, count: int) -> Iterator[int]:
-        """The numbers of the steps to do, with the clock started for each."""
-        self.display.expect(count)
-        for step in range(count):
+    def steps(self, count: int, learner: Learner | None = None) -> Iterator[int]:
+        """The numbers of the steps to do: one stage of a method.
+
+        With a learner, it is saved now and then, and put back to where it was when the run was cut off;
+        the steps that are done by then are left out.
+        """
+        stage, self._stage = self._stage, self._stage + 1
+        base = self._base
+        self.display.expect(base + count)
+        there = self._checkpoints.restore(learner, stage) if learner is not None else None
+        first = 0 if there is None else there.step
+        if there is not None:
+            done = f"{there.steps} of {base + count} steps are done already"
+            self.display.say(done if first >= count else f"going on after step {there.steps}")
+        for step in range(first, count):
             self._seconds.clear()
             self._amounts.clear()
             self._step_began = self._last_event = time.perf_counter()
-            self.display.step(step)
+            self.display.step(base + step)
+            self.journal.place = f"step {base + step + 1}"
+            self._status = replace(self._status, step=base + step, steps=base + count)
+            self._note()
             yield step
+            self._new_steps += 1
+            self._status = replace(self._status, step=base + step + 1)
+            if learner is not None and (step + 1 == count or self._due(step + 1)):
+                self._save(learner, Position(stage, step + 1, base, self._rows, step + 1 == count))
+        self._base = base + max(first, count)
+        self._status = replace(self._status, step=self._base)
+        self.journal.place = "after training"
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds since the run began."""
-        return time.perf_counter() - self._started
+        """Wall-clock seconds of the run, over all of its starts."""
+        return self._seconds_before + time.perf_counter() - self._started
 
     # -- records -----------------------------------------------------------------------------------
 
@@ -139,11 +214,14 @@ class Run:
         """Write a step's metrics. `num_tokens` is summed up over the run, as TRL does.
 
         Args:
-            step: counted from 0; written counted from 1.
+            step: counted from 0 in its stage; written counted from 1 over the run.
             metrics: numbers by name; one mapping per part of the method.
             samples: completions of this step, one of which is shown.
+
+        Raises:
+            RunError: for many steps in a row there was nothing to learn from.
         """
-        row: dict[str, Number] = {"step": step + 1}
+        row: dict[str, Number] = {"step": self._base + step + 1}
         for part in metrics:
             row |= part
         if "num_tokens" in row:
@@ -155,125 +233,129 @@ class Run:
             row["sampling/tokens_per_second"] = round(self._rate("sample"), 1)
         self._write(row)
         self.display.metrics(row, samples)
+        self._dead.see(row)
 
-    def log_measurement(self, step: int, metrics: Metrics) -> None:
-        """Write numbers that belong to no step's work, such as a held-out measurement, and keep them."""
-        self._write({"step": step, **metrics})
-        self.measured.append(metrics)
+    def measure(self, step: int, compute: Callable[[], Metrics]) -> Metrics:
+        """Numbers that belong to no step's work, such as a held-out measurement: computed once, and written.
 
-    def save(self, learner: Saves, step: int) -> Path:
-        """Write `checkpoints/step-N` in Hugging Face layout; it appears whole or not at all.
+        Args:
+            step: steps of this stage done by now.
+            compute: asked if the run does not know the numbers yet.
+        """
+        key = f"measured after {self._base + step}"
+        known = self.journal.metrics_of(key)
+        found = {name: value for name, value in known.items() if name != "step"} if known else compute()
+        if known is None:
+            self._write({"step": self._base + step, **found}, key=key)
+        self.measured.append(found)
+        return found
+
+    def save(self, learner: Learner) -> Path:
+        """The checkpoint of a learner as it is now: `checkpoints/step-N`, in Hugging Face layout.
 
         Raises:
             RunError: it cannot be written.
         """
-        self._let_go()
-        target = self.directory / "checkpoints" / f"step-{step}"
-        scratch = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            scratch.mkdir(parents=True)
-            learner.save(scratch)
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(scratch, target)
-        except (OSError, SafetensorError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise RunError(f"checkpoint {target} cannot be written: {reason}") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)  # gone already if all went well
-        return target
+        latest = self._checkpoints.latest
+        if latest is not None and latest.learner["version"] == learner.version:
+            return latest.path
+        return self._save(learner, Position(self._stage, 0, self._base, self._rows, ended=True))
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write `summary.json`."""
-        self._let_go()
-        _write_json(self.directory / "summary.json", summary)
+    def finish(self, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        """Write `summary.json`, held-out samples, and all completions as `completions.parquet`.
+
+        A run that was finished before and had nothing left to do keeps its summary.
+
+        Returns:
+            The summary that is there now.
+        """
+        path = self.directory / "summary.json"
+        if path.is_file() and self._new_steps == 0:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        self._place.keep()
+        if samples:
+            write_rows(self.directory / "samples.jsonl", samples)
+        rows = list(self.journal.table())
+        if len({type(row["prompt"]) for row in rows}) > 1:  # a column has one type
+            rows = [{**row, "prompt": _as_text(row["prompt"])} for row in rows]
+        if rows:
+            write_rows(self.directory / "completions.parquet", rows)
+        write_json(path, _finite(summary))
+        return dict(summary)
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _write(self, row: Mapping[str, Number]) -> None:
-        self._metrics.write(json.dumps(_finite(row)) + "\n")
-        self._metrics.flush()
-        self._let_go()
+    def _come_back(self) -> None:
+        """Take up a run where it was left: journal and metrics as they were at the last checkpoint."""
+        latest = self._checkpoints.latest
+        version = 0 if latest is None else latest.learner["version"]
+        changes = self._place.changes
+        self.journal.rewind(0 if latest is None else latest.position.metrics, version if changes else None)
+        lines = [json.dumps(row) + "\n" for row in self.journal.metrics()]
+        (self.directory / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+        if changes:
+            self.display.say(f"not the same to the last bit from here on: {'; '.join(changes)}")
+        with suppress(RunError):  # it was killed before it had a status
+            self._status = replace(read_status(self.directory), state="running", reason="")
+        self._seconds_before = self._status.seconds
+
+    def _end(self, error: BaseException | None) -> None:
+        if error is None:
+            self._status = replace(self._status, state="finished")
+        elif isinstance(error, KeyboardInterrupt):
+            self._status = replace(self._status, state="interrupted")
+        else:
+            self._status = replace(self._status, state="failed", reason=str(error) or type(error).__name__)
+        if isinstance(error, NonFiniteError):
+            save_batch(self.directory / "nonfinite.jsonl", error)
+        if isinstance(error, KeyboardInterrupt):
+            saved = self._checkpoints.latest
+            where = f" after step {saved.position.steps}" if saved else ""
+            self.display.say(
+                f"stopped at step {self._status.step}; run the same command again to go on{where}"
+            )
+        with nullcontext() if error is None else suppress(RunError):  # the first error is the one to tell
+            self._note()
+
+    def _note(self) -> None:
+        """Write the status."""
+        self._status = replace(self._status, seconds=round(self.seconds, 1), updated=now_text())
+        try:
+            write_status(self.directory, self._status)
+        except OSError as error:
+            raise self._unwritable("status.json", error) from error
+
+    def _due(self, step: int) -> bool:
+        if self.cfg.checkpoint_every is not None:
+            return step % self.cfg.checkpoint_every == 0
+        return time.perf_counter() - self._saved >= PATIENCE * self._checkpoints.cost
+
+    def _save(self, learner: Learner, position: Position) -> Path:
+        path = self._checkpoints.save(learner, position)
+        self._place.keep()
+        self._saved = time.perf_counter()
+        return path
+
+    def _write(self, row: Mapping[str, Number], *, key: str | None = None) -> None:
+        finite = _finite(row)
+        self.journal.add_metrics(finite, key=key)
+        self._rows += 1
+        try:
+            self._metrics.write(json.dumps(finite) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise self._unwritable("metrics.jsonl", error) from error
+        self._place.keep()
         self._trackers.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+
+    def _unwritable(self, name: str, error: OSError) -> RunError:
+        return RunError(
+            f"{str(self.directory / name)!r} cannot be written: {error.strerror or error}; what is in the "
+            "journal and the checkpoints is safe, run the same command again to go on"
+        )
 
     def _rate(self, stage: str) -> float:
         return self._amounts[stage] / max(self._seconds[stage], 1e-9)
-
-    def _open_directory(self) -> None:
-        directory = self.directory
-        try:
-            if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-                if not _is_run(directory):
-                    raise RunError(
-                        f"{str(directory)!r} is there and holds no run; give --output another directory"
-                    )
-                metrics = directory / "metrics.jsonl"
-                begun = metrics.is_file() and metrics.stat().st_size > 0
-                begun = begun or any((directory / name).exists() for name in ("checkpoints", "summary.json"))
-                if begun and not self.cfg.overwrite:
-                    raise RunError(
-                        f"{str(directory)!r} holds a run already; give --output another directory, or "
-                        "replace it with --overwrite"
-                    )
-                self._put_aside(begun)
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"run directory {str(directory)!r} cannot be written: {error.strerror or error}"
-            ) from error
-
-    def _put_aside(self, begun: bool) -> None:
-        """Make room: what never began is removed, a run is kept until this one has done something."""
-        if self.directory.is_symlink():
-            raise OSError("it is a symbolic link to a run; give the run's own path")
-        if not begun:
-            shutil.rmtree(self.directory)
-            return
-        self._replaced = self.directory.with_name(f".{self.directory.name}.replaced")
-        shutil.rmtree(self._replaced, ignore_errors=True)
-        os.replace(self.directory, self._replaced)
-
-    def _let_go(self) -> None:
-        """Something has been done: the run that was replaced may go."""
-        if self._replaced is not None:
-            shutil.rmtree(self._replaced, ignore_errors=True)
-            self._replaced = None
-
-    def _put_back(self) -> None:
-        """Nothing was done: bring back the run that was here."""
-        if self._replaced is not None and self._replaced.is_dir():
-            shutil.rmtree(self.directory, ignore_errors=True)
-            os.replace(self._replaced, self.directory)
-
-    def _description(self) -> dict[str, Any]:
-        resolved = {}
-        if isinstance(self.cfg, ModelConfig):
-            device, dtype = resolve(self.cfg)
-            resolved = {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
-        return {
-            "method": self.method,
-            "config": self.cfg.model_dump(mode="json"),
-            "resolved": resolved,
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "python": platform.python_version(),
-            "machine": {
-                "system": platform.system(),
-                "processor": platform.machine(),
-                "instruction_set": torch.backends.cpu.get_cpu_capability(),
-                "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-                "threads": torch.get_num_threads(),
-            },
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-
-
-def _is_run(directory: Path) -> bool:
-    """Whether a run of ours is there: models have a `config.json` as well, and must not be deleted."""
-    try:
-        found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    return isinstance(found, dict) and {"method", "config", "versions"} <= found.keys()
 
 
 def _finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,7 +363,6 @@ def _finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+def _as_text(content: Any) -> str:
+    """One type for a column of prompts, whichever way they were given."""
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

@@ -1,0 +1,100 @@
+"""What is wrong with a command line, in one sentence: the words of ours for what cyclopts finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from cyclopts import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+if TYPE_CHECKING:
+    from cyclopts import Argument
+
+
+def explain(error: CycloptsError, *, commands: Iterable[str], methods: Callable[[], Iterable[str]]) -> str:
+    """What is wrong with a command line, in one sentence of ours.
+
+    Args:
+        error: what cyclopts found.
+        commands: names of the program's commands.
+        methods: gives the names of the methods, whose import is not for nothing.
+    """
+    path = " ".join(["palate", *(error.command_chain or ())])
+    match error:
+        case UnknownCommandError(unused_tokens=[word, *_]):
+            return _unknown_command(word, path, commands, methods)
+        case UnknownOptionError():
+            flag = error.token.keyword or error.token.value
+            flags = {name: name for argument in error.argument_collection for name in argument.names}
+            return f"unknown flag {flag};{_perhaps(flag, flags)} `{path} --help` lists them"
+        case UnusedCliTokensError(unused_tokens=[word, *_]):
+            return _unexpected(word, path, error)
+        case MissingArgumentError():
+            return _no_value(error)
+        case RepeatArgumentError():
+            given = _argument(error.token.keyword, error)
+            names = given.names if given is not None and given.is_flag() else [error.token.keyword]
+            return f"{' or '.join(map(str, names))} is given more than once, keep one"
+        case CoercionError() if error.token is not None:
+            return f"{error.token.keyword} is {error.token.value!r}, expected no value, or true or false"
+        case _:
+            return str(error)
+
+
+def _unknown_command(
+    word: str, path: str, commands: Iterable[str], methods: Callable[[], Iterable[str]]
+) -> str:
+    if path == "palate run":
+        if word.startswith("-"):
+            return f"expected a method right after `palate run`, got {word}; `palate methods` lists them"
+        advice = _perhaps(word, {name: repr(name) for name in methods()})
+        return f"unknown method {word!r};{advice} `palate methods` lists them"
+    if word.startswith("-"):
+        return f"expected a command right after `palate`, got {word}; `palate --help` lists them"
+    meanings = {name: f"`palate run {name}`" for name in methods()} | {name: repr(name) for name in commands}
+    return f"unknown command {word!r};{_perhaps(word, meanings)} `palate --help` lists them"
+
+
+def _perhaps(word: str, meanings: Mapping[str, str]) -> str:
+    from palate.cli.settings import near
+
+    meant = near(word, meanings)
+    return f" did you mean {meanings[meant]}?" if meant is not None else ""
+
+
+def _unexpected(word: str, path: str, error: CycloptsError) -> str:
+    before = _beside(word, error, -1)
+    switch = _argument(before, error)
+    if switch is not None and switch.is_flag():
+        return f"unexpected {word!r}: {before} takes no value, write {' or '.join(switch.names)}"
+    return f"unexpected {word!r}: a value follows its flag, and `{path} --help` lists the flags"
+
+
+def _no_value(error: MissingArgumentError) -> str:
+    assert error.argument is not None
+    flag = error.keyword or error.argument.name
+    value = _beside(flag, error, +1)
+    joined = f"; a value that starts with a dash is joined, as `{flag}={value}`"
+    advice = joined if value is not None and _argument(value, error) is None else ""
+    return f"{flag} has no value, expected `{flag} {error.argument.parameter.metavar}`{advice}"
+
+
+def _beside(token: str, error: CycloptsError, offset: int) -> str | None:
+    """The token next to the first `token` of the command line."""
+    tokens = error.root_input_tokens or []
+    position = tokens.index(token) + offset if token in tokens else -1
+    return tokens[position] if 0 <= position < len(tokens) else None
+
+
+def _argument(flag: str | None, error: CycloptsError) -> Argument | None:
+    """What the failed command knows by this flag."""
+    known = error.app.assemble_argument_collection() if error.app and error.app.default_command else ()
+    return next((argument for argument in known if flag in argument.names), None)

@@ -1,0 +1,311 @@
+"""The journal of a run: one SQLite file that keeps whatever was costly to come by, as soon as it is there.
+
+What is asked for a second time, by a run that is resumed or that meets the same text again, is answered
+from here. Keys say all that an answer depends on, so a method replays from its beginning and pays for
+nothing twice; it does not know that it is resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palate.errors import RunError
+from palate.types import Completion, Prompt
+
+FORMAT = 1
+"""Written into every journal; one of another format is refused."""
+
+_TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE prompts (id TEXT PRIMARY KEY, content TEXT NOT NULL);
+CREATE TABLE chunks (
+    key TEXT PRIMARY KEY, version INTEGER NOT NULL, place TEXT NOT NULL, written TEXT NOT NULL
+);
+CREATE TABLE completions (
+    chunk TEXT NOT NULL, prompt INTEGER NOT NULL, sample INTEGER NOT NULL,
+    prompt_id TEXT NOT NULL, content TEXT NOT NULL,
+    text TEXT NOT NULL, finish TEXT NOT NULL, version INTEGER,
+    token_ids BLOB NOT NULL, logps BLOB, sampling_logps BLOB,
+    PRIMARY KEY (chunk, prompt, sample)
+) WITHOUT ROWID;
+CREATE INDEX completions_by_content ON completions (content);
+CREATE TABLE rewards (
+    key TEXT NOT NULL, sample INTEGER NOT NULL, content TEXT NOT NULL, reward REAL, parts TEXT NOT NULL,
+    PRIMARY KEY (key, sample)
+) WITHOUT ROWID;
+CREATE INDEX rewards_by_content ON rewards (content);
+CREATE TABLE logps (key TEXT PRIMARY KEY, version INTEGER NOT NULL, logps BLOB NOT NULL);
+CREATE TABLE metrics (id INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT NOT NULL);
+"""
+
+
+class Journal:
+    """What a run has sampled, had annotated and measured.
+
+    Every `keep` is one transaction, on disk when it returns. Not for several threads or processes: the
+    run's lock keeps others away.
+
+    Attributes:
+        place: where the run is, such as `step 12`; noted beside what is kept.
+
+    Args:
+        path: the file; made if it is not there. `:memory:` keeps nothing.
+
+    Raises:
+        RunError: the file is damaged, of another format, or cannot be written. So do all methods.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = path
+        self.place = ""
+        with self._explained("opened"):
+            self._db = sqlite3.connect(path, isolation_level=None)
+            # Every commit waits for the disk, and no write-ahead log: that needs shared memory, which
+            # network disks lack.
+            self._db.execute("PRAGMA journal_mode = DELETE")
+            self._db.execute("PRAGMA synchronous = FULL")
+            (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+            if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
+            (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found != FORMAT:
+            raise RunError(f"journal {str(path)!r} has format {found}, expected {FORMAT}: use that Palate")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    # -- completions -------------------------------------------------------------------------------
+
+    def completions(self, key: str) -> list[tuple[Completion, ...]] | None:
+        """The chunk of a key: completions of each of its prompts; None if it was never sampled."""
+        with self._explained("read"):
+            rows = self._db.execute(
+                "SELECT prompt, text, token_ids, finish, version, logps, sampling_logps FROM completions"
+                " WHERE chunk = ? ORDER BY prompt, sample",
+                (key,),
+            ).fetchall()
+        groups: dict[int, list[Completion]] = {}
+        for prompt, text, ids, finish, version, logps, sampling in rows:
+            completion = Completion(text, _ints(ids), finish, version, _floats(logps), _floats(sampling))
+            groups.setdefault(prompt, []).append(completion)
+        return [tuple(found) for found in groups.values()] or None
+
+    def keep_completions(
+        self,
+        key: str,
+        version: int,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+    ) -> None:
+        """Keep a chunk that was sampled from one version of a policy."""
+        rows = [
+            (
+                *(key, i, j, prompt.id, content_key(prompt, c), c.text, c.finish, c.policy_version),
+                *(_blob(c.token_ids, np.int32), _blob(c.logps, np.float32)),
+                _blob(c.sampling_logps, np.float32),
+            )
+            for i, (prompt, own) in enumerate(zip(prompts, completions, strict=True))
+            for j, c in enumerate(own)
+        ]
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO chunks VALUES (?, ?, ?, datetime('now'))", (key, version, self.place)
+            )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO prompts VALUES (?, ?)",
+                [(p.id, json.dumps(p.content, ensure_ascii=False)) for p in prompts],
+            )
+            marks = ", ".join("?" * len(rows[0]))
+            self._db.executemany(f"INSERT INTO completions VALUES ({marks})", rows)
+
+    # -- rewards -----------------------------------------------------------------------------------
+
+    def rewards(self, key: str) -> list[tuple[float | None, Mapping[str, float | None]]] | None:
+        """Reward and its parts, for each completion of an annotated group; None if it never was."""
+        with self._explained("read"):
+            rows = self._db.execute(
+                "SELECT reward, parts FROM rewards WHERE key = ? ORDER BY sample", (key,)
+            ).fetchall()
+        return [(reward, json.loads(parts)) for reward, parts in rows] or None
+
+    def keep_rewards(
+        self,
+        found: Mapping[str, Sequence[tuple[str, float | None, Mapping[str, float | None]]]],
+    ) -> None:
+        """Keep what annotating some groups gave: by key, each completion's content, reward and parts."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO rewards VALUES (?, ?, ?, ?, ?)",
+                [
+                    (key, j, content, reward, json.dumps(parts))
+                    for key, group in found.items()
+                    for j, (content, reward, parts) in enumerate(group)
+                ],
+            )
+
+    # -- log-probabilities -------------------------------------------------------------------------
+
+    def logps(self, keys: Sequence[str]) -> list[np.ndarray[Any, np.dtype[np.float32]]] | None:
+        """Token log-probabilities of each key, float32; None unless all are known."""
+        with self._explained("read"):
+            rows = [self._db.execute("SELECT logps FROM logps WHERE key = ?", (k,)).fetchone() for k in keys]
+        return None if None in rows else [np.frombuffer(row[0], np.float32) for row in rows]
+
+    def keep_logps(self, version: int, found: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> None:
+        """Keep token log-probabilities under one version of a policy; what is there already stays.
+
+        The last bits of a row depend on what was computed beside it, and a run that is resumed must find
+        what the first one used.
+        """
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR IGNORE INTO logps VALUES (?, ?, ?)",
+                [(key, version, values.astype(np.float32).tobytes()) for key, values in found.items()],
+            )
+
+    # -- metrics -----------------------------------------------------------------------------------
+
+    def add_metrics(self, row: Mapping[str, Any], *, key: str | None = None) -> None:
+        """Append a row of metrics; one with a key can be asked for."""
+        with self._transaction():
+            self._db.execute("INSERT INTO metrics (key, row) VALUES (?, ?)", (key, json.dumps(row)))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows, in order."""
+        with self._explained("read"):
+            found = self._db.execute("SELECT row FROM metrics ORDER BY id").fetchall()
+        return [json.loads(row) for (row,) in found]
+
+    def metrics_of(self, key: str) -> dict[str, Any] | None:
+        """The row of a key."""
+        with self._explained("read"):
+            found = self._db.execute("SELECT row FROM metrics WHERE key = ?", (key,)).fetchone()
+        return None if found is None else dict(json.loads(found[0]))
+
+    def rewind(self, metrics: int, version: int | None) -> None:
+        """Go back to an earlier state: that many rows of metrics, and nothing of later versions.
+
+        Args:
+            metrics: rows to keep.
+            version: drop completions and log-probabilities of later versions of the policy, which will
+                not come out again bit for bit; None keeps them, for they will.
+        """
+        with self._transaction():
+            self._db.execute(
+                "DELETE FROM metrics WHERE id NOT IN (SELECT id FROM metrics ORDER BY id LIMIT ?)", (metrics,)
+            )
+            if version is not None:
+                self._db.execute(
+                    "DELETE FROM completions WHERE chunk IN (SELECT key FROM chunks WHERE version > ?)",
+                    (version,),
+                )
+                self._db.execute("DELETE FROM chunks WHERE version > ?", (version,))
+                self._db.execute("DELETE FROM logps WHERE version > ?", (version,))
+
+    # -- facts -------------------------------------------------------------------------------------
+
+    def fact(self, name: str) -> str | None:
+        """A fact of the run, such as the hash of its reference."""
+        with self._explained("read"):
+            row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def keep_fact(self, name: str, value: str) -> None:
+        """Set a fact."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def is_empty(self) -> bool:
+        """Whether nothing was sampled, annotated or measured yet."""
+        with self._explained("read"):
+            tables = ("chunks", "rewards", "logps", "metrics")
+            return not any(self._db.execute(f"SELECT 1 FROM {t} LIMIT 1").fetchone() for t in tables)
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Every completion with its prompt and its reward, for exports, in the order of sampling."""
+        with self._explained("read"):
+            rows = self._db.execute(
+                "SELECT k.place, p.content, c.text, c.finish, c.version, length(c.token_ids) / 4,"
+                " (SELECT reward FROM rewards r WHERE r.content = c.content LIMIT 1)"
+                " FROM chunks k JOIN completions c ON c.chunk = k.key JOIN prompts p ON p.id = c.prompt_id"
+                " ORDER BY k.rowid, c.prompt, c.sample"
+            ).fetchall()
+        for place, prompt, text, finish, version, tokens, reward in rows:
+            yield {
+                "prompt": json.loads(prompt),
+                "completion": text,
+                "reward": reward,
+                "finish": finish,
+                "tokens": tokens,
+                "policy_version": version,
+                "place": place,
+            }
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._explained("written"):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _explained(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise RunError(
+                f"journal {str(self.path)!r} cannot be {done}: {error}; {_advice(error)}"
+            ) from error
+
+
+def key_of(*parts: Any) -> str:
+    """A key of all that an answer depends on: 32 hex digits, the same in every process.
+
+    Args:
+        parts: whatever JSON has words for; other things by their `repr`.
+    """
+    text = json.dumps(parts, sort_keys=True, default=repr, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def content_key(prompt: Prompt, completion: Completion) -> str:
+    """Key of a prompt with a completion, by their content."""
+    return key_of(prompt.id, completion.token_ids, completion.text, completion.finish)
+
+
+def _advice(error: sqlite3.Error) -> str:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith("SQLITE_FULL"):
+        return "free some space and run the same command again: what was committed is safe"
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or not name:
+        return "it is damaged: bring back a good copy, or start anew with --overwrite"
+    return "see that its directory can be written, then run the same command again"
+
+
+def _blob(values: Sequence[float] | None, kind: type[np.generic]) -> bytes | None:
+    return None if values is None else np.asarray(values, kind).tobytes()
+
+
+def _ints(blob: bytes) -> tuple[int, ...]:
+    return tuple(np.frombuffer(blob, np.int32).tolist())
+
+
+def _floats(blob: bytes | None) -> tuple[float, ...] | None:
+    return None if blob is None else tuple(np.frombuffer(blob, np.float32).tolist())

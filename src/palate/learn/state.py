@@ -1,0 +1,71 @@
+"""A learner's state on disk: what an update changes, as safetensors and a few numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from palate.errors import RunError
+from palate.learn.learner import Learner
+
+FILE = "state.safetensors"
+"""The optimizer's weights and moments, beside a checkpoint's model."""
+
+
+def save_state(learner: Learner, directory: Path) -> dict[str, int]:
+    """Write weights and moments in the optimizer's own precision; gives the numbers `restore_state` wants."""
+    tensors = {name: tensor.contiguous() for name, tensor in learner.optimizer.state().items()}
+    save_file(tensors, directory / FILE)
+    return {
+        "version": learner.version,
+        "updates": learner.optimizer.steps,
+        "skipped": learner.skipped,
+        "skipped_in_a_row": learner.skipped_in_a_row,
+    }
+
+
+def restore_state(learner: Learner, directory: Path, numbers: Mapping[str, Any]) -> None:
+    """Put a learner back to where `save_state` was called; snapshots of it stay what they are.
+
+    Raises:
+        RunError: the state is of another model or adapter.
+    """
+    tensors = load_file(directory / FILE)
+    found = {name.removeprefix("weight/"): t for name, t in tensors.items() if name.startswith("weight/")}
+    own = dict(zip(learner.optimizer.names, learner.optimizer.master, strict=True))
+    if _shapes(found) != _shapes(own):
+        odd = sorted(set(_shapes(found).items()) ^ set(_shapes(own).items()))[0][0]
+        raise RunError(
+            f"checkpoint {str(directory)!r} does not fit the model: {odd} differs; expected the state of "
+            f"{learner.model.source}"
+        )
+    learner.restore(tensors, version=numbers["version"], updates=numbers["updates"])
+    learner.skipped, learner.skipped_in_a_row = numbers["skipped"], numbers["skipped_in_a_row"]
+
+
+def state_bytes(learner: Learner) -> int:
+    """About how much a checkpoint of a learner takes on disk."""
+    trained = sum(p.numel() * p.element_size() for p in learner.optimizer.live)
+    masters = sum(m.numel() * m.element_size() for m in learner.optimizer.master)
+    whole = sum(p.numel() * p.element_size() for p in learner.model.network.parameters())
+    return 3 * masters + (trained if learner.model.peft is not None else whole)
+
+
+def fingerprint(learner: Learner) -> str:
+    """SHA-256 of a learner's weights, names and formats, an adapter's too."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(learner.model.network.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy())
+    return digest.hexdigest()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -1,0 +1,285 @@
+"""Curves, intervals and bars as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
+
+from palate.report import svg
+from palate.report.panels import Line, Panel
+from palate.report.words import count, number, percent, ticks
+
+WIDTH, HEIGHT = 360.0, 208.0
+"""Of a plot, in points: a phone's width, so that text keeps its size there."""
+MOST_POINTS = 400
+"""Steps beyond which a curve is drawn as means of equal runs of steps."""
+SMOOTH_FROM, WINDOW = 60, 11
+"""Points from which a noisy curve is drawn thin, with its mean over a window bold upon it."""
+MARKED = 40
+"""Points up to which each has a marker."""
+LETTER, LABEL = 5.8, 10.5
+"""Width of a letter of a label, and height of a line of labels, in points."""
+LONGEST_LABEL = 14
+"""Letters of a label at the end of a line; the rest is cut."""
+
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (8, 2, 2, 2, 2, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HATCHES = ("", "////", "----", "xxxx", "\\\\\\\\")
+
+RC: Any = {
+    "text.parse_math": False,
+    "font.size": 10.0,
+    "axes.linewidth": 0.6,
+    "hatch.linewidth": 0.7,
+    "path.simplify": True,
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A rate with its 95 % interval; all in [0, 1]."""
+
+    label: str
+    rate: float
+    low: float
+    high: float
+    style: int = 0
+
+
+def curves(panel: Panel) -> Markup:
+    """A panel as SVG."""
+    lines = [_thinned(line) for line in panel.lines]
+    # Of a curve beside held-out points, markers would be taken for such points.
+    marked = len(lines) > 1 and not any(line.measured for line in lines)
+    texts = [line.label[:LONGEST_LABEL] for line in lines]
+    room = max((len(text) for text in texts), default=0) * LETTER
+    with _axes(HEIGHT, left=44, right=10 + room, top=16, bottom=30) as axes:
+        for line in lines:
+            _line(axes, line, marked=marked)
+        if panel.guide is not None:
+            axes.axhline(panel.guide, color=svg.MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+        _scales(axes, panel)
+        _end_labels(axes, lines)
+        return svg.inline(axes.figure, panel.key, panel.title, describe(panel), dict(enumerate(texts)))
+
+
+def describe(panel: Panel) -> str:
+    """What a panel shows, for those who do not see it: first, last, lowest and highest value of each line."""
+    said = []
+    show = percent if panel.rate else number
+    for line in panel.lines:
+        steps, values = line.points
+        name = f"{line.label}: " if line.label else ""
+        if len(values) == 1:
+            said.append(f"{name}{show(values[0])} at step {count(steps[0])}")
+            continue
+        said.append(
+            f"{name}from {show(values[0])} at step {count(steps[0])} to {show(values[-1])} at step "
+            f"{count(steps[-1])}, lowest {show(min(values))}, highest {show(max(values))}"
+        )
+    return f"{panel.title}. {'; '.join(said)}."
+
+
+def intervals(rows: Sequence[Interval], key: str, title: str) -> Markup:
+    """Rates with their intervals, one below the other, against one half."""
+    room = max(len(row.label) for row in rows) * LETTER
+    with _axes(46 + 24 * len(rows), left=12 + room, right=46, top=10, bottom=32) as axes:
+        axes.axvline(0.5, color=svg.MUTED, linewidth=0.8, dashes=(2, 2), zorder=1)
+        for i, row in enumerate(rows):
+            colour = svg.series(row.style)
+            axes.plot([row.low, row.high], [i, i], color=colour, linewidth=2.2, solid_capstyle="butt")
+            for bound in (row.low, row.high):
+                axes.plot([bound, bound], [i - 0.16, i + 0.16], color=colour, linewidth=1.4)
+            marker = MARKERS[row.style % len(MARKERS)]
+            axes.plot([row.rate], [i], marker=marker, markersize=6.5, color=colour, linestyle="none")
+            axes.text(1.03, i, percent(row.rate), color=svg.INK, va="center", clip_on=False)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_yticks(range(len(rows)), labels=[f"@{i}@" for i in range(len(rows))])
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], labels=["0 %", "25 %", "50 %", "75 %", "100 %"])
+        axes.grid(visible=False, axis="y")
+        said = "; ".join(
+            f"{r.label}: {percent(r.rate)} from {percent(r.low)} to {percent(r.high)}" for r in rows
+        )
+        texts = {i: row.label for i, row in enumerate(rows)}
+        return svg.inline(axes.figure, key, title, f"{title}. {said}.", texts)
+
+
+def bars(rows: Mapping[str, Mapping[str, float]], stages: Sequence[str], key: str, title: str) -> Markup:
+    """A bar for each run, in parts of its whole. Rows: seconds by stage, by run."""
+    room = max(len(name) for name in rows) * LETTER
+    with _axes(36 + 30 * len(rows), left=12 + room, right=18, top=6, bottom=24) as axes:
+        for i, parts in enumerate(rows.values()):
+            left, total = 0.0, sum(parts.values())
+            for stage, seconds in parts.items():
+                _bar(axes, i, left, seconds / total, stages.index(stage))
+                left += seconds / total
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), labels=[f"@{i}@" for i in range(len(rows))])
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
+        axes.grid(visible=False)
+        said = []
+        for name, parts in rows.items():
+            shares = (f"{stage} {percent(part / sum(parts.values()))}" for stage, part in parts.items())
+            said.append(f"{name}: {', '.join(shares)}" if name else ", ".join(shares))
+        return svg.inline(axes.figure, key, title, f"{title}. {'; '.join(said)}.", dict(enumerate(rows)))
+
+
+def patch(style: int, key: str) -> Markup:
+    """The look of a part of a bar, for a table."""
+    with _axes(12, left=1, right=1, top=1, bottom=1, width=24) as axes:
+        axes.axis("off")
+        _bar(axes, 0, 0, 1, style, height=1)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-0.5, 0.5)
+        return svg.inline(axes.figure, key, "", "", {})
+
+
+def swatch(style: int, key: str) -> Markup:
+    """The line and marker of a run, for a legend."""
+    with _axes(14, left=1, right=1, top=1, bottom=1, width=38) as axes:
+        axes.axis("off")
+        axes.plot([0, 0.5, 1], [0, 0, 0], **_look(style), marker=MARKERS[style % len(MARKERS)], markevery=[1])
+        axes.set_xlim(0, 1)
+        return svg.inline(axes.figure, key, "", "", {})
+
+
+def _bar(axes: Axes, y: float, left: float, width: float, style: int, height: float = 0.56) -> None:
+    colour, hatch = svg.series(style), HATCHES[style % len(HATCHES)]
+    axes.barh(y, width, left=left, height=height, color=colour, alpha=0.3, linewidth=0)
+    axes.barh(y, width, left=left, height=height, fill=False, edgecolor=colour, hatch=hatch, linewidth=0.8)
+
+
+# ---- Inside ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _axes(
+    height: float, *, left: float, right: float, top: float, bottom: float, width: float = WIDTH
+) -> Iterator[Axes]:
+    """Axes with margins in points, and nothing drawn but ticks' labels and faint lines."""
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        place = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+        axes = figure.add_axes(place)
+        figure.patch.set_visible(False)
+        axes.patch.set_visible(False)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(svg.RULE)
+        axes.tick_params(length=0, colors=svg.MUTED, labelcolor=svg.MUTED, pad=5)
+        axes.grid(visible=True, axis="y", color=svg.RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        yield axes
+
+
+def _look(style: int) -> dict[str, Any]:
+    return {"color": svg.series(style), "linestyle": DASHES[style % len(DASHES)], "clip_on": False}
+
+
+def _line(axes: Axes, line: Line, *, marked: bool) -> None:
+    """A line with its band, its mean where it is noisy, and markers: of all points, or some if `marked`."""
+    steps, values = (np.array(part) for part in line.points)
+    look = _look(line.style)
+    if line.band is not None:
+        low, high = values - np.array(line.band[0]), values + np.array(line.band[1])
+        axes.fill_between(steps, low, high, color=svg.series(line.style), alpha=0.16, linewidth=0)
+    if _noisy(line):
+        axes.plot(steps, values, **{**look, "linestyle": "-"}, linewidth=0.7, alpha=0.3)
+    few = line.measured or len(values) <= MARKED
+    each = 1 if few else len(values) // 8
+    marker = MARKERS[line.style % len(MARKERS)] if few or marked else None
+    places = (3 * line.style % each, each)  # not above each other
+    axes.plot(
+        steps, _bold(line), **look, linewidth=1.7, marker=marker, markersize=4, markevery=places, zorder=3
+    )
+
+
+def _scales(axes: Axes, panel: Panel) -> None:
+    axes.margins(x=0.02, y=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
+    if panel.rate:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(-0.02, low), min(1.02, high))
+    steps = {step for line in panel.lines for step in line.points[0]}
+    if len(steps) == 1:  # a place for a single point
+        (step,) = steps
+        axes.set_xlim(step - 1, step + 1)
+        axes.set_xticks([step])
+    for axis, limits, setter in (
+        (axes.xaxis, axes.get_xlim(), axes.set_xticks),
+        (axes.yaxis, axes.get_ylim(), axes.set_yticks),
+    ):
+        shown = [value for value in axis.get_major_locator()() if limits[0] <= value <= limits[1]]
+        scale = 100 if panel.rate and axis is axes.yaxis else 1
+        labels = ticks([scale * value for value in shown])
+        setter(shown, labels=[f"{text} %" if scale == 100 else text for text in labels])
+    axes.text(0, 1.03, panel.unit, transform=axes.transAxes, color=svg.MUTED, fontsize=9, va="bottom")
+    axes.text(1, -0.155, "step", transform=axes.transAxes, color=svg.MUTED, fontsize=9, va="top", ha="right")
+
+
+def _end_labels(axes: Axes, lines: Sequence[Line]) -> None:
+    """Each line's label where it ends, moved apart where they would overlap."""
+    named = [(i, line) for i, line in enumerate(lines) if line.label]
+    ends = [axes.transData.transform((line.points[0][-1], _bold(line)[-1])) for _, line in named]
+    order = sorted(range(len(named)), key=lambda k: float(ends[k][1]))
+    heights = spread([float(ends[k][1]) for k in order], LABEL, *axes.bbox.intervaly)
+    for height, k in zip(heights, order, strict=True):
+        i, line = named[k]
+        x, y = axes.transAxes.inverted().transform((ends[k][0], height))
+        colour = svg.label(line.style)
+        axes.text(
+            x + 0.03, y, f"@{i}@", transform=axes.transAxes, color=colour, va="center", fontweight="bold"
+        )
+
+
+def spread(heights: Sequence[float], apart: float, lowest: float, highest: float) -> list[float]:
+    """Rising heights, moved as little as keeps them `apart`; from `lowest` to `highest` if they fit.
+
+    By least squares: less i times `apart`, the i-th is not below the one before (isotonic regression).
+    """
+    if not heights:
+        return []
+    steps = apart * np.arange(len(heights))
+    fitted = isotonic_regression(np.array(heights) - steps).x
+    return [float(h) for h in np.clip(fitted, lowest, max(lowest, highest - steps[-1])) + steps]
+
+
+def _noisy(line: Line) -> bool:
+    return not line.measured and len(line.points[0]) >= SMOOTH_FROM
+
+
+def _bold(line: Line) -> Sequence[float]:
+    """What is drawn bold: the values; where they are noisy, means over a window, shorter at both ends."""
+    values, half = line.points[1], WINDOW // 2
+    if not _noisy(line):
+        return values
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [math.fsum(window) / len(window) for window in windows]
+
+
+def _thinned(line: Line) -> Line:
+    """No more than MOST_POINTS points: means of equal runs of steps."""
+    steps, values = line.points
+    if len(steps) <= MOST_POINTS:
+        return line
+    size = math.ceil(len(steps) / MOST_POINTS)
+
+    def means(numbers: Sequence[float]) -> tuple[float, ...]:
+        parts = (numbers[start : start + size] for start in range(0, len(numbers), size))
+        return tuple(math.fsum(part) / len(part) for part in parts)
+
+    band = None if line.band is None else (means(line.band[0]), means(line.band[1]))
+    return replace(line, points=(means(steps), means(values)), band=band)

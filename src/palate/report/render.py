@@ -1,0 +1,206 @@
+"""From run directories to one HTML file that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from palate.errors import RunError
+from palate.report import plots
+from palate.report.panels import Panel, letter, other_panels, panels, stage_seconds
+from palate.report.read import RunRecord, read_runs, run_names
+from palate.report.samples import chunked, left_out, shown
+from palate.report.signs import SIGNS, Sign, signs
+from palate.report.tables import Figure, figures, held_out, interval_rows, settings, unlike
+from palate.report.words import best_figures, count, duration, how_it_ended, what_was_run
+from palate.run import plain
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class View:
+    """A run as the page shows it."""
+
+    name: str
+    letter: str
+    swatches: tuple[Markup, ...]
+    """For the head and for the legend: an id may be in a page only once."""
+    state: str
+    sentence: str
+    figures: tuple[Figure, ...]
+    directory: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A plot with its title and caption."""
+
+    title: str
+    caption: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where the time goes: the plot, and by stage its swatch and the seconds of each run."""
+
+    svg: Markup
+    rows: tuple[tuple[str, Markup, tuple[str, ...]], ...]
+
+
+def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
+    """Write a report of one run, or of several beside each other, as a single HTML file.
+
+    The file has its style, its script and its plots in it, and loads nothing.
+
+    Args:
+        runs: directories of runs, finished or not.
+        output: the file; `report.html` in the first run's directory by default. It is replaced if there.
+
+    Returns:
+        Where it was written.
+
+    Raises:
+        RunError: no run was given, or one twice; a directory holds no run; a file cannot be read or written.
+    """
+    records = read_runs(runs)
+    target = records[0].directory / "report.html" if output is None else output
+    page = render(records)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_text(page, encoding="utf-8", newline="\n")
+        os.replace(part, target)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise RunError(
+            f"the report {str(target)!r} cannot be written: {error.strerror or error}; "
+            "give --output another file"
+        ) from None
+    return target
+
+
+def render(records: Sequence[RunRecord]) -> str:
+    """The page of some runs."""
+    views = _views(records)
+    style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
+    samples = [shown(record, i) for i, record in enumerate(records)]
+    context: dict[str, Any] = {
+        "views": views,
+        "several": len(views) > 1,
+        "title": views[0].name if len(views) == 1 else f"{len(views)} runs",
+        "version": importlib.metadata.version("palate"),
+        "style": style,
+        "style_hash": _hash(style),
+        "script": script,
+        "script_hash": _hash(script),
+        "signs": _signs(records, views),
+        "looked_for": len(SIGNS),
+        "unread": list(_unread(records, views)),
+        "held_out": held_out(records),
+        "unlike": unlike(records),
+        "intervals": _intervals(records),
+        "plots": [_drawn(panel) for panel in panels(records)],
+        "others": [_drawn(panel) for panel in other_panels(records)],
+        "window": plots.WINDOW,
+        "times": _times(records),
+        "chunks": chunked([sample for part in samples for sample in part]),
+        "left_out": left_out(records),
+        "settings": settings(records),
+        "unfinished": any(record.status.state != "finished" for record in records),
+    }
+    return environment().get_template("template.html.j2").render(context)
+
+
+def environment() -> Environment:
+    """Everything that is put in is escaped, and what could move or turn text is made visible."""
+
+    def visible(value: object) -> object:
+        return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    return Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _views(records: Sequence[RunRecord]) -> list[View]:
+    names = run_names([record.directory for record in records])
+    several = len(records) > 1
+    return [
+        View(
+            name=name,
+            letter=letter(i),
+            swatches=tuple(plots.swatch(i, f"{place}-{i}") for place in ("run", "legend") if several),
+            state=record.status.state,
+            sentence=" ".join(
+                filter(None, (what_was_run(record), how_it_ended(record), best_figures(record)))
+            ),
+            figures=figures(record),
+            directory=str(record.directory),
+        )
+        for i, (name, record) in enumerate(zip(names, records, strict=True))
+    ]
+
+
+def _signs(records: Sequence[RunRecord], views: Sequence[View]) -> list[tuple[Sign, list[tuple[View, str]]]]:
+    """Signs of all runs, worries first; one that several runs show is said once, with what each has shown."""
+    found: dict[Sign, list[tuple[View, str]]] = {}
+    for view, record in zip(views, records, strict=True):
+        for sign in signs(record):
+            found.setdefault(replace(sign, seen=""), []).append((view, sign.seen))
+    return sorted(found.items(), key=lambda item: item[0].level != "worry")
+
+
+def _unread(records: Sequence[RunRecord], views: Sequence[View]) -> Iterator[tuple[View, str]]:
+    for view, record in zip(views, records, strict=True):
+        for name, lines in record.unread.items():
+            yield view, f"{count(lines)} {'line' if lines == 1 else 'lines'} of {name} could not be read."
+
+
+def _drawn(panel: Panel) -> Drawn:
+    return Drawn(panel.title, panel.caption, plots.curves(panel))
+
+
+def _intervals(records: Sequence[RunRecord]) -> list[Drawn]:
+    found = []
+    for key, title, name in (
+        ("interval-win", "Win rate over the start", "win_rate"),
+        ("interval-accuracy", "Held-out accuracy", "accuracy"),
+    ):
+        if rows := interval_rows(records, name):
+            found.append(Drawn(title, "", plots.intervals(rows, key, title)))
+    return found
+
+
+def _times(records: Sequence[RunRecord]) -> Times | None:
+    spent = [stage_seconds(record) for record in records]
+    stages = list(dict.fromkeys(stage for parts in spent for stage in parts))
+    if not stages:
+        return None
+    bars = {letter(i) if len(records) > 1 else "": parts for i, parts in enumerate(spent) if parts}
+    rows = []
+    for i, stage in enumerate(stages):
+        cells = (f"{duration(parts[stage])}" if stage in parts else "" for parts in spent)
+        rows.append((stage, plots.patch(i, f"stage-{i}"), tuple(cells)))
+    return Times(plots.bars(bars, stages, "times", "Where the time goes"), tuple(rows))

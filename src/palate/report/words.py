@@ -1,0 +1,145 @@
+"""Numbers and sentences as a report says them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+
+from palate.report.read import RunRecord
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, a dash for None: `0.307`, `−105`, `1.10e−6`."""
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if -4 <= exponent < 7:
+        return f"{value:,.{max(0, digits - 1 - exponent)}f}".replace("-", MINUS)
+    mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa}e{int(power)}".replace("-", MINUS)
+
+
+def count(value: float) -> str:
+    """A whole number: `1,200`."""
+    return f"{round(value):,}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference with its sign and so many decimals: `+0.53`; without a sign where it rounds to nothing."""
+    text = f"{value:+,.{digits}f}".replace("-", MINUS)
+    return text if text.strip(f"+{MINUS}0.") else text[1:]
+
+
+def percent(rate: float | None) -> str:
+    """A rate as per cent: `94.0 %`, unbroken."""
+    return "\N{EN DASH}" if rate is None else f"{100 * rate:.1f}\N{NO-BREAK SPACE}%".replace("-", MINUS)
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """A 95 % interval of a rate: `[87.5 %, 97.2 %]`; empty where it is not known."""
+    return "" if low is None or high is None else f"[{percent(low)}, {percent(high)}]"
+
+
+def duration(seconds: float) -> str:
+    """A time as `42 s`, `4 min 51 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60:,} h {minutes % 60:02} min"
+
+
+def moment(text: str) -> str:
+    """An ISO 8601 time for people, such as `21 November 2026, 14:02`; as it is if it is none."""
+    try:
+        return time.strftime("%d %B %Y, %H:%M", time.strptime(text[:16], "%Y-%m-%dT%H:%M")).lstrip("0")
+    except ValueError:
+        return text
+
+
+def ticks(values: Sequence[float]) -> list[str]:
+    """Labels of an axis' rising ticks, with as many decimals as tell them apart."""
+    step = min((b - a for a, b in itertools.pairwise(values)), default=abs(values[0]) if values else 0.0)
+    largest = max(map(abs, values), default=0.0)
+    if largest >= 1e6 or 0 < step < 1e-4:
+        return [number(value, 1 + math.ceil(math.log10(largest / step))) for value in values]
+    exact = (d for d in range(8) if all(abs(round(v, d) - v) <= 0.01 * step for v in values))
+    decimals = next(exact, 8)
+    return [f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", MINUS) for value in values]
+
+
+# ---- Sentences -------------------------------------------------------------------------------------
+
+
+def what_was_run(run: RunRecord) -> str:
+    """Method, model, data, reward and size of a run in one sentence."""
+    config = run.config
+    model = _last_part(config.get("model"))
+    adapter = f" (LoRA, rank {config.get('lora_rank')})" if config.get("lora") else " (all weights)"
+    trained = f"{run.method} trained {model}{adapter if 'lora' in config else ''}" if model else run.method
+    data = f" on {_last_part(config['data'])}" if config.get("data") else ""
+    rewards = config.get("reward")
+    named = [str(reward) for reward in rewards] if isinstance(rewards, list) else []
+    reward = f", rewarded by {' + '.join(named)}" if named else ""
+    unit = "pairs" if "epochs" in config else "prompts"
+    batch = f" of {config['batch_size']} {unit}" if config.get("batch_size") else ""
+    steps = run.status.steps
+    size = f": {_several(steps, 'step')}{batch}" if steps else ""
+    return f"{trained}{data}{reward}{size}."
+
+
+def how_it_ended(run: RunRecord) -> str:
+    """State, step and time of a run, and for one that did not finish, why and what to do."""
+    status = run.status
+    of = f" of {count(status.steps)}" if status.steps else ""
+    at = f"at step {count(status.step)}{of}" if status.step else "before the end of the first step"
+    took = f" after {duration(status.seconds)}" if status.seconds else ""
+    again = "Give the same command again, and it goes on from its last checkpoint."
+    match status.state:
+        case "finished":
+            return f"It finished{took}."
+        case "running":
+            return f"It is running, {at}{took}; make the report again to see more."
+        case "interrupted":
+            return f"It was interrupted {at}{took}. {again}"
+        case "killed":
+            return f"It was killed {at}{took}. {again}"
+        case "failed":
+            return f"It failed {at}{took}: {(status.reason or 'no reason was written').rstrip('. ')}."
+
+
+def best_figures(run: RunRecord) -> str:
+    """What the run has reached, in words; empty if nothing was measured."""
+    said = []
+    if (rate := run.figure("win_rate")) is not None:
+        bounds = interval(run.figure("win_rate_low"), run.figure("win_rate_high"))
+        on = f" on {_several(n, 'held-out prompt')}" if (n := run.figure("compared")) else ""
+        said.append(f"Against the model before, it won {percent(rate)} {bounds} of the time{on}.")
+    if (accuracy := run.figure("accuracy_after")) is not None:
+        bounds = interval(run.figure("accuracy_low"), run.figure("accuracy_high"))
+        of = f" {round(n)}" if (n := run.figure("held_out_pairs")) else ""
+        said.append(f"Of{of} held-out pairs it ranked {percent(accuracy)} {bounds} as the data do.")
+    before, after = run.figure("reward_before"), run.figure("reward_after")
+    if before is not None and after is not None:
+        said.append(f"Mean reward went from {number(before)} to {number(after)}.")
+    elif len(scores := run.curve("objective/scores")[1]) > 1:
+        first, last = number(scores[0]), number(scores[-1])
+        said.append(f"On fresh samples, mean reward went from {first} in the first step to {last}.")
+    return " ".join(" ".join(said).split())
+
+
+def _several(n: float, noun: str) -> str:
+    return f"{count(n)} {noun}{'' if n == 1 else 's'}"
+
+
+def _last_part(value: object) -> str:
+    """The telling end of a path or a hub id."""
+    return "" if value is None else str(value).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from palate.report.read import RunRecord, Sample
+from palate.report.spans import FEWEST_SAMPLES, ends, late, length_link, quarters, third_quarter
+
+Record = Callable[..., RunRecord]
+
+
+def sample(grown: int, gain: float | None) -> Sample:
+    return Sample("P", "B", "A", 0.0, gain, 10, 10 + grown)
+
+
+def test_parts_of_eight_steps(record: Record) -> None:
+    run = record({"x": [1, 2, 3, 4, 5, 6, 7, 9]})
+    assert ends(run, "x") == (1, 9)
+    assert quarters(run, "x") == (1.5, 8.0)  # means of 1, 2 and of 7, 9
+    assert third_quarter(run, "x") == 5.5
+    assert late(run, "x") == 8.0
+
+
+def test_parts_of_one_step(record: Record) -> None:
+    run = record({"x": [3.0]})
+    assert (ends(run, "x"), quarters(run, "x"), third_quarter(run, "x")) == (None, None, None)
+    assert late(run, "x") == 3.0
+
+
+def test_parts_of_nothing(record: Record) -> None:
+    assert late(record(), "x") is None
+
+
+def test_three_steps_have_no_third_quarter(record: Record) -> None:
+    assert third_quarter(record({"x": [1, 2, 3]}), "x") is None
+    assert third_quarter(record({"x": [1, 2, 3, 4]}), "x") == 3
+
+
+def test_longer_texts_that_gain_more_are_linked() -> None:
+    # Ranks agree, so Spearman's correlation is 1, whatever the distances; -1 the other way round.
+    rising = [sample(i, 0.01 * i**3) for i in range(FEWEST_SAMPLES)]
+    assert length_link(rising) == pytest.approx(1.0)
+    assert length_link([sample(-i, 0.01 * i**3) for i in range(FEWEST_SAMPLES)]) == pytest.approx(-1.0)
+
+
+def test_ranks_of_ties_are_their_means() -> None:
+    # Lengths 0, 0, 1, 1 over gains 0, 1, 0, 1, five times: each length has each gain equally often.
+    four = [sample(grown, gain) for grown in (0, 1) for gain in (0.0, 1.0)]
+    assert length_link(four * 5) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_no_link_of_few_or_constant_samples() -> None:
+    rising = [sample(i, float(i)) for i in range(FEWEST_SAMPLES)]
+    assert length_link(rising[:-1]) is None
+    assert length_link([*rising[:-1], sample(50, None)]) is None  # one without a reward does not count
+    assert length_link([sample(1, float(i)) for i in range(FEWEST_SAMPLES)]) is None
+    assert length_link([sample(i, 0.5) for i in range(FEWEST_SAMPLES)]) is None
