@@ -144,7 +144,7 @@ class Trial:
         self.log.touch()
 
     def start(self, kill: str = "", clock: str = "") -> subprocess.CompletedProcess[str]:
-        """Once; with `kill` as PLACE:N:SECONDS, it is killed so long after it has come there the n-th time."""
+        """Once; with `kill` as PLACE:N:SECONDS, killed so long after it has come there the n-th time."""
         given = {"SOAK_LOG": self.log, "SOAK_PLACE": self.place, "SOAK_KILL": kill, "SOAK_CLOCK": clock}
         return subprocess.run(
             [sys.executable, __file__, "--child", *self.arguments, "--output", str(self.directory)],
@@ -178,7 +178,8 @@ def kill_often(trial: Trial, whole: Trial, times: int, draw: random.Random) -> d
     """Kill and resume `times` times, then let it end; what is found is compared with `whole`."""
     places: Counter[str] = Counter()
     kills = repeated = 0
-    told = [place for place in PLACES if trial.name.startswith("oaif") or place not in ("sample", "annotate")]
+    strange = ("evaluate",) if trial.name.startswith("oaif") else ("sample", "annotate")
+    told = [place for place in PLACES if place not in strange]
     while kills < times:
         before, noted = trial.committed(), len(trial.lines("sample"))
         where = told[kills % len(told)]

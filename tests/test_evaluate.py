@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from palate.annotate import scored
 from palate.config import Sampling
 from palate.errors import AnnotatorError
 from palate.evaluate import Evaluation, compare, wilson
+from palate.journal import Journal
 from palate.learn import Policy
 from palate.model.forward import TokenValues
 from palate.testing import ScriptedScorer, tiny_model, tiny_policy
@@ -91,7 +93,8 @@ class Stored:
             for prompt, texts in zip(prompts, self.texts, strict=True)
         ]
 
-    def logps(self, groups: Sequence[Group]) -> TokenValues:
+    def logps(self, groups: Sequence[Group], *, kept: bool = False) -> TokenValues:
+        assert kept, "what was computed is not computed again when a run is resumed"
         count = sum(len(group.completions) for group in groups)
         return TokenValues(torch.full((count, 1), self.logp), torch.ones(count, 1, dtype=torch.bool))
 
@@ -201,3 +204,22 @@ def test_the_seed_decides(make_policy: Callable[..., Policy]) -> None:
         compare(snapshot, snapshot, PROMPTS, ANNOTATE, SAMPLING, seed=s).after for s in (1, 1, 2)
     )
     assert one == same != other
+
+
+def test_an_evaluation_that_is_done_again_costs_nothing(
+    make_policy: Callable[..., Policy], tmp_path: Path
+) -> None:
+    # A run that was cut off in it, or was finished and is looked at again.
+    found, told = [], []
+    for _ in range(2):
+        policy = make_policy(model={"fast": False})
+        policy.journal = Journal(tmp_path / "journal.db")
+        stages: list[str] = []
+        policy.observe = lambda stage, amount, stages=stages: stages.append(stage)
+        before, after = policy.snapshot(), policy.snapshot()
+        found.append(compare(before, after, PROMPTS, ANNOTATE, SAMPLING, seed=1))
+        told.append(stages)
+        policy.journal.close()
+    assert found[0] == found[1]
+    assert "sample" in told[0]
+    assert told[1] == []

@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 
 from palate.errors import RunError
-from palate.types import Completion, Prompt
+from palate.types import Completion, Group, Prompt
+
+Reward = tuple[str, float | None, Mapping[str, float | None]]
+"""Content of a completion, its reward, and the reward's parts by name."""
 
 FORMAT = 1
 """Written into every journal; one of another format is refused."""
@@ -31,17 +34,19 @@ CREATE TABLE chunks (
 );
 CREATE TABLE completions (
     chunk TEXT NOT NULL, prompt INTEGER NOT NULL, sample INTEGER NOT NULL,
-    prompt_id TEXT NOT NULL, content TEXT NOT NULL,
+    prompt_id TEXT NOT NULL, content TEXT NOT NULL, group_content TEXT NOT NULL,
     text TEXT NOT NULL, finish TEXT NOT NULL, version INTEGER,
     token_ids BLOB NOT NULL, logps BLOB, sampling_logps BLOB,
     PRIMARY KEY (chunk, prompt, sample)
 ) WITHOUT ROWID;
 CREATE INDEX completions_by_content ON completions (content);
 CREATE TABLE rewards (
-    key TEXT NOT NULL, sample INTEGER NOT NULL, content TEXT NOT NULL, reward REAL, parts TEXT NOT NULL,
+    key TEXT NOT NULL, sample INTEGER NOT NULL, content TEXT NOT NULL, group_content TEXT NOT NULL,
+    reward REAL, parts TEXT NOT NULL,
     PRIMARY KEY (key, sample)
 ) WITHOUT ROWID;
 CREATE INDEX rewards_by_content ON rewards (content);
+CREATE INDEX rewards_by_group ON rewards (group_content, sample);
 CREATE TABLE logps (key TEXT PRIMARY KEY, version INTEGER NOT NULL, logps BLOB NOT NULL);
 CREATE TABLE metrics (id INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT NOT NULL);
 """
@@ -111,7 +116,8 @@ class Journal:
         """Keep a chunk that was sampled from one version of a policy."""
         rows = [
             (
-                *(key, i, j, prompt.id, content_key(prompt, c), c.text, c.finish, c.policy_version),
+                *(key, i, j, prompt.id, content_key(prompt, c), group_key(Group(prompt, tuple(own)))),
+                *(c.text, c.finish, c.policy_version),
                 *(_blob(c.token_ids, np.int32), _blob(c.logps, np.float32)),
                 _blob(c.sampling_logps, np.float32),
             )
@@ -139,18 +145,15 @@ class Journal:
             ).fetchall()
         return [(reward, json.loads(parts)) for reward, parts in rows] or None
 
-    def keep_rewards(
-        self,
-        found: Mapping[str, Sequence[tuple[str, float | None, Mapping[str, float | None]]]],
-    ) -> None:
-        """Keep what annotating some groups gave: by key, each completion's content, reward and parts."""
+    def keep_rewards(self, found: Sequence[tuple[str, str, Sequence[Reward]]]) -> None:
+        """Keep what annotating some groups gave: key, content of the group, rewards of its completions."""
         with self._transaction():
             self._db.executemany(
-                "INSERT OR REPLACE INTO rewards VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO rewards VALUES (?, ?, ?, ?, ?, ?)",
                 [
-                    (key, j, content, reward, json.dumps(parts))
-                    for key, group in found.items()
-                    for j, (content, reward, parts) in enumerate(group)
+                    (key, j, content, group, reward, json.dumps(parts))
+                    for key, group, rewards in found
+                    for j, (content, reward, parts) in enumerate(rewards)
                 ],
             )
 
@@ -237,7 +240,10 @@ class Journal:
         with self._explained("read"):
             rows = self._db.execute(
                 "SELECT k.place, p.content, c.text, c.finish, c.version, length(c.token_ids) / 4,"
-                " (SELECT reward FROM rewards r WHERE r.content = c.content LIMIT 1)"
+                # What was said within the group that was sampled; else, within a part of it.
+                " coalesce((SELECT reward FROM rewards r"
+                "   WHERE r.group_content = c.group_content AND r.sample = c.sample LIMIT 1),"
+                "  (SELECT reward FROM rewards r WHERE r.content = c.content LIMIT 1))"
                 " FROM chunks k JOIN completions c ON c.chunk = k.key JOIN prompts p ON p.id = c.prompt_id"
                 " ORDER BY k.rowid, c.prompt, c.sample"
             ).fetchall()
@@ -270,8 +276,9 @@ class Journal:
         try:
             yield
         except sqlite3.Error as error:
+            told = " ".join(str(error).split())
             raise RunError(
-                f"journal {str(self.path)!r} cannot be {done}: {error}; {_advice(error)}"
+                f"journal {str(self.path)!r} cannot be {done}: {told}; {_advice(error)}"
             ) from error
 
 
@@ -281,13 +288,23 @@ def key_of(*parts: Any) -> str:
     Args:
         parts: whatever JSON has words for; other things by their `repr`.
     """
-    text = json.dumps(parts, sort_keys=True, default=repr, separators=(",", ":"))
+    text = json.dumps(parts, sort_keys=True, default=_in_words, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def content_key(prompt: Prompt, completion: Completion) -> str:
     """Key of a prompt with a completion, by their content."""
     return key_of(prompt.id, completion.token_ids, completion.text, completion.finish)
+
+
+def group_key(group: Group) -> str:
+    """Key of a prompt with several completions, in their order."""
+    return key_of([content_key(group.prompt, c) for c in group.completions])
+
+
+def _in_words(value: Any) -> Any:
+    """What JSON has no words for; an array by all of its numbers, of which `repr` leaves out the middle."""
+    return [str(value.dtype), value.tolist()] if isinstance(value, np.ndarray) else repr(value)
 
 
 def _advice(error: sqlite3.Error) -> str:

@@ -80,9 +80,14 @@ def test_a_scorer_may_have_any_name() -> None:
 def test_nothing_usable_at_all_names_the_prompt(unusable: float | None) -> None:
     annotate = scored(ScriptedScorer(lambda text: unusable, name="broken"), LENGTH)
     with pytest.raises(
-        AnnotatorError, match=r"broken \+ length gave no usable reward .* 3 completions .*'why'"
+        AnnotatorError, match=r"broken \+ length gave no usable reward .* 8 completions .*'why'"
     ):
-        annotate([group("a", "b", prompt="why"), group("c")])
+        annotate([group("a", "b", prompt="why"), group(*"cdefgh")])
+
+
+def test_of_a_few_completions_none_may_be_usable() -> None:
+    (found,) = scored(ScriptedScorer(lambda text: None, name="broken"))([group(*"abcdefg")])
+    assert found.rewards == (None,) * 7
 
 
 def test_no_group_gives_no_group() -> None:
@@ -164,8 +169,8 @@ def test_an_unusable_verdict_counts_for_neither(unusable: float | None) -> None:
 
 
 def test_no_usable_verdict_at_all() -> None:
-    with pytest.raises(AnnotatorError, match=r"silent gave no usable reward for any of 2 .*'why'"):
-        judged(ScriptedJudge(lambda a, b: None, name="silent"))([group("a", "b", prompt="why")])
+    with pytest.raises(AnnotatorError, match=r"silent gave no usable reward for any of 8 .*'why'"):
+        judged(ScriptedJudge(lambda a, b: None, name="silent"))([group(*"abcdefgh", prompt="why")])
 
 
 def test_a_wrong_number_of_verdicts() -> None:

@@ -1,4 +1,5 @@
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from palate.config import LearnerConfig, Sampling
-from palate.errors import RunError
+from palate.errors import NonFiniteError, RunError
 from palate.learn import CachedReference, Learner, Pairwise, Policy
 from palate.losses import PAIR_LOSSES
 from palate.losses.reward import bradley_terry
@@ -54,6 +55,7 @@ class Imitate:
     """Negative log-likelihood, and what a custom objective may want to see."""
 
     ref: None = None
+    top_logits: int = 0
     met: list[tuple[Outputs, list[Example]]] = field(default_factory=list)
     scale: float = 1.0
 
@@ -74,6 +76,10 @@ class Noting:
     def ref(self):
         return self.inner.ref
 
+    @property
+    def top_logits(self):
+        return self.inner.top_logits
+
     def __call__(self, outputs: Outputs, records: Sequence[Pair]) -> tuple[Tensor, dict[str, Tensor]]:
         self.met.append(list(records))
         return self.inner(outputs, records)
@@ -84,6 +90,7 @@ class RewardPairs:
     """Bradley-Terry on a scalar head."""
 
     ref: None = None
+    top_logits: int = 0
 
     def __call__(self, outputs: Outputs, records: Sequence[Pair]) -> tuple[Tensor, dict[str, Tensor]]:
         chosen, rejected = outputs.scores.view(-1, 2).unbind(-1)
@@ -100,6 +107,7 @@ class Fails:
 
     good: int
     ref: None = None
+    top_logits: int = 0
 
     def __call__(self, outputs: Outputs, records: Sequence[Record]) -> tuple[Tensor, dict[str, Tensor]]:
         self.good -= 1
@@ -298,26 +306,78 @@ def test_learning_rate_is_that_of_the_step_it_is_reported_with(make_policy: Make
     assert found == pytest.approx([0.01, 0.02, *cosine])
 
 
+@dataclass(frozen=True)
+class SteepTwist(Imitate):
+    """A finite loss whose gradient is not."""
+
+    def __call__(self, outputs: Outputs, records: Sequence[Example]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, numbers = super().__call__(outputs, records)
+        zero = loss - loss.detach()
+        return loss.detach() + zero.abs().sqrt(), numbers
+
+
+BROKEN = [Imitate(scale=math.nan), Imitate(scale=math.inf), SteepTwist()]
+
+
 @BOTH
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("scale", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_changes_nothing(
-    make_policy: MakePolicy, model: dict, dtype: str, scale: float
+@pytest.mark.parametrize("broken", BROKEN, ids=["loss nan", "loss inf", "gradient"])
+def test_an_update_that_is_not_finite_is_skipped_and_changes_nothing(
+    make_policy: MakePolicy, model: dict, dtype: str, broken: Imitate
 ) -> None:
-    policy, undisturbed = (make_policy(model={**model, "dtype": dtype}) for _ in range(2))
+    options = {"model": {**model, **PLAIN, "dtype": dtype}, "micro_batch_tokens": 100}
+    policy, undisturbed = (make_policy(**options, schedule="linear") for _ in range(2))
     for which in (policy, undisturbed):
         which.update(examples_of(which), Imitate())
     before, snapshot = weights(policy), policy.snapshot()
     logps = snapshot.logps(examples_of(policy)).values
-    with pytest.raises(RunError, match="at update 2"):
-        policy.update(examples_of(policy), Imitate(scale=scale))
+    for count in (1, 2):
+        metrics = policy.update(examples_of(policy), broken)
+        assert metrics["skipped_updates"] == count
+        assert all(map(math.isfinite, metrics.values()))
+        assert not {"grad_norm", "learning_rate"} & metrics.keys()
     assert same(weights(policy), before)
-    assert policy.version == 1
-    assert torch.equal(snapshot.logps(examples_of(policy)).values, logps)
-    for which in (policy, undisturbed):
-        which.update(examples_of(which), Imitate())
+    assert (policy.version, policy.optimizer.steps, policy.skipped_in_a_row) == (1, 1, 2)
+    assert all(gradient is None for gradient in policy.optimizer.gradients())
+    # Neither the moments nor the schedule have noticed, and the count goes on.
+    one, other = (which.update(examples_of(which), Imitate()) for which in (policy, undisturbed))
+    assert one == {**other, "skipped_updates": 2}
     assert same(weights(policy), weights(undisturbed))
+    assert (policy.skipped, policy.skipped_in_a_row) == (2, 0)
     assert torch.equal(snapshot.logps(examples_of(policy)).values, logps)
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=["loss nan", "loss inf", "gradient"])
+def test_the_third_in_a_row_ends_it(make_policy: MakePolicy, broken: Imitate) -> None:
+    policy = make_policy(model=PLAIN)
+    for _ in range(2):  # one good one between, and the count begins anew
+        policy.update(examples_of(policy), Imitate())
+        policy.update(examples_of(policy), broken)
+        policy.update(examples_of(policy), broken)
+    before = weights(policy)
+    what = "the gradient's norm is (nan|inf)" if isinstance(broken, SteepTwist) else "the loss is (nan|inf)"
+    with pytest.raises(NonFiniteError, match=f"^{what} at update 3, the 3rd time in a row; the weights") as e:
+        policy.update(examples_of(policy), broken)
+    assert e.value.records == examples_of(policy)
+    assert same(weights(policy), before)
+    assert policy.skipped == 5
+    sent = pickle.loads(pickle.dumps(e.value))
+    assert (type(sent), str(sent), sent.records) == (NonFiniteError, str(e.value), e.value.records)
+
+
+def test_one_bad_micro_batch_of_several_skips_the_whole_update(make_policy: MakePolicy) -> None:
+    policy = make_policy(model=PLAIN, micro_batch_tokens=60)
+    before = weights(policy)
+
+    @dataclass(frozen=True)
+    class Second(Imitate):
+        def __call__(self, outputs: Outputs, records: Sequence[Example]) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, numbers = super().__call__(outputs, records)
+            return loss * (math.nan if len(self.met) == 2 else 1.0), numbers
+
+    assert policy.update(examples_of(policy), Second())["skipped_updates"] == 1
+    assert same(weights(policy), before)
+    assert all(gradient is None for gradient in policy.optimizer.gradients())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -385,14 +385,12 @@ def test_more_steps_go_on_from_the_end(name: str, options: Callable[..., dict[st
 
 
 @NAMES
-def test_other_data_are_refused(
-    name: str, options: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_other_data_are_refused(name: str, options: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     given = options(name, steps=1, eval_data=None)
     train(name, given)
     other = [{**row, "prompt": row["prompt"] + "?"} for row in ROWS[METHODS[name].learns_from]]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
-    with pytest.raises(RunError, match="the data is not what the run .* began with"):
+    with pytest.raises(RunError, match=r"the data is not what the run .* began with"):
         train(name, given)
 
 
@@ -407,7 +405,7 @@ def test_another_reference_is_refused(
     tensors = load_file(weights)
     tensors[next(iter(tensors))].view(-1)[0] += 1
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(RunError, match="the model .* is not what the run .* began with"):
+    with pytest.raises(RunError, match=r"the model .* is not what the run .* began with"):
         train(name, given)
 
 

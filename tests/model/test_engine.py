@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from palate.config import ModelConfig, Sampling
 from palate.errors import DataError
+from palate.journal import Journal
 from palate.model import LoadedModel, lm_outputs, load_model
 from palate.model.engine import sample
 from palate.model.rows import Row
@@ -344,3 +346,112 @@ def test_the_observer_is_told_of_every_token(model: LoadedModel) -> None:
     assert {stage for stage, _ in told} == {"sample"}
     assert len(told) > 2  # not all at once: progress is shown as it is made
     assert sum(amount for _, amount in told) == sum(map(len, tokens(groups)))
+
+
+# ---- chunks and the journal ------------------------------------------------------------------------
+
+MANY = [Prompt("x" * (i % 5) + str(i)) for i in range(11)]  # of several lengths, in no order of them
+
+
+def full(groups: list[Group]) -> list[tuple]:
+    """All of it, to the last bit: completions are equal without their log-probabilities."""
+    return [
+        (g.prompt.text, c.text, c.token_ids, c.finish, c.policy_version, c.logps, c.sampling_logps)
+        for g in groups
+        for c in g.completions
+    ]
+
+
+def kept(model: LoadedModel, journal: Journal | None, prompts=MANY, **options) -> list[Group]:
+    more = {key: options.pop(key) for key in ("seed", "version", "name", "observe") if key in options}
+    sampling = Sampling(**{"max_new_tokens": 5, "sampling_rows": 2, "temperature": 0.7} | options)
+    return sample(model, prompts, 2, sampling, journal=journal, **{"seed": 0, "version": 3} | more)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    made = Journal(tmp_path / "journal.db")
+    yield made
+    made.close()
+
+
+def keys(journal: Journal) -> list[str]:
+    return [key for (key,) in journal._db.execute("SELECT key FROM chunks ORDER BY rowid")]
+
+
+def test_with_and_without_a_journal_the_same_comes_out(model: LoadedModel, journal: Journal) -> None:
+    plain = kept(model, None)
+    assert full(kept(model, journal)) == full(plain)
+    told: list[tuple[str, int]] = []
+    assert full(kept(model, journal, observe=lambda *what: told.append(what))) == full(plain)
+    assert told == []  # nothing has been sampled again
+    # Four times the two rows, at two completions a prompt, are four prompts a chunk.
+    assert len(keys(journal)) == 3
+    assert [g.prompt for g in plain] == MANY
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_only_the_chunk_that_is_missing_is_sampled_again(
+    model: LoadedModel, journal: Journal, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = kept(model, None)
+    real, left = Journal.keep_completions, cut
+
+    def cut_off(self: Journal, *chunk) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        real(self, *chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "keep_completions", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            kept(model, journal)
+    assert len(keys(journal)) == cut
+    told: list[int] = []
+    assert full(kept(model, journal, observe=lambda stage, amount: told.append(amount))) == full(expected)
+    sizes = sorted(range(len(MANY)), key=lambda i: len(model.codec.prompt_ids(MANY[i])))
+    missing = [c for i in sizes[4 * cut :] for c in expected[i].completions]
+    assert sum(told) == sum(len(c.token_ids) for c in missing)
+
+
+def test_a_chunk_that_is_lost_comes_out_the_same(model: LoadedModel, journal: Journal) -> None:
+    expected = full(kept(model, journal))
+    first = keys(journal)
+    for table in ("chunks WHERE key", "completions WHERE chunk"):
+        journal._db.execute(f"DELETE FROM {table} = ?", (first[1],))
+    assert full(kept(model, journal)) == expected
+    assert sorted(keys(journal)) == sorted(first)
+
+
+def test_how_many_rows_are_sampled_together_changes_no_token(model: LoadedModel, journal: Journal) -> None:
+    few, many = kept(model, journal, sampling_rows=1), kept(model, journal, sampling_rows=64)
+    assert few == many == kept(model, None)
+    assert len(keys(journal)) > 4  # but what comes back to the last bit is a chunk of the same prompts
+
+
+def test_anything_else_is_not_taken_from_the_journal(model: LoadedModel, journal: Journal) -> None:
+    few = MANY[:3]
+    changes: list[dict] = [
+        *[{}, {"seed": 1}, {"version": 4}, {"name": "other"}, {"temperature": 0.8}, {"max_new_tokens": 6}],
+        *[{"top_k": 3}, {"stop": ["a"]}, {"prompts": MANY[1:3]}, {"prompts": MANY[:4]}],
+    ]
+    for count, change in enumerate(changes, 1):
+        options = {"prompts": few} | change
+        assert full(kept(model, journal, **options)) == full(kept(model, None, **options))
+        assert len(keys(journal)) == count
+
+
+def test_repeated_prompts_are_kept_apart(model: LoadedModel, journal: Journal) -> None:
+    prompts = [Prompt("Hello")] * 9 + [Prompt("?")] + [Prompt("Hello")] * 2
+    first = kept(model, journal, prompts)
+    assert len(set(tokens(first))) == 24
+    assert full(kept(model, journal, prompts)) == full(first) == full(kept(model, None, prompts))
+
+
+def test_columns_of_a_prompt_are_those_of_now(model: LoadedModel, journal: Journal) -> None:
+    kept(model, journal, [Prompt("Q", {"wanted": "old"})])
+    (group,) = kept(model, journal, [Prompt("Q", {"wanted": "new"}, "d.jsonl:3")])
+    assert (group.prompt.columns, group.prompt.where) == ({"wanted": "new"}, "d.jsonl:3")
+    assert len(keys(journal)) == 1

@@ -4,20 +4,25 @@ import importlib.metadata
 import itertools
 import json
 import math
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
-from palate.config import RunConfig
-from palate.errors import ConfigError, ModelError, RunError
+from palate.config import RunConfig, Sampling
+from palate.errors import NonFiniteError, RunError
+from palate.learn import Policy
 from palate.methods.oaif import OAIFConfig
+from palate.model import Outputs
 from palate.run import Display, Run
-from palate.types import Completion, Group, Prompt
+from palate.run.status import read_status
+from palate.types import Completion, Demonstration, Group, Prompt
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
@@ -85,10 +90,42 @@ def test_tokens_are_counted_over_the_run(tmp_path: Path) -> None:
 
 def test_numbers_of_no_step_are_kept(tmp_path: Path) -> None:
     with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
-        run.log_measurement(0, {"eval_loss": 2.0})
-        run.log_measurement(4, {"eval_loss": 1.0})
+        assert run.measure("pairs", lambda: {"eval_loss": 2.0}) == {"eval_loss": 2.0}
+        for _ in run.steps(4):
+            pass
+        run.measure("pairs", lambda: {"eval_loss": 1.0})
     assert rows(run) == [{"step": 0, "eval_loss": 2.0}, {"step": 4, "eval_loss": 1.0}]
     assert run.measured == [{"eval_loss": 2.0}, {"eval_loss": 1.0}]
+
+
+def test_a_measurement_is_made_once(tmp_path: Path) -> None:
+    counted = itertools.count(1)
+    with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
+        for _ in range(2):
+            assert run.measure("pairs", lambda: {"eval_loss": next(counted)}) == {"eval_loss": 1}
+    assert rows(run) == [{"step": 0, "eval_loss": 1}]
+    assert run.measured == [{"eval_loss": 1}]
+
+
+def test_each_stage_has_its_own_measurements(tmp_path: Path) -> None:
+    # The end of one stage and the start of the next are at the same step, and not the same numbers.
+    with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
+        for stage in range(2):
+            run.measure(f"round {stage}", lambda stage=stage: {"eval_loss": 10 * stage})
+            for step in run.steps(2):
+                run.log(step)
+                if step == 1:
+                    run.measure(f"round {stage}", lambda stage=stage: {"eval_loss": 10 * stage + 1})
+            run.measure(f"round {stage}", lambda: pytest.fail("it is known"))
+    assert [found["eval_loss"] for found in run.measured] == [0, 1, 10, 11]
+    assert [row["step"] for row in rows(run) if "eval_loss" in row] == [0, 2, 2, 4]
+
+
+def test_steps_are_counted_over_the_stages(tmp_path: Path) -> None:
+    with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
+        for count in (2, 3):
+            assert [(step, run.log(step))[0] for step in run.steps(count)] == list(range(count))
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 5]
 
 
 def test_every_line_is_json_whatever_the_number(tmp_path: Path) -> None:
@@ -179,152 +216,158 @@ def test_the_display_is_told(tmp_path: Path, clock: SimpleNamespace) -> None:
     assert seen == [("expect", 1), ("sample", 5.0), (1, [group])]
 
 
-# ---- The directory ---------------------------------------------------------------------------------
+# ---- Saving and finishing --------------------------------------------------------------------------
 
 
-def begun(directory: Path) -> Run:
-    """A run that has logged a step."""
-    with Run(RunConfig(output=directory), method="toy") as run:
-        run.log(0, {"loss": 1.0})
-        run.finish({})
-    return run
+def test_a_policy_is_saved_where_it_is(tmp_path: Path, make_policy: Callable[..., Policy]) -> None:
+    run, policy = begin(tmp_path / "run"), make_policy(model={"fast": False})
+    assert run.save(policy) == run.directory / "checkpoints" / "step-0"
+    assert (run.directory / "checkpoints" / "step-0" / "model.safetensors").is_file()
 
 
-def test_a_run_that_is_there_is_not_touched(tmp_path: Path) -> None:
-    before = begun(tmp_path / "run")
-    files = {path.name: path.read_bytes() for path in before.directory.iterdir()}
-    with pytest.raises(RunError, match=r"run' holds a run already; give --output .* --overwrite"):
-        begin(before.directory)
-    assert {path.name: path.read_bytes() for path in before.directory.iterdir()} == files
+def test_a_run_ends_with_the_checkpoint_of_its_last_step(toy: Any) -> None:
+    run, policy = toy(steps=3, checkpoint_every=2)
+    assert sorted(p.name for p in (run.directory / "checkpoints").iterdir()) == ["step-2", "step-3"]
+    saved = load_file(run.directory / "checkpoints" / "step-3" / "model.safetensors")
+    live = policy.model.network.state_dict()
+    assert all(torch.equal(tensor, live[name]) for name, tensor in saved.items())
 
 
-def test_overwrite_replaces_a_run_whole(tmp_path: Path) -> None:
-    directory = begun(tmp_path / "run").directory
-    (directory / "checkpoints" / "step-1").mkdir(parents=True)
-    with Run(RunConfig(output=directory, overwrite=True), method="toy") as run:
-        run.log(0, {"loss": 2.0})
-    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "metrics.jsonl"]
-    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 1
+def test_a_step_that_is_not_done_is_not_saved(tmp_path: Path, make_policy: Callable[..., Policy]) -> None:
+    # Where such a checkpoint were taken up again, nobody could say.
+    policy = make_policy(model={"fast": False})
+    with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
+        for _ in run.steps(1):
+            with pytest.raises(AssertionError):
+                run.save(policy)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_run_that_never_began_may_be_replaced(tmp_path: Path) -> None:
-    # What a typing mistake leaves, found only once the data were read.
-    begin(tmp_path / "run", seed=1)
-    again = begin(tmp_path / "run", seed=2)
-    assert json.loads((again.directory / "config.json").read_text())["config"]["seed"] == 2
+def test_the_completions_are_a_table(toy: Any) -> None:
+    run, _ = toy(steps=2)
+    table = pyarrow.parquet.read_table(run.directory / "completions.parquet").to_pylist()
+    assert [row["place"] for row in table] == ["step 1"] * 4 + ["step 2"] * 4
+    assert [row["completion"] for row in table] == toy.asked
+    assert [row["reward"] for row in table] == [float(sum(map(ord, text)) % 101) for text in toy.asked]
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"notes.txt": "mine"},
-        {".hidden": "mine"},
-        {"metrics.jsonl": "{}"},
-        {"config.json": "not json"},
-        {"config.json": "[]"},
-        # A model has a config.json too, and is the last thing that may be deleted.
-        {"config.json": '{"model_type": "llama", "hidden_size": 64}', "model.safetensors": "weights"},
-    ],
-)
-def test_a_foreign_directory_is_never_touched(tmp_path: Path, overwrite: bool, files: dict[str, str]) -> None:
-    directory = tmp_path / "mine"
-    directory.mkdir()
-    for name, text in files.items():
-        (directory / name).write_text(text)
-    with pytest.raises(RunError, match="mine' is there and holds no run; give --output another directory"):
-        begin(directory, overwrite=overwrite)
-    assert {path.name: path.read_text() for path in directory.iterdir()} == files
+def test_prompts_of_both_kinds_make_one_table(tmp_path: Path) -> None:
+    chat = Prompt(({"role": "user", "content": "näive"},))
+    with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
+        kept = [[Completion("a", (1,))], [Completion("b", (2,))]]
+        run.journal.keep_completions("k", 0, [Prompt("Q"), chat], kept)
+        run.finish({}, [{"prompt": "Q", "before": "a"}])
+    table = pyarrow.parquet.read_table(run.directory / "completions.parquet").to_pylist()
+    assert [row["prompt"] for row in table] == ["Q", '[{"role": "user", "content": "näive"}]']
+    assert json.loads((run.directory / "samples.jsonl").read_text()) == {"prompt": "Q", "before": "a"}
 
 
-def test_a_checkpoint_as_output_is_not_deleted(tmp_path: Path, tiny: str) -> None:
-    # The whole way: a real model directory.
-    copy = tmp_path / "model"
-    shutil.copytree(tiny, copy)
-    with pytest.raises(RunError, match="holds no run"):
-        begin(copy, overwrite=True)
-    assert (copy / "model.safetensors").is_file()
+def test_what_a_run_must_not_change(tmp_path: Path) -> None:
+    for _ in range(2):
+        with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
+            run.require_same("the prompts", "a" * 32, "the data")
+            run.log(0)
+    with (
+        pytest.raises(RunError, match=r"the data is not what .* began with \(hash b{12}, was a{12}\)"),
+        Run(RunConfig(output=tmp_path / "run"), method="toy") as run,
+    ):
+        run.require_same("the prompts", "b" * 32, "the data")
 
 
-def test_an_empty_directory_will_do(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    assert (begin(tmp_path / "run").directory / "config.json").is_file()
+# ---- When something goes wrong ---------------------------------------------------------------------
 
 
-def test_a_file_is_no_directory(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("mine")
-    with pytest.raises(RunError, match="holds no run"):
-        begin(tmp_path / "run", overwrite=True)
-    with pytest.raises(RunError, match=r"run/inside' cannot be written: Not a directory"):
-        begin(tmp_path / "run" / "inside")
-    assert (tmp_path / "run").read_text() == "mine"
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_full_disk_is_told_in_one_sentence(tmp_path: Path) -> None:
+    run = Run(RunConfig(output=tmp_path / "run"), method="toy")
+
+    def work() -> None:
+        with run:
+            run._metrics = Path("/dev/full").open("a")  # noqa: SIM115 - the run closes it
+            run.log(0, {"loss": 1.0})
+
+    told = r"metrics\.jsonl' cannot be written: No space left on device; what is in the journal"
+    with pytest.raises(RunError, match=told):
+        work()
+    # The row is safe, and the run is in nobody's hands any more.
+    begin(tmp_path / "run")
+    assert read_status(tmp_path / "run").state == "finished"
 
 
-def test_a_link_to_a_run_says_why_it_cannot_be_replaced(tmp_path: Path) -> None:
-    begun(tmp_path / "run")
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    with pytest.raises(RunError, match=r"link' cannot be written: .*symbolic link"):
-        begin(tmp_path / "link", overwrite=True)
-
-
-def test_an_unknown_tracker_is_told_before_anything_is_replaced(tmp_path: Path) -> None:
-    directory = begun(tmp_path / "run").directory
-    with pytest.raises(ConfigError, match="report_to 'tensorbord' is unknown"):
-        begin(directory, overwrite=True, report_to=["tensorbord"])
-    assert (directory / "summary.json").is_file()
-
-
-# ---- Checkpoints -----------------------------------------------------------------------------------
-
-
-class Saver:
-    """Writes a file, or fails half-way."""
-
-    def __init__(self, text: str = "weights", error: BaseException | None = None) -> None:
-        self.text, self.error = text, error
-
-    def save(self, directory: Path) -> None:
-        (directory / "model").write_text(self.text)
-        if self.error is not None:
-            raise self.error
-
-
-def test_a_checkpoint(tmp_path: Path) -> None:
-    run = begin(tmp_path / "run")
-    path = run.save(Saver(), 5)
-    assert path == run.directory / "checkpoints" / "step-5"
-    assert (path / "model").read_text() == "weights"
-    assert [p.name for p in path.parent.iterdir()] == ["step-5"]
-
-
-def test_a_checkpoint_may_be_written_again(tmp_path: Path) -> None:
-    run = begin(tmp_path / "run")
-    run.save(Saver("old"), 5)
-    assert (run.save(Saver("new"), 5) / "model").read_text() == "new"
-
-
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (OSError(28, "No space left on device"), RunError),
-        (SafetensorError("No space left on device (os error 28)"), RunError),  # what safetensors makes of it
-        (ValueError("a bug"), ValueError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-    ],
-)
-def test_a_save_that_fails_leaves_what_was_there(
-    tmp_path: Path, error: BaseException, raised: type[BaseException]
+def test_a_status_that_cannot_be_written_lets_go_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = begin(tmp_path / "run")
-    run.save(Saver("good"), 5)
-    for step in (5, 6):
-        with pytest.raises(raised) as caught:
-            run.save(Saver("bad", error), step)
-        if raised is RunError:
-            assert "cannot be written: No space left on device" in str(caught.value)
-    checkpoints = run.directory / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == ["step-5"]  # nor any scratch
-    assert (checkpoints / "step-5" / "model").read_text() == "good"
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = Run(RunConfig(output=tmp_path / "run"), method="toy")  # held on to, as by a notebook
+
+    def work() -> None:
+        with run:
+            run.log(0)
+            monkeypatch.setattr("palate.run.run.write_status", full)
+
+    with pytest.raises(RunError, match=r"status\.json' cannot be written: No space left"):
+        work()
+    monkeypatch.undo()
+    begin(tmp_path / "run")
+
+
+def test_metrics_that_cannot_be_restored_are_told(tmp_path: Path) -> None:
+    begin(tmp_path / "run").directory.joinpath("metrics.jsonl").unlink()
+    (tmp_path / "run" / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"metrics\.jsonl' cannot be written"):
+        begin(tmp_path / "run")
+
+
+def test_what_was_trained_can_be_used_when_its_run_is_over(toy: Any) -> None:
+    # In a notebook: `outcome = palate.train(...)`, and then a look at what it says.
+    _, policy = toy(steps=1)
+    (group,) = policy.snapshot().sample([Prompt("Hi")], 2, Sampling(max_new_tokens=3), seed=0)
+    assert len(group.completions) == 2
+    assert policy.logps([group]).values.shape[0] == 2
+    assert policy.snapshot().logps([group], kept=True).values.shape[0] == 2
+
+
+class Broken:
+    """A loss that is no number from some step on."""
+
+    ref = None
+    top_logits = 0
+
+    def __call__(self, outputs: Outputs, records: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        assert outputs.logps is not None
+        return outputs.logps.sum() * math.nan, {}
+
+
+def test_a_batch_that_is_not_finite_is_written_down(
+    tmp_path: Path, make_policy: Callable[..., Policy]
+) -> None:
+    policy = make_policy(model={"fast": False})
+    before = [p.detach().clone() for _, p in policy.model.trained()]
+    example = policy.model.codec.example(Demonstration(Prompt("Q"), "näive"))
+    run = Run(RunConfig(output=tmp_path / "run"), method="toy")
+
+    def work() -> None:
+        with run:
+            run.attach(policy)
+            for step in run.steps(5, policy):
+                run.log(step, policy.update([example], Broken()))
+
+    with pytest.raises(NonFiniteError):
+        work()
+    assert [row["skipped_updates"] for row in rows(run)] == [1, 2]
+    assert [row["step"] for row in rows(run)] == [1, 2]
+    (written,) = [json.loads(line) for line in (run.directory / "nonfinite.jsonl").read_text().splitlines()]
+    assert written == {
+        "prompt": "Q",
+        "completion": "näive",
+        "token_ids": list(example.completion.token_ids),
+    }
+    assert all(torch.equal(a, p) for a, (_, p) in zip(before, policy.model.trained(), strict=True))
+    status = read_status(run.directory)
+    assert (status.state, status.step, status.steps) == ("failed", 2, 5)
+    assert "the 3rd time in a row" in status.reason
 
 
 # ---- Seeds -----------------------------------------------------------------------------------------
@@ -362,43 +405,3 @@ def test_seeds_look_random(tmp_path: Path) -> None:
     assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(len(bits))
     changes = sum(a != b for a, b in itertools.pairwise(bits)) / (len(bits) - 1)
     assert abs(changes - 0.5) < 4 * 0.5 / math.sqrt(len(bits))
-
-
-def test_a_replaced_run_comes_back_if_nothing_was_done_in_its_place(tmp_path: Path) -> None:
-    first = RunConfig(output=tmp_path / "run")
-    with Run(first, method="toy") as run:
-        run.log(0, {"loss": 1.0})
-    kept = (tmp_path / "run" / "metrics.jsonl").read_text()
-    with (
-        pytest.raises(ZeroDivisionError),
-        Run(RunConfig(output=tmp_path / "run", overwrite=True), method="toy"),
-    ):
-        _ = 1 / 0  # such as data that cannot be read
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == kept
-    with Run(RunConfig(output=tmp_path / "run", overwrite=True), method="toy") as run:
-        run.log(0, {"loss": 2.0})
-    assert '"loss": 2.0' in (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-
-
-def test_a_run_that_cannot_begin_leaves_the_one_it_would_replace(tmp_path: Path) -> None:
-    directory = begun(tmp_path / "run").directory
-    cfg = OAIFConfig(data="x.jsonl", output=directory, overwrite=True, device="warp")
-    with pytest.raises(ModelError, match="device"):
-        Run(cfg, method="oaif")
-    assert (directory / "summary.json").is_file()
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-
-
-def test_a_checkpoint_alone_makes_a_run(tmp_path: Path) -> None:
-    class Model:
-        def save(self, directory: Path) -> None:
-            (directory / "model.safetensors").write_text("weights")
-
-    with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
-        run.save(Model(), 1)
-    with pytest.raises(RunError, match="holds a run already"):
-        begin(tmp_path / "run")
-    with Run(RunConfig(output=tmp_path / "run", overwrite=True), method="toy") as run:
-        run.save(Model(), 2)
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]

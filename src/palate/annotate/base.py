@@ -10,6 +10,9 @@ from typing import Protocol
 from palate.errors import AnnotatorError
 from palate.types import Completion, Group, Prompt
 
+MANY = 8
+"""So many completions in a call, none of them with a usable reward, are an error."""
+
 Annotator = Callable[[Sequence[Group]], list[Group]]
 """What a method sees. A reward of None means that nothing usable was said of that completion."""
 
@@ -151,7 +154,8 @@ def _weighted(values: Sequence[float | None], weights: Sequence[float]) -> float
 
 
 def _require_some(rewards: Sequence[float | None], groups: Sequence[Group], name: str) -> None:
-    if groups and all(reward is None for reward in rewards):
+    # Of a handful of completions, none may be usable; of more, it is the annotator that is not.
+    if len(rewards) >= MANY and all(reward is None for reward in rewards):
         raise AnnotatorError(
             f"{name} gave no usable reward for any of {len(rewards)} completions "
             f"(first prompt: {groups[0].prompt.text[:80]!r})"

@@ -104,7 +104,7 @@ class Learner:
             self.observe("learn", meter.add_tokens(outputs, micro, self.version))
             if not bool(loss.isfinite().all()):
                 self.optimizer.drop_gradients()
-                return self._skip(records, meter.result(), f"the loss is {float(loss.sum())}")
+                return self._skip(records, meter.result(), f"the loss is {float(loss.detach().sum())}")
             if meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32:
                 self.optimizer.drop_gradients()
                 raise RunError(

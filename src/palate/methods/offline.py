@@ -65,19 +65,20 @@ def fit(
     stream = Stream(records, seed=run.seed(name))
     steps = cfg.total_steps(len(records))
 
-    def measure(step: int) -> None:
+    def measure() -> None:
         if held_out:
             run.measure(
-                step, lambda: named(policy.measure(held_out, objective(held_out, run.seed(name, "eval"))))
+                name, lambda: named(policy.measure(held_out, objective(held_out, run.seed(name, "eval"))))
             )
 
-    measure(0)
+    measure()
     for step in run.steps(steps, policy):
         batch = stream.batch(step, cfg.batch_size)
         metrics = policy.update(batch, objective(batch, run.seed(name, step)))
         run.log(step, metrics, numbers, {"epoch": (step + 1) * cfg.batch_size / len(records)})
         if step + 1 == steps or (cfg.eval_every and (step + 1) % cfg.eval_every == 0):
-            measure(step + 1)
+            measure()
+    measure()  # the run knows it, unless there were more steps before than now
 
 
 def named(found: Mapping[str, float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from palate.annotate import Annotator
-from palate.journal import Journal, content_key, key_of
+from palate.journal import Journal, Reward, content_key, group_key, key_of
 from palate.types import Group
 
 SLICE = 64
@@ -52,25 +52,21 @@ def journaled(
 
 def _slice(annotate: Annotator, journal: Journal, name: str, groups: Sequence[Group]) -> list[Group]:
     keys = [_group_key(name, group) for group in groups]
-    known = {key: journal.rewards(key) for key in keys}
-    unknown = [i for i, key in enumerate(keys) if known[key] is None]
-    fresh = annotate([groups[i] for i in unknown]) if unknown else []
-    if fresh:
-        journal.keep_rewards({keys[i]: _rows(group) for i, group in zip(unknown, fresh, strict=True)})
-    answers = dict(zip(unknown, fresh, strict=True))
-    return [
-        answers[i] if i in answers else _recalled(group, known[keys[i]] or [])
-        for i, group in enumerate(groups)
-    ]
+    unknown = {key: group for key, group in zip(keys, groups, strict=True) if journal.rewards(key) is None}
+    if unknown:
+        fresh = annotate(list(unknown.values()))
+        journal.keep_rewards(
+            [(key, group_key(group), _rows(group)) for key, group in zip(unknown, fresh, strict=True)]
+        )
+    return [_recalled(group, journal.rewards(key) or []) for key, group in zip(keys, groups, strict=True)]
 
 
 def _group_key(name: str, group: Group) -> str:
     """A judge's word on a completion may rest on its neighbours, and a rule's on the row's other columns."""
-    contents = [content_key(group.prompt, c) for c in group.completions]
-    return key_of(name, group.prompt.id, dict(group.prompt.columns), contents)
+    return key_of(name, dict(group.prompt.columns), group_key(group))
 
 
-def _rows(group: Group) -> list[tuple[str, float | None, dict[str, float | None]]]:
+def _rows(group: Group) -> list[Reward]:
     assert group.rewards is not None
     return [
         (content_key(group.prompt, c), reward, {part: values[j] for part, values in group.parts.items()})

@@ -15,12 +15,15 @@ from typing import Any
 from safetensors import SafetensorError
 
 from palate.errors import RunError
+from palate.journal import key_of
 from palate.learn import Learner
 from palate.learn.state import restore_state, save_state, state_bytes
 from palate.run.status import write_json
 
 NOTE = "checkpoint.json"
 """File of a checkpoint that tells where in the run it is, and what its other files have to be."""
+
+_OLD = ".old"
 
 SPARE = 32 << 20
 """Bytes that stay free beside a checkpoint, for journal and metrics."""
@@ -96,8 +99,7 @@ class Checkpoints:
         self.directory = directory
         self._run = run
         self._keep = keep
-        for left in directory.glob(".step-*"):
-            shutil.rmtree(left, ignore_errors=True)  # a process that was killed was writing it
+        _tidy(directory)
         self._found = sorted((_read(p) for p in directory.glob("step-*")), key=lambda c: c.position.steps)
         self.cost = 0.0
         """Seconds that the last one took to write."""
@@ -134,10 +136,11 @@ class Checkpoints:
         if self.latest is not None and self.latest.path == target and self.latest.position == position:
             return target
         began = time.perf_counter()
-        self._require_room(learner, target)
         scratch = self.directory / f".{target.name}.{os.getpid()}"
         try:
-            scratch.mkdir(parents=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._require_room(learner, target)
+            scratch.mkdir()
             learner.save(scratch)
             numbers = save_state(learner, scratch)
             files = {
@@ -148,10 +151,11 @@ class Checkpoints:
             made = Checkpoint(target, position, numbers, self._run, files)
             write_json(scratch / NOTE, _note(made))
             _sync(scratch)
-            if target.exists():
-                _discard(target)
+            aside = _put_aside(target) if target.exists() else None
             os.replace(scratch, target)
             _sync_one(self.directory)
+            if aside is not None:
+                _remove(aside)
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise RunError(
@@ -167,7 +171,6 @@ class Checkpoints:
     # -- inside ------------------------------------------------------------------------------------
 
     def _require_room(self, learner: Learner, target: Path) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
         latest = sum(size for size, _ in self.latest.files.values()) if self.latest else 0
         need = max(latest, state_bytes(learner)) + SPARE
         free = shutil.disk_usage(self.directory).free
@@ -189,22 +192,25 @@ class Checkpoints:
         """Remove old ones; the end of a stage stays, for a later stage may have to start from it."""
         passing = [c for c in self._found if not c.position.ended]
         for old in passing[: -self._keep]:
-            _discard(old.path)
+            _remove(_put_aside(old.path))
             self._found.remove(old)
 
 
 def _note(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
+    note = {
         "run": checkpoint.run,
         "position": asdict(checkpoint.position),
         "learner": checkpoint.learner,
         "files": {name: list(facts) for name, facts in checkpoint.files.items()},
     }
+    return note | {"key": key_of(note)}
 
 
 def _read(path: Path) -> Checkpoint:
     try:
         note = json.loads((path / NOTE).read_text(encoding="utf-8"))
+        if note.pop("key") != key_of(note):
+            raise ValueError("it is not what was written")
         return Checkpoint(
             path,
             Position(**note["position"]),
@@ -224,11 +230,26 @@ def _read(path: Path) -> Checkpoint:
         ) from None
 
 
-def _discard(path: Path) -> None:
-    """Remove a checkpoint; a kill in the middle must not leave half of one under its name."""
-    aside = path.with_name(f".{path.name}.old")
+def _tidy(directory: Path) -> None:
+    """Clear away what a process left that was killed while it wrote or removed a checkpoint."""
+    for left in directory.glob(".step-*"):
+        replaced = left.with_name(left.name.removeprefix(".").removesuffix(_OLD))
+        if left.name.endswith(_OLD) and (left / NOTE).exists() and not replaced.exists():
+            os.replace(left, replaced)  # its successor had not taken the place
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _put_aside(path: Path) -> Path:
+    """Take a checkpoint's name from it: a kill in the middle must not leave half of one under that."""
+    aside = path.with_name(f".{path.name}{_OLD}")
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(path, aside)
+    return aside
+
+
+def _remove(aside: Path) -> None:
+    (aside / NOTE).unlink(missing_ok=True)  # first, so that what is left of it is not brought back
     shutil.rmtree(aside, ignore_errors=True)
 
 

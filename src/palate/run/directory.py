@@ -54,8 +54,9 @@ class RunDirectory:
         description = describe(method, cfg)  # before anything is touched: it finds what is wrong, too
         try:
             self._enter(description, cfg)
+            self._description = description
             if not self.resumed:
-                write_json(self.path / "config.json", description)
+                self.settle()
         except OSError as error:
             self.release()
             raise RunError(
@@ -65,6 +66,10 @@ class RunDirectory:
             self.release()
             raise
         self.id: str = description["id"]
+
+    def settle(self) -> None:
+        """Write `config.json`. A run that goes on does so once it has taken account of what has changed."""
+        write_json(self.path / "config.json", self._description)
 
     def keep(self) -> None:
         """Something has been done: the run that was replaced may go."""
@@ -95,6 +100,7 @@ class RunDirectory:
             raise OSError("it is a symbolic link to a run; give the run's own path")
         self.path.mkdir(parents=True, exist_ok=True)
         self._hold()
+        there = self._settle_replaced(there)
         if there is None:
             return
         if cfg.overwrite:
@@ -119,12 +125,29 @@ class RunDirectory:
             ) from None
         self._lock = lock
 
+    @property
+    def _aside(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.replaced")
+
+    def _settle_replaced(self, there: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Of a run put aside and one in its place by a process that was killed, keep the one that counts."""
+        if not self._aside.is_dir():
+            return there
+        if there is not None and has_begun(self.path):
+            shutil.rmtree(self._aside)
+            return there
+        assert self._lock is not None
+        shutil.rmtree(self.path)
+        os.replace(self._aside, self.path)
+        self._lock.release()
+        self._hold()
+        return _description_in(self.path)
+
     def _replace(self, *, begun: bool) -> None:
         """Make room: what never began is removed, a run is kept until this one has done something."""
         assert self._lock is not None
         if begun:
-            self._replaced = self.path.with_name(f".{self.path.name}.replaced")
-            shutil.rmtree(self._replaced, ignore_errors=True)
+            self._replaced = self._aside
             os.replace(self.path, self._replaced)
         else:
             shutil.rmtree(self.path)
@@ -148,7 +171,6 @@ class RunDirectory:
             ]
         description["id"], description["started"] = there["id"], there["started"]
         description["resumed"] = [*there.get("resumed", []), {"at": now_text(), "changes": self.changes}]
-        write_json(self.path / "config.json", description)
 
 
 def describe(method: str, cfg: RunConfig) -> dict[str, Any]:
@@ -181,7 +203,10 @@ def has_begun(directory: Path) -> bool:
         return True
     if not (directory / "journal.db").exists():
         return False
-    journal = Journal(directory / "journal.db")
+    try:
+        journal = Journal(directory / "journal.db")
+    except RunError:  # what is damaged was something
+        return True
     try:
         return not journal.is_empty()
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +20,12 @@ from palate.errors import NonFiniteError, RunError
 from palate.journal import Journal
 from palate.learn import Learner
 from palate.learn.state import fingerprint
+from palate.model.engine import unobserved
 from palate.run.annotating import journaled
 from palate.run.checkpoints import Checkpoints, Position
 from palate.run.directory import RunDirectory, now_text
 from palate.run.display import Display
+from palate.run.exports import finite, write_completions
 from palate.run.status import Status, read_status, write_json, write_status
 from palate.run.trackers import Trackers, check_trackers
 from palate.run.watch import DeadSteps, save_batch
@@ -51,7 +52,6 @@ class Run:
     Attributes:
         directory: where it is.
         journal: what is kept; attach it by `attach` and `annotator`.
-        measured: what `measure` gave, in order.
 
     Args:
         cfg: the run's configuration; all of it is written, `output`, `seed` and the like are used.
@@ -82,7 +82,11 @@ class Run:
             )
             if self._place.resumed:
                 self._come_back()
-            self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
+            self.journal.keep_fact("run", self._place.id)
+            try:
+                self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
+            except OSError as error:
+                raise self._unwritable("metrics.jsonl", error) from error
             undo.callback(self._metrics.close)
             where = self.directory / "trackers"
             self._trackers = Trackers(cfg.report_to, where, cfg.model_dump(mode="json"))
@@ -90,12 +94,14 @@ class Run:
             undo.pop_all()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._amounts: defaultdict[str, int] = defaultdict(int)
-        self._stage = self._base = self._new_steps = 0
+        self._stage = self._base = self._done = self._new_steps = 0
+        self._within = False
+        self._attached: list[Learner] = []
         rows = self.journal.metrics()
         self._rows = len(rows)
         self._dead = DeadSteps(cfg.max_dead_steps, rows)
         self._total_tokens = max((int(row.get("num_tokens") or 0) for row in rows), default=0)
-        self.measured: list[Metrics] = []
+        self._measured: dict[str, Metrics] = {}
 
     def __enter__(self) -> Self:
         """Start showing progress."""
@@ -106,12 +112,17 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close what is open; what was written stays."""
-        self.display.stop()
-        self._end(error)
-        self._metrics.close()
-        self._trackers.close()
-        self.journal.close()
-        self._place.release()
+        with ExitStack() as closing:  # each of them, whatever becomes of the others
+            closing.callback(self._place.release)
+            closing.callback(self.journal.close)
+            for learner in self._attached:  # it may be used on, and then keeps nothing
+                learner.observe, learner.journal = unobserved, None
+            closing.callback(self._trackers.close)
+            if error is not None:
+                closing.enter_context(suppress(OSError))  # the first error is the one to tell
+            closing.callback(self._metrics.close)
+            self.display.stop()
+            self._end(error)
 
     # -- randomness --------------------------------------------------------------------------------
 
@@ -129,6 +140,7 @@ class Run:
             RunError: the run began with other weights.
         """
         learner.observe, learner.journal = self.observe, self.journal
+        self._attached.append(learner)
         self.require_same(
             f"the weights of {learner.name}", fingerprint(learner), f"the model {learner.model.source}"
         )
@@ -194,12 +206,16 @@ class Run:
             self.journal.place = f"step {base + step + 1}"
             self._status = replace(self._status, step=base + step, steps=base + count)
             self._note()
-            yield step
+            if self._new_steps == 0:  # what was the end is none any more
+                (self.directory / "summary.json").unlink(missing_ok=True)
             self._new_steps += 1
-            self._status = replace(self._status, step=base + step + 1)
+            self._within, self._done = True, base + step + 1
+            yield step
+            self._within = False
+            self._status = replace(self._status, step=self._done)
             if learner is not None and (step + 1 == count or self._due(step + 1)):
                 self._save(learner, Position(stage, step + 1, base, self._rows, step + 1 == count))
-        self._base = base + max(first, count)
+        self._base = self._done = base + max(first, count)
         self._status = replace(self._status, step=self._base)
         self.journal.place = "after training"
 
@@ -235,20 +251,26 @@ class Run:
         self.display.metrics(row, samples)
         self._dead.see(row)
 
-    def measure(self, step: int, compute: Callable[[], Metrics]) -> Metrics:
+    def measure(self, name: str, compute: Callable[[], Metrics]) -> Metrics:
         """Numbers that belong to no step's work, such as a held-out measurement: computed once, and written.
 
         Args:
-            step: steps of this stage done by now.
-            compute: asked if the run does not know the numbers yet.
+            name: of what is measured; with the steps done by now, the present one included, it says whether
+                the run knows the numbers.
+            compute: asked if it does not.
         """
-        key = f"measured after {self._base + step}"
+        key = f"{name} after step {self._done}"
         known = self.journal.metrics_of(key)
         found = {name: value for name, value in known.items() if name != "step"} if known else compute()
         if known is None:
-            self._write({"step": self._base + step, **found}, key=key)
-        self.measured.append(found)
+            self._write({"step": self._done, **found}, key=key)
+        self._measured[key] = found
         return found
+
+    @property
+    def measured(self) -> list[Metrics]:
+        """What `measure` gave, in order."""
+        return list(self._measured.values())
 
     def save(self, learner: Learner) -> Path:
         """The checkpoint of a learner as it is now: `checkpoints/step-N`, in Hugging Face layout.
@@ -256,6 +278,7 @@ class Run:
         Raises:
             RunError: it cannot be written.
         """
+        assert not self._within, "a step that is not done cannot be gone on from"
         latest = self._checkpoints.latest
         if latest is not None and latest.learner["version"] == learner.version:
             return latest.path
@@ -275,12 +298,8 @@ class Run:
         self._place.keep()
         if samples:
             write_rows(self.directory / "samples.jsonl", samples)
-        rows = list(self.journal.table())
-        if len({type(row["prompt"]) for row in rows}) > 1:  # a column has one type
-            rows = [{**row, "prompt": _as_text(row["prompt"])} for row in rows]
-        if rows:
-            write_rows(self.directory / "completions.parquet", rows)
-        write_json(path, _finite(summary))
+        write_completions(self.directory / "completions.parquet", self.journal)
+        write_json(path, finite(summary))
         return dict(summary)
 
     # -- inside ------------------------------------------------------------------------------------
@@ -290,14 +309,33 @@ class Run:
         latest = self._checkpoints.latest
         version = 0 if latest is None else latest.learner["version"]
         changes = self._place.changes
+        self._require_journal()
         self.journal.rewind(0 if latest is None else latest.position.metrics, version if changes else None)
         lines = [json.dumps(row) + "\n" for row in self.journal.metrics()]
-        (self.directory / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+        try:
+            (self.directory / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+            self._place.settle()
+        except OSError as error:
+            raise self._unwritable("metrics.jsonl", error) from error
         if changes:
             self.display.say(f"not the same to the last bit from here on: {'; '.join(changes)}")
         with suppress(RunError):  # it was killed before it had a status
             self._status = replace(read_status(self.directory), state="running", reason="")
         self._seconds_before = self._status.seconds
+
+    def _require_journal(self) -> None:
+        """Raise RunError if the journal is not the one that belongs to the checkpoints."""
+        latest, known = self._checkpoints.latest, self.journal.fact("run")
+        wrong = None
+        if known is not None and known != self._place.id:
+            wrong = "belongs to another run"
+        elif latest is not None and (known is None or len(self.journal.metrics()) < latest.position.metrics):
+            wrong = f"lacks what led to {latest.path.name}: it is new, or an older copy"
+        if wrong is not None:
+            raise RunError(
+                f"journal {str(self.directory / 'journal.db')!r} {wrong}; bring back the one that was there, "
+                "or start anew with --overwrite"
+            )
 
     def _end(self, error: BaseException | None) -> None:
         if error is None:
@@ -337,11 +375,11 @@ class Run:
         return path
 
     def _write(self, row: Mapping[str, Number], *, key: str | None = None) -> None:
-        finite = _finite(row)
-        self.journal.add_metrics(finite, key=key)
+        numbers = finite(row)
+        self.journal.add_metrics(numbers, key=key)
         self._rows += 1
         try:
-            self._metrics.write(json.dumps(finite) + "\n")
+            self._metrics.write(json.dumps(numbers) + "\n")
             self._metrics.flush()
         except OSError as error:
             raise self._unwritable("metrics.jsonl", error) from error
@@ -356,13 +394,3 @@ class Run:
 
     def _rate(self, stage: str) -> float:
         return self._amounts[stage] / max(self._seconds[stage], 1e-9)
-
-
-def _finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """With null for infinity and not-a-number, for which JSON has no words."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
-
-
-def _as_text(content: Any) -> str:
-    """One type for a column of prompts, whichever way they were given."""
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

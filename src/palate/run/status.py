@@ -77,5 +77,5 @@ def is_held(directory: Path) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(scratch, path)

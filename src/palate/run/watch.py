@@ -21,7 +21,8 @@ class DeadSteps:
 
     def __init__(self, most: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self._most = most
-        self._count = sum(1 for _ in itertools.takewhile(_is_dead, reversed(rows)))
+        steps = [row for row in rows if "pairs/kept" in row]  # not what was measured between them
+        self._count = sum(1 for _ in itertools.takewhile(_is_dead, reversed(steps)))
 
     def see(self, row: Mapping[str, Any]) -> None:
         """Look at a step's metrics.
