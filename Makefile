@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: setup demo check test clean
+.PHONY: setup demo check test soak clean
 
 setup: .venv/.ready
 
@@ -22,7 +22,7 @@ setup: .venv/.ready
 	touch $@
 
 demo: setup
-	$(BIN)/palate run oaif --config configs/demo.yaml --output runs/demo --overwrite
+	$(BIN)/palate run oaif --config configs/demo.yaml --output runs/demo
 
 check: setup
 	$(BIN)/ruff check .
@@ -31,6 +31,10 @@ check: setup
 
 test: check
 	$(BIN)/pytest -n $(WORKERS)
+
+# Kills runs at random moments and resumes them: ten minutes. The figures are in docs/durability.md.
+soak: setup
+	$(BIN)/python experiments/soak.py --output experiments/results/soak.json
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -288,7 +288,7 @@ def full_disk(root: Path, arguments: list[str], whole: Trial) -> bool:
     return True
 
 
-def prepare(root: Path) -> dict[str, list[str]]:
+def prepare(root: Path, *, steps: int = 30) -> dict[str, list[str]]:
     """A small model, data and a reward; the command lines of both runs."""
     from palate.testing import tiny_model
 
@@ -313,7 +313,7 @@ def prepare(root: Path) -> dict[str, list[str]]:
         "1",
     ]
     oaif = ["run", "oaif", "--data", f"{root}/prompts.jsonl", "--eval-data", f"{root}/prompts.jsonl"]
-    oaif += ["--reward", f"{root}/reward.py:vowels", "--n", "4", "--batch-size", "8", "--steps", "30"]
+    oaif += ["--reward", f"{root}/reward.py:vowels", "--n", "4", "--batch-size", "8", "--steps", str(steps)]
     oaif += ["--max-new-tokens", "16", "--sampling-rows", "2", "--no-lora", "--lr", "1e-3", *common]
     dpo = ["run", "dpo", "--data", f"{root}/pairs.jsonl", "--eval-data", f"{root}/pairs.jsonl"]
     dpo += [

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 
 import palate
 from palate.cli import main
-from palate.methods import METHODS
 
 TINY = "--model tiny --device cpu --dtype float32"
 FILES = {
@@ -138,7 +137,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
          ["rewards.py:boom raised KeyError", "at prompts.jsonl:", "completion: "]),
         (short("prompts.jsonl", "rewards.py:few"), ["rewards.py:few gave 1 rewards for 4 completions"]),
         (short("prompts.jsonl", "rewards.py:words"), ["rewards.py:words gave 'good'; expected a number"]),
-        (short("prompts.jsonl", "rewards.py:nothing"), ["rewards.py:nothing gave no usable reward"]),
+        (f"{short('prompts.jsonl', 'rewards.py:nothing')} --n 4", ["no usable reward for any of 8"]),
         (f"{short('pairs.jsonl', 'no_such:f', 'dpo')} --eval-data pairs.jsonl", ["'no_such' is not there"]),
         # Where the run goes.
         (f"{short('prompts.jsonl')} --output foreign", ["'foreign' is there and holds no run"]),
@@ -337,22 +336,3 @@ def test_what_was_trained_can_be_talked_to_listed_and_reported(
     assert main(["report", "runs/oaif", "--output", "page.html"]) == 0
     assert capsys.readouterr() == ("page.html\n", "")
     assert (folder / "page.html").is_file()
-
-
-def test_methods_as_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods", "--json"]) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    rows = json.loads(out)
-    assert [row["name"] for row in rows] == list(METHODS)
-    for row in rows:
-        assert row["learns_from"] in ("prompts", "pairs")
-        assert row["paper"] == METHODS[row["name"]].paper
-        assert row["summary"]
-
-
-def test_methods_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main(["methods"]) == 0
-    out = capsys.readouterr().out
-    assert all(name in out and METHODS[name].paper in out for name in METHODS)

@@ -228,7 +228,7 @@ def test_reward_model_round_trip(tiny: str, tmp_path: Path, lora: bool) -> None:
         expected = scalar_outputs(model, records).scores
         model.save(tmp_path)
         again = load(tmp_path, head="scalar", trainable=False)
-        assert torch.equal(scalar_outputs(again, records).scores, expected)
+        torch.testing.assert_close(scalar_outputs(again, records).scores, expected, rtol=1e-5, atol=1e-6)
         if lora:
             theirs = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1).eval()
             ids = [*model.codec.prompt_ids(records[0].prompt), *records[0].chosen.token_ids]
@@ -326,6 +326,13 @@ def test_a_language_model_is_no_reward_model(tiny: str, make_policy: MakePolicy,
     assert "no reward head" in said(tmp_path, head="scalar", trainable=False)
     # Continued, its new head would stay random: only the adapter's own weights are trained.
     assert "no reward head" in said(tmp_path, head="scalar")
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_reward_model_is_no_language_model(tiny: str, tmp_path: Path, lora: bool) -> None:
+    # Transformers would make up a random head for tokens, too.
+    load(tiny, head="scalar", lora=lora).save(tmp_path)
+    assert "reward model" in said(tmp_path)
 
 
 def test_a_classifier_with_several_outputs_is_no_reward_model(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `palate run METHOD`, `palate sample`, `palate methods`."""
+"""The command line: `palate run METHOD`, `palate report`, `palate chat` and the like."""
 
 from palate.cli.app import main
 

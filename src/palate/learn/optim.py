@@ -103,6 +103,7 @@ class Optimizer:
             if live is not master:
                 live.copy_(master)
             own = {kind: state[f"{kind}/{name}"] for kind in kinds if f"{kind}/{name}" in state}
+            self._adamw.state.pop(master, None)
             if own:
                 # torch keeps its count of steps on the CPU.
                 self._adamw.state[master] = {

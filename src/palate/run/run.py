@@ -217,7 +217,7 @@ class Run:
                 self._save(learner, Position(stage, step + 1, base, self._rows, step + 1 == count))
         self._base = self._done = base + max(first, count)
         self._status = replace(self._status, step=self._base)
-        self.journal.place = "after training"
+        self.journal.place = f"after step {self._base}"
 
     @property
     def seconds(self) -> float:
