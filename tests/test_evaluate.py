@@ -11,14 +11,14 @@ import pytest
 import torch
 from scipy.stats import binom, binomtest
 
-from palate.annotate import scored
+from palate.annotate import against_first, judged, scored
 from palate.config import Sampling
 from palate.errors import AnnotatorError
 from palate.evaluate import Evaluation, compare, wilson
 from palate.journal import Journal
 from palate.learn import Policy
 from palate.model.forward import TokenValues
-from palate.testing import ScriptedScorer, tiny_model, tiny_policy
+from palate.testing import ScriptedJudge, ScriptedScorer, tiny_model, tiny_policy
 from palate.types import Completion, Finish, Group, Prompt
 
 # ---- wilson ----------------------------------------------------------------------------------------
@@ -144,9 +144,20 @@ def test_prompts_that_share_no_usable_reward() -> None:
     assert (found.win_rate_low, found.win_rate_high) == (0.0, 1.0)
 
 
-def test_nothing_usable_on_one_side() -> None:
-    with pytest.raises(AnnotatorError, match="no usable reward"):
-        count([["1"]], [["?"]])
+def test_nothing_usable_at_all() -> None:
+    with pytest.raises(AnnotatorError, match="no usable reward for any of 8 completions"):
+        count([["?"]] * 4, [["?"]] * 4)
+
+
+@pytest.mark.parametrize("annotator", [judged, against_first])
+def test_a_judge_is_shown_the_two_side_by_side(annotator: Any) -> None:
+    judge = ScriptedJudge(lambda a, b: {True: 0.9, False: 0.2}[a > b] if a != b else 0.5)
+    old, new = Stored([["1"], ["2"], ["3"]]), Stored([["2"], ["2"], ["1"]])
+    prompts = [Prompt(str(i)) for i in range(3)]
+    found = compare(old, new, prompts, annotator(judge), Sampling(), seed=1)  # type: ignore[arg-type]
+    assert (found.win_rate, found.compared) == (0.5, 3)  # a win, a tie and a loss
+    assert [group.completions[0].text for group in found.before] == ["1", "2", "3"]
+    assert [group.completions[0].text for group in found.after] == ["2", "2", "1"]
 
 
 def test_lengths_endings_and_kl() -> None:

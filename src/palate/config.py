@@ -152,8 +152,9 @@ class RewardConfig(Config):
 
     reward: Names = ()
     """What scores a completion: `sentiment`, `length:WORDS`, `regex:PATTERN`, a Python function as
-    `module:function` or `file.py:function`, a reward model as `model:ID`. Give several to add them up,
-    with weights as `0.5*length:40`."""
+    `module:function` or `file.py:function`, a reward model as `model:ID` (a hub id, a
+    directory, or that of a run). Give several to add them up, with weights as `0.5*length:40`. A pairwise
+    ranker, `ranker:ID`, stands alone."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Taken off the reward of a completion that was cut at max_new_tokens."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scipy.special import ndtri
@@ -70,9 +70,16 @@ def compare(
     """Sample n completions a prompt from both, score them, and estimate how often `after` wins.
 
     The two draw independently: with shared random numbers, small but even differences would win every time.
+    They are scored side by side, `before` first: a judge's or a ranker's word on a completion is about its
+    neighbours.
     """
-    old = annotate(before.sample(prompts, n, sampling, seed=2 * seed))
-    new = annotate(after.sample(prompts, n, sampling, seed=2 * seed + 1))
+    drawn = zip(
+        before.sample(prompts, n, sampling, seed=2 * seed),
+        after.sample(prompts, n, sampling, seed=2 * seed + 1),
+        strict=True,
+    )
+    both = annotate([replace(b, completions=b.completions + a.completions) for b, a in drawn])
+    old, new = ([_part(group, part) for group in both] for part in (slice(n), slice(n, None)))
     outcomes = [(_win(a, b), a, b) for a, b in zip(new, old, strict=True)]
     wins = [win for win, _, _ in outcomes if win is not None]
     rate = _mean(wins)
@@ -112,6 +119,13 @@ def wilson(rate: float, trials: int, *, confidence: float = 0.95) -> tuple[float
     centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _part(group: Group, part: slice) -> Group:
+    """Some of a group's completions with what was said of them."""
+    assert group.rewards is not None
+    parts = {name: values[part] for name, values in group.parts.items()}
+    return Group(group.prompt, group.completions[part], group.rewards[part], parts)
 
 
 def _sample(when: str, group: Group) -> dict[str, Any]:

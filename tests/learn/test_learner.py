@@ -448,8 +448,11 @@ def test_metrics_are_means_over_records_and_tokens(make_policy: MakePolicy, mode
     assert metrics["entropy"] == pytest.approx(float(outputs.entropy.values.sum()) / sum(lengths), rel=1e-6)
     accuracy = float(outputs.top1.values.sum()) / sum(lengths)
     assert metrics["mean_token_accuracy"] == pytest.approx(accuracy, abs=1e-9)
+    logps = float(outputs.logps.values.double().sum()) / sum(lengths)
+    assert metrics["logps/training"] == pytest.approx(logps, rel=1e-6)
     assert set(metrics) == {
-        *("loss", "length", "num_tokens", "entropy", "mean_token_accuracy", "grad_norm", "learning_rate")
+        *("loss", "length", "num_tokens", "entropy", "mean_token_accuracy", "logps/training"),
+        *("grad_norm", "learning_rate"),
     }
 
 

@@ -132,9 +132,9 @@ def test_anchored_by_hand() -> None:
     loss, numbers = objective(made, [WITH_ANCHOR, PAIR])
     assert loss.tolist() == [6.0, 5.0]
     assert {name: values.tolist() for name, values in numbers.items()} == {
-        "rewards/chosen": [-6.0, -2.0],
-        "rewards/rejected": [-8.0, -3.0],
-        "rewards/margins": [2.0, 1.0],
+        "rewards/chosen": [-3.0, -1.0],  # delta is a margin, by which nothing is multiplied
+        "rewards/rejected": [-4.0, -1.5],
+        "rewards/margins": [1.0, 0.5],
         "rewards/accuracies": [1.0, 1.0],
         "logps/chosen": [-3.0, -1.0],
         "logps/rejected": [-4.0, -1.5],

@@ -75,14 +75,14 @@ def test_a_loss_without_reference() -> None:
     objective = Pairwise(PAIR_LOSSES["slic_rank"], strength=2.0)
     loss, numbers = objective(outputs(ref=False), [pair(1), pair(1)])
     assert loss.tolist() == [1.5, 0.0]
-    assert numbers["rewards/chosen"].tolist() == [-7.0, -0.5]
-    assert numbers["rewards/margins"].tolist() == [1.0, 7.5]
+    assert numbers["rewards/chosen"].tolist() == [-3.5, -0.25]  # delta is a margin, no factor
+    assert numbers["rewards/margins"].tolist() == [0.5, 3.75]
     assert "objective/kl" not in numbers
     assert not any(values.requires_grad for values in numbers.values())
     # With one it is measured against it, and the loss stays.
     measured, more = objective(outputs(), [pair(1), pair(1)])
     assert torch.equal(measured, loss)
-    assert more["rewards/chosen"].tolist() == [2.0, 0.0]
+    assert more["rewards/chosen"].tolist() == [1.0, 0.0]
     assert "objective/kl" in more
 
 

@@ -156,6 +156,17 @@ def test_a_rating_asks_for_a_margin() -> None:
     assert numbers["margin"].tolist() == [1.0, -0.5]
 
 
+def test_centring_adds_the_squared_sum() -> None:
+    # Sums 3 and -1.5 on top of 0.313262 and 0.974077: 0.1 * 9 and 0.1 * 2.25.
+    scores = torch.tensor([2.0, 1.0, -1.0, -0.5], requires_grad=True)
+    loss, numbers = Ranking(centring=0.1)(Outputs(scores=scores), [pair(), pair()])
+    assert loss.tolist() == pytest.approx([1.213262, 1.199077], abs=1e-6)
+    assert numbers["margin"].tolist() == [1.0, -0.5]
+    # Both rewards of a pair are drawn alike, by 2 * 0.1 * their sum.
+    loss.sum().backward()
+    assert scores.grad.tolist() == pytest.approx([0.331059, 0.868941, -0.922459, 0.322459], abs=1e-6)
+
+
 def test_equal_rewards_prefer_neither() -> None:
     _, numbers = Ranking()(Outputs(scores=torch.tensor([1.0, 1.0])), [pair()])
     assert numbers["accuracy"].tolist() == [0.5]

@@ -2,6 +2,7 @@
 
 from palate.annotate.base import Annotator, Judge, Scorer, judged, penalised, scored
 from palate.annotate.function import FunctionScorer, load_function
+from palate.annotate.ranker import Ranker, against_first, labels, question
 from palate.annotate.reward_model import RewardModel
 from palate.annotate.rules import Rule, length, regex, sentiment
 from palate.annotate.spec import annotator, scorer
@@ -10,14 +11,18 @@ __all__ = [
     "Annotator",
     "FunctionScorer",
     "Judge",
+    "Ranker",
     "RewardModel",
     "Rule",
     "Scorer",
+    "against_first",
     "annotator",
     "judged",
+    "labels",
     "length",
     "load_function",
     "penalised",
+    "question",
     "regex",
     "scored",
     "scorer",

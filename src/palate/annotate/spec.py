@@ -9,10 +9,12 @@ from typing import Any
 
 from palate.annotate.base import Annotator, Scorer, penalised, scored
 from palate.annotate.function import load_function
+from palate.annotate.ranker import Ranker, against_first
 from palate.annotate.reward_model import RewardModel
 from palate.annotate.rules import length, regex, sentiment
 from palate.errors import AnnotatorError
 
+_RANKER = "ranker:"
 _WEIGHT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
 
 
@@ -31,6 +33,8 @@ def annotator(specs: Sequence[str], *, missing_eos_penalty: float = 0.0, **model
     for spec in specs:
         match = _WEIGHT.fullmatch(spec)
         weight, name = (float(match[1]), match[2]) if match else (1.0, spec)
+        if name.startswith(_RANKER):
+            return penalised(_compared(specs, **model_options), missing_eos=missing_eos_penalty)
         if not math.isfinite(weight):
             raise AnnotatorError(f"reward {spec!r} has the weight {weight}; expected a finite number")
         weights.append(weight)
@@ -61,5 +65,15 @@ def scorer(spec: str, **model_options: Any) -> Scorer:
         return load_function(spec)
     raise AnnotatorError(
         f"reward {spec!r} is unknown; expected sentiment, length:WORDS, regex:PATTERN, module:function, "
-        "file.py:function or model:ID"
+        "file.py:function, model:ID or ranker:ID"
     )
+
+
+def _compared(specs: Sequence[str], **model_options: Any) -> Annotator:
+    """The annotator for a ranker, which gives no scores that could be weighed with others."""
+    if len(specs) > 1 or not specs[0].startswith(_RANKER):
+        raise AnnotatorError(
+            f"rewards {', '.join(map(repr, specs))} have a ranker, which compares completions and gives them "
+            "no scores to weigh; expected it alone and without a weight, as ranker:ID"
+        )
+    return against_first(Ranker.load(specs[0].removeprefix(_RANKER), **model_options))

@@ -284,9 +284,14 @@ class _Meter:
             return 0
         tokens = int(outputs.logps.mask.sum())
         self.token_count += tokens
-        for name, values in (("entropy", outputs.entropy), ("mean_token_accuracy", outputs.top1)):
+        means = {
+            "entropy": outputs.entropy,
+            "mean_token_accuracy": outputs.top1,
+            "logps/training": outputs.logps,  # beside `logps/fresh`, it shows the shift between the two
+        }
+        for name, values in means.items():
             if values is not None:
-                self.tokens[name] = self.tokens.get(name, 0.0) + float(values.values.double().sum())
+                self.tokens[name] = self.tokens.get(name, 0.0) + float(values.values.detach().double().sum())
         completions = [c for record in records for c in record.completions]
         for row, completion in zip(outputs.logps.rows(), completions, strict=True):
             if version is not None and completion.policy_version == version and completion.logps is not None:

@@ -46,8 +46,8 @@ class Pairwise:
     """A loss on pairs of sequence log-probabilities.
 
     Metrics carry TRL's names: `rewards/*` are implicit rewards, beta times the log-ratio of policy and
-    reference (for a loss without reference, beta times the log-probability); the annotator's rewards
-    are elsewhere, under `objective/scores`.
+    reference (for a loss without reference, of the log-probability; without beta where the loss's strength
+    is a margin); the annotator's rewards are elsewhere, under `objective/scores`.
 
     Attributes:
         loss: one of `palate.losses.PAIR_LOSSES`.
@@ -72,7 +72,8 @@ class Pairwise:
             ref_chosen, ref_rejected = reduce(outputs.ref_logps).view(-1, 2).unbind(-1)
         loss = self.loss(chosen, rejected, ref_chosen, ref_rejected, self.strength, **self.options)
         with torch.no_grad():
-            numbers = pair_numbers(chosen, rejected, ref_chosen, ref_rejected, self.strength)
+            scale = self.strength if self.loss.scales else 1.0
+            numbers = pair_numbers(chosen, rejected, ref_chosen, ref_rejected, scale)
             sampled = [all(c.policy_version is not None for c in pair.completions) for pair in records]
             if outputs.ref_logps is not None and any(sampled):
                 # Only on the policy's own samples is the mean log-ratio an estimate of KL.

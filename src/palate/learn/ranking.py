@@ -90,9 +90,12 @@ class Ranking:
     Attributes:
         margin_scale: times a pair's own margin, if it has one, is the difference asked for, as with the
             ratings of Llama 2 (Touvron et al. 2023, arXiv:2307.09288); 0 asks for none.
+        centring: times the squared sum of a pair's rewards is added to its loss, which draws rewards towards
+            0 and leaves their difference free (Eisenstein et al. 2023, arXiv:2312.09244).
     """
 
     margin_scale: float = 0.0
+    centring: float = 0.0
     ref: ClassVar[None] = None
     top_logits: ClassVar[int] = 0
 
@@ -102,7 +105,7 @@ class Ranking:
         rewards = outputs.scores.view(-1, 2)
         chosen, rejected = rewards.unbind(-1)
         asked = torch.tensor([self.margin_scale * (pair.margin or 0.0) for pair in records]).to(chosen)
-        loss = bradley_terry(chosen, rejected, margin=asked)
+        loss = bradley_terry(chosen, rejected, margin=asked) + self.centring * (chosen + rejected).square()
         rewards = rewards.detach()
         margin = rewards[:, 0] - rewards[:, 1]
         return loss, {

@@ -221,6 +221,8 @@ class PairLoss:
     """Whether it takes the reference's log-probabilities."""
     reduce: Literal["sum", "mean"]
     """How a completion's token log-probabilities become the one number that it takes."""
+    scales: bool = True
+    """Whether its strength multiplies log-probabilities; if not, it is a margin between them, in nats."""
 
     def __call__(
         self,
@@ -249,8 +251,8 @@ PAIR_LOSSES: Mapping[str, PairLoss] = MappingProxyType(
         "ipo": PairLoss(ipo, strength="tau", needs_ref=True, reduce="sum"),
         "hinge_norm": PairLoss(hinge_norm, strength="gamma", needs_ref=True, reduce="sum"),
         "rso_hinge": PairLoss(rso_hinge, strength="gamma", needs_ref=False, reduce="sum"),
-        "slic_rank": PairLoss(slic_rank, strength="delta", needs_ref=False, reduce="sum"),
-        "click": PairLoss(click, strength="margin", needs_ref=False, reduce="sum"),
+        "slic_rank": PairLoss(slic_rank, strength="delta", needs_ref=False, reduce="sum", scales=False),
+        "click": PairLoss(click, strength="margin", needs_ref=False, reduce="sum", scales=False),
     }
 )
 """The pairwise losses by name."""

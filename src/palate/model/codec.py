@@ -32,6 +32,10 @@ _SLOT = "\ue000{}\ue001"
 _SLOTS = re.compile("\ue000(\\d+)\ue001")
 
 
+MOST_PROMPTS = 1 << 16
+"""Prompts whose tokens are remembered; a judge that reads two answers makes a new prompt of every pair."""
+
+
 class Codec:
     """A tokenizer with its chat template, end tokens and length limit.
 
@@ -84,6 +88,8 @@ class Codec:
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids after which the completion starts; at least one."""
         if prompt.id not in self._prompts:
+            if len(self._prompts) >= MOST_PROMPTS:
+                self._prompts.clear()
             try:
                 self._prompts[prompt.id] = tuple(self._encode_prompt(prompt.content))
             except TemplateError as error:

@@ -28,6 +28,7 @@ from palate.errors import ModelError
 from palate.model.codec import Codec
 from palate.model.embedded import CACHED_AS, embedded_model
 from palate.model.fast import FastPath, fast_path
+from palate.model.rundir import model_in
 
 Head = Literal["lm", "scalar"]
 
@@ -116,8 +117,9 @@ class LoadedModel:
 def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable: bool = True) -> LoadedModel:
     """Load what `cfg.model` names.
 
-    A directory with an adapter continues that adapter; otherwise `cfg.lora` puts a fresh one on. Dropout
-    is off everywhere: a policy is compared with its reference, and both must be the same function.
+    A directory with an adapter continues that adapter; otherwise `cfg.lora` puts a fresh one on. A run's
+    directory stands for its last checkpoint. Dropout is off everywhere: a policy is compared with its
+    reference, and both must be the same function.
 
     Args:
         cfg: model, adapter, dtype, device.
@@ -207,6 +209,9 @@ def _network(
                 f"model {cfg.model!r} has no reward head (score.weight); is it a language model?"
             )
     else:
+        if any("SequenceClassification" in name for name in config.architectures or ()):
+            # Without this, transformers makes up a random head for tokens.
+            raise ModelError(f"model {cfg.model!r} is a reward model, which writes nothing")
         network = AutoModelForCausalLM.from_pretrained(source, **options)
     if getattr(network, "_hf_peft_config_loaded", False):
         raise ModelError(
@@ -228,6 +233,7 @@ def _resolve(cfg: ModelConfig, head: Head) -> tuple[str, str | None]:
         raise ModelError(
             f"model {cfg.model!r} is not a directory; give a directory, a hub id or `{EMBEDDED}`"
         )
+    path = model_in(path)
     if (path / "adapter_config.json").is_file():
         if not (path / "adapter_model.safetensors").is_file():
             raise ModelError(f"adapter {cfg.model!r} has no adapter_model.safetensors; pickles are not read")
@@ -235,6 +241,8 @@ def _resolve(cfg: ModelConfig, head: Head) -> tuple[str, str | None]:
             adapter = PeftConfig.from_pretrained(str(path))
         if head == "scalar" and adapter.task_type != "SEQ_CLS":
             raise ModelError(f"adapter {cfg.model!r} has no reward head; is it a language model's?")
+        if head == "lm" and adapter.task_type == "SEQ_CLS":
+            raise ModelError(f"adapter {cfg.model!r} is a reward model's, which writes nothing")
         return _base_of(cfg.model, str(adapter.base_model_name_or_path)), str(path)
     if not (path / "config.json").is_file():
         inside = sorted(p.name for p in path.iterdir())[:5]

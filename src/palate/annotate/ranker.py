@@ -1,0 +1,184 @@
+"""A language model that reads two completions and says which one is better: the pairwise ranker."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from palate.annotate.base import Annotator, Judge
+from palate.config import ModelConfig
+from palate.errors import AnnotatorError, ModelError
+from palate.model import Codec, Snapshot, load_model
+from palate.types import Completion, Content, Group, Prompt
+
+LABELS = ("A", "B")
+"""What the model says for the completion shown first, and for the one shown second."""
+
+EPSILON = 1e-4
+"""Probabilities are kept this far from 0 and 1, where their logit would be infinite."""
+
+_QUESTION = """\
+Somebody asked:
+
+{prompt}
+
+Answer {a}:
+
+{first}
+
+Answer {b}:
+
+{second}
+
+Which answer is better? Say {a} or {b}, and nothing else."""
+
+_OPENING = "\n\nBetter answer:\n"
+"""Behind the question, where no chat template opens the model's turn."""
+
+
+class Ranker:
+    """Says how probably the first of two completions is the better one, by the probabilities of two labels.
+
+    The pairwise ranker of SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) and RSO (Liu et al. 2023,
+    arXiv:2309.06657). The model is asked in both orders and the mean is taken: P(first preferred) is
+    ½ (P(A | first, second) + P(B | second, first)), where P(A) and P(B) are made to add up to 1, so that
+    swapping the two gives the complement. It stays `EPSILON` away from 0 and 1.
+
+    Args:
+        snapshot: of a language model, one that was trained as a ranker.
+        codec: that model's.
+        name: for messages.
+
+    Raises:
+        ModelError: the model's tokenizer has no single token for one of the labels.
+    """
+
+    def __init__(self, snapshot: Snapshot, codec: Codec, *, name: str = "ranker") -> None:
+        self.name = name
+        self._snapshot = snapshot
+        self._codec = codec
+        self._labels = labels(codec)
+
+    @classmethod
+    def load(
+        cls, name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+    ) -> Ranker:
+        """Load a ranker from a hub id or a directory: a language model, or an adapter on one.
+
+        Raises:
+            ModelError: it cannot be loaded, or has no label tokens.
+        """
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        model = load_model(ModelConfig(model=name, lora=False, **options), trainable=False)
+        snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=8192)
+        return cls(snapshot, model.codec, name=f"ranker:{name}")
+
+    def __call__(
+        self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
+    ) -> list[float | None]:
+        """P(first preferred) for each pair, in (0, 1)."""
+        if not pairs:
+            return []
+        asked = [
+            Group(question(self._codec, prompt, *texts), self._labels)
+            for prompt, (a, b) in zip(prompts, pairs, strict=True)
+            for texts in ((a.text, b.text), (b.text, a.text))
+        ]
+        # Both labels stand at the same place, so the softmax over the two is that of their log-probabilities.
+        logps = self._snapshot.logps(asked).sum().view(-1, 2, 2)
+        says_first = logps.double().softmax(-1)[..., 0]  # (pairs, 2 orders)
+        found = (says_first[:, 0] + 1 - says_first[:, 1]) / 2
+        return [float(p) for p in found.clamp(EPSILON, 1 - EPSILON)]
+
+
+def against_first(judge: Judge) -> Annotator:
+    """Annotate by the logit of the probability of winning against the group's first completion.
+
+    The first gets 0, and another y the reward logit P(y preferred to the first), as in RSO (Liu et al. 2023,
+    arXiv:2309.06657), whose fixed completion is one sample at random, as the first of a policy's samples is.
+    Two completions are simply compared; n take n - 1 comparisons. Rewards of different groups have nothing to
+    do with each other. A completion without a usable verdict gets no reward, nor does the first if no other
+    has one.
+    """
+
+    def annotate(groups: Sequence[Group]) -> list[Group]:
+        others = [(group, completion) for group in groups for completion in group.completions[1:]]
+        verdicts = judge(
+            [group.prompt for group, _ in others],
+            [(completion, group.completions[0]) for group, completion in others],
+        )
+        if len(verdicts) != len(others):
+            raise AnnotatorError(f"judge {judge.name} gave {len(verdicts)} verdicts for {len(others)} pairs")
+        logits = iter([_logit(p) for p in verdicts])
+        found = []
+        for group in groups:
+            rewards = [next(logits) for _ in group.completions[1:]]
+            first = None if all(reward is None for reward in rewards) else 0.0
+            found.append(group.annotated((first, *rewards)))
+        return found
+
+    return annotate
+
+
+def _logit(p: float | None) -> float | None:
+    if p is None or not 0.0 <= p <= 1.0:
+        return None
+    p = min(max(p, EPSILON), 1 - EPSILON)
+    return math.log(p) - math.log1p(-p)
+
+
+def labels(codec: Codec) -> tuple[Completion, Completion]:
+    """The two labels as completions of one token.
+
+    Raises:
+        ModelError: the tokenizer makes several tokens of one, or the same of both.
+    """
+    first, second = (_tokens(codec, label) for label in LABELS)
+    if len(first) != 1 or len(second) != 1 or first == second:
+        raise ModelError(
+            f"the tokenizer of {codec.name} makes the tokens {first} of {LABELS[0]} and {second} of "
+            f"{LABELS[1]}; a ranker says one of two tokens, so take another model"
+        )
+    return Completion(LABELS[0], tuple(first), "length"), Completion(LABELS[1], tuple(second), "length")
+
+
+def question(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:
+    """What the ranker is asked about two texts, in this order.
+
+    Texts that do not fit into the model's context are cut at their end, the longer one first.
+
+    Raises:
+        DataError: the prompt alone leaves no room for them.
+    """
+    asked = _asked(codec, prompt, first, second)
+    over = len(codec.prompt_ids(asked)) + 1 - codec.max_length
+    if over <= 0:
+        return asked
+    empty = _asked(codec, prompt, "", "")
+    keep = codec.room(empty) - 1
+    ids = _tokens(codec, first), _tokens(codec, second)
+    while over > 0:  # again, where a cut text takes more tokens than were kept of it
+        kept = [max(0, keep // 2, keep - len(other)) for other in reversed(ids)]
+        asked = _asked(codec, prompt, *(codec.text(text[:n]) for text, n in zip(ids, kept, strict=True)))
+        over = len(codec.prompt_ids(asked)) + 1 - codec.max_length
+        keep -= over
+    return asked
+
+
+def _asked(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:
+    text = _QUESTION.format(
+        prompt=_text(prompt.content), first=first, second=second, a=LABELS[0], b=LABELS[1]
+    )
+    return Prompt(text if codec.has_template else text + _OPENING, where=prompt.where)
+
+
+def _text(content: Content) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in content)
+
+
+def _tokens(codec: Codec, text: str) -> list[int]:
+    return list(codec.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
