@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from palate.annotate import Annotator, annotator
-from palate.config import MethodConfig, ModelConfig, RewardConfig, Sampling
-from palate.data import read_comparisons, read_prompts
-from palate.errors import ConfigError, DataError
+from palate.config import MethodConfig, ModelConfig, RewardConfig
+from palate.data import read_comparisons, read_demonstrations, read_prompts
+from palate.errors import ConfigError
 from palate.evaluate import Evaluation, compare, wilson
-from palate.journal import key_of
-from palate.learn import Policy
+from palate.learn import Learner, Policy
 from palate.methods import METHODS, Method
+from palate.methods.records import content_key, pairs_of, tell_same
+from palate.methods.report import fresh_logps
 from palate.model import Snapshot
 from palate.run import Display, Run
-from palate.types import Pair, Prompt
+from palate.types import Example, Pair, Prompt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,15 @@ class Outcome:
     """What came of a run."""
 
     run: Run
-    policy: Policy
+    learner: Learner
     summary: dict[str, Any]
     evaluation: Evaluation | None
+
+    @property
+    def policy(self) -> Policy:
+        """The learner of a method that trains a policy, as all do but those that train a reward model."""
+        assert isinstance(self.learner, Policy), "what was trained is no policy; it is in `learner`"
+        return self.learner
 
 
 def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> Outcome:
@@ -50,100 +59,158 @@ def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> 
         raise ConfigError(f"{method} takes a {chosen.config.__name__}, got a {type(cfg).__name__}")
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+    _, data = chosen.way(cfg)
     with Run(cfg, method=method, display=display) as run:
-        return _PROCEDURES[chosen.learns_from](chosen, cfg, run)
+        return _PROCEDURES[data](chosen, cfg, run)
+
+
+# ---- A procedure for each kind of data -------------------------------------------------------------
 
 
 def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     prompts = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
-    held_out = _held_out_prompts(cfg)
-    annotate = run.annotator(_annotator(cfg))
-    run.require_same("the prompts", key_of([_facts(p) for p in (*prompts, *held_out)]), "the data")
-    policy = _policy(cfg, run, cfg.steps)
+    held_out = _held_out(read_prompts, cfg) or []
+    own = getattr(cfg, "label", None) == "implicit"  # the policy is its own judge
+    annotate = _optional_annotator(cfg, run) if own else run.annotator(_annotator(cfg))
+    run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
+    policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
     for prompt in (*prompts, *held_out):
         policy.model.codec.room(prompt, need=cfg.max_new_tokens)
-    base = policy.snapshot()
+    start = policy.snapshot() if isinstance(policy, Policy) else None
     method.train(policy, annotate, prompts, cfg, run)
-    return _finish(policy, base, held_out, annotate, cfg, run)
+    numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
+    evaluation = _compared(start, policy, held_out, annotate, cfg, run)
+    return _finish(policy, evaluation, numbers, run)
 
 
 def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
-    annotate = run.annotator(_annotator(cfg)) if cfg.reward else None
-    comparisons, same = read_comparisons(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
-    policy = _policy(cfg, run, cfg.total_steps(len(comparisons)))
-    pairs, cut_same = _distinct([policy.model.codec.pair(row) for row in comparisons], cfg.data)
-    policy.optimizer.total_steps = cfg.total_steps(len(pairs))  # without the pairs that are left out
-    held_out: list[Pair] = []
-    if cfg.eval_data is not None:
-        rows, _ = read_comparisons(cfg.eval_data, split=cfg.eval_split, columns=cfg.map, limit=cfg.eval_limit)
-        held_out, _ = _distinct([policy.model.codec.pair(row) for row in rows], cfg.eval_data)
-    run.require_same("the pairs", key_of([_facts(p) for p in (*pairs, *held_out)]), "the data")
-    if same + cut_same:
-        run.display.say(f"left out {same + cut_same} pairs in which chosen and rejected are the same")
-    prompts = list({pair.prompt.id: pair.prompt for pair in held_out}.values())
-    for prompt in prompts if annotate is not None else ():
-        policy.model.codec.room(prompt, need=cfg.max_new_tokens)
-    base = policy.snapshot()
-    method.train(policy, pairs, cfg, run, held_out=held_out)
+    annotate = _optional_annotator(cfg, run)
+    rows, same = read_comparisons(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
+    unseen, _ = _held_out(read_comparisons, cfg) or ([], 0)
+    learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
+    pairs, cut_same = pairs_of(learner, rows, cfg.data)
+    held_out = pairs_of(learner, unseen, cfg.eval_data)[0] if unseen else []
+    run.require_same("the pairs", content_key([*pairs, *held_out]), "the data")
+    tell_same(run, same + cut_same)
     counts = {"pairs": len(pairs), "pairs_dropped": same + cut_same}
-    return _finish(policy, base, prompts, annotate, cfg, run, counts | _accuracies(run, held_out))
+    return _on_records(method, learner, pairs, held_out, annotate, cfg, run, counts)
 
 
-_PROCEDURES = {"prompts": _from_prompts, "pairs": _from_pairs}
+def _from_demonstrations(method: Method, cfg: Any, run: Run) -> Outcome:
+    annotate = _optional_annotator(cfg, run)
+    rows = read_demonstrations(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
+    unseen = _held_out(read_demonstrations, cfg) or []
+    learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
+    examples, held_out = ([learner.model.codec.example(row) for row in part] for part in (rows, unseen))
+    run.require_same("the demonstrations", content_key([*examples, *held_out]), "the data")
+    counts = {"demonstrations": len(examples)}
+    return _on_records(method, learner, examples, held_out, annotate, cfg, run, counts)
 
 
-def _finish(
-    policy: Policy,
-    base: Snapshot,
+_PROCEDURES = {"prompts": _from_prompts, "pairs": _from_pairs, "demonstrations": _from_demonstrations}
+
+
+def _on_records(
+    method: Method,
+    learner: Learner,
+    records: Sequence[Pair | Example],
+    held_out: Sequence[Pair | Example],
+    annotate: Annotator | None,
+    cfg: Any,
+    run: Run,
+    counts: Mapping[str, float],
+) -> Outcome:
+    """Train on records from data, and sum up what was measured on the held-out ones."""
+    learner.optimizer.total_steps = cfg.total_steps(len(records))  # without those that were left out
+    start = learner.snapshot() if annotate is not None and isinstance(learner, Policy) else None
+    prompts = list({record.prompt.id: record.prompt for record in held_out}.values())
+    if annotate is not None:
+        for prompt in prompts:
+            learner.model.codec.room(prompt, need=cfg.max_new_tokens)
+        if start is not None and prompts:
+            # What `compare` draws as well; it will find them in the journal.
+            fresh = partial(start.sample, prompts, 1, cfg.sampling, seed=2 * run.seed("evaluate"))
+            run.measure("fresh", lambda: fresh_logps(fresh()))
+    call, _ = method.way(cfg)
+    call(learner, records, cfg, run, held_out=held_out)
+    summarise = _measured if method.summarise is None else method.summarise
+    numbers = {**counts, **summarise(learner, run, held_out)}
+    evaluation = _compared(start, learner, prompts, annotate, cfg, run)
+    if evaluation is not None:
+        after = evaluation.after
+        run.measure("fresh", lambda: fresh_logps(after))
+    return _finish(learner, evaluation, numbers, run)
+
+
+# ---- Parts of them ---------------------------------------------------------------------------------
+
+
+def _compared(
+    start: Snapshot | None,
+    learner: Learner,
     prompts: Sequence[Prompt],
     annotate: Annotator | None,
     cfg: Any,
     run: Run,
-    numbers: Mapping[str, float] = MappingProxyType({}),
-) -> Outcome:
+) -> Evaluation | None:
     """Save first, then measure: a failing reward must not cost the training."""
-    checkpoint = run.save(policy)
-    evaluation = None
-    summary: dict[str, Any] = {"method": run.method, "steps": policy.version, **numbers}
-    if prompts and annotate is not None:
-        run.observe("evaluate")
-        evaluation = compare(
-            base, policy.snapshot(), prompts, annotate, cfg.part(Sampling), seed=run.seed("evaluate")
-        )
+    run.save(learner)
+    if start is None or annotate is None or not prompts or not isinstance(learner, Policy):
+        return None
+    run.observe("evaluate")
+    return compare(start, learner.snapshot(), prompts, annotate, cfg.sampling, seed=run.seed("evaluate"))
+
+
+def _finish(
+    learner: Learner, evaluation: Evaluation | None, numbers: Mapping[str, float], run: Run
+) -> Outcome:
+    summary: dict[str, Any] = {"method": run.method, "steps": learner.version, **numbers}
+    if evaluation is not None:
         summary |= evaluation.summary()
-    summary |= {"seconds": round(run.seconds, 1), "checkpoint": str(checkpoint.relative_to(run.directory))}
+    checkpoint = run.save(learner).relative_to(run.directory)
+    summary |= {"seconds": round(run.seconds, 1), "checkpoint": str(checkpoint)}
     summary = run.finish(summary, evaluation.samples() if evaluation is not None else ())
-    return Outcome(run, policy, summary, evaluation)
+    return Outcome(run, learner, summary, evaluation)
 
 
-def _accuracies(run: Run, held_out: Sequence[Pair]) -> dict[str, float]:
-    """Share of the held-out pairs ranked rightly by the implicit reward, at the start and at the end.
+def _measured(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) -> dict[str, float]:
+    """What was measured on the held-out records at the start and at the end.
 
-    The interval takes prompts for trials: several pairs of one prompt say less than pairs of several.
+    Where a policy ranks pairs, that is the share ranked rightly by the implicit reward, else the loss. The
+    interval takes prompts for trials: several pairs of one prompt say less than pairs of several.
     """
-    if not run.measured:
-        return {}
-    before, after = (run.measured[i]["eval_rewards/accuracies"] for i in (0, -1))
-    low, high = wilson(after, len({pair.prompt.id for pair in held_out}))
-    return {
-        "held_out_pairs": len(held_out),
-        "accuracy_before": before,
-        "accuracy_after": after,
-        "accuracy_low": low,
-        "accuracy_high": high,
-    }
+    ranked = [row["eval_rewards/accuracies"] for row in run.measured if "eval_rewards/accuracies" in row]
+    losses = [row["eval_loss"] for row in run.measured if "eval_loss" in row]
+    if ranked:
+        low, high = wilson(ranked[-1], len({record.prompt.id for record in held_out}))
+        return {
+            "held_out_pairs": len(held_out),
+            "accuracy_before": ranked[0],
+            "accuracy_after": ranked[-1],
+            "accuracy_low": low,
+            "accuracy_high": high,
+        }
+    if losses:
+        return {"held_out": len(held_out), "loss_before": losses[0], "loss_after": losses[-1]}
+    return {}
 
 
-def _policy(cfg: MethodConfig, run: Run, steps: int) -> Policy:
-    policy = Policy.load(cfg, total_steps=steps, seed=run.seed("adapter"))
-    run.attach(policy)
-    return policy
+def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner:
+    learner = method.learner(cfg, total_steps=steps, seed=run.seed("adapter"))
+    run.attach(learner)
+    return learner
 
 
-def _held_out_prompts(cfg: Any) -> list[Prompt]:
+def _held_out(read: Callable[..., T], cfg: Any) -> T | None:
+    """What a reader makes of the held-out data, if there are any."""
     if cfg.eval_data is None:
-        return []
-    return read_prompts(cfg.eval_data, split=cfg.eval_split, columns=cfg.map, limit=cfg.eval_limit)
+        return None
+    return read(cfg.eval_data, split=cfg.eval_split, columns=cfg.map, limit=cfg.eval_limit)
+
+
+def _optional_annotator(cfg: MethodConfig, run: Run) -> Annotator | None:
+    """What scores before and after, for methods that do without it in between."""
+    return run.annotator(_annotator(cfg)) if isinstance(cfg, RewardConfig) and cfg.reward else None
 
 
 def _annotator(cfg: RewardConfig) -> Annotator:
@@ -153,20 +220,3 @@ def _annotator(cfg: RewardConfig) -> Annotator:
         else {"device": cfg.device, "trust_remote_code": cfg.trust_remote_code}
     )
     return annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
-
-
-def _facts(item: Prompt | Pair) -> list[Any]:
-    """What tells one item of the data from another: content, and the columns that a reward may read."""
-    prompt = item if isinstance(item, Prompt) else item.prompt
-    texts = [] if isinstance(item, Prompt) else [c.token_ids for c in item.completions]
-    return [prompt.id, dict(prompt.columns), texts]
-
-
-def _distinct(pairs: Sequence[Pair], source: str) -> tuple[list[Pair], int]:
-    """Without the pairs that have become equal by being cut to the context."""
-    kept = [pair for pair in pairs if pair.chosen.token_ids != pair.rejected.token_ids]
-    if not kept:
-        raise DataError(
-            f"{source}: cut to the model's context, chosen and rejected are the same in every pair"
-        )
-    return kept, len(pairs) - len(kept)

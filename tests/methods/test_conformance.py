@@ -17,12 +17,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import palate
-from palate.config import Config, MethodConfig
+from palate.config import Config, MethodConfig, Sampling
 from palate.errors import AnnotatorError, ConfigError, DataError, RunError
 from palate.methods import METHODS, base
 from palate.testing import END
 
 NAMES = pytest.mark.parametrize("name", sorted(METHODS))
+POLICIES = pytest.mark.parametrize(
+    "name", [name for name in sorted(METHODS) if issubclass(METHODS[name].config, Sampling)]
+)
+"""Methods that train what can be sampled from; of the others, their own tests say what comes of them."""
 LORA = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
 # TRL's names: what a reader of any method's curves looks for, whatever the method.
@@ -30,21 +34,35 @@ CORE = {
     "loss",
     "grad_norm",
     "learning_rate",
+    "logps/training",
+    "num_tokens",
+    "entropy",
+    "step_time",
+}
+PAIRED = {
     "rewards/chosen",
     "rewards/rejected",
     "rewards/accuracies",
     "rewards/margins",
     "logps/chosen",
     "logps/rejected",
-    "num_tokens",
-    "entropy",
-    "step_time",
 }
+UNPAIRED = {"sft", "rrhf", "rft", "rest"}
+"""Methods whose loss is on no pairs."""
+UNREFERRED = {"slic-hf", "rrhf", "click", "rft", "rest", "pairwise-cringe"}
+"""Methods without a reference."""
+OWN: dict[str, dict[str, Any]] = {
+    "rso": {"n": 6, "keep": 4},
+    "click": {"n": 6, "threshold": 50.0},
+    "rest": {"thresholds": [0.0]},
+}
+"""Options without which a method would not do with the few rows and the reward here."""
 ROWS: dict[str, list[dict[str, Any]]] = {
     "prompts": [{"prompt": f"question {i}", "wanted": "e"} for i in range(6)],
     "pairs": [
         {"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"oh no {i * i}"} for i in range(8)
     ],
+    "demonstrations": [{"prompt": f"question {i}", "completion": f"yes {i}"} for i in range(8)],
 }
 REWARD = """
 def letters(completions, completion_ids):
@@ -55,10 +73,10 @@ def letters(completions, completion_ids):
 
 @pytest.fixture
 def options(tiny: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """A tiny run's options by the name of its method."""
+    """A tiny run's options by the name of its method. A method in rounds has one, unless it is told."""
 
     def make(name: str, **changes: Any) -> dict[str, Any]:
-        kind = METHODS[name].learns_from
+        kind = "pairs" if changes.get("variant") == base.DIRECT else METHODS[name].learns_from
         for part in ("train", "held_out"):
             rows = ROWS[kind] if part == "train" else ROWS[kind][:3]
             (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -77,7 +95,10 @@ def options(tiny: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "device": "cpu",
             "lr": 1e-2,
         }
-        return fixed | changes
+        fields = METHODS[name].config.model_fields
+        if "rounds" in fields:
+            fixed["rounds"] = 1
+        return {k: v for k, v in fixed.items() if k in fields} | OWN.get(name, {}) | changes
 
     return make
 
@@ -150,7 +171,7 @@ def test_its_paper_config_fits(name: str) -> None:
 # ---- A whole run -----------------------------------------------------------------------------------
 
 
-@NAMES
+@POLICIES
 @LORA
 def test_a_run_leaves_everything(name: str, lora: bool, options: Callable[..., dict[str, Any]]) -> None:
     outcome = train(name, options(name, lora=lora))
@@ -167,17 +188,21 @@ def test_a_run_leaves_everything(name: str, lora: bool, options: Callable[..., d
     for row in steps:
         assert row.keys() >= CORE
         assert all(isinstance(value, int | float) for value in row.values())
-        assert 0 <= row["rewards/accuracies"] <= 1
-        assert row["rewards/margins"] == pytest.approx(
-            row["rewards/chosen"] - row["rewards/rejected"], abs=1e-5
-        )
-        assert row["logps/chosen"] < 0
+        if name not in UNPAIRED:
+            assert row.keys() >= PAIRED
+            assert 0 <= row["rewards/accuracies"] <= 1
+            margin = row["rewards/chosen"] - row["rewards/rejected"]
+            assert row["rewards/margins"] == pytest.approx(margin, abs=1e-5)
+            assert row["logps/chosen"] < 0
+        assert row["logps/training"] < 0
         assert row["grad_norm"] > 0
         assert row["learning_rate"] == 1e-2
         assert 0 < row["entropy"] < 5.6  # log of the vocabulary's 259
         assert row["step_time"] >= row["time/learn"] > 0
     tokens = [row["num_tokens"] for row in steps]
     assert tokens == sorted(set(tokens))  # counted up over the run
+    fresh = [row["step"] for row in rows_of(directory) if "logps/fresh" in row]
+    assert {fresh[0], fresh[-1]} in ({0, 3}, {1, 3})  # before and after, or in every step
 
     summary = json.loads((directory / "summary.json").read_text())
     assert (summary["method"], summary["steps"], summary["checkpoint"]) == (name, 3, "checkpoints/step-3")
@@ -191,7 +216,7 @@ def test_a_run_leaves_everything(name: str, lora: bool, options: Callable[..., d
     assert all(len(c.token_ids) <= 6 for c in measured)  # sampled as the run says
 
 
-@NAMES
+@POLICIES
 @LORA
 def test_its_checkpoint_loads_without_palate(
     name: str, lora: bool, options: Callable[..., dict[str, Any]], tiny: str
@@ -218,7 +243,7 @@ def test_its_checkpoint_loads_without_palate(
     assert tokenizer.eos_token == END
 
 
-@NAMES
+@POLICIES
 @LORA
 def test_its_checkpoint_is_a_model_to_start_from(
     name: str, lora: bool, options: Callable[..., dict[str, Any]], tmp_path: Path
@@ -228,7 +253,16 @@ def test_its_checkpoint_is_a_model_to_start_from(
     second = train(name, options(name, lora=lora, model=str(checkpoint), output=tmp_path / "second"))
     start = rows_of(second.run.directory)
     (step, *_) = [row for row in start if "loss" in row]
-    assert step["rewards/margins"] == 0.0  # the reference is the checkpoint, not what it was made from
+    if name in UNREFERRED:
+        assert second.evaluation is not None
+        said = second.evaluation.before  # by what it starts from, which is what the first has left
+        logps = [torch.tensor(c.logps) for group in said for c in group.completions]
+        for here, there in zip(first.policy.logps(said).rows(), logps, strict=True):
+            torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
+    elif name in UNPAIRED:
+        assert second.summary["loss_before"] == pytest.approx(first.summary["loss_after"], abs=1e-5)
+    else:
+        assert step["rewards/margins"] == 0.0  # the reference is the checkpoint, not what it was made from
     assert (second.policy.model.peft is not None) == lora
 
 
@@ -243,7 +277,7 @@ def test_without_held_out_data_nothing_is_compared(name: str, options: Callable[
 @NAMES
 def test_the_same_run_twice(name: str, options: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     one, two = (
-        train(name, options(name, lora=False, output=tmp_path / str(i))).policy.model.network.state_dict()
+        train(name, options(name, lora=False, output=tmp_path / str(i))).learner.model.network.state_dict()
         for i in range(2)
     )
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -259,7 +293,7 @@ def test_the_schedule_ends_with_the_run(name: str, options: Callable[..., dict[s
 # ---- What a user gets wrong ------------------------------------------------------------------------
 
 
-@NAMES
+@POLICIES
 def test_a_reward_that_does_not_exist_is_told_before_training(
     name: str, options: Callable[..., dict[str, Any]]
 ) -> None:
@@ -270,7 +304,7 @@ def test_a_reward_that_does_not_exist_is_told_before_training(
     assert rows_of(given["output"]) == []
 
 
-@NAMES
+@POLICIES
 def test_a_prompt_without_room_is_told_before_training(
     name: str, options: Callable[..., dict[str, Any]]
 ) -> None:
@@ -280,7 +314,7 @@ def test_a_prompt_without_room_is_told_before_training(
     assert rows_of(given["output"]) == []
 
 
-@NAMES
+@POLICIES
 def test_a_reward_that_fails_afterwards_does_not_cost_the_training(
     name: str, options: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -355,13 +389,34 @@ def test_a_run_that_was_cut_off_ends_in_the_same_weights(
         with pytest.raises(KeyboardInterrupt):
             train(name, cut, display=Unplugged(moment, count))
     resumed = train(name, cut)
-    one, other = (o.policy.model.network.state_dict() for o in (whole, resumed))
+    one, other = (o.learner.model.network.state_dict() for o in (whole, resumed))
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert numbers(whole.run.directory) == numbers(resumed.run.directory)
     clock = {"seconds"}
     assert {k: v for k, v in whole.summary.items() if k not in clock} == {
         k: v for k, v in resumed.summary.items() if k not in clock
     }
+
+
+ROUNDS = [name for name in sorted(METHODS) if "rounds" in METHODS[name].config.model_fields]
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+@LORA
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_rounds_that_were_cut_off_end_in_the_same_weights(
+    name: str, lora: bool, count: int, options: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    given = options(name, lora=lora, checkpoint_every=1, rounds=3, steps=2, schedule="linear")
+    whole = train(name, {**given, "output": tmp_path / "whole"})
+    assert whole.summary["steps"] == 6
+    cut = {**given, "output": tmp_path / "cut"}
+    with pytest.raises(KeyboardInterrupt):
+        train(name, cut, display=Unplugged("metrics", count))
+    resumed = train(name, cut)
+    one, other = (o.policy.model.network.state_dict() for o in (whole, resumed))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert numbers(whole.run.directory) == numbers(resumed.run.directory)
 
 
 @NAMES
@@ -378,7 +433,8 @@ def test_a_finished_run_does_nothing_again(name: str, options: Callable[..., dic
 def test_more_steps_go_on_from_the_end(name: str, options: Callable[..., dict[str, Any]]) -> None:
     given = options(name, steps=2)
     train(name, given)
-    more = train(name, {**given, "steps": 4})
+    further = METHODS[name].config.may_change_bits >= {"steps"}  # else the steps of a round are fixed
+    more = train(name, {**given, "steps": 4} if further else {**given, "rounds": 2})
     assert [row["step"] for row in rows_of(more.run.directory) if "loss" in row] == [1, 2, 3, 4]
     assert more.summary["steps"] == 4
     assert more.summary["checkpoint"] == "checkpoints/step-4"
@@ -443,9 +499,45 @@ def test_equal_pairs_are_left_out_and_counted(
     assert "left out 2 pairs in which chosen and rejected are the same" in capsys.readouterr().err
 
 
-@PAIRS
+@pytest.mark.parametrize("name", [name for name in POLICIES.args[1] if METHODS[name].learns_from == "pairs"])
 def test_held_out_accuracy_before_and_after(name: str, options: Callable[..., dict[str, Any]]) -> None:
     summary = train(name, options(name, reward=(), steps=2)).summary
     assert summary["held_out_pairs"] == 3
     assert summary["accuracy_before"] == 0.5
     assert 0 <= summary["accuracy_low"] <= summary["accuracy_after"] <= summary["accuracy_high"] <= 1
+
+
+# ---- On pairs from data, for methods that sample otherwise -------------------------------------------
+
+DIRECT = pytest.mark.parametrize("name", [name for name in sorted(METHODS) if METHODS[name].direct])
+
+
+@DIRECT
+def test_the_direct_way_samples_nothing(name: str, options: Callable[..., dict[str, Any]]) -> None:
+    given = options(name, variant="direct", reward=(), steps=None, epochs=1)
+    outcome = train(name, given, display=Unplugged("sample", 1))  # a token sampled would end it
+    assert (outcome.summary["pairs"], outcome.summary["steps"]) == (8, 2)  # 8 pairs in batches of 4
+    assert outcome.evaluation is None
+    for row in rows_of(outcome.run.directory):
+        assert row.keys() >= (CORE if "loss" in row else {"eval_loss", "eval_logps/training"})
+
+
+@DIRECT
+def test_the_direct_way_is_measured_by_a_reward(name: str, options: Callable[..., dict[str, Any]]) -> None:
+    summary = train(name, options(name, variant="direct")).summary
+    assert summary["compared"] == 3
+
+
+@DIRECT
+@LORA
+def test_the_direct_way_goes_on_where_it_was_cut_off(
+    name: str, lora: bool, options: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    given = options(name, variant="direct", lora=lora, checkpoint_every=1)
+    whole = train(name, {**given, "output": tmp_path / "whole"})
+    with pytest.raises(KeyboardInterrupt):
+        train(name, given, display=Unplugged("metrics", 2))
+    resumed = train(name, given)
+    one, other = (o.policy.model.network.state_dict() for o in (whole, resumed))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert numbers(whole.run.directory) == numbers(resumed.run.directory)

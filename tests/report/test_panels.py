@@ -84,6 +84,16 @@ def test_dead_pairs_are_shares_of_the_groups(record: Record) -> None:
     assert (ties.label, ties.points) == ("ties", ((1,), (0.25,)))  # the second step had no groups
 
 
+def test_how_far_the_training_text_is_from_the_models_own(record: Record) -> None:
+    numbers = {"logps/training": [-2.0, -1.5], "logps/fresh": [-1.0, -1.1]}
+    (panel,) = panels([record(numbers, {"eval_logps/training": [-2.1, -1.6]})])
+    assert [(line.label, line.points[1]) for line in panel.lines] == [
+        ("trained on", (-2.0, -1.5)),
+        ("its own", (-1.0, -1.1)),
+        ("trained on, held out", (-2.1, -1.6)),
+    ]
+
+
 def test_no_panel_where_nothing_was_dropped(record: Record) -> None:
     run = record({"pairs/kept": [8], "pairs/dropped": [0], "pairs/dropped_tie": [0]})
     assert panels([run]) == []

@@ -19,7 +19,6 @@ from palate.data import check_target, read_prompts, write_rows
 from palate.errors import ConfigError, PalateError
 from palate.evaluate import Evaluation
 from palate.launch import train
-from palate.methods import METHODS
 from palate.model import Snapshot, load_model
 from palate.run import Display, plain
 from palate.types import Group, Prompt
@@ -94,31 +93,6 @@ def sample(config: SampleConfig) -> int:
     return 0
 
 
-def methods(json: bool) -> int:
-    """Print the table of methods."""
-    if json:
-        rows = [
-            {
-                "name": m.name,
-                "group": m.group,
-                "paper": m.paper,
-                "learns_from": m.learns_from,
-                "built": True,
-                "summary": m.summary,
-            }
-            for m in METHODS.values()
-        ]
-        print(jsonlib.dumps(rows, indent=2))
-        return 0
-    table = Table(box=None, pad_edge=False)
-    for column in ("method", "group", "learns from", "what it is", "paper"):
-        table.add_column(column)
-    for m in METHODS.values():
-        table.add_row(m.name, m.group, m.learns_from, m.summary, m.paper)
-    Console().print(table)
-    return 0
-
-
 def show_evaluation(found: Evaluation, console: Console) -> None:
     """The table of before and after, and some prompts with both answers."""
     table = Table(title=f"held-out prompts ({found.compared})", title_justify="left", pad_edge=False)
@@ -142,14 +116,27 @@ def show_evaluation(found: Evaluation, console: Console) -> None:
 
 
 def show_accuracy(summary: Mapping[str, Any], console: Console) -> None:
-    """How often the implicit reward ranks held-out pairs as the data do."""
+    """How often a learner ranks held-out pairs as the data do."""
     interval = "{accuracy_after:.3f} [{accuracy_low:.3f}, {accuracy_high:.3f}]".format(**summary)
     table = Table(title=f"held-out pairs ({summary['held_out_pairs']})", title_justify="left", pad_edge=False)
     for column in ("", "before", "after, 95 % interval"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("implicit reward agrees", f"{summary['accuracy_before']:.3f}", interval)
+    table.add_row("ranked as in the data", f"{summary['accuracy_before']:.3f}", interval)
+    for label, cells in _quality(summary):
+        table.add_row(label, *cells)
     console.print()
     console.print(table)
+
+
+def _quality(summary: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """What more is known of a reward model: a label, and what is before and after."""
+    if "accuracy_shorter_after" in summary:
+        interval = "{accuracy_shorter_after:.3f} [{accuracy_shorter_low:.3f}, {accuracy_shorter_high:.3f}]"
+        label = f"the same where the shorter is better ({summary['shorter_pairs']})"
+        yield label, (f"{summary['accuracy_shorter_before']:.3f}", interval.format(**summary))
+    if "ece_after" in summary:
+        yield "calibration error (ECE)", (f"{summary['ece_before']:.3f}", f"{summary['ece_after']:.3f}")
+        yield "ranked so by preferring the longer", ("", f"{summary['longer_wins']:.3f}")
 
 
 def show_report(directory: Path, console: Console) -> None:

@@ -200,7 +200,7 @@ def _add_listings(app: App, actions: Actions | None) -> None:
         return _actions(actions, "report").report(run, output=output, show=show)
 
     def methods(*, json: Json = False) -> int | None:
-        return _actions(actions).methods(json=json)
+        return _actions(actions, "methods").methods(json=json)
 
     about = "List runs: how far they are and what came of them."
     app.command(runs, help=about, usage="Usage: palate runs [DIRECTORY] [OPTIONS]", sort_key=3)

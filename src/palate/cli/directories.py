@@ -55,13 +55,12 @@ def checkpoint(directory: Path, step: int | None = None) -> Path:
     Raises:
         RunError: there is none, or none of that step.
     """
+    from palate.model.rundir import checkpoints_in  # brings torch, which listing runs need not wait for
+
     try:
-        entries = list((directory / "checkpoints").iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        entries = []
+        found = checkpoints_in(directory)
     except OSError as error:
         raise RunError(f"{str(error.filename)!r} cannot be read: {error.strerror}") from None
-    found = {int(match[1]): path for path in entries if (match := _STEP.fullmatch(path.name))}
     if not found:
         raise RunError(
             f"the run {str(directory)!r} has no checkpoint yet; wait until it has saved one, or give the "

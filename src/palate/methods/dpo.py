@@ -17,7 +17,7 @@ from pydantic import Field
 
 from palate.learn import CachedReference, Pairwise, Policy
 from palate.losses import PAIR_LOSSES
-from palate.methods.base import Method
+from palate.methods.base import Method, Recipe
 from palate.methods.offline import OfflineConfig, PairBatches, fit
 from palate.run import Run
 from palate.types import Pair
@@ -50,4 +50,5 @@ METHOD = Method(
     paper="Rafailov et al. 2023, arXiv:2305.18290",
     group="offline",
     learns_from="pairs",
+    recipe=Recipe("human", "data", "once", ("policy", "reference"), ("policy",)),
 )

@@ -21,7 +21,7 @@ from palate.config import BatchConfig, MethodConfig, RewardConfig, Sampling
 from palate.data import Stream
 from palate.learn import Pairwise, Policy
 from palate.losses import PAIR_LOSSES
-from palate.methods.base import Method
+from palate.methods.base import Method, Recipe
 from palate.methods.report import group_numbers
 from palate.run import Run
 from palate.select import best_vs_worst, select_pairs
@@ -79,4 +79,5 @@ METHOD = Method(
     paper="Guo et al. 2024, arXiv:2402.04792",
     group="online",
     learns_from="prompts",
+    recipe=Recipe("model", "current", "each step", ("policy", "reference"), ("policy",), external=True),
 )

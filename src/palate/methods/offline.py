@@ -1,4 +1,4 @@
-"""The loop of methods that learn from a fixed set of pairs."""
+"""The loop of methods that learn from a fixed set of records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from palate.config import Config, MethodConfig, RewardConfig, Sampling
 from palate.data import Stream
-from palate.learn import Objective, Policy
+from palate.learn import Learner, Objective
 from palate.run import Run
 from palate.types import Record
 
@@ -19,28 +19,28 @@ R = TypeVar("R", bound=Record)
 
 
 class OfflineConfig(MethodConfig, RewardConfig, Sampling):
-    """What methods on fixed pairs share. Reward and sampling serve the measurement before and after."""
+    """What methods on fixed records share. Reward and sampling serve the measurement before and after."""
 
 
 class PairBatches(Config):
     """Method"""
 
     batch_size: int = Field(16, ge=1)
-    """Pairs per optimizer step."""
+    """Pairs (or demonstrations) per optimizer step."""
     epochs: float = Field(1.0, gt=0)
-    """Passes over the pairs."""
+    """Passes over them."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps, instead of epochs."""
     eval_every: int | None = Field(None, ge=1)
-    """Measure on the held-out pairs every so many steps, besides before and after."""
+    """Measure on the held-out data every so many steps, besides before and after."""
 
-    def total_steps(self, pairs: int) -> int:
-        """Optimizer steps for a number of pairs; the last batch of an epoch runs into the next."""
-        return self.steps or max(1, math.ceil(self.epochs * pairs / self.batch_size))
+    def total_steps(self, records: int) -> int:
+        """Optimizer steps for a number of records; the last batch of an epoch runs into the next."""
+        return self.steps or max(1, math.ceil(self.epochs * records / self.batch_size))
 
 
 def fit(
-    policy: Policy,
+    policy: Learner,
     records: Sequence[R],
     objective: Callable[[Sequence[R], int], Objective[R]],
     cfg: PairBatches,
@@ -49,6 +49,7 @@ def fit(
     *,
     name: str = "pairs",
     numbers: Mapping[str, float] = MappingProxyType({}),
+    measure: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
     """Take shuffled batches, one optimizer step each, and measure on the held-out records as asked.
 
@@ -61,24 +62,33 @@ def fit(
         held_out: measured before, after, and every `cfg.eval_every` steps.
         name: tells the shuffles of several stages apart.
         numbers: written beside every step's metrics.
+        measure: what is measured, if not the objective's metrics on the held-out records.
     """
     stream = Stream(records, seed=run.seed(name))
     steps = cfg.total_steps(len(records))
 
-    def measure() -> None:
-        if held_out:
-            run.measure(
-                name, lambda: named(policy.measure(held_out, objective(held_out, run.seed(name, "eval"))))
-            )
+    def found() -> Mapping[str, float]:
+        if measure is not None:
+            return measure()
+        return policy.measure(held_out, objective(held_out, run.seed(name, "eval")))
 
-    measure()
+    def look() -> None:
+        if held_out or measure is not None:
+            run.measure(name, lambda: named(found()))
+
+    look()
     for step in run.steps(steps, policy):
         batch = stream.batch(step, cfg.batch_size)
         metrics = policy.update(batch, objective(batch, run.seed(name, step)))
         run.log(step, metrics, numbers, {"epoch": (step + 1) * cfg.batch_size / len(records)})
         if step + 1 == steps or (cfg.eval_every and (step + 1) % cfg.eval_every == 0):
-            measure()
-    measure()  # the run knows it, unless there were more steps before than now
+            look()
+    look()  # the run knows it, unless there were more steps before than now
+
+
+def always(objective: Objective[R]) -> Callable[[Sequence[R], int], Objective[R]]:
+    """One objective for every batch of `fit`."""
+    return lambda *_: objective
 
 
 def named(found: Mapping[str, float]) -> dict[str, float]:

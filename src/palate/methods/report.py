@@ -10,11 +10,30 @@ from palate.select import Drop
 from palate.types import Group
 
 
-def group_numbers(groups: Sequence[Group], dropped: Mapping[Drop, int]) -> dict[str, float]:
-    """What the annotator said of fresh samples, how long they were, and what became of the groups.
+def group_numbers(
+    groups: Sequence[Group], dropped: Mapping[Drop, int], *, kept: int | None = None
+) -> dict[str, float]:
+    """What `sample_numbers` tells of fresh samples, and what became of the groups.
+
+    Args:
+        groups: annotated.
+        dropped: what the rule left out, by reason.
+        kept: how many pairs were made; for a rule that makes one of each group, what is not dropped.
+    """
+    return {
+        **sample_numbers(groups),
+        "pairs/kept": len(groups) - sum(dropped.values()) if kept is None else kept,
+        "pairs/dropped": sum(dropped.values()),
+        **{f"pairs/dropped_{reason}": count for reason, count in dropped.items()},
+    }
+
+
+def sample_numbers(groups: Sequence[Group]) -> dict[str, float]:
+    """What the annotator, if any, said of fresh samples, how long they were, how likely to their own policy.
 
     Names are TRL's: `objective/scores` is the annotator's reward (`rewards/*` are implicit rewards),
-    `objective/scores_margin` the gap of best and worst in a group; lengths are in tokens.
+    `objective/scores_margin` the gap of best and worst in a group; lengths are in tokens. `logps/fresh` is
+    ours, see `fresh_logps`.
     """
     rewards = [r for group in groups for r in group.rewards or () if r is not None]
     gaps = [max(usable) - min(usable) for group in groups if len(usable := _usable(group)) > 1]
@@ -22,17 +41,15 @@ def group_numbers(groups: Sequence[Group], dropped: Mapping[Drop, int]) -> dict[
     lengths = [len(c.token_ids) for c in completions]
     ended = [len(c.token_ids) for c in completions if c.finish != "length"]
     numbers: dict[str, float] = {
-        "objective/unusable": len(completions) - len(rewards),
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": 1 - len(ended) / len(completions),
         "val/contain_eos_token": sum(c.finish == "eos" for c in completions) / len(completions),
-        "frac_reward_zero_std": sum(gap == 0 for gap in gaps) / len(gaps) if gaps else 0.0,
-        "pairs/kept": len(groups) - sum(dropped.values()),
-        "pairs/dropped": sum(dropped.values()),
-        **{f"pairs/dropped_{reason}": count for reason, count in dropped.items()},
     }
+    if any(group.rewards is not None for group in groups):
+        numbers["objective/unusable"] = len(completions) - len(rewards)
+        numbers["frac_reward_zero_std"] = sum(gap == 0 for gap in gaps) / len(gaps) if gaps else 0.0
     if rewards:
         numbers["objective/scores"] = mean = sum(rewards) / len(rewards)
         numbers["objective/scores_std"] = math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards))
@@ -40,7 +57,17 @@ def group_numbers(groups: Sequence[Group], dropped: Mapping[Drop, int]) -> dict[
         numbers["objective/scores_margin"] = sum(gaps) / len(gaps)
     if ended:
         numbers["completions/mean_terminated_length"] = sum(ended) / len(ended)
-    return numbers | _parts(groups)
+    return numbers | fresh_logps(groups) | _parts(groups)
+
+
+def fresh_logps(groups: Sequence[Group]) -> dict[str, float]:
+    """Mean log-probability per token, in nats, of sampled completions under the policy that sampled them.
+
+    Beside `logps/training`, the same of what is learnt from under the policy that learns, it shows the shift
+    between the two distributions. Completions that come from data are left out.
+    """
+    logps = [logp for group in groups for c in group.completions for logp in c.logps or ()]
+    return {"logps/fresh": sum(logps) / len(logps)} if logps else {}
 
 
 def _usable(group: Group) -> list[float]:

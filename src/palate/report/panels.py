@@ -192,6 +192,18 @@ PANELS = (
         (Curve("eval_logps/chosen", "chosen"), Curve("eval_logps/rejected", "rejected")),
     ),
     Panel(
+        "shift",
+        "Distribution shift",
+        "nats per token",
+        "How likely the model finds what it is trained on, and what it writes itself. The further apart the "
+        "two, the less the training text is like its own.",
+        (
+            Curve("logps/training", "trained on"),
+            Curve("logps/fresh", "its own"),
+            Curve("eval_logps/training", "trained on, held out"),
+        ),
+    ),
+    Panel(
         "length",
         "Length",
         "tokens",

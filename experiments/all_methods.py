@@ -1,0 +1,235 @@
+"""Every method on one task at one cost: SmolLM2-135M-Instruct, everyday prompts, VADER's sentiment as gold.
+
+Each method gets the same number of sampled tokens (what its data were sampled with included) and the same
+number of optimizer steps. Where its recipe has a reward model, it is one that was trained on pairs labelled
+by gold; where it has preference pairs or demonstrations from people, gold stands in for them. Every run is a
+process of its own; its row is appended to the output as soon as it is there, and rows that are there are not
+made again.
+
+    python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl
+    python experiments/all_methods.py --output experiments/results/all_methods.jsonl --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import palate
+from machine import machine
+from palate.cli.quiet import quiet_libraries
+from palate.config import MethodConfig, Sampling
+from palate.types import Group
+
+STEPS, BATCH, NEW_TOKENS = 15, 16, 40
+COMPLETIONS = STEPS * BATCH * 4
+"""Sampled by every method, of at most NEW_TOKENS tokens each."""
+SAMPLING = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, top_k=0, top_p=1.0)
+COMMON = {"model": "smollm2", "lora_rank": 16, "lr": 5e-4, "batch_size": BATCH}
+FRESH = {**SAMPLING.model_dump(), "data": "everyday", "reward": "GOLD"}
+BY_MODEL = {**FRESH, "reward": "MODEL"}
+
+# What each method does with its share. `given` is what was sampled for it beforehand.
+ARMS: dict[str, dict[str, Any]] = {
+    "sft": {"data": "DEMONSTRATIONS", "steps": STEPS},
+    "spin": {
+        **SAMPLING.model_dump(), "data": "DEMONSTRATIONS", "limit": 48, "rounds": 3, "steps": STEPS // 3
+    },
+    "slic-hf": {**BY_MODEL, "limit": 240, "n": 4, "steps": STEPS},
+    "dpo": {"data": "PAIRS", "steps": STEPS},
+    "ipo": {"data": "PAIRS", "steps": STEPS},
+    "rrhf": {**BY_MODEL, "limit": 240, "n": 4, "steps": STEPS},
+    "click": {**FRESH, "limit": 240, "n": 4, "steps": STEPS},
+    "rft": {**BY_MODEL, "n": 8, "prompts_per_round": 40, "rounds": 3, "steps": STEPS // 3},
+    "rso": {**BY_MODEL, "limit": 60, "n": 16, "keep": 8, "steps": STEPS},
+    "rest": {
+        **BY_MODEL, "limit": 120, "n": 8, "rounds": 1, "steps": STEPS // 3,
+        "threshold_by": "quantile", "thresholds": [0.5, 0.75, 0.9],
+    },
+    "iterative-dpo": {**BY_MODEL, "n": 4, "prompts_per_round": 80, "rounds": 3, "steps": STEPS // 3},
+    "pairwise-cringe": {**BY_MODEL, "n": 4, "prompts_per_round": 80, "rounds": 3, "steps": STEPS // 3},
+    "oaif": {**FRESH, "n": 4, "steps": STEPS},
+}  # fmt: skip
+GIVEN = {"sft": COMPLETIONS, "spin": 48 * 16, "dpo": COMPLETIONS, "ipo": COMPLETIONS}
+"""Completions that were sampled to make a method's data."""
+
+
+# ---- What is made once -----------------------------------------------------------------------------
+
+
+def prepare(work: Path) -> dict[str, str]:
+    """Pairs, demonstrations and the reward model, in `work`; what is there is not made again."""
+    made = {
+        "GOLD": "sentiment",
+        "PAIRS": str(work / "pairs.jsonl"),
+        "DEMONSTRATIONS": str(work / "demonstrations.jsonl"),
+        "MODEL": f"model:{work / 'reward-model'}",
+    }
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "demonstrations.jsonl").exists():
+        _write_data(work)
+    if not (work / "reward-model" / "summary.json").exists():
+        cls = palate.METHODS["reward-model"].config
+        cfg = cls.model_validate(
+            {
+                **COMMON, "lr": 2e-4, "data": str(work / "all-pairs.jsonl"), "steps": 60,
+                "eval_data": str(work / "held-out-pairs.jsonl"), "output": work / "reward-model",
+            }
+        )  # fmt: skip
+        palate.train("reward-model", cfg, display=palate.Display())
+    return made
+
+
+def _write_data(work: Path) -> None:
+    gold = palate.annotator(["sentiment"])
+    policy = palate.Policy.load(MethodConfig(**COMMON, data="everyday"), total_steps=1)
+    base = policy.snapshot()
+    train = palate.read_prompts("everyday")
+    pool = gold(base.sample(train[:240], 4, SAMPLING, seed=1))
+    other = gold(base.sample(train[240:], 4, SAMPLING, seed=2))
+    best_of = gold(base.sample(train[:60], 16, SAMPLING, seed=3))
+    pairs, _ = palate.select_pairs(pool, palate.best_vs_worst)
+    every, _ = palate.select_pairs(pool, palate.all_pairs)
+    unseen, _ = palate.select_pairs(other, palate.best_vs_worst)
+    for name, chosen in (("pairs", pairs), ("all-pairs", every), ("held-out-pairs", unseen)):
+        rows = (
+            {"prompt": p.prompt.content, "chosen": p.chosen.text, "rejected": p.rejected.text} for p in chosen
+        )
+        palate.write_rows(work / f"{name}.jsonl", rows)
+    palate.write_rows(work / "demonstrations.jsonl", [_best(group) for group in best_of])
+
+
+def _best(group: Group) -> dict[str, Any]:
+    best = palate.top_k(group, 1)
+    return {"prompt": group.prompt.content, "completion": best.completions[0].text}
+
+
+# ---- One run ---------------------------------------------------------------------------------------
+
+
+def run(method: str, seed: int, work: Path) -> dict[str, Any]:
+    """Train, then compare with the base by gold and by the reward model."""
+    made = prepare(work)
+    arm = {
+        name: made.get(value, value) if isinstance(value, str) else value
+        for name, value in ARMS[method].items()
+    }
+    output = work / f"{method}-{seed}"
+    cfg = palate.METHODS[method].config.model_validate({**COMMON, **arm, "seed": seed, "output": output})
+    outcome = palate.train(method, cfg, display=palate.Display())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = outcome.summary["seconds"]
+    metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    journal = palate.Journal(output / "journal.db")
+    rows = list(journal.table())
+    journal.close()
+
+    base = palate.Policy.load(cfg, total_steps=1).snapshot()
+    both = palate.annotator(["sentiment", f"0*{made['MODEL']}"])
+    held_out = palate.read_prompts("everyday", split="test")
+    found = palate.compare(base, outcome.policy.snapshot(), held_out, both, SAMPLING, seed=1000 + seed)
+    last = {name: value for row in metrics for name, value in row.items()}
+    return {
+        "method": method,
+        "seed": seed,
+        **{name: round(value, 4) for name, value in found.summary().items()},
+        "model_reward_before": _model_reward(found.before),
+        "model_reward_after": _model_reward(found.after),
+        "sampled_completions": len(rows) + GIVEN.get(method, 0),
+        "sampled_tokens": sum(row["tokens"] for row in rows) + GIVEN.get(method, 0) * NEW_TOKENS,
+        "annotated": sum(row["reward"] is not None for row in rows) + GIVEN.get(method, 0),
+        "optimizer_steps": outcome.learner.version,
+        "logps_training": last.get("logps/training"),
+        "logps_fresh": last.get("logps/fresh"),
+        "seconds": seconds,
+        "peak_memory_gb": round(peak / 1e9, 2),
+        "arm": ARMS[method],
+        "machine": machine(),
+    }
+
+
+def _model_reward(groups: Sequence[Group]) -> float:
+    (name,) = {part for group in groups for part in group.parts if part.startswith("model:")}
+    rewards = [r for group in groups for r in group.parts[name] if r is not None]
+    return round(sum(rewards) / len(rewards), 4)
+
+
+# ---- All of them -----------------------------------------------------------------------------------
+
+
+def table(output: Path) -> str:
+    """The rows as Markdown: means over the seeds, the interval of the first seed's win rate."""
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    lines = [
+        "| method | gold reward | reward model's | win rate over the base | KL (nats) | tokens each "
+        "| sampled tokens | rewards asked for | seconds | memory (GB) | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for method in ARMS:
+        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["seed"])
+        if not own:
+            continue
+
+        def mean(name: str, own: Sequence[dict[str, Any]] = own) -> float:
+            return sum(row[name] for row in own) / len(own)
+
+        first = own[0]
+        lines.append(
+            f"| `{method}` | {mean('reward_before'):.2f} → {mean('reward_after'):.2f} | "
+            f"{mean('model_reward_before'):.2f} → {mean('model_reward_after'):.2f} | "
+            f"{mean('win_rate'):.2f} [{first['win_rate_low']:.2f}, {first['win_rate_high']:.2f}] | "
+            f"{mean('kl'):.1f} | {mean('length_after'):.1f} | {mean('sampled_tokens'):,.0f} | "
+            f"{mean('annotated'):,.0f} | {mean('seconds'):.0f} | {mean('peak_memory_gb'):.1f} | {len(own)} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/all"))
+    parser.add_argument("--methods", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--table", action="store_true", help="print the table of what is there, and end")
+    parser.add_argument("--one", action="store_true", help="one run in this process; used by the others")
+    given = parser.parse_args()
+    if given.table:
+        print(table(given.output))
+        return
+    quiet_libraries()
+    if given.one:
+        row = run(given.methods[0], given.seeds[0], given.work)
+        with given.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        return
+    prepare(given.work)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.touch()
+    for seed, method in itertools.product(given.seeds, given.methods):
+        rows = [json.loads(line) for line in given.output.read_text().splitlines()]
+        if any((row["method"], row["seed"]) == (method, seed) for row in rows):
+            continue
+        began = time.perf_counter()
+        ended = subprocess.run(
+            [
+                *(sys.executable, __file__, "--one", "--methods", method, "--seeds", str(seed)),
+                *("--work", str(given.work), "--output", str(given.output)),
+            ],
+            check=False,
+        )
+        told = "done" if ended.returncode == 0 else f"failed with {ended.returncode}"
+        print(f"{method} seed {seed}: {told} in {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What methods share that sample candidates, have them annotated, and only then learn from them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from palate.annotate import Annotator
+from palate.config import Sampling
+from palate.errors import RunError
+from palate.learn import Objective, Policy
+from palate.methods.offline import PairBatches, fit
+from palate.methods.report import fresh_logps, group_numbers
+from palate.methods.texts import from_column
+from palate.run import Run
+from palate.select import Drop, distinct, select_completions
+from palate.types import Group, Prompt, Record
+
+R = TypeVar("R", bound=Record)
+
+ADVICE = "take a reward that tells candidates apart, a larger --n, or a higher --temperature"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What was sampled, and what there is left of it.
+
+    Attributes:
+        sampled: as the policy said it.
+        asked: without repetitions; with rewards once annotated.
+        groups: of these what is to be learnt from.
+        dropped: how many completions were left out on the way, by reason.
+    """
+
+    sampled: Sequence[Group]
+    asked: Sequence[Group]
+    groups: Sequence[Group]
+    dropped: Mapping[Drop, int]
+
+    def annotated(self, annotate: Annotator) -> Candidates:
+        """With rewards."""
+        found = annotate(self.groups)
+        return replace(self, asked=found, groups=found)
+
+    def thinned(self, rule: Callable[[Group], Group]) -> Candidates:
+        """What a rule of `palate.select` keeps of each group; what it leaves out is counted."""
+        kept = select_completions(self.groups, rule)
+        return replace(self, groups=kept.groups, dropped=Counter(self.dropped) + Counter(kept.dropped))
+
+    def numbers(self, dropped: Mapping[Drop, int], kept: int) -> dict[str, float]:
+        """What is logged beside every step: of the samples, the candidates, and the records made of them.
+
+        `objective/*` and `completions/*` are of all that were annotated, `candidates/scores` is the mean
+        reward of those that were kept.
+
+        Args:
+            dropped: what was left out in making records of the groups, by reason.
+            kept: how many records were made.
+        """
+        numbers = group_numbers(self.asked, dropped, kept=kept)
+        rewards = [r for group in self.groups for r in group.rewards or () if r is not None]
+        if rewards:
+            numbers["candidates/scores"] = sum(rewards) / len(rewards)
+        return {
+            **numbers,
+            **fresh_logps(self.sampled),
+            "candidates/kept": sum(len(group.completions) for group in self.groups),
+            "candidates/dropped": sum(self.dropped.values()),
+            **{f"candidates/dropped_{reason}": self.dropped.get(reason, 0) for reason in Drop},
+        }
+
+
+def draw(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    n: int,
+    sampling: Sampling,
+    run: Run,
+    round_: int = 0,
+    *,
+    texts: Sequence[str] = (),
+) -> Candidates:
+    """n completions of each prompt from the policy as it is; of repeated ones the first is a candidate.
+
+    Args:
+        policy, prompts, n, sampling: as of `Snapshot.sample`; a prompt that comes twice counts once.
+        run: gives the seed.
+        round_: tells several draws of a run apart.
+        texts: columns of the data whose texts join the completions of their prompt.
+
+    Raises:
+        DataError: a prompt leaves no room for the new tokens, or lacks a text.
+    """
+    asked = list({prompt.id: prompt for prompt in prompts}.values())  # twice, it would be answered alike
+    sampled = policy.snapshot().sample(asked, n, sampling, seed=run.seed("sample", round_))
+    joined = [
+        replace(g, completions=(*g.completions, *(from_column(policy, g.prompt, name) for name in texts)))
+        for g in sampled
+    ]
+    kept = select_completions(joined, distinct)
+    return Candidates(sampled, kept.groups, kept.groups, kept.dropped)
+
+
+def fit_round(
+    policy: Policy,
+    records: Sequence[R],
+    objective: Callable[[Sequence[R], int], Objective[R]],
+    cfg: PairBatches,
+    run: Run,
+    *,
+    numbers: Mapping[str, float],
+    advice: str = ADVICE,
+    round_: int = 0,
+) -> None:
+    """`fit` on what the candidates gave, as a schedule of its own.
+
+    Args:
+        policy, records, objective, cfg, run: as of `fit`.
+        numbers: written beside every step's metrics.
+        advice: what a user may do where there is nothing to learn from.
+        round_: tells several apart.
+
+    Raises:
+        RunError: there are no records.
+    """
+    if not records:
+        reasons = [
+            f"{int(count)} {name.removeprefix('pairs/dropped_').replace('_', ' ')}"
+            for name, count in numbers.items()
+            if name.startswith("pairs/dropped_") and count
+        ]
+        mean = numbers.get("objective/scores")
+        raise RunError(
+            f"round {round_ + 1} gave nothing to learn from: {int(numbers['candidates/kept'])} candidates"
+            f"{'' if mean is None else f' with a mean reward of {mean:.3g}'} "
+            f"(left out: {', '.join(reasons) or 'none'}); {advice}"
+        )
+    policy.optimizer.restart(total_steps=cfg.total_steps(len(records)))
+    fit(policy, records, objective, cfg, run, name=f"round {round_}", numbers=numbers)

@@ -1,0 +1,110 @@
+"""What methods share whose rounds learn from pairs: who labels the policy's completions, and what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from palate.annotate import Annotator
+from palate.errors import RunError
+from palate.methods.report import group_numbers
+from palate.methods.rounds import RoundsConfig, prompts_of_round
+from palate.model import Snapshot
+from palate.run import Run
+from palate.select import best_vs_worst, select_pairs
+from palate.types import Group, Pair, Prompt
+
+
+class PairRounds(RoundsConfig):
+    """Whence the pairs of a round come."""
+
+    rounds: int = Field(3, ge=1)
+    """Rounds of labelling and learning; the first one on `pairs`, where they are given."""
+    n: int = Field(4, ge=2)
+    """Completions per prompt; the best and the worst make the pair."""
+    tie: float = Field(0.0, ge=0)
+    """Rewards that differ by no more than this are a tie, and the pair is dropped."""
+    label: Literal["annotator", "implicit"] = "annotator"
+    """Who says what is better: the reward, or the policy's own log-ratio to its reference."""
+    pairs: str | None = None
+    """Preference pairs from data; the first round learns from them instead of samples."""
+    mix_pairs: bool = False
+    """Learn from `pairs` in the later rounds as well, beside the policy's own."""
+
+    @model_validator(mode="after")
+    def _pairs_fit(self) -> Self:
+        if self.pairs is None and self.label == "implicit":
+            raise ValueError(
+                "label is implicit and no pairs are given: before it has learnt anything the policy is its "
+                "own reference and prefers nothing; give pairs for the first round"
+            )
+        if self.pairs is None and self.mix_pairs:
+            raise ValueError("mix_pairs is on and no pairs are given; give pairs, or leave it out")
+        if self.pairs is not None and self.rounds == 1:
+            raise ValueError("rounds is 1 and that round learns from pairs, so nothing is sampled; give more")
+        return self
+
+
+def pairs_of_round(
+    index: int,
+    policy: Snapshot,
+    label: Annotator,
+    prompts: Sequence[Prompt],
+    human: Sequence[Pair],
+    cfg: PairRounds,
+    run: Run,
+) -> tuple[list[Pair], dict[str, float]]:
+    """What a round learns from, and the numbers of its samples.
+
+    Args:
+        index: of the round, from 0.
+        policy: sampled from.
+        label: annotates the samples.
+        prompts: all there are.
+        human: pairs from data; with any, the first round takes them and samples nothing.
+        cfg, run: of the method.
+
+    Raises:
+        RunError: no group gave a pair.
+    """
+    if index == 0 and human:
+        return list(human), {"round": 1}
+    asked = prompts_of_round(prompts, index, cfg, run)
+    groups = label(policy.sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", index)))
+    pairs, dropped = select_pairs(groups, partial(best_vs_worst, tie=cfg.tie))
+    if not pairs:
+        told = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        raise RunError(
+            f"round {index + 1}: none of {len(groups)} prompts gave a pair to learn from ({told}). tie: take "
+            "a finer reward, a larger --n, or a smaller --tie; identical: raise --temperature or "
+            "--max-new-tokens; unusable: see why the reward gives nothing"
+        )
+    numbers = {"round": index + 1, **group_numbers(groups, dropped)}
+    return [*pairs, *human] if cfg.mix_pairs else list(pairs), numbers
+
+
+def labeller(
+    annotate: Annotator, index: int, policy: Snapshot, ref: Snapshot, beta: float, cfg: PairRounds, run: Run
+) -> Annotator:
+    """Who labels a round's samples: the annotator, or the policy by its implicit reward, kept in the run."""
+    if cfg.label == "annotator":
+        return annotate
+    own = partial(implicit_rewards, policy=policy, ref=ref, beta=beta)
+    return run.annotator(own, name=f"implicit reward of round {index}")
+
+
+def implicit_rewards(
+    groups: Sequence[Group], *, policy: Snapshot, ref: Snapshot, beta: float = 1.0
+) -> list[Group]:
+    """Annotate by beta log(π(y) / π_ref(y)), the reward under which π is the best policy at a KL cost beta.
+
+    Rafailov et al. 2023, arXiv:2305.18290, Eq. 5, but for a term of the prompt alone. Log-probabilities are
+    summed over tokens, in nats.
+    """
+    gains = policy.logps(groups).sum() - ref.logps(groups).sum()
+    of_groups = torch.split(beta * gains, [len(group.completions) for group in groups])
+    return [g.annotated(tuple(r.tolist())) for g, r in zip(groups, of_groups, strict=True)]

@@ -1,0 +1,82 @@
+"""What methods share that set candidates against each other: whom against whom, and what stays likely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Literal
+
+from palate.annotate import Annotator
+from palate.select import (
+    Drop,
+    Selected,
+    all_pairs,
+    best_vs_worst,
+    first_round_pairs,
+    pair_of_two,
+    select_pairs,
+    top_k,
+    tournament_pairs,
+)
+from palate.types import AnchoredPair, Group, Pair
+
+Ask = Literal["scores", "comparisons"]
+"""What an annotator is asked: a score for each candidate, once, or which of two is the better one."""
+
+Pairing = Literal["tournament", "first-round", "drawn", "best-vs-worst"]
+"""A knock-out tournament; its first round; as many pairs as candidates, drawn from all; the extremes."""
+
+
+def paired(
+    groups: Sequence[Group],
+    annotate: Annotator,
+    *,
+    pairing: Pairing,
+    ask: Ask = "scores",
+    tie: float,
+    rng: Random,
+) -> Selected:
+    """Pairs of the completions of each group.
+
+    Args:
+        groups: with rewards, unless `ask` is "comparisons".
+        annotate: asked about each match where `ask` is "comparisons", which takes one of the first two
+            pairings; else the rewards decide.
+        pairing: which completions are set against each other.
+        ask: what the better one is found by.
+        tie: largest difference of reward that still counts as a tie.
+        rng: of what is drawn at random.
+    """
+    decide: Annotator = list if ask == "scores" else annotate
+    if pairing == "tournament":
+        return tournament_pairs(groups, decide, rng=rng, tie=tie)
+    if pairing == "first-round":
+        twos = [two for group in groups for two in first_round_pairs(group, rng)]
+        return select_pairs(decide(twos) if twos else [], lambda two: pair_of_two(two, tie=tie))
+    assert ask == "scores", "refused by the configuration"
+    if pairing == "drawn":
+        return select_pairs(groups, lambda group: drawn_pairs(group, tie=tie, rng=rng))
+    return select_pairs(groups, lambda group: best_vs_worst(group, tie=tie))
+
+
+def drawn_pairs(group: Group, *, tie: float, rng: Random) -> Selected:
+    """Of all pairs of a group as many as it has completions, drawn at random; the others are passed over."""
+    made = all_pairs(group, tie=tie)
+    order = sorted(made.pairs, key=lambda _: rng.random())  # only random() is the same in every Python
+    kept = tuple(order[: len(group.completions)])
+    passed_over = made.dropped[Drop.PASSED_OVER] + len(made.pairs) - len(kept)
+    return Selected(kept, {**made.dropped, Drop.PASSED_OVER: passed_over})
+
+
+def with_best(pairs: Sequence[Pair], groups: Sequence[Group]) -> list[Pair | AnchoredPair]:
+    """The pairs, each with the best candidate of its group for an anchor, where that is not its own.
+
+    Args:
+        pairs: made of the groups; those of a tournament in order of play.
+        groups: with rewards, of which the highest is the best's; or without, where the best is who won the
+            last match that made a pair, since nobody has beaten it.
+    """
+    best = {id(pair.prompt): pair.chosen for pair in pairs}
+    highest = [top_k(group, 1) for group in groups if group.rewards is not None]
+    best |= {id(group.prompt): group.completions[0] for group in highest if group.completions}
+    return [p if p.chosen is best[id(p.prompt)] else AnchoredPair(p, best[id(p.prompt)]) for p in pairs]

@@ -1,0 +1,118 @@
+"""Reinforced self-training, ReST (Gulcehre et al. 2023, arXiv:2308.08998, Algorithm 1).
+
+In rounds: *Grow* samples completions from the policy as it is and scores them; then several *Improve* steps
+fine-tune on those whose reward is above a threshold, which rises from step to step while the learning rate
+falls. Each Improve step goes on from the one before, and the last one's policy grows the next set. Data that
+are at hand take part in every set, filtered like the samples.
+
+Ours: of the losses that the paper tried there is the one it found best, the negative log-likelihood; the
+number of Improve steps is fixed, where the paper ends them when the reward on held-out data stops rising;
+thresholds may be quantiles of the set's rewards, for rewards that have no scale from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from palate.annotate import Annotator
+from palate.data import read_demonstrations
+from palate.learn import Likelihood, Policy
+from palate.methods.base import Method, Recipe
+from palate.methods.offline import fit
+from palate.methods.records import content_key
+from palate.methods.report import sample_numbers
+from palate.methods.rounds import RoundsConfig, prompts_of_round, threshold
+from palate.run import Run
+from palate.select import above_threshold, select_completions
+from palate.types import Example, Group, Prompt
+
+
+class ReSTConfig(RoundsConfig):
+    """Numbers of ReST."""
+
+    vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
+
+    n: int = Field(10, ge=1)
+    """Completions per prompt in a Grow step."""
+    thresholds: Annotated[tuple[float, ...], Field(min_length=1)] = (0.7, 0.8, 0.9, 0.95)
+    """The reward, or the quantile of rewards, above which completions are learnt from: one for each Improve
+    step, rising."""
+    threshold_by: Literal["reward", "quantile"] = "reward"
+    """Whether thresholds are rewards, in the paper from 0 to 1, or quantiles of the set's rewards."""
+    lr_decay: float = Field(0.5, gt=0, le=1)
+    """What the learning rate is multiplied by from one Improve step to the next; each round begins anew."""
+    reduce: Literal["token", "mean", "sum"] = "token"
+    """All tokens of a batch count alike, or all completions, by the mean or the sum of their tokens."""
+    demonstrations: str | None = None
+    """Prompts with completions from data, which are scored and take part in every round's set."""
+
+    @field_validator("thresholds")
+    @classmethod
+    def _rising(cls, given: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(low < high for low, high in pairwise(given)):
+            raise ValueError(f"thresholds must rise from one Improve step to the next, got {list(given)}")
+        return given
+
+    @model_validator(mode="after")
+    def _quantiles(self) -> Self:
+        if self.threshold_by == "quantile" and not all(0 <= q < 1 for q in self.thresholds):
+            raise ValueError(
+                f"thresholds are quantiles, expected from 0 to below 1, got {list(self.thresholds)}"
+            )
+        return self
+
+
+def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: ReSTConfig, run: Run) -> None:
+    """Train `policy` in place to imitate its own completions of high reward."""
+    data = _demonstrations(policy, annotate, cfg, run)
+    assert cfg.lr is not None
+
+    for g in range(cfg.rounds):
+        asked = prompts_of_round(prompts, g, cfg, run)  # Grow
+        groups = annotate(policy.snapshot().sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", g)))
+        for i, given in enumerate(cfg.thresholds):  # Improve
+            tau = threshold([*groups, *data], given, cfg.threshold_by, f"round {g + 1}")
+            kept, _ = select_completions([*groups, *data], partial(above_threshold, tau=tau))
+            examples = [Example(group.prompt, c) for group in kept for c in group.completions]
+            numbers = {
+                **sample_numbers(groups),
+                "round": g + 1,
+                "improve": i + 1,
+                "threshold": tau,
+                "completions/kept": len(examples),
+            }
+            steps = cfg.total_steps(len(examples))
+            policy.optimizer.restart(total_steps=steps, lr=cfg.lr * cfg.lr_decay**i)
+            name = f"round {g} improve {i}"
+            fit(policy, examples, partial(_likelihood, cfg.reduce), cfg, run, name=name, numbers=numbers)
+
+
+def _demonstrations(policy: Policy, annotate: Annotator, cfg: ReSTConfig, run: Run) -> list[Group]:
+    if cfg.demonstrations is None:
+        return []
+    rows = read_demonstrations(cfg.demonstrations, split=cfg.split, columns=cfg.map, limit=cfg.limit)
+    examples = [policy.model.codec.example(row) for row in rows]
+    run.require_same("the demonstrations", content_key(examples), f"the data {cfg.demonstrations!r}")
+    return annotate([Group(e.prompt, (e.completion,)) for e in examples])
+
+
+def _likelihood(
+    reduce: Literal["token", "mean", "sum"], examples: Sequence[Example], seed: int
+) -> Likelihood:
+    return Likelihood.per_token(examples) if reduce == "token" else Likelihood(reduce)
+
+
+METHOD = Method(
+    train=rest,
+    config=ReSTConfig,
+    summary="grows a set of own completions, and imitates those above a rising reward",
+    paper="Gulcehre et al. 2023, arXiv:2308.08998",
+    group="online",
+    learns_from="prompts",
+    recipe=Recipe("human", "mixed", "each round", ("policy", "reward model")),
+)

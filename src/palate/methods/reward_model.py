@@ -1,0 +1,117 @@
+"""Reward models (Ouyang et al. 2022, arXiv:2203.02155), and the pairwise ranker of SLiC-HF and RSO (Zhao et
+al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657).
+
+Pointwise: a scalar head on the last token scores each completion by itself, and the logistic loss on the
+difference of a pair's scores makes it the log-odds that the one is preferred (Bradley and Terry). Llama 2's
+margin (Touvron et al. 2023, arXiv:2307.09288) asks for a wider difference where the data say how clear the
+preference was.
+
+Ranker: the language model itself reads prompt and both completions, in an order drawn at random for each
+pair, and learns to say the label of the better one, by the likelihood of that token in the whole vocabulary.
+In use it is asked in both orders.
+
+Ours: pairs are drawn one by one instead of all pairs of a prompt in one batch; pairs that are equal are left
+out and counted; rewards are centred by a term of the loss, if at all, instead of a bias that is fitted
+afterwards; the wording of the ranker's question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from random import Random
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from palate.annotate import Ranker, against_first, labels, question
+from palate.calibration import annotator_quality, before_and_after, ranking_quality
+from palate.config import MethodConfig
+from palate.learn import Learner, Likelihood, Policy, Ranking
+from palate.methods.base import Method, Recipe
+from palate.methods.offline import PairBatches, fit
+from palate.model import Outputs
+from palate.run import Run
+from palate.types import Example, Pair
+
+
+class RewardModelConfig(MethodConfig, PairBatches):
+    """Numbers of a reward model; one pass over the data, since it overfits on the second."""
+
+    vetted_lr: ClassVar = {"lora": 2e-4, "full": 1e-5}
+
+    kind: Literal["pointwise", "ranker"] = "pointwise"
+    """`pointwise` scores each completion by a scalar head; `ranker` reads two and says which is better."""
+    margin_scale: float = Field(0.0, ge=0)
+    """Pointwise: times a row's `margin` is the difference of reward that is asked for; Llama 2 has 1 with
+    ratings from 0 to 1."""
+    center_rewards_coefficient: float = Field(0.0, ge=0)
+    """Pointwise: weight of the squared sum of a pair's rewards, which keeps them around 0; 0.01 is usual."""
+
+    @model_validator(mode="after")
+    def _of_the_kind(self) -> Self:
+        for name in ("margin_scale", "center_rewards_coefficient"):
+            if self.kind == "ranker" and getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but a ranker has no rewards; leave it out"
+                )
+        return self
+
+
+def reward_model(
+    learner: Learner,
+    pairs: Sequence[Pair],
+    cfg: RewardModelConfig,
+    run: Run,
+    *,
+    held_out: Sequence[Pair] = (),
+) -> None:
+    """Train `learner` in place: one with a scalar head, or a policy for a ranker."""
+    if isinstance(learner, Policy):
+        rng = Random(run.seed("order"))
+        examples = [asked(learner, pair, rng.random() < 0.5) for pair in pairs]
+        measure = partial(_of_ranker, learner, held_out) if held_out else None
+        fit(learner, examples, lambda *_: Likelihood("sum"), cfg, run, measure=measure)
+    else:
+        ranking = Ranking(cfg.margin_scale, cfg.center_rewards_coefficient)
+        measure = partial(_of_scores, learner, ranking, held_out) if held_out else None
+        fit(learner, pairs, lambda *_: ranking, cfg, run, measure=measure)
+
+
+def asked(policy: Policy, pair: Pair, chosen_first: bool) -> Example:
+    """The ranker's question about a pair, and the label of the better completion to answer."""
+    codec = policy.model.codec
+    texts = [completion.text for completion in (pair.completions if chosen_first else pair.completions[::-1])]
+    return Example(question(codec, pair.prompt, *texts), labels(codec)[0 if chosen_first else 1])
+
+
+def load(cfg: RewardModelConfig, *, total_steps: int, seed: int) -> Learner:
+    """What is trained: a learner with a scalar head, or a policy for a ranker."""
+    if cfg.kind == "ranker":
+        return Policy.load(cfg, total_steps=total_steps, seed=seed)
+    return Learner.load(cfg, total_steps=total_steps, seed=seed, head="scalar")
+
+
+def _of_ranker(policy: Policy, pairs: Sequence[Pair]) -> dict[str, float]:
+    ranker = Ranker(policy.snapshot(), policy.model.codec)
+    return annotator_quality(against_first(ranker), pairs).numbers()
+
+
+def _of_scores(learner: Learner, ranking: Ranking, pairs: Sequence[Pair]) -> dict[str, float]:
+    """With the objective's own numbers, all from one pass."""
+    loss, numbers = ranking(Outputs(scores=learner.scores(pairs)), pairs)
+    means = {name: float(values.double().mean()) for name, values in {"loss": loss, **numbers}.items()}
+    return {**ranking_quality(pairs, numbers["margin"].tolist()).numbers(), **means}
+
+
+METHOD = Method(
+    train=reward_model,
+    config=RewardModelConfig,
+    summary="a reward model from pairs: a scalar head, or a pairwise ranker",
+    paper="Ouyang et al. 2022, arXiv:2203.02155",
+    group="RL",
+    learns_from="pairs",
+    recipe=Recipe("human", "data", "once", ("reward model",)),
+    learner=load,
+    summarise=lambda learner, run, held_out: before_and_after(run.measured),
+)

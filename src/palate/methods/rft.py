@@ -1,0 +1,120 @@
+"""Rejection-sampling fine-tuning (Llama 2, Touvron et al. 2023, arXiv:2307.09288).
+
+In rounds: sample many completions of each prompt from the policy as it is, keep the one of highest reward,
+put it to the best ones of the rounds before, and fine-tune on all of them, beginning again from the model
+that training started with. That the earlier rounds' best stay in is what keeps abilities from being lost.
+
+Ours: of one prompt's best completions over the rounds the best is kept (`pool: all` keeps each round's); the
+reward is the same in all rounds, where the paper has a better model in each; a completion without a usable
+reward is never kept. The paper does not say how many completions it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from palate.annotate import Annotator
+from palate.config import Sampling
+from palate.errors import RunError
+from palate.learn import Likelihood, Policy
+from palate.methods.base import Method, Recipe
+from palate.methods.offline import fit
+from palate.methods.report import sample_numbers
+from palate.methods.rounds import RoundsConfig, prompts_of_round
+from palate.run import Run
+from palate.select import select_completions, top_k
+from palate.types import Example, Group, Prompt
+
+
+class RFTConfig(RoundsConfig):
+    """Numbers of rejection-sampling fine-tuning."""
+
+    vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
+
+    rounds: int = Field(4, ge=1)
+    """How often the policy as it is then is sampled from; epochs and steps count for each."""
+    n: int = Field(10, ge=2)
+    """Completions per prompt, of which the best is kept."""
+    pool: Literal["best", "all", "none"] = "best"
+    """What earlier rounds add: for each prompt the best of all rounds stays; or each round's; or nothing."""
+    restart: bool = True
+    """Begin each round's training with the weights of the start; without, with those of the last round."""
+    temperature: float = Field(1.2, gt=0)
+    """1 samples the model as it is, more explores further; also that of the measurement at the end."""
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Temperature of each round, where they differ; the last one is that of all rounds after it."""
+
+    def sampling_of(self, index: int) -> Sampling:
+        """How a round, counted from 0, samples."""
+        each = self.temperatures or (self.temperature,)
+        return self.sampling.model_copy(update={"temperature": each[min(index, len(each) - 1)]})
+
+
+def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFTConfig, run: Run) -> None:
+    """Train `policy` in place to imitate the best of its own completions."""
+    start = {f"weight/{name}": p.detach().clone() for name, p in policy.model.trained()}
+    pool: list[Group] = []
+
+    for t in range(cfg.rounds):
+        asked = prompts_of_round(prompts, t, cfg, run)
+        groups = policy.snapshot().sample(asked, cfg.n, cfg.sampling_of(t), seed=run.seed("sample", t))
+        groups = annotate(groups)
+        best, _ = select_completions(groups, partial(top_k, k=1))
+        pool = pooled(pool, best, cfg.pool)
+        if not pool:
+            raise RunError(
+                f"round {t + 1}: none of {cfg.n * len(groups)} completions has a usable reward, so there is "
+                "nothing to imitate; see why the reward gives nothing"
+            )
+        examples = [Example(g.prompt, g.completions[0]) for g in pool]
+        if cfg.restart:
+            policy.restore(start, version=policy.version, updates=0)
+            # The learner compares them with its own, which it has no more.
+            examples = [Example(e.prompt, replace(e.completion, logps=None)) for e in examples]
+        policy.optimizer.restart(total_steps=cfg.total_steps(len(examples)))
+        numbers = {"round": t + 1, **sample_numbers(groups), **_pool_numbers(pool)}
+        each = f"round {t}"
+        fit(policy, examples, lambda b, _: Likelihood.per_token(b), cfg, run, name=each, numbers=numbers)
+
+
+def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "all", "none"]) -> list[Group]:
+    """What is learnt from, of what the rounds before and this one kept; see `RFTConfig.pool` for `how`.
+
+    Args:
+        pool, best: groups of one completion each, with its reward; of equal ones the earlier stays.
+        how: as in the configuration.
+    """
+    if how != "best":
+        return [*pool, *best] if how == "all" else list(best)
+    kept: dict[str, Group] = {}
+    for group in (*pool, *best):
+        there = kept.get(group.prompt.id)
+        if there is None or _reward(group) > _reward(there):
+            kept[group.prompt.id] = group
+    return list(kept.values())
+
+
+def _reward(group: Group) -> float:
+    assert group.rewards is not None
+    assert group.rewards[0] is not None
+    return group.rewards[0]
+
+
+def _pool_numbers(pool: Sequence[Group]) -> dict[str, float]:
+    return {"pool/size": len(pool), "pool/scores": sum(map(_reward, pool)) / len(pool)}
+
+
+METHOD = Method(
+    train=rft,
+    config=RFTConfig,
+    summary="rejection sampling: imitates the best of many completions, in rounds",
+    paper="Touvron et al. 2023, arXiv:2307.09288",
+    group="online",
+    learns_from="prompts",
+    recipe=Recipe("human", "current", "each round", ("policy", "reward model")),
+)

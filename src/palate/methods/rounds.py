@@ -1,0 +1,72 @@
+"""What methods in rounds share: the numbers of a round, its prompts, a threshold for its rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from palate.config import MethodConfig, RewardConfig, RunConfig, Sampling
+from palate.data import Stream
+from palate.errors import RunError
+from palate.methods.offline import PairBatches
+from palate.run import Run
+from palate.types import Group, Prompt
+
+MAY_CHANGE = RunConfig.may_change_bits - {"steps", "epochs"} | {"rounds"}
+"""Stages follow each other: one that is done cannot be made longer, but more of them may come."""
+
+
+class RoundsConfig(PairBatches, MethodConfig, RewardConfig, Sampling):
+    """What methods in rounds share. Epochs and steps are those of one stage of learning."""
+
+    may_change_bits: ClassVar = MAY_CHANGE
+    unoffered: ClassVar = frozenset({"eval_every"})  # what is held out are prompts, for before and after
+
+    rounds: int = Field(1, ge=1)
+    """How often the policy as it is then is sampled from, and learns from what is selected."""
+    prompts_per_round: int | None = Field(None, ge=1)
+    """Prompts sampled from in a round, each round going on where the last one stopped; all if not given."""
+
+
+def prompts_of_round(prompts: Sequence[Prompt], index: int, cfg: RoundsConfig, run: Run) -> list[Prompt]:
+    """What a round, counted from 0, samples from; no prompt twice."""
+    drawn = prompts
+    if cfg.prompts_per_round is not None:
+        drawn = Stream(prompts, seed=run.seed("prompts")).batch(index, cfg.prompts_per_round)
+    return list({prompt.id: prompt for prompt in drawn}.values())
+
+
+def threshold(groups: Sequence[Group], given: float, by: Literal["reward", "quantile"], where: str) -> float:
+    """The reward above which completions are learnt from.
+
+    With a quantile q, those are the best and at most the share 1 - q of all; more only where more are best.
+
+    Args:
+        groups: with rewards.
+        given: the reward, or q.
+        by: which of the two it is.
+        where: begins the message.
+
+    Raises:
+        RunError: no completion is above it.
+    """
+    rewards = sorted(r for group in groups for r in group.rewards or () if r is not None)
+    if not rewards:
+        raise RunError(f"{where}: no completion has a usable reward; see why the reward gives nothing")
+    if by == "reward":
+        if rewards[-1] <= given:
+            raise RunError(
+                f"{where}: none of {len(rewards)} completions has a reward above the threshold {given:g}, "
+                f"the highest is {rewards[-1]:g}; lower --thresholds, or take --threshold-by quantile"
+            )
+        return given
+    below = [r for r in rewards if r < rewards[-1]]
+    if not below:
+        raise RunError(
+            f"{where}: all {len(rewards)} rewards are {rewards[-1]:g}, so none is above any quantile of "
+            "them; take a finer reward, or raise --temperature"
+        )
+    return min(rewards[max(0, math.ceil(given * len(rewards)) - 1)], below[-1])

@@ -1,0 +1,44 @@
+"""Supervised fine-tuning on demonstrations, the first step of Ouyang et al. 2022 (arXiv:2203.02155).
+
+Given prompts with an answer each, raise the likelihood of the answers. It is where the other methods
+start from, and what they are compared with.
+
+Ours: the loss is the mean over all answer tokens of an update, the end token among them; the prompt's
+tokens are not learnt. The paper has 16 epochs, a cosine schedule and dropout; here it is one epoch at a
+constant rate, and dropout is off as in every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from palate.learn import Likelihood, Policy
+from palate.methods.base import Method, Recipe
+from palate.methods.offline import OfflineConfig, PairBatches, fit
+from palate.run import Run
+from palate.types import Example
+
+
+class SFTConfig(OfflineConfig, PairBatches):
+    """Numbers of supervised fine-tuning."""
+
+    vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
+
+
+def sft(
+    policy: Policy, examples: Sequence[Example], cfg: SFTConfig, run: Run, *, held_out: Sequence[Example] = ()
+) -> None:
+    """Train `policy` in place on demonstrations."""
+    fit(policy, examples, lambda batch, _: Likelihood.per_token(batch), cfg, run, held_out, name="examples")
+
+
+METHOD = Method(
+    train=sft,
+    config=SFTConfig,
+    summary="supervised fine-tuning: imitates demonstrations, the start of most other methods",
+    paper="Ouyang et al. 2022, arXiv:2203.02155",
+    group="supervised",
+    learns_from="demonstrations",
+    recipe=Recipe("none", "data", "once", ("policy",)),
+)

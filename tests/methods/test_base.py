@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from palate.config import BatchConfig, MethodConfig
+from palate.learn import Policy
+from palate.methods.base import Method, Recipe
+
+
+class TwoWays(MethodConfig, BatchConfig):
+    """Numbers of a toy."""
+
+    variant: Literal["direct", "sampled"] = "sampled"
+    """Which way."""
+
+
+def play_well(*_: Any) -> None:
+    """A method."""
+
+
+def read_well(*_: Any, **__: Any) -> None:
+    """The same on pairs."""
+
+
+RECIPE = Recipe("human", "data", "once", ("policy",))
+FIXED: dict[str, Any] = {"summary": "s", "paper": "p", "group": "online", "recipe": RECIPE}
+
+
+def method(config: type[MethodConfig] = TwoWays, **more: Any) -> Method:
+    return Method(train=play_well, config=config, learns_from="prompts", **FIXED, **more)
+
+
+def test_the_name_is_the_functions() -> None:
+    assert method().name == "play-well"
+
+
+def test_defaults_are_those_of_the_fields() -> None:
+    defaults = method().defaults()
+    assert (defaults["steps"], defaults["variant"]) == (100, "sampled")
+    assert "data" not in defaults  # it has to be given
+
+
+def test_a_policy_is_what_is_learnt_unless_it_is_said() -> None:
+    assert method().learner == Policy.load
+
+
+def test_the_direct_way_is_taken_when_it_is_asked_for() -> None:
+    both = method(direct=read_well)
+    assert both.way(TwoWays(data="x")) == (play_well, "prompts")
+    assert both.way(TwoWays(data="x", variant="direct")) == (read_well, "pairs")
+
+
+def test_a_method_without_a_direct_way() -> None:
+    assert method().way(TwoWays(data="x", variant="direct")) == (play_well, "prompts")
+    assert method(MethodConfig, direct=read_well).way(MethodConfig(data="x")) == (play_well, "prompts")

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from palate.errors import DataError
+from palate.methods.records import content_key, pairs_of
+from palate.testing import tiny_policy
+from palate.types import Comparison, Completion, Example, Prompt
+
+SAME_WHEN_CUT = Comparison(Prompt("cut"), "a" * 40 + "b", "a" * 40 + "c")
+
+
+def test_pairs_that_become_equal_by_being_cut_are_left_out_and_counted(tiny: str) -> None:
+    policy = tiny_policy(Path(tiny), model={"max_length": 40})
+    fine = Comparison(Prompt("fine"), "yes", "no", margin=2.0)
+    pairs, dropped = pairs_of(policy, [SAME_WHEN_CUT, fine], "data.jsonl")
+    assert [(p.prompt.text, p.chosen.text, p.rejected.text, p.margin) for p in pairs] == [
+        ("fine", "yes", "no", 2.0)
+    ]
+    assert dropped == 1
+    with pytest.raises(DataError, match=r"data\.jsonl: cut to the model's context"):
+        pairs_of(policy, [SAME_WHEN_CUT], "data.jsonl")
+
+
+def test_a_key_tells_contents_columns_and_order() -> None:
+    prompt = Prompt("p", {"wanted": "e"}, "a.jsonl:1")
+    example = Example(prompt, Completion("x", (1, 2)))
+    key = content_key([prompt, example])
+    assert key == content_key(
+        [replace(prompt, where="b.jsonl:7"), example]
+    )  # where it was read is nothing to it
+    others = [
+        [example, prompt],
+        [prompt],
+        [replace(prompt, columns={"wanted": "f"}), example],
+        [prompt, replace(example, completion=Completion("x", (1, 3)))],
+        [replace(prompt, content="q"), example],
+    ]
+    assert len({key, *map(content_key, others)}) == 6

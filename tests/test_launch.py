@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+import palate
+from palate import launch
+from palate.config import MethodConfig, RewardConfig
+from palate.errors import DataError, ModelError, RunError
+from palate.learn import Learner, Likelihood, Policy, Ranking
+from palate.methods.base import Method, Recipe
+from palate.methods.offline import OfflineConfig, PairBatches, fit
+from palate.methods.records import read_pairs
+from palate.model import engine
+from palate.run import Run
+from palate.types import Example, Pair, Prompt
+
+# Asked by peft of every network.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+
+RECIPE = Recipe("none", "data", "once", ("policy",))
+TEXTS = "def length(completions, **_):\n    return [float(len(str(c))) for c in completions]\n"
+ROWS = {
+    "pairs": [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": f"no {i * i}"} for i in range(6)],
+    "demonstrations": [{"prompt": f"q{i}", "completion": f"yes {i}"} for i in range(6)],
+    "prompts": [{"prompt": f"q{i}"} for i in range(6)],
+}
+
+
+class ToyConfig(OfflineConfig, PairBatches):
+    """Numbers of toys."""
+
+    variant: Literal["sampled", "direct"] = "sampled"
+    """Which way."""
+
+
+class ScoringConfig(MethodConfig, PairBatches):
+    """Numbers of a toy that has nothing to do with rewards and sampling."""
+
+
+def learn(
+    policy: Policy, records: Sequence[Any], cfg: Any, run: Run, *, held_out: Sequence[Any] = ()
+) -> None:
+    examples, unseen = ([Example(r.prompt, r.completions[0]) for r in part] for part in (records, held_out))
+    fit(policy, examples, lambda batch, _: Likelihood.per_token(batch), cfg, run, unseen)
+
+
+def sampled(policy: Policy, annotate: Any, prompts: Sequence[Prompt], cfg: Any, run: Run) -> None:
+    groups = policy.snapshot().sample(prompts, 1, cfg.sampling, seed=0)
+    learn(policy, [Example(g.prompt, g.completions[0]) for g in annotate(groups)], cfg, run)
+
+
+def ranked(
+    learner: Learner, pairs: Sequence[Pair], cfg: Any, run: Run, *, held_out: Sequence[Pair] = ()
+) -> None:
+    fit(learner, pairs, lambda *_: Ranking(), cfg, run, held_out)
+
+
+def scalar(cfg: Any, *, total_steps: int, seed: int) -> Learner:
+    return Learner.load(cfg, total_steps=total_steps, seed=seed, head="scalar")
+
+
+def method(train: Callable[..., None], learns_from: Any, **more: Any) -> Method:
+    fixed: dict[str, Any] = {"config": ToyConfig, "summary": "a toy", "paper": "none", "group": "offline"}
+    return Method(train=train, learns_from=learns_from, recipe=RECIPE, **(fixed | more))
+
+
+@pytest.fixture
+def go(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., palate.Outcome]:
+    """A run of a toy method, on rows of a kind."""
+
+    def make(toy: Method, kind: str, **changes: Any) -> palate.Outcome:
+        for part, rows in (("train", ROWS[kind]), ("held_out", ROWS[kind][:2])):
+            (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "rewards.py").write_text(TEXTS)
+        options = {
+            "model": tiny,
+            "data": str(tmp_path / "train.jsonl"),
+            "eval_data": str(tmp_path / "held_out.jsonl"),
+            "output": tmp_path / "run",
+            "batch_size": 2,
+            "steps": 2,
+            "lora_rank": 2,
+            "lr": 1e-2,
+            "dtype": "float32",
+            "device": "cpu",
+        }
+        if issubclass(toy.config, RewardConfig):
+            options |= {"reward": f"{tmp_path / 'rewards.py'}:length", "max_new_tokens": 5}
+        monkeypatch.setattr(launch, "METHODS", {toy.name: toy})
+        display = changes.pop("display", None)
+        return palate.train(toy.name, toy.config.model_validate(options | changes), display=display)
+
+    return make
+
+
+def rows_of(outcome: palate.Outcome) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (outcome.run.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_demonstrations(go: Callable[..., palate.Outcome]) -> None:
+    outcome = go(method(learn, "demonstrations"), "demonstrations", steps=None, epochs=1)
+    summary = outcome.summary
+    assert (summary["demonstrations"], summary["steps"], summary["held_out"]) == (6, 3, 2)
+    losses = [row["eval_loss"] for row in rows_of(outcome) if "eval_loss" in row]
+    assert [summary["loss_before"], summary["loss_after"]] == losses
+    assert losses[1] < losses[0]
+    assert summary["compared"] == 2
+
+
+def test_a_variant_may_learn_from_pairs_instead(go: Callable[..., palate.Outcome], tmp_path: Path) -> None:
+    toy = method(sampled, "prompts", direct=learn)
+    outcome = go(toy, "pairs", variant="direct", steps=None, epochs=2)
+    assert (outcome.summary["pairs"], outcome.summary["steps"]) == (6, 6)
+    assert (outcome.summary["method"], outcome.summary["held_out"]) == ("sampled", 2)
+    outcome = go(toy, "prompts", output=tmp_path / "other")
+    assert "pairs" not in outcome.summary
+
+
+def test_fresh_samples_before_and_after(
+    go: Callable[..., palate.Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []  # of the sampler, by the policy's version
+    draw = engine._sampled
+
+    def counted(model: Any, asked: Any, n: int, sampling: Any, seed: int, version: int, observe: Any) -> Any:
+        passes.append(version)
+        return draw(model, asked, n, sampling, seed, version, observe)
+
+    monkeypatch.setattr(engine, "_sampled", counted)
+    outcome = go(method(learn, "pairs"), "pairs")
+    found = {row["step"]: row["logps/fresh"] for row in rows_of(outcome) if "logps/fresh" in row}
+    assert found.keys() == {0, 2}
+    evaluation = outcome.evaluation
+    assert evaluation is not None
+    for step, groups in ((0, evaluation.before), (2, evaluation.after)):
+        logps = [logp for group in groups for logp in group.completions[0].logps or ()]
+        assert found[step] == pytest.approx(sum(logps) / len(logps))
+    assert passes == [0, 2]  # the comparison found those of before in the journal
+
+
+class Counting(palate.Display):
+    """Counts the passes of sampling."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.stages: list[str] = []
+
+    def working(self, stage: str, speed: float) -> None:
+        self.stages.append(stage)
+        super().working(stage, speed)
+
+
+def test_nothing_is_sampled_without_a_reward(go: Callable[..., palate.Outcome]) -> None:
+    display = Counting()
+    outcome = go(method(learn, "pairs"), "pairs", reward=(), display=display)
+    assert outcome.evaluation is None
+    assert "sample" not in display.stages
+    assert not [row for row in rows_of(outcome) if "logps/fresh" in row]
+
+
+def test_a_learner_that_is_no_policy(go: Callable[..., palate.Outcome]) -> None:
+    toy = method(
+        ranked,
+        "pairs",
+        config=ScoringConfig,
+        learner=scalar,
+        summarise=lambda learner, run, held_out: {"held": len(held_out), "steps_of": learner.version},
+    )
+    outcome = go(toy, "pairs")
+    assert outcome.evaluation is None
+    assert (outcome.summary["held"], outcome.summary["steps_of"]) == (2, 2)
+    assert "accuracy_before" not in outcome.summary
+    with pytest.raises(AssertionError, match="no policy"):
+        outcome.policy  # noqa: B018
+    again = palate.load_model(
+        outcome.run.cfg.model_copy(update={"model": str(outcome.run.directory)}), head="scalar"
+    )
+    assert again.head == "scalar"
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_is_a_model_to_start_from(
+    go: Callable[..., palate.Outcome], lora: bool, tmp_path: Path
+) -> None:
+    toy = method(learn, "demonstrations")
+    first = go(toy, "demonstrations", lora=lora, output=tmp_path / "first")
+    second = go(toy, "demonstrations", lora=lora, output=tmp_path / "second", model=str(tmp_path / "first"))
+    assert second.summary["loss_before"] == pytest.approx(first.summary["loss_after"], abs=1e-5)
+    with pytest.raises(ModelError, match="has no finished checkpoint"):
+        go(toy, "demonstrations", output=tmp_path / "third", model=str(unfinished(tmp_path / "empty")))
+
+
+def unfinished(directory: Path) -> Path:
+    (directory / "checkpoints").mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({"method": "dpo", "config": {}, "versions": {}}))
+    return directory
+
+
+def test_a_run_is_a_reward_model(go: Callable[..., palate.Outcome], tmp_path: Path) -> None:
+    go(method(ranked, "pairs", config=ScoringConfig, learner=scalar), "pairs", output=tmp_path / "rewards")
+    outcome = go(
+        method(sampled, "prompts"),
+        "prompts",
+        reward=f"model:{tmp_path / 'rewards'}",
+        output=tmp_path / "policy",
+    )
+    assert outcome.summary["compared"] == 2
+
+
+def test_a_mistake_in_the_data_is_told_before_the_model_is_loaded(
+    go: Callable[..., palate.Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> Learner:
+        raise AssertionError("it has been loaded")
+
+    for kind, other in (("pairs", "demonstrations"), ("demonstrations", "prompts")):
+        with pytest.raises(DataError):
+            go(method(learn, kind, learner=load), other)
+
+
+# ---- Pairs beside other data -----------------------------------------------------------------------
+
+
+class PairsConfig(ToyConfig):
+    """Numbers of a toy that reads pairs of its own."""
+
+    pairs: str = ""
+    """Where they are."""
+
+
+def test_pairs_beside_the_prompts(go: Callable[..., palate.Outcome], tmp_path: Path) -> None:
+    met: list[tuple[list[Pair], int]] = []
+
+    def both(policy: Policy, annotate: Any, prompts: Sequence[Prompt], cfg: Any, run: Run) -> None:
+        met.append(read_pairs(policy, cfg.pairs, cfg, run))
+        learn(policy, met[-1][0], cfg, run)
+
+    source = tmp_path / "beside.jsonl"
+    rows = [*ROWS["pairs"], {"prompt": "q", "chosen": "a", "rejected": "a"}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    toy = method(both, "prompts", config=PairsConfig)
+    go(toy, "prompts", pairs=str(source))
+    ((pairs, dropped),) = met
+    assert ([pair.chosen.text for pair in pairs], dropped) == ([row["chosen"] for row in ROWS["pairs"]], 1)
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(RunError, match=r"the data '.*beside\.jsonl' is not what the run"):
+        go(toy, "prompts", pairs=str(source))
