@@ -324,8 +324,31 @@ def test_a_language_model_is_no_reward_model(tiny: str, make_policy: MakePolicy,
     policy = make_policy(model={"lora": True})
     policy.save(tmp_path)
     assert "no reward head" in said(tmp_path, head="scalar", trainable=False)
-    # Continued, its new head would stay random: only the adapter's own weights are trained.
-    assert "no reward head" in said(tmp_path, head="scalar")
+
+
+def test_a_reward_model_may_begin_with_a_language_models_adapter(
+    make_policy: MakePolicy, tmp_path: Path
+) -> None:
+    policy = make_policy(model={"lora": True})
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in policy.model.trained():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
+    policy.save(tmp_path / "policy")
+    model = load(tmp_path / "policy", head="scalar", lora=False)
+    adapter = dict(policy.model.trained())
+    trained = dict(model.trained())
+    assert all(torch.equal(trained[name], parameter) for name, parameter in adapter.items())
+    # The head is new, learns, and is saved: without that every reward would be noise.
+    (head,) = trained.keys() - adapter.keys()
+    assert "score" in head
+    with torch.no_grad():
+        trained[head].add_(1.0)
+    records = [pair(model.codec)]
+    expected = scalar_outputs(model, records).scores
+    model.save(tmp_path / "reward")
+    again = load(tmp_path / "reward", head="scalar", trainable=False)
+    torch.testing.assert_close(scalar_outputs(again, records).scores, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("lora", [True, False])

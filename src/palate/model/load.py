@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -31,6 +39,9 @@ from palate.model.fast import FastPath, fast_path
 from palate.model.rundir import model_in
 
 Head = Literal["lm", "scalar"]
+
+CLASSIFIER = "SEQ_CLS"
+"""What peft calls the task of an adapter with a reward head."""
 
 _NO_LIMIT = 1 << 20
 """Some tokenizers state a length limit of 1e30; anything above this says nothing."""
@@ -117,7 +128,8 @@ class LoadedModel:
 def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable: bool = True) -> LoadedModel:
     """Load what `cfg.model` names.
 
-    A directory with an adapter continues that adapter; otherwise `cfg.lora` puts a fresh one on. A run's
+    A directory with an adapter continues that adapter, a language model's also in a reward model that is to
+    be trained from it; otherwise `cfg.lora` puts a fresh one on. A run's
     directory stands for its last checkpoint. Dropout is off everywhere: a policy is compared with its
     reference, and both must be the same function.
 
@@ -131,7 +143,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         ModelError: nothing usable is found under that name, or it needs leave to run its own code.
     """
     device, dtype = resolve(cfg)
-    source, adapter = _resolve(cfg, head)
+    source, adapter = _resolve(cfg, head, trainable)
     template = _template(cfg.chat_template)
     with _explained(cfg.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -140,9 +152,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         tokenizer = _tokenizer(source, adapter, cfg)
         peft = None
         if adapter is not None:
-            peft = PeftModel.from_pretrained(
-                network, adapter, is_trainable=trainable, autocast_adapter_dtype=False
-            )
+            peft = _continued(network, adapter, head, trainable)
         elif trainable and cfg.lora:
             peft = get_peft_model(network, _lora(cfg, head), autocast_adapter_dtype=False)
     if peft is not None:
@@ -220,7 +230,7 @@ def _network(
     return network.to(device), dropout
 
 
-def _resolve(cfg: ModelConfig, head: Head) -> tuple[str, str | None]:
+def _resolve(cfg: ModelConfig, head: Head, trainable: bool) -> tuple[str, str | None]:
     """(where the base model is, where the adapter is or None)."""
     if cfg.model == EMBEDDED:
         return str(embedded_model()), None
@@ -239,9 +249,9 @@ def _resolve(cfg: ModelConfig, head: Head) -> tuple[str, str | None]:
             raise ModelError(f"adapter {cfg.model!r} has no adapter_model.safetensors; pickles are not read")
         with _explained(cfg.model):
             adapter = PeftConfig.from_pretrained(str(path))
-        if head == "scalar" and adapter.task_type != "SEQ_CLS":
+        if head == "scalar" and adapter.task_type != CLASSIFIER and not trainable:
             raise ModelError(f"adapter {cfg.model!r} has no reward head; is it a language model's?")
-        if head == "lm" and adapter.task_type == "SEQ_CLS":
+        if head == "lm" and adapter.task_type == CLASSIFIER:
             raise ModelError(f"adapter {cfg.model!r} is a reward model's, which writes nothing")
         return _base_of(cfg.model, str(adapter.base_model_name_or_path)), str(path)
     if not (path / "config.json").is_file():
@@ -299,8 +309,25 @@ def _lora(cfg: ModelConfig, head: Head) -> LoraConfig:
         lora_alpha=cfg.lora_alpha,
         target_modules="all-linear",
         lora_dropout=0.0,
-        task_type="CAUSAL_LM" if head == "lm" else "SEQ_CLS",
+        task_type="CAUSAL_LM" if head == "lm" else CLASSIFIER,
     )
+
+
+def _continued(network: Any, adapter: str, head: Head, trainable: bool) -> Any:
+    """The network with an adapter on it. A language model's adapter gets a new head for a reward model."""
+    config = PeftConfig.from_pretrained(adapter)
+    if head == "lm" or config.task_type == CLASSIFIER:
+        return PeftModel.from_pretrained(
+            network, adapter, is_trainable=trainable, autocast_adapter_dtype=False
+        )
+    config.task_type, config.inference_mode = CLASSIFIER, False
+    peft = get_peft_model(network, config, autocast_adapter_dtype=False)
+    head_too = get_peft_model_state_dict(peft, save_embedding_layers=False)
+    known = {**head_too, **load_peft_weights(adapter, device="cpu")}
+    left = set_peft_model_state_dict(peft, known).unexpected_keys
+    if left:
+        raise ModelError(f"adapter {adapter!r} changes {left[0]}, which a reward model does not have")
+    return peft
 
 
 def _template(path: Path | None) -> str | None:
