@@ -58,7 +58,7 @@ def watch() -> None:
                 setattr(cls, method, counted(name, plain))
     running.fingerprint = counted("fingerprint", running.fingerprint)
     running.Run._note = counted("status", running.Run._note)
-    running.write_completions = counted("exports", running.write_completions)
+    running.write_exports = counted("exports", running.write_exports)
 
 
 def main() -> None:

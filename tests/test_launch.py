@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 
 import palate
 from palate import launch
@@ -15,7 +16,7 @@ from palate.learn import Learner, Likelihood, Policy, Ranking
 from palate.methods.base import Method, Recipe
 from palate.methods.offline import OfflineConfig, PairBatches, fit
 from palate.methods.records import read_pairs
-from palate.model import engine
+from palate.model import engine, load
 from palate.run import Run
 from palate.types import Example, Pair, Prompt
 
@@ -250,3 +251,49 @@ def test_pairs_beside_the_prompts(go: Callable[..., palate.Outcome], tmp_path: P
     source.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     with pytest.raises(RunError, match=r"the data '.*beside\.jsonl' is not what the run"):
         go(toy, "prompts", pairs=str(source))
+
+
+# ---- What must stay the same -----------------------------------------------------------------------
+
+
+def again(tiny: str, folder: Path, **changes: Any) -> palate.Outcome:
+    """An `oaif` run with a reward of its own, always in the same directory."""
+    fixed = {"model": tiny, "device": "cpu", "dtype": "float32", "steps": 1, "batch_size": 2}
+    more = {"max_new_tokens": 4, "n": 4, "data": str(folder / "prompts.jsonl"), "output": folder / "run"}
+    given = {**fixed, **more, "reward": f"0.5*{folder / 'rewards.py'}:length", **changes}
+    return palate.train("oaif", palate.METHODS["oaif"].config.model_validate(given))
+
+
+def test_another_reward_or_template_under_the_same_name_is_refused(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS["prompts"]))
+    (tmp_path / "rewards.py").write_text(TEXTS)
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0]['content'] }}: ")
+    chat = {"prompt": [{"role": "user", "content": "hi"}]}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(chat) + "\n")
+    again(tiny, tmp_path, chat_template=template)
+    (tmp_path / "rewards.py").write_text(TEXTS.replace("float", "-float"))
+    with pytest.raises(RunError, match=r"the reward in '.*rewards\.py' is not what the run in .* began with"):
+        again(tiny, tmp_path, chat_template=template)
+    (tmp_path / "rewards.py").write_text(TEXTS)
+    template.write_text("{{ messages[0]['content'] }}? ")
+    with pytest.raises(
+        RunError, match=r"what the tokenizer or chat template of .* makes of the prompts is not"
+    ):
+        again(tiny, tmp_path, chat_template=template)
+
+
+def test_what_auto_stands_for_may_be_given_and_must_not_change(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "q"}) + "\n")
+    (tmp_path / "rewards.py").write_text(TEXTS)
+    kept = again(tiny, tmp_path, dtype="auto").policy.model.dtype
+    name = str(kept).removeprefix("torch.")
+    other = torch.bfloat16 if kept == torch.float32 else torch.float32
+    real = load._dtype
+    with monkeypatch.context() as patch:  # as on another processor
+        patch.setattr(load, "_dtype", lambda given, device: other if given == "auto" else real(given, device))
+        with pytest.raises(RunError, match=rf"began in {name}; give --dtype {name} to go on with it"):
+            again(tiny, tmp_path, dtype="auto")
+        again(tiny, tmp_path, dtype=name)  # the same, by its name

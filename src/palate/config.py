@@ -73,7 +73,7 @@ class OptimConfig(Config):
     """Optimisation"""
 
     lr: float | None = Field(None, gt=0)
-    """Peak learning rate; if not given, the method's vetted one for LoRA or for all weights."""
+    """Peak learning rate; if not given, the method's own for LoRA or for all weights."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up: kept, or falling to zero at the last step."""
     warmup_steps: int = Field(0, ge=0)
@@ -171,6 +171,8 @@ class RunConfig(Config):
         | {"micro_batch_tokens", "sampling_rows", "checkpointing"}
     )
     """What may be given anew, after which the run is another one to the last bit."""
+    may_grow: ClassVar[frozenset[str]] = frozenset()
+    """Of these, numbers that may become more, but not less."""
 
     output: Path | None = None
     """Directory of the run; `runs/METHOD` if not given. Where a run of the same configuration was cut off, it
@@ -199,7 +201,8 @@ class MethodConfig(LearnerConfig, DataConfig, RunConfig):
     """What every method can be told."""
 
     vetted_lr: ClassVar[Mapping[str, float]] = {}
-    """Learning rates shown to work on the embedded model: for `lora` and for `full`."""
+    """Learning rates for models of the embedded one's size: for `lora` and for `full`. A method's page says
+    what they were tried on."""
 
     @model_validator(mode="after")
     def _fill_lr(self) -> Self:

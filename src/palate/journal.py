@@ -76,7 +76,7 @@ class Journal:
             # Every commit waits for the disk, and no write-ahead log: that needs shared memory, which
             # network disks lack.
             self._db.execute("PRAGMA journal_mode = DELETE")
-            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA synchronous = EXTRA")
             (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
@@ -311,7 +311,7 @@ def _advice(error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith("SQLITE_FULL"):
         return "free some space and run the same command again: what was committed is safe"
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or not name:
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name in ("SQLITE_ERROR", ""):
         return "it is damaged: bring back a good copy, or start anew with --overwrite"
     return "see that its directory can be written, then run the same command again"
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
-from palate.annotate import Annotator, annotator
+from palate.annotate import Annotator, annotator, files_of
 from palate.config import MethodConfig, ModelConfig, RewardConfig
 from palate.data import read_comparisons, read_demonstrations, read_prompts
 from palate.errors import ConfigError
 from palate.evaluate import Evaluation, compare, wilson
+from palate.journal import key_of
 from palate.learn import Learner, Policy
 from palate.methods import METHODS, Method
 from palate.methods.records import content_key, pairs_of, tell_same
@@ -71,12 +72,13 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     prompts = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     held_out = _held_out(read_prompts, cfg) or []
     own = getattr(cfg, "label", None) == "implicit"  # the policy is its own judge
-    annotate = _optional_annotator(cfg, run) if own else run.annotator(_annotator(cfg))
+    annotate = _optional_annotator(cfg, run) if own else run.annotator(_annotator(cfg, run))
     run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
     policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
+    _attach(policy, (*prompts, *held_out), run)
     for prompt in (*prompts, *held_out):
         policy.model.codec.room(prompt, need=cfg.max_new_tokens)
-    start = policy.snapshot() if isinstance(policy, Policy) else None
+    start = policy.snapshot() if held_out and isinstance(policy, Policy) else None
     method.train(policy, annotate, prompts, cfg, run)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
     evaluation = _compared(start, policy, held_out, annotate, cfg, run)
@@ -91,6 +93,7 @@ def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
     pairs, cut_same = pairs_of(learner, rows, cfg.data)
     held_out = pairs_of(learner, unseen, cfg.eval_data)[0] if unseen else []
     run.require_same("the pairs", content_key([*pairs, *held_out]), "the data")
+    _attach(learner, [pair.prompt for pair in (*pairs, *held_out)], run)
     tell_same(run, same + cut_same)
     counts = {"pairs": len(pairs), "pairs_dropped": same + cut_same}
     return _on_records(method, learner, pairs, held_out, annotate, cfg, run, counts)
@@ -103,6 +106,7 @@ def _from_demonstrations(method: Method, cfg: Any, run: Run) -> Outcome:
     learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
     examples, held_out = ([learner.model.codec.example(row) for row in part] for part in (rows, unseen))
     run.require_same("the demonstrations", content_key([*examples, *held_out]), "the data")
+    _attach(learner, [example.prompt for example in (*examples, *held_out)], run)
     counts = {"demonstrations": len(examples)}
     return _on_records(method, learner, examples, held_out, annotate, cfg, run, counts)
 
@@ -122,7 +126,8 @@ def _on_records(
 ) -> Outcome:
     """Train on records from data, and sum up what was measured on the held-out ones."""
     learner.optimizer.total_steps = cfg.total_steps(len(records))  # without those that were left out
-    start = learner.snapshot() if annotate is not None and isinstance(learner, Policy) else None
+    measured = held_out and annotate is not None
+    start = learner.snapshot() if measured and isinstance(learner, Policy) else None
     prompts = list({record.prompt.id: record.prompt for record in held_out}.values())
     if annotate is not None:
         for prompt in prompts:
@@ -196,9 +201,16 @@ def _measured(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) ->
 
 
 def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner:
-    learner = method.learner(cfg, total_steps=steps, seed=run.seed("adapter"))
+    return method.learner(cfg, total_steps=steps, seed=run.seed("adapter"))
+
+
+def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run) -> None:
+    """Once all that the run began with is known to be the same, begin or go on."""
+    codec = learner.model.codec
+    asked = key_of([codec.prompt_ids(prompt) for prompt in prompts])
+    told = f"what the tokenizer or chat template of {learner.model.source} makes of the prompts"
+    run.require_same("the prompts in tokens", asked, told)
     run.attach(learner)
-    return learner
 
 
 def _held_out(read: Callable[..., T], cfg: Any) -> T | None:
@@ -210,13 +222,18 @@ def _held_out(read: Callable[..., T], cfg: Any) -> T | None:
 
 def _optional_annotator(cfg: MethodConfig, run: Run) -> Annotator | None:
     """What scores before and after, for methods that do without it in between."""
-    return run.annotator(_annotator(cfg)) if isinstance(cfg, RewardConfig) and cfg.reward else None
+    return run.annotator(_annotator(cfg, run)) if isinstance(cfg, RewardConfig) and cfg.reward else None
 
 
-def _annotator(cfg: RewardConfig) -> Annotator:
+def _annotator(cfg: RewardConfig, run: Run) -> Annotator:
     options = (
         {}
         if not isinstance(cfg, ModelConfig)
         else {"device": cfg.device, "trust_remote_code": cfg.trust_remote_code}
     )
-    return annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
+    found = annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
+    for path in files_of(cfg.reward):
+        run.require_same(
+            f"the reward in {path}", key_of(path.read_text("utf-8")), f"the reward in {str(path)!r}"
+        )
+    return found

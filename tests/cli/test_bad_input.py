@@ -249,7 +249,7 @@ def test_run_dpo(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert err.count("\n") == 2
     assert "held-out pairs (4)" in out
-    assert "implicit reward agrees" in out
+    assert "ranked as in the data" in out
     assert "\ncheckpoint  runs/dpo/checkpoints/step-2\n" in out
     AutoModelForCausalLM.from_pretrained("runs/dpo/checkpoints/step-2")
 

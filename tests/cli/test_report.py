@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from palate.cli import main
-from palate.cli.actions import show_report
+from palate.cli.actions import run, show_report
+from palate.config import MethodConfig
 from palate.errors import RunError
 
 
@@ -85,6 +86,21 @@ def test_a_report_at_the_end_of_a_run(written: list[Any], capsys: pytest.Capture
     show_report(Path("runs/a"), Console())
     assert written == [([Path("runs/a")], None)]
     assert capsys.readouterr() == ("report      runs/a/report.html\n", "")
+
+
+def test_the_last_lines_of_a_run_cannot_move_the_cursor(
+    written: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = Path("runs/\x1b[2J\u202ea")
+    summary = {"checkpoint": "checkpoints/step-1"}
+    done = SimpleNamespace(run=SimpleNamespace(directory=directory), summary=summary, evaluation=None)
+    monkeypatch.setattr("palate.cli.actions.train", lambda *_, **__: done)
+    assert run("sft", MethodConfig(model="m", data="d")) == 0
+    place = "runs/\ufffd[2J\ufffda"
+    assert capsys.readouterr().out == (
+        f"\ncheckpoint  {place}/checkpoints/step-1\nsummary     {place}/summary.json\n"
+        f"report      {place}/report.html\n"
+    )
 
 
 @pytest.mark.parametrize("error", [RunError("no \x1b[2J room"), OSError(28, "No space left on device")])

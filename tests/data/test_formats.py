@@ -91,7 +91,10 @@ def test_the_prompt_that_two_texts_share(data, chosen, rejected, prompt):
     assert comparison.prompt.content == prompt
     assert prompt + comparison.chosen == chosen
     assert prompt + comparison.rejected == rejected
-    assert read_prompts(data({"chosen": chosen, "rejected": rejected})) == [comparison.prompt]
+    (read,) = read_prompts(data({"chosen": chosen, "rejected": rejected}))
+    assert read == comparison.prompt
+    # As columns of the prompt the texts do not repeat it.
+    assert read.columns == {"chosen": comparison.chosen, "rejected": comparison.rejected}
 
 
 def test_margins_and_other_columns(data):

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import pytest
+from pydantic import ValidationError
+
 from palate.config import BatchConfig, MethodConfig
 from palate.learn import Policy
+from palate.methods import METHODS
 from palate.methods.base import Method, Recipe
 
 
@@ -53,3 +57,11 @@ def test_the_direct_way_is_taken_when_it_is_asked_for() -> None:
 def test_a_method_without_a_direct_way() -> None:
     assert method().way(TwoWays(data="x", variant="direct")) == (play_well, "prompts")
     assert method(MethodConfig, direct=read_well).way(MethodConfig(data="x")) == (play_well, "prompts")
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.direct is not None])
+def test_what_has_no_held_out_pairs_is_not_asked_to_measure_them(name: str) -> None:
+    config = METHODS[name].config
+    with pytest.raises(ValidationError, match="eval_every measures on held-out pairs, which variant direct"):
+        config(data="x", eval_every=1)  # type: ignore[call-arg]
+    assert config(data="x", eval_every=1, variant="direct").eval_every == 1  # type: ignore[call-arg, attr-defined]

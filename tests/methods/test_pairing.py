@@ -62,9 +62,10 @@ def test_a_tournament_by_comparisons_asks_once_a_round() -> None:
 def test_a_first_round_by_comparisons_asks_once() -> None:
     asked = Asked()
     groups = [group("a", "c", "b", "d", "e"), group("f", "g")]
-    pairs, _ = paired(groups, asked, pairing="first-round", ask="comparisons", tie=0.0, rng=Random(0))
+    pairs, dropped = paired(groups, asked, pairing="first-round", ask="comparisons", tie=0.0, rng=Random(0))
     assert [len(call) for call in asked.calls] == [3]  # of 5, one finds no partner
     assert len(pairs) == 3
+    assert dropped[Drop.PASSED_OVER] == 1
 
 
 def test_nothing_is_asked_about_nothing() -> None:

@@ -8,7 +8,7 @@ import pytest
 from palate.errors import DataError
 from palate.methods.records import content_key, pairs_of
 from palate.testing import tiny_policy
-from palate.types import Comparison, Completion, Example, Prompt
+from palate.types import Comparison, Completion, Example, Pair, Prompt
 
 SAME_WHEN_CUT = Comparison(Prompt("cut"), "a" * 40 + "b", "a" * 40 + "c")
 
@@ -40,3 +40,9 @@ def test_a_key_tells_contents_columns_and_order() -> None:
         [replace(prompt, content="q"), example],
     ]
     assert len({key, *map(content_key, others)}) == 6
+
+
+def test_a_key_tells_margins() -> None:
+    pair = Pair(Prompt("p"), Completion("x", (1,)), Completion("y", (2,)))
+    keys = {content_key([replace(pair, margin=margin)]) for margin in (None, 0.5, 1.0)}
+    assert len(keys) == 3

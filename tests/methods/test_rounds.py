@@ -41,6 +41,9 @@ def test_no_prompt_is_asked_twice_in_a_round(tmp_path: Path) -> None:
     assert asked(tmp_path, prompts, None, 1) == [["a", "b"]]
     for part in asked(tmp_path, [*prompts[:2], Prompt("c")], 2, 9):  # also where an epoch ends in a round
         assert len(set(part)) == len(part) > 0
+    # Rows that ask the same are two where a reward or a method may read another answer in them.
+    other = [Prompt("a", {"gold": "x"}), Prompt("a", {"gold": "y"}), Prompt("a", {"gold": "x"})]
+    assert asked(tmp_path, other, 3, 1) == [["a", "a"]]
 
 
 # ---- Going on --------------------------------------------------------------------------------------
@@ -67,6 +70,10 @@ def test_rounds_may_be_added_but_not_made_longer(run: Callable[..., palate.Outco
         run(rounds=2, steps=3)
     longer = run(rounds=3, steps=2)
     assert longer.summary["steps"] == 6
+    for _ in range(2):  # and are not taken back, which would leave the checkpoints of two runs
+        with pytest.raises(RunError, match=r"holds a run already, with rounds 3 and not 2"):
+            run(rounds=2, steps=2)
+    assert run(rounds=3, steps=2).summary["steps"] == 6
     rows = [json.loads(line) for line in (longer.run.directory / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [1, 1, 2, 2, 3, 3]
 

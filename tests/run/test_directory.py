@@ -15,11 +15,13 @@ from palate.errors import ConfigError, ModelError, RunError
 from palate.methods.oaif import OAIFConfig
 from palate.run import Run
 from palate.run.directory import RunDirectory, describe, has_begun
+from palate.types import Completion, Prompt
 
 
 def begin(directory: Path, *, method: str = "toy", **options: Any) -> Run:
     """A run that was opened and closed."""
     with Run(RunConfig(output=directory, **options), method=method) as run:
+        list(run.steps(0))
         return run
 
 
@@ -296,3 +298,67 @@ def test_a_run_has_begun_when_something_would_be_missed(tmp_path: Path) -> None:
     db.close()
     (directory / "checkpoints").rmdir()
     assert has_begun(directory)
+
+
+# ---- What a refusal leaves -------------------------------------------------------------------------
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in directory.iterdir() if p.is_file() and p.name != ".lock"}
+
+
+def test_what_is_refused_later_changes_nothing(tmp_path: Path) -> None:
+    # The model and the data are known only when they have been read, which is after the run is opened.
+    with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
+        run.require_same("the data", "a" * 32, "the data")
+        run.log(0, {"loss": 1.0})
+        run.finish({"steps": 1})
+    before = files(tmp_path / "run")
+    with (
+        pytest.raises(RunError, match="the data is not what the run"),
+        Run(RunConfig(output=tmp_path / "run", threads=torch.get_num_threads()), method="toy") as run,
+    ):
+        run.require_same("the data", "b" * 32, "the data")
+    assert files(tmp_path / "run") == before
+
+
+def test_a_config_that_is_lost_is_told(tmp_path: Path) -> None:
+    directory = begun(tmp_path / "run")
+    kept = (directory / "config.json").read_text()
+    for broken in ("", "[]", '{"id": "a", "method": "toy", "config": null, "versions": {}}'):
+        (directory / "config.json").write_text(broken)
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match=r"has lost its config\.json, or it is damaged; bring back"):
+                begin(directory, overwrite=overwrite)
+    (directory / "config.json").write_text(kept)
+    begin(directory)
+
+
+def test_what_an_interrupted_replacement_has_sampled_stays(tmp_path: Path) -> None:
+    directory = begun(tmp_path / "run")
+    old = described(directory)["id"]
+    with Run(RunConfig(output=directory, overwrite=True), method="toy") as run:
+        run.journal.keep_completions("chunk", 0, [Prompt("Q")], [[Completion("a", (1,))]])
+    assert described(directory)["id"] != old
+    assert begin(directory).directory == directory
+    with pytest.raises(KeyboardInterrupt), Run(RunConfig(output=directory, overwrite=True), method="toy"):
+        raise KeyboardInterrupt  # nothing was done, so the run before it comes back
+    again = Run(RunConfig(output=directory), method="toy")
+    assert again.journal.completions("chunk") is not None
+    again.__exit__(None, None, None)
+
+
+def test_a_number_that_may_only_grow(tmp_path: Path) -> None:
+    class Rounds(RunConfig):
+        """Of a method in rounds."""
+
+        may_change_bits = RunConfig.may_change_bits | {"rounds"}
+        may_grow = frozenset({"rounds"})
+        rounds: int = 3
+        """How many."""
+
+    for rounds in (3, 4, 5):
+        with Run(Rounds(output=tmp_path / "run", rounds=rounds), method="toy") as run:
+            run.finish({})
+    with pytest.raises(RunError, match="with rounds 5 and not 4"):
+        Run(Rounds(output=tmp_path / "run", rounds=4), method="toy")

@@ -32,6 +32,7 @@ def rows(run: Run) -> list[dict[str, Any]]:
 def begin(directory: Path, **options: Any) -> Run:
     """A run that was opened and closed."""
     with Run(RunConfig(output=directory, **options), method="toy") as run:
+        list(run.steps(0))
         return run
 
 
@@ -405,3 +406,35 @@ def test_seeds_look_random(tmp_path: Path) -> None:
     assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(len(bits))
     changes = sum(a != b for a, b in itertools.pairwise(bits)) / (len(bits) - 1)
     assert abs(changes - 0.5) < 4 * 0.5 / math.sqrt(len(bits))
+
+
+def test_a_summary_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("palate.run.run.write_exports", full)
+    with (
+        pytest.raises(
+            RunError, match=r"summary\.json' cannot be written: No space left on device; what is in"
+        ),
+        Run(RunConfig(output=tmp_path / "run"), method="toy") as run,
+    ):
+        run.finish({})
+
+
+def test_a_run_that_goes_on_beyond_its_end_takes_back_what_told_of_it(toy: Any) -> None:
+    run, _ = toy(steps=2)
+    exports = [run.directory / name for name in ("summary.json", "completions.parquet")]
+    assert all(path.is_file() for path in exports)
+    (run.directory / "samples.jsonl").write_text("{}")
+
+    def look(run: Run, step: int) -> None:
+        assert not any(path.exists() for path in (*exports, run.directory / "samples.jsonl"))
+
+    toy.after = look
+    toy(steps=3)
+    assert all(path.is_file() for path in exports)
+    (run.directory / "summary.json").write_text("[")  # broken, it is written anew
+    toy.after = lambda run, step: None
+    toy(steps=3)
+    assert json.loads((run.directory / "summary.json").read_text())["steps"] == 3

@@ -63,7 +63,9 @@ def test_how_it_ended(directory: Path, error: BaseException, state: str, reason:
         end(directory, error)
     found = read_status(directory)
     assert (found.state, found.reason, found.step, found.steps) == (state, reason, 1, 3)
-    with run_of(directory):
+    with run_of(directory) as run:
+        assert (read_status(directory).state, read_status(directory).reason) == (state, reason)
+        list(run.steps(0))  # from here on it does something
         assert (read_status(directory).state, read_status(directory).reason) == ("running", "")
     assert read_status(directory).state == "finished"
 

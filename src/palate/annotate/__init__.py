@@ -5,7 +5,7 @@ from palate.annotate.function import FunctionScorer, load_function
 from palate.annotate.ranker import Ranker, against_first, labels, question
 from palate.annotate.reward_model import RewardModel
 from palate.annotate.rules import Rule, length, regex, sentiment
-from palate.annotate.spec import annotator, scorer
+from palate.annotate.spec import annotator, files_of, scorer
 
 __all__ = [
     "Annotator",
@@ -17,6 +17,7 @@ __all__ = [
     "Scorer",
     "against_first",
     "annotator",
+    "files_of",
     "judged",
     "labels",
     "length",

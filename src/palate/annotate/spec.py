@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from palate.annotate.base import Annotator, Scorer, penalised, scored
@@ -40,6 +41,13 @@ def annotator(specs: Sequence[str], *, missing_eos_penalty: float = 0.0, **model
         weights.append(weight)
         scorers.append(scorer(name, **model_options))
     return penalised(scored(*scorers, weights=weights), missing_eos=missing_eos_penalty)
+
+
+def files_of(specs: Sequence[str]) -> list[Path]:
+    """The Python files among what `--reward` names."""
+    names = [match[2] if (match := _WEIGHT.fullmatch(spec)) else spec for spec in specs]
+    files = [Path(name.rpartition(":")[0]) for name in names]
+    return [path for path in files if path.suffix == ".py" and path.is_file()]
 
 
 def scorer(spec: str, **model_options: Any) -> Scorer:

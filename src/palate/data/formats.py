@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from palate.data.columns import Fields, Turns, read_fields
@@ -82,7 +83,12 @@ def _prompt(row: Fields) -> Prompt:
     if "prompt" not in row.values and "messages" in row.values:
         return _record(row, _waiting(row), "messages")
     if "prompt" not in row.values and "chosen" in row.values and "rejected" in row.values:
-        return _record(row, _split(row, row.content("chosen"), row.content("rejected"))[0])
+        content, chosen, rejected = _split(row, row.content("chosen"), row.content("rejected"))
+        found = _record(row, content)
+        # As columns they are texts to read, or to learn from, and must not repeat the prompt.
+        texts = {"chosen": chosen, "rejected": rejected}
+        own = {column: text for ours, text in texts.items() for column in row.names[ours]}
+        return replace(found, columns={**found.columns, **own})
     return _record(row, _asked(row), "prompt")
 
 

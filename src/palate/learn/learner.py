@@ -134,11 +134,12 @@ class Learner:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_SKIPPED:
+            milder = "" if self.model.dtype == torch.float32 else " or with --dtype float32"
             raise NonFiniteError(
                 f"{what} at update {self.version + 1}, the {self.skipped_in_a_row}rd time in a row; the "
                 "weights are as they were before, and the batch is saved beside the run's checkpoints as "
-                "nonfinite.jsonl. Start again from the last checkpoint with a lower --lr, or with --dtype "
-                "float32",
+                f"nonfinite.jsonl. Begin another run with a lower --lr{milder}, in another --output; with "
+                "--model RUN it begins with this one's weights, which then are its reference",
                 records,
             )
         self.observe("learn", 0)

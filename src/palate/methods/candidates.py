@@ -12,6 +12,7 @@ from palate.config import Sampling
 from palate.errors import RunError
 from palate.learn import Objective, Policy
 from palate.methods.offline import PairBatches, fit
+from palate.methods.records import once
 from palate.methods.report import fresh_logps, group_numbers
 from palate.methods.texts import from_column
 from palate.run import Run
@@ -85,7 +86,7 @@ def draw(
     """n completions of each prompt from the policy as it is; of repeated ones the first is a candidate.
 
     Args:
-        policy, prompts, n, sampling: as of `Snapshot.sample`; a prompt that comes twice counts once.
+        policy, prompts, n, sampling: as of `Snapshot.sample`; a row that comes twice counts once.
         run: gives the seed.
         round_: tells several draws of a run apart.
         texts: columns of the data whose texts join the completions of their prompt.
@@ -93,8 +94,7 @@ def draw(
     Raises:
         DataError: a prompt leaves no room for the new tokens, or lacks a text.
     """
-    asked = list({prompt.id: prompt for prompt in prompts}.values())  # twice, it would be answered alike
-    sampled = policy.snapshot().sample(asked, n, sampling, seed=run.seed("sample", round_))
+    sampled = policy.snapshot().sample(once(prompts), n, sampling, seed=run.seed("sample", round_))
     joined = [
         replace(g, completions=(*g.completions, *(from_column(policy, g.prompt, name) for name in texts)))
         for g in sampled
@@ -127,9 +127,9 @@ def fit_round(
     """
     if not records:
         reasons = [
-            f"{int(count)} {name.removeprefix('pairs/dropped_').replace('_', ' ')}"
+            f"{int(count)} {name.partition('dropped_')[2].replace('_', ' ')}"
             for name, count in numbers.items()
-            if name.startswith("pairs/dropped_") and count
+            if name.startswith(("pairs/dropped_", "candidates/dropped_")) and count
         ]
         mean = numbers.get("objective/scores")
         raise RunError(

@@ -47,7 +47,8 @@ def iterative_dpo(
     policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: IterativeDPOConfig, run: Run
 ) -> None:
     """Train `policy` in place on rounds of its own labelled completions."""
-    ref = start = policy.snapshot()
+    ref = policy.snapshot()
+    start = ref if cfg.ref == "start" else None  # held for nothing, it would be a copy of the weights
     human = [] if cfg.pairs is None else read_pairs(policy, cfg.pairs, cfg, run)[0]
 
     for t in range(cfg.rounds):
@@ -56,10 +57,11 @@ def iterative_dpo(
         label = labeller(annotate, t, now, ref, cfg.beta, cfg, run)
         pairs, numbers = pairs_of_round(t, now, label, prompts, human, cfg, run)
         del label  # with it, what it holds of an old reference
-        ref = start if cfg.ref == "start" else now
+        ref = now if start is None else start
         objective = Pairwise(PAIR_LOSSES["dpo"], cfg.beta, CachedReference(ref))
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)))
         fit(policy, pairs, always(objective), cfg, run, name=f"round {t}", numbers=numbers)  # M_t+1
+        del objective
 
 
 METHOD = Method(

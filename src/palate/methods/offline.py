@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from palate.config import Config, MethodConfig, RewardConfig, Sampling
 from palate.data import Stream
 from palate.learn import Learner, Objective
+from palate.methods.base import DIRECT
 from palate.run import Run
 from palate.types import Record
 
@@ -33,6 +34,14 @@ class PairBatches(Config):
     """Optimizer steps, instead of epochs."""
     eval_every: int | None = Field(None, ge=1)
     """Measure on the held-out data every so many steps, besides before and after."""
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> Self:
+        if self.eval_every is not None and getattr(self, "variant", DIRECT) != DIRECT:
+            raise ValueError(
+                "eval_every measures on held-out pairs, which variant direct alone has; leave it out"
+            )
+        return self
 
     def total_steps(self, records: int) -> int:
         """Optimizer steps for a number of records; the last batch of an epoch runs into the next."""

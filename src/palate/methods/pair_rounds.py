@@ -31,7 +31,8 @@ class PairRounds(RoundsConfig):
     label: Literal["annotator", "implicit"] = "annotator"
     """Who says what is better: the reward, or the policy's own log-ratio to its reference."""
     pairs: str | None = None
-    """Preference pairs from data; the first round learns from them instead of samples."""
+    """Preference pairs from data, read with the split, limit and map of the prompts; the first round learns
+    from them instead of samples."""
     mix_pairs: bool = False
     """Learn from `pairs` in the later rounds as well, beside the policy's own."""
 
@@ -73,7 +74,7 @@ def pairs_of_round(
     """
     if index == 0 and human:
         return list(human), {"round": 1}
-    asked = prompts_of_round(prompts, index, cfg, run)
+    asked = prompts_of_round(prompts, index - bool(human), cfg, run)
     groups = label(policy.sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", index)))
     pairs, dropped = select_pairs(groups, partial(best_vs_worst, tie=cfg.tie))
     if not pairs:
@@ -88,11 +89,18 @@ def pairs_of_round(
 
 
 def labeller(
-    annotate: Annotator, index: int, policy: Snapshot, ref: Snapshot, beta: float, cfg: PairRounds, run: Run
+    annotate: Annotator,
+    index: int,
+    policy: Snapshot,
+    ref: Snapshot | None,
+    beta: float,
+    cfg: PairRounds,
+    run: Run,
 ) -> Annotator:
     """Who labels a round's samples: the annotator, or the policy by its implicit reward, kept in the run."""
     if cfg.label == "annotator":
         return annotate
+    assert ref is not None, "what the policy is compared with"
     own = partial(implicit_rewards, policy=policy, ref=ref, beta=beta)
     return run.annotator(own, name=f"implicit reward of round {index}")
 

@@ -52,7 +52,11 @@ def paired(
         return tournament_pairs(groups, decide, rng=rng, tie=tie)
     if pairing == "first-round":
         twos = [two for group in groups for two in first_round_pairs(group, rng)]
-        return select_pairs(decide(twos) if twos else [], lambda two: pair_of_two(two, tie=tie))
+        made = select_pairs(decide(twos) if twos else [], lambda two: pair_of_two(two, tie=tie))
+        alone = sum(len(group.completions) for group in groups) - 2 * len(twos)
+        return Selected(
+            made.pairs, {**made.dropped, Drop.PASSED_OVER: made.dropped[Drop.PASSED_OVER] + alone}
+        )
     assert ask == "scores", "refused by the configuration"
     if pairing == "drawn":
         return select_pairs(groups, lambda group: drawn_pairs(group, tie=tie, rng=rng))

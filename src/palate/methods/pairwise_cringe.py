@@ -69,7 +69,7 @@ def pairwise_cringe(
     policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: PairwiseCringeConfig, run: Run
 ) -> None:
     """Train `policy` in place on rounds of its own labelled completions."""
-    start = policy.snapshot()
+    start = policy.snapshot() if cfg.label == "implicit" else None
     human = [] if cfg.pairs is None else read_pairs(policy, cfg.pairs, cfg, run)[0]
 
     for t in range(cfg.rounds):

@@ -58,7 +58,13 @@ def content_key(items: Sequence[Prompt | Record]) -> str:
     return key_of([_facts(item) for item in items])
 
 
+def once(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Each prompt once; two rows that ask the same, but differ in another column, are two."""
+    return list({content_key([prompt]): prompt for prompt in prompts}.values())
+
+
 def _facts(item: Prompt | Record) -> list[Any]:
     prompt = item if isinstance(item, Prompt) else item.prompt
     texts = [] if isinstance(item, Prompt) else [c.token_ids for c in item.completions]
-    return [prompt.id, dict(prompt.columns), texts]
+    margin = [item.margin] if isinstance(item, Pair) and item.margin is not None else []
+    return [prompt.id, dict(prompt.columns), texts, *margin]

@@ -49,7 +49,8 @@ class ReSTConfig(RoundsConfig):
     reduce: Literal["token", "mean", "sum"] = "token"
     """All tokens of a batch count alike, or all completions, by the mean or the sum of their tokens."""
     demonstrations: str | None = None
-    """Prompts with completions from data, which are scored and take part in every round's set."""
+    """Prompts with completions from data, read with the split, limit and map of the prompts; they are scored
+    and take part in every round's set."""
 
     @field_validator("thresholds")
     @classmethod

@@ -57,7 +57,8 @@ class RFTConfig(RoundsConfig):
 
 def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFTConfig, run: Run) -> None:
     """Train `policy` in place to imitate the best of its own completions."""
-    start = {f"weight/{name}": p.detach().clone() for name, p in policy.model.trained()}
+    trained = policy.model.trained() if cfg.restart else []
+    start = {f"weight/{name}": p.detach().clone() for name, p in trained}
     pool: list[Group] = []
 
     for t in range(cfg.rounds):

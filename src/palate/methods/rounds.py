@@ -12,6 +12,7 @@ from palate.config import MethodConfig, RewardConfig, RunConfig, Sampling
 from palate.data import Stream
 from palate.errors import RunError
 from palate.methods.offline import PairBatches
+from palate.methods.records import once
 from palate.run import Run
 from palate.types import Group, Prompt
 
@@ -23,6 +24,7 @@ class RoundsConfig(PairBatches, MethodConfig, RewardConfig, Sampling):
     """What methods in rounds share. Epochs and steps are those of one stage of learning."""
 
     may_change_bits: ClassVar = MAY_CHANGE
+    may_grow: ClassVar = frozenset({"rounds"})
     unoffered: ClassVar = frozenset({"eval_every"})  # what is held out are prompts, for before and after
 
     rounds: int = Field(1, ge=1)
@@ -32,11 +34,11 @@ class RoundsConfig(PairBatches, MethodConfig, RewardConfig, Sampling):
 
 
 def prompts_of_round(prompts: Sequence[Prompt], index: int, cfg: RoundsConfig, run: Run) -> list[Prompt]:
-    """What a round, counted from 0, samples from; no prompt twice."""
+    """What a round, counted from 0, samples from; no row twice."""
     drawn = prompts
     if cfg.prompts_per_round is not None:
         drawn = Stream(prompts, seed=run.seed("prompts")).batch(index, cfg.prompts_per_round)
-    return list({prompt.id: prompt for prompt in drawn}.values())
+    return once(drawn)
 
 
 def threshold(groups: Sequence[Group], given: float, by: Literal["reward", "quantile"], where: str) -> float:

@@ -36,6 +36,7 @@ class SPINConfig(OfflineConfig, PairBatches):
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
     may_change_bits: ClassVar = MAY_CHANGE
+    may_grow: ClassVar = frozenset({"rounds"})
 
     rounds: int = Field(4, ge=1)
     """Times that the opponent is renewed; epochs or steps count for each."""
@@ -78,10 +79,10 @@ def spin(
         objective = Pairwise(PAIR_LOSSES[cfg.loss], beta, CachedReference(opponent))
         lr = cfg.late_lr if cfg.late_lr and t >= 2 else cfg.lr
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)), lr=lr)
-        numbers = {"round": t + 1, "beta": beta} | group_numbers(
-            groups, {Drop.IDENTICAL: len(groups) - len(rounds[-1])}
-        )
+        same = {Drop.IDENTICAL: len(groups) - len(rounds[-1])}
+        numbers = {"round": t + 1, "beta": beta} | group_numbers(groups, same, kept=len(pairs))
         fit(policy, pairs, always(objective), cfg, run, unseen, name=f"round {t}", numbers=numbers)
+        del objective, opponent  # with them, a copy of the weights, while others are sampled from
 
 
 def against(examples: Sequence[Example], groups: Sequence[Group]) -> list[Pair]:

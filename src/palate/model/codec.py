@@ -141,7 +141,12 @@ class Codec:
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer, chat template included."""
-        self.tokenizer.save_pretrained(directory)
+        try:
+            self.tokenizer.save_pretrained(directory)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise OSError(str(error)) from error  # what the tokenizers library makes of a full disk
 
     # -- inside ------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from palate.errors import RunError
 from palate.journal import key_of
 from palate.learn import Learner
 from palate.learn.state import restore_state, save_state, state_bytes
-from palate.run.status import write_json
+from palate.run.status import sync, write_json
 
 NOTE = "checkpoint.json"
 """File of a checkpoint that tells where in the run it is, and what its other files have to be."""
@@ -111,6 +111,10 @@ class Checkpoints:
         """The one of most steps."""
         return self._found[-1] if self._found else None
 
+    def of_version(self, version: int) -> Path | None:
+        """The latest one of a learner after so many updates, if there is one."""
+        return next((c.path for c in reversed(self._found) if c.learner["version"] == version), None)
+
     def restore(self, learner: Learner, stage: int) -> Position | None:
         """Put a learner where it was at the last checkpoint of a stage; None if the stage has none."""
         own = [c for c in self._found if c.position.stage == stage]
@@ -139,6 +143,7 @@ class Checkpoints:
         scratch = self.directory / f".{target.name}.{os.getpid()}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            sync(self.directory.parent)
             self._require_room(learner, target)
             scratch.mkdir()
             learner.save(scratch)
@@ -153,7 +158,7 @@ class Checkpoints:
             _sync(scratch)
             aside = _put_aside(target) if target.exists() else None
             os.replace(scratch, target)
-            _sync_one(self.directory)
+            sync(self.directory)
             if aside is not None:
                 _remove(aside)
         except (OSError, SafetensorError) as error:
@@ -262,12 +267,4 @@ def _sync(directory: Path) -> None:
     """Wait until all of a directory is on disk: a rename must not overtake what it names."""
     paths: Iterable[Path] = (directory, *directory.rglob("*"))
     for path in paths:
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)

@@ -20,6 +20,7 @@ from palate.config import ModelConfig, RunConfig
 from palate.errors import RunError
 from palate.journal import Journal
 from palate.model.load import resolve
+from palate.run.checkpoints import Checkpoint
 from palate.run.status import LOCK, write_json
 
 _PACKAGES = ("palate", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
@@ -53,6 +54,12 @@ class RunDirectory:
         self._lock: FileLock | None = None
         description = describe(method, cfg)  # before anything is touched: it finds what is wrong, too
         try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise RunError(
+                f"the output {str(path)!r} is no name in UTF-8; give --output another one"
+            ) from None
+        try:
             self._enter(description, cfg)
             self._description = description
             if not self.resumed:
@@ -71,6 +78,33 @@ class RunDirectory:
         """Write `config.json`. A run that goes on does so once it has taken account of what has changed."""
         write_json(self.path / "config.json", self._description)
 
+    def journal(self, latest: Checkpoint | None) -> Journal:
+        """The run's journal, a new one for a new run.
+
+        Args:
+            latest: the last checkpoint of the run that is gone on with.
+
+        Raises:
+            RunError: it is not the one that belongs to the checkpoints.
+        """
+        path = self.path / "journal.db"
+        way_out = "bring back the one that was there, or start anew with --overwrite"
+        if latest is not None and not path.exists():
+            raise RunError(f"journal {str(path)!r} is gone; {way_out}")
+        journal = Journal(path)
+        known = journal.fact("run")
+        wrong = None
+        if known is not None and known != self.id:
+            wrong = "belongs to another run"
+        elif latest is not None and (known is None or len(journal.metrics()) < latest.position.metrics):
+            wrong = f"lacks what led to {latest.path.name}: it is new, or an older copy"
+        if wrong is not None:
+            journal.close()
+            raise RunError(f"journal {str(path)!r} {wrong}; {way_out}")
+        if known is None:
+            journal.keep_fact("run", self.id)
+        return journal
+
     def keep(self) -> None:
         """Something has been done: the run that was replaced may go."""
         if self._replaced is not None:
@@ -79,11 +113,13 @@ class RunDirectory:
 
     def release(self) -> None:
         """Let others have the directory. If nothing was done, the run that was replaced comes back."""
+        if self._replaced is not None and has_begun(self.path):
+            self.keep()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
         if self._replaced is not None and self._replaced.is_dir():
-            shutil.rmtree(self.path, ignore_errors=True)
+            self._clear()
             os.replace(self._replaced, self.path)
             self._replaced = None
 
@@ -94,6 +130,11 @@ class RunDirectory:
             not self.path.is_dir() or any(p.name not in _LEFT_EARLY for p in self.path.iterdir())
         )
         there = _description_in(self.path) if occupied else None
+        if occupied and there is None and has_begun(self.path):
+            raise RunError(
+                f"the run in {str(self.path)!r} has lost its config.json, or it is damaged; bring back a "
+                "good copy, or give --output another directory"
+            )
         if occupied and there is None:
             raise RunError(f"{str(self.path)!r} is there and holds no run; give --output another directory")
         if self.path.is_symlink() and cfg.overwrite:
@@ -137,7 +178,7 @@ class RunDirectory:
             shutil.rmtree(self._aside)
             return there
         assert self._lock is not None
-        shutil.rmtree(self.path)
+        self._clear()
         os.replace(self._aside, self.path)
         self._lock.release()
         self._hold()
@@ -150,10 +191,17 @@ class RunDirectory:
             self._replaced = self._aside
             os.replace(self.path, self._replaced)
         else:
-            shutil.rmtree(self.path)
+            self._clear()
         self._lock.release()
         self.path.mkdir(parents=True)
         self._hold()
+
+    def _clear(self) -> None:
+        """Remove the directory. It loses its name first, so that a kill leaves no part of it there."""
+        gone = self.path.with_name(f".{self.path.name}.removed")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(self.path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def _resume(self, there: dict[str, Any], description: dict[str, Any], cls: type[RunConfig]) -> None:
         self.resumed = True
@@ -169,6 +217,11 @@ class RunDirectory:
                 for key, value in description[part].items()
                 if there[part].get(key) != value
             ]
+        dtype = there["resolved"].get("dtype")
+        if dtype != description["resolved"].get("dtype"):
+            raise RunError(
+                f"the run in {str(self.path)!r} began in {dtype}; give --dtype {dtype} to go on with it"
+            )
         description["id"], description["started"] = there["id"], there["started"]
         description["resumed"] = [*there.get("resumed", []), {"at": now_text(), "changes": self.changes}]
 
@@ -227,9 +280,9 @@ def _description_in(directory: Path) -> dict[str, Any] | None:
         found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return (
-        found if isinstance(found, dict) and {"id", "method", "config", "versions"} <= found.keys() else None
-    )
+    kinds = {"id": str, "method": str, "config": dict, "versions": dict, "machine": dict, "resolved": dict}
+    ours = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    return found if ours else None
 
 
 def _refusal(there: Mapping[str, Any], here: Mapping[str, Any], cls: type[RunConfig]) -> str | None:
@@ -238,10 +291,14 @@ def _refusal(there: Mapping[str, Any], here: Mapping[str, Any], cls: type[RunCon
     if there["method"] != here["method"]:
         return f"of {there['method']} and not {here['method']}; {way_out}"
     then, now = there["config"], here["config"]
+    allowed = cls.may_change | cls.may_change_bits
+    if there["resolved"].get("dtype") == here["resolved"].get("dtype"):
+        allowed |= {"dtype"}  # "auto", and what it stands for
     changed = [
         f"{key} {then.get(key)!r} and not {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
-        if key not in cls.may_change | cls.may_change_bits and then.get(key) != now.get(key)
+        if then.get(key) != now.get(key)
+        and (key not in allowed or (key in cls.may_grow and (then.get(key) or 0) > (now.get(key) or 0)))
     ]
     if not changed:
         return None

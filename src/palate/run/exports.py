@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from palate.data import write_rows
 from palate.journal import Journal
+from palate.run.status import write_json
+
+SUMMARY, SAMPLES, COMPLETIONS = "summary.json", "samples.jsonl", "completions.parquet"
 
 
-def write_completions(path: Path, journal: Journal) -> None:
-    """Write every completion of a run with its prompt and reward; no file if there is none."""
+def write_exports(
+    directory: Path, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], journal: Journal
+) -> None:
+    """Write what tells of a run's end: the summary, samples, and every completion with its reward.
+
+    Args:
+        directory: of the run.
+        summary: numbers by name.
+        samples: rows of held-out prompts; no file if there are none.
+        journal: has the completions; no file if there are none.
+    """
+    if samples:
+        write_rows(directory / SAMPLES, samples)
     rows = list(journal.table())
     if len({type(row["prompt"]) for row in rows}) > 1:  # a column has one type
         rows = [{**row, "prompt": _as_text(row["prompt"])} for row in rows]
     if rows:
-        write_rows(path, rows)
+        write_rows(directory / COMPLETIONS, rows)
+    write_json(directory / SUMMARY, finite(summary))
+
+
+def remove_exports(directory: Path) -> None:
+    """Remove what told of a run's end, once it goes on beyond it."""
+    for name in (SUMMARY, SAMPLES, COMPLETIONS):
+        (directory / name).unlink(missing_ok=True)
+
+
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """What `summary.json` has; None if it is not there, or is no summary any more."""
+    try:
+        found = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def finite(numbers: Mapping[str, Any]) -> dict[str, Any]:

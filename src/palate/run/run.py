@@ -7,7 +7,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,7 @@ from typing import Any, Self
 
 from palate.annotate import Annotator
 from palate.config import RunConfig
-from palate.data import write_rows
 from palate.errors import NonFiniteError, RunError
-from palate.journal import Journal
 from palate.learn import Learner
 from palate.learn.state import fingerprint
 from palate.model.engine import unobserved
@@ -25,8 +23,8 @@ from palate.run.annotating import journaled
 from palate.run.checkpoints import Checkpoints, Position
 from palate.run.directory import RunDirectory, now_text
 from palate.run.display import Display
-from palate.run.exports import finite, write_completions
-from palate.run.status import Status, read_status, write_json, write_status
+from palate.run.exports import finite, read_summary, remove_exports, write_exports
+from palate.run.status import Status, read_status, write_status
 from palate.run.trackers import Trackers, check_trackers
 from palate.run.watch import DeadSteps, save_batch
 from palate.types import Group
@@ -75,33 +73,27 @@ class Run:
         with ExitStack() as undo:
             self._place = RunDirectory(self.directory, method, cfg)
             undo.callback(self._place.release)
-            self.journal = Journal(self.directory / "journal.db")
-            undo.callback(self.journal.close)
             self._checkpoints = Checkpoints(
                 self.directory / "checkpoints", self._place.id, keep=cfg.keep_checkpoints
             )
-            if self._place.resumed:
-                self._come_back()
-            self.journal.keep_fact("run", self._place.id)
-            try:
-                self._metrics = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
-            except OSError as error:
-                raise self._unwritable("metrics.jsonl", error) from error
+            self.journal = self._place.journal(self._checkpoints.latest)
+            undo.callback(self.journal.close)
+            with self._writing("metrics.jsonl") as path:
+                self._metrics = path.open("a", encoding="utf-8")
             undo.callback(self._metrics.close)
-            where = self.directory / "trackers"
-            self._trackers = Trackers(cfg.report_to, where, cfg.model_dump(mode="json"))
-            self._note()
+            self._trackers = Trackers(cfg.report_to, self.directory / "trackers", cfg.model_dump(mode="json"))
             undo.pop_all()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._amounts: defaultdict[str, int] = defaultdict(int)
         self._stage = self._base = self._done = self._new_steps = 0
         self._within = False
         self._attached: list[Learner] = []
-        rows = self.journal.metrics()
-        self._rows = len(rows)
-        self._dead = DeadSteps(cfg.max_dead_steps, rows)
-        self._total_tokens = max((int(row.get("num_tokens") or 0) for row in rows), default=0)
+        self._rows = self._total_tokens = 0
+        self._dead = DeadSteps(cfg.max_dead_steps, [])
         self._measured: dict[str, Metrics] = {}
+        self._taken_up = False
+        if not self._place.resumed:
+            self._take_up()
 
     def __enter__(self) -> Self:
         """Start showing progress."""
@@ -144,10 +136,17 @@ class Run:
         self.require_same(
             f"the weights of {learner.name}", fingerprint(learner), f"the model {learner.model.source}"
         )
+        self._take_up()
 
     def annotator(self, annotate: Annotator, *, name: str = "reward") -> Annotator:
         """The annotator, with its answers kept in the journal; `name` tells several of them apart."""
-        return journaled(annotate, self.journal, name=name, observe=self.observe, say=self.display.say)
+        kept = journaled(annotate, self.journal, name=name, observe=self.observe, say=self.display.say)
+
+        def annotated(groups: Sequence[Group]) -> list[Group]:
+            self._take_up()
+            return kept(groups)
+
+        return annotated
 
     def require_same(self, name: str, value: str, told: str) -> None:
         """Note something that a run must not change while it is interrupted.
@@ -190,6 +189,7 @@ class Run:
         With a learner, it is saved now and then, and put back to where it was when the run was cut off;
         the steps that are done by then are left out.
         """
+        self._take_up()
         stage, self._stage = self._stage, self._stage + 1
         base = self._base
         self.display.expect(base + count)
@@ -207,7 +207,8 @@ class Run:
             self._status = replace(self._status, step=base + step, steps=base + count)
             self._note()
             if self._new_steps == 0:  # what was the end is none any more
-                (self.directory / "summary.json").unlink(missing_ok=True)
+                with self._writing("summary.json"):
+                    remove_exports(self.directory)
             self._new_steps += 1
             self._within, self._done = True, base + step + 1
             yield step
@@ -216,7 +217,7 @@ class Run:
             if learner is not None and (step + 1 == count or self._due(step + 1)):
                 self._save(learner, Position(stage, step + 1, base, self._rows, step + 1 == count))
         self._base = self._done = base + max(first, count)
-        self._status = replace(self._status, step=self._base)
+        self._status = replace(self._status, step=self._base, steps=self._base)
         self.journal.place = f"after step {self._base}"
 
     @property
@@ -237,6 +238,7 @@ class Run:
         Raises:
             RunError: for many steps in a row there was nothing to learn from.
         """
+        self._take_up()
         row: dict[str, Number] = {"step": self._base + step + 1}
         for part in metrics:
             row |= part
@@ -259,6 +261,7 @@ class Run:
                 the run knows the numbers.
             compute: asked if it does not.
         """
+        self._take_up()
         key = f"{name} after step {self._done}"
         known = self.journal.metrics_of(key)
         found = {name: value for name, value in known.items() if name != "step"} if known else compute()
@@ -279,9 +282,9 @@ class Run:
             RunError: it cannot be written.
         """
         assert not self._within, "a step that is not done cannot be gone on from"
-        latest = self._checkpoints.latest
-        if latest is not None and latest.learner["version"] == learner.version:
-            return latest.path
+        self._take_up()
+        if (there := self._checkpoints.of_version(learner.version)) is not None:
+            return there
         return self._save(learner, Position(self._stage, 0, self._base, self._rows, ended=True))
 
     def finish(self, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -292,52 +295,49 @@ class Run:
         Returns:
             The summary that is there now.
         """
-        path = self.directory / "summary.json"
-        if path.is_file() and self._new_steps == 0:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+        self._take_up()
+        if self._new_steps == 0 and (there := read_summary(self.directory)) is not None:
+            return there
         self._place.keep()
-        if samples:
-            write_rows(self.directory / "samples.jsonl", samples)
-        write_completions(self.directory / "completions.parquet", self.journal)
-        write_json(path, finite(summary))
+        with self._writing("summary.json"):
+            write_exports(self.directory, summary, samples, self.journal)
         return dict(summary)
 
     # -- inside ------------------------------------------------------------------------------------
 
+    def _take_up(self) -> None:
+        """Begin; or go on where a run was left, with journal and metrics as they were at the last checkpoint.
+
+        What is refused is refused before that, and leaves the directory as it was.
+        """
+        if self._taken_up:
+            return
+        self._taken_up = True
+        if self._place.resumed:
+            self._come_back()
+        rows = self.journal.metrics()
+        self._rows = len(rows)
+        self._dead = DeadSteps(self.cfg.max_dead_steps, rows)
+        self._total_tokens = max((int(row.get("num_tokens") or 0) for row in rows), default=0)
+        self._note()
+
     def _come_back(self) -> None:
-        """Take up a run where it was left: journal and metrics as they were at the last checkpoint."""
-        latest = self._checkpoints.latest
-        version = 0 if latest is None else latest.learner["version"]
-        changes = self._place.changes
-        self._require_journal()
-        self.journal.rewind(0 if latest is None else latest.position.metrics, version if changes else None)
+        latest, changes = self._checkpoints.latest, self._place.changes
+        rows, version = (latest.position.metrics, latest.learner["version"]) if latest else (0, 0)
+        self.journal.rewind(rows, version if changes else None)
         lines = [json.dumps(row) + "\n" for row in self.journal.metrics()]
-        try:
-            (self.directory / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+        with self._writing("metrics.jsonl") as path:
+            path.write_text("".join(lines), encoding="utf-8")
             self._place.settle()
-        except OSError as error:
-            raise self._unwritable("metrics.jsonl", error) from error
         if changes:
             self.display.say(f"not the same to the last bit from here on: {'; '.join(changes)}")
         with suppress(RunError):  # it was killed before it had a status
             self._status = replace(read_status(self.directory), state="running", reason="")
         self._seconds_before = self._status.seconds
 
-    def _require_journal(self) -> None:
-        """Raise RunError if the journal is not the one that belongs to the checkpoints."""
-        latest, known = self._checkpoints.latest, self.journal.fact("run")
-        wrong = None
-        if known is not None and known != self._place.id:
-            wrong = "belongs to another run"
-        elif latest is not None and (known is None or len(self.journal.metrics()) < latest.position.metrics):
-            wrong = f"lacks what led to {latest.path.name}: it is new, or an older copy"
-        if wrong is not None:
-            raise RunError(
-                f"journal {str(self.directory / 'journal.db')!r} {wrong}; bring back the one that was there, "
-                "or start anew with --overwrite"
-            )
-
     def _end(self, error: BaseException | None) -> None:
+        if not self._taken_up:
+            return  # it was refused, or stopped, before it did anything
         if error is None:
             self._status = replace(self._status, state="finished")
         elif isinstance(error, KeyboardInterrupt):
@@ -347,10 +347,11 @@ class Run:
         if isinstance(error, NonFiniteError):
             save_batch(self.directory / "nonfinite.jsonl", error)
         if isinstance(error, KeyboardInterrupt):
-            saved = self._checkpoints.latest
-            where = f" after step {saved.position.steps}" if saved else ""
+            latest = self._checkpoints.latest
+            where = f" after step {latest.position.steps}" if latest else ""
             self.display.say(
-                f"stopped at step {self._status.step}; run the same command again to go on{where}"
+                f"stopped at step {self._status.step}; run the same command again"
+                f"{', without --overwrite,' if self.cfg.overwrite else ''} to go on{where}"
             )
         with nullcontext() if error is None else suppress(RunError):  # the first error is the one to tell
             self._note()
@@ -358,10 +359,8 @@ class Run:
     def _note(self) -> None:
         """Write the status."""
         self._status = replace(self._status, seconds=round(self.seconds, 1), updated=now_text())
-        try:
+        with self._writing("status.json"):
             write_status(self.directory, self._status)
-        except OSError as error:
-            raise self._unwritable("status.json", error) from error
 
     def _due(self, step: int) -> bool:
         if self.cfg.checkpoint_every is not None:
@@ -378,19 +377,23 @@ class Run:
         numbers = finite(row)
         self.journal.add_metrics(numbers, key=key)
         self._rows += 1
-        try:
+        with self._writing("metrics.jsonl"):
             self._metrics.write(json.dumps(numbers) + "\n")
             self._metrics.flush()
-        except OSError as error:
-            raise self._unwritable("metrics.jsonl", error) from error
         self._place.keep()
         self._trackers.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
-    def _unwritable(self, name: str, error: OSError) -> RunError:
-        return RunError(
-            f"{str(self.directory / name)!r} cannot be written: {error.strerror or error}; what is in the "
-            "journal and the checkpoints is safe, run the same command again to go on"
-        )
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """Tell an error in writing a file of the run, and what is safe."""
+        path = self.directory / name
+        try:
+            yield path
+        except OSError as error:
+            raise RunError(
+                f"{str(path)!r} cannot be written: {error.strerror or error}; what is in the journal and the "
+                "checkpoints is safe, run the same command again to go on"
+            ) from error
 
     def _rate(self, stage: str) -> float:
         return self._amounts[stage] / max(self._seconds[stage], 1e-9)

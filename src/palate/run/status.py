@@ -34,6 +34,9 @@ class Status:
     """When this was written: local time, ISO 8601."""
 
 
+_KINDS = {"step": int, "steps": int, "reason": str, "seconds": (int, float), "updated": str}
+
+
 def read_status(directory: Path) -> Status:
     """The state of the run in a directory; `killed` if it says that it runs and no process holds it.
 
@@ -45,6 +48,9 @@ def read_status(directory: Path) -> Status:
         found = json.loads(path.read_text(encoding="utf-8"))
         status = Status(**found)
         known = status.state in get_args(State)
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(status, name), kind):
+                raise ValueError(f"{name} is {getattr(status, name)!r}")
     except FileNotFoundError:
         raise RunError(f"{str(directory)!r} holds no run: it has no status.json") from None
     except (OSError, ValueError, TypeError) as error:
@@ -75,7 +81,20 @@ def is_held(directory: Path) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all, and wait until it is on disk."""
     scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(scratch, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
