@@ -82,6 +82,8 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         (directory / "status.json").write_text(json.dumps(asdict(status)))
         lines = [json.dumps({k: None if v != v else v for k, v in row.items()}) + "\n" for row in rows]
         (directory / "metrics.jsonl").write_text("".join(lines))
+        if summary is None and samples:
+            summary = {}  # it is written after them
         if summary is not None:
             (directory / "summary.json").write_text(json.dumps({"method": method, "steps": 4, **summary}))
         if samples:

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from palate.report.panels import MOST_OTHERS, letter, other_panels, panels, stage_seconds
+from palate.report.panels import (
+    MOST_OTHERS,
+    letter,
+    other_panels,
+    panels,
+    panels_of_one_value,
+    stage_seconds,
+)
 from palate.report.read import RunRecord
 
 Record = Callable[..., RunRecord]
@@ -90,7 +97,7 @@ def test_how_far_the_training_text_is_from_the_models_own(record: Record) -> Non
     assert [(line.label, line.points[1]) for line in panel.lines] == [
         ("trained on", (-2.0, -1.5)),
         ("its own", (-1.0, -1.1)),
-        ("trained on, held out", (-2.1, -1.6)),
+        ("held out", (-2.1, -1.6)),
     ]
 
 
@@ -103,6 +110,46 @@ def test_no_panel_where_nothing_was_dropped(record: Record) -> None:
 def test_parts_of_the_reward(record: Record) -> None:
     (panel,) = panels([record({"objective/scores/sentiment": [0.1], "objective/scores/length:40": [0.2]})])
     assert [line.label for line in panel.lines] == ["sentiment", "length:40"]
+
+
+def test_a_reward_model_has_panels_of_its_own(record: Record) -> None:
+    measured = {
+        "eval_accuracy": [0.5, 0.75], "eval_accuracy_low": [0.4, 0.625], "eval_accuracy_high": [0.6, 0.875],
+        "eval_accuracy_shorter": [0.25, 0.5], "eval_ece": [0.2, 0.1], "eval_margin": [0.0, 1.0],
+        "eval_mean_reward": [0.0, 0.5],
+    }  # fmt: skip
+    run = record(
+        {"accuracy": [0.5, 1.0], "margin": [0.1, 0.9], "min_reward": [0, -1], "max_reward": [0, 1]}, measured
+    )
+    found = {panel.key: [line.label for line in panel.lines] for panel in panels([run])}
+    assert found == {
+        "ranked": ["training", "held out"],
+        "ranked_shorter": ["held out"],
+        "ranked_margin": ["training", "held out"],
+        "ece": ["held out"],
+        "scores": ["lower", "higher", "held out"],
+    }
+    assert panels([run])[0].lines[1].band == (pytest.approx((0.1, 0.125)), pytest.approx((0.1, 0.125)))
+    assert other_panels([run]) == []
+
+
+def test_samples_that_were_drawn_once_have_no_curve(record: Record) -> None:
+    drawn = {"candidates/kept": [8, 8], "candidates/scores": [0.5, 0.5], "completions/mean_length": [9, 9]}
+    run = record({**drawn, "loss": [0.7, 0.6], "logps/training": [-2, -1], "logps/fresh": [-1, -1]})
+    assert [panel.key for panel in panels([run])] == ["shift", "loss"]  # beside a curve, the value stays
+    assert [(panel.key, panel.lines[0].points) for panel in panels_of_one_value([run])] == [
+        ("selected", ((1,), (0.5,))),
+        ("length", ((1,), (9,))),
+    ]
+    rounds = record({**drawn, "round": [1, 2], "loss": [0.7, 0.6]})
+    assert panels_of_one_value([rounds]) == []
+    assert "length" in [panel.key for panel in panels([rounds])]
+
+
+def test_kl_is_drawn_only_of_samples_of_the_policy_as_it_is(record: Record) -> None:
+    kl = {"objective/kl": [0.0, -1.0]}
+    assert [panel.key for panel in panels([record(kl)])] == ["kl"]
+    assert panels([record({**kl, "round": [1, 1]})]) == []
 
 
 def test_metrics_that_nobody_foresaw(record: Record) -> None:

@@ -132,6 +132,23 @@ def test_figures_that_are_no_numbers_are_none(record: Record) -> None:
     assert run.setting("beta") is None
 
 
+def test_samples_of_an_end_that_is_none_any_more_are_left_out(write_run: Write) -> None:
+    # The run was finished, and goes on: its summary is gone, and what it then wrote is not "after".
+    directory = write_run(samples=[SAMPLE], status=Status("interrupted", 5, 8))
+    assert len(read_run(directory).samples) == 1
+    (directory / "summary.json").unlink()
+    assert read_run(directory).samples == ()
+
+
+def test_steps_that_learn_from_the_same_samples(write_run: Write) -> None:
+    rows = [{**STEP, "step": i, "round": 1 + i // 3, "pairs/kept": 5} for i in range(1, 6)]
+    run = read_run(write_run(rows=[*rows, {"step": 5, "pairs/kept": 7}]))  # the last row is a measurement
+    assert run.curve("pairs/kept") == ((1, 3, 5), (5, 5, 7))
+    assert run.curve("loss")[0] == (1, 2, 3, 4, 5)
+    assert not run.fresh
+    assert read_run(write_run("b", rows=[{**STEP, "step": i} for i in (1, 2)])).fresh
+
+
 # ---- What cannot be read ---------------------------------------------------------------------------
 
 
@@ -173,9 +190,40 @@ def test_broken_documents(write_run: Write, name: str, text: str) -> None:
         read_run(directory)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("state", '"gone"'), ("state", "[]"), ("step", '"3"'), ("steps", "[]"), ("seconds", '"9"'),
+     ("seconds", "-1"), ("seconds", "Infinity"), ("seconds", "NaN"), ("reason", "[]"), ("updated", "{}"),
+     ("unheard", "1")],
+)  # fmt: skip
+def test_a_status_of_wrong_types(write_run: Write, name: str, value: str) -> None:
+    directory = write_run()
+    known = json.loads((directory / "status.json").read_text())
+    text = json.dumps({**known, name: "@"}).replace('"@"', value)
+    (directory / "status.json").write_text(text)
+    with pytest.raises(RunError, match=r"status\.json"):
+        read_run(directory)
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "1", "null", "{"])
+def test_a_status_that_is_no_object(write_run: Write, text: str) -> None:
+    directory = write_run()
+    (directory / "status.json").write_text(text)
+    with pytest.raises(RunError, match=r"status\.json"):
+        read_run(directory)
+
+
+def test_summary_and_metrics_of_wrong_types_are_not_shown(write_run: Write) -> None:
+    rows = [{**STEP, "step": i, "round": [1], "pairs/kept": "5", "candidates/kept": {}} for i in (1, 2)]
+    run = read_run(write_run(rows=rows, summary={"loss_before": "5", "loss_after": [4], "held_out": {}}))
+    assert run.curve("pairs/kept") == ((), ())
+    assert len(run.draws) == 2
+    assert [run.figure(name) for name in ("loss_before", "loss_after", "held_out")] == [None] * 3
+
+
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "samples.jsonl", "summary.json"])
 def test_a_directory_where_a_file_should_be(write_run: Write, name: str) -> None:
-    directory = write_run()
+    directory = write_run(summary={})
     (directory / name).unlink(missing_ok=True)
     (directory / name).mkdir()
     with pytest.raises(RunError, match=f"{name}' cannot be read: Is a directory"):

@@ -169,7 +169,7 @@ def test_a_finished_run(write_run: Write, online_rows: Rows) -> None:
         "float32",
     ):
         assert text in said
-    assert "none of the signs that are looked for (10 of them)" in said
+    assert "none of the signs that are looked for (11 of them)" in said
 
 
 def test_a_run_of_pairs(write_run: Write) -> None:
@@ -219,6 +219,39 @@ def test_one_step_is_enough(write_run: Write, online_rows: Rows) -> None:
     page = Page(write_report([write_run(rows=online_rows[:1])]))
     check_alone(page)
     assert len(page.all("figure")) > 5
+
+
+def test_a_run_on_demonstrations(write_run: Write) -> None:
+    rows = [{"step": i, "loss": 5.0 - i, "step_time": 1.0} for i in (1, 2)]
+    config = {"eval_data": "d", "reward": [], "epochs": 1.0}
+    summary = {"held_out": 12, "loss_before": 5.5, "loss_after": 4.25}
+    said = Page(
+        write_report([write_run("a", rows=rows, summary=summary, config=config, method="sft")])
+    ).said()
+    assert "5.50 → 4.25" in said
+    assert "Nothing was measured" not in said
+    said = Page(write_report([write_run("b", rows=rows, summary={}, config=config, method="sft")])).said()
+    assert "Nothing was measured on held-out data; give --reward to compare completions." in said
+
+
+def test_a_reward_model(write_run: Write) -> None:
+    rows = [{"step": i, "loss": 0.7, "accuracy": 0.5 * i, "step_time": 1.0} for i in (1, 2)]
+    directory = write_run(rows=rows, summary={"ece_before": 0.5, "ece_after": 0.25}, method="reward-model")
+    said = Page(write_report([directory])).said()
+    assert "0.500 → 0.250" in said
+    assert "Pairs ranked as the data do" in said
+    assert "a reward model writes nothing" in said
+
+
+def test_samples_that_were_drawn_once(write_run: Write) -> None:
+    rows = [
+        {"step": i, "loss": 0.7, "candidates/kept": 8, "completions/mean_length": 11.5, "step_time": 1.0}
+        for i in (1, 2, 3)
+    ]
+    page = Page(write_report([write_run(rows=rows, method="rso")]))
+    check_marked_up(page)
+    assert "samples, drawn once" in page.said()
+    assert "11.5 tokens" in page.said()
 
 
 def test_several_runs(write_run: Write, online_rows: Rows, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from palate.report.signs import (
     kl_runs_away,
     length_drift,
     overfits,
+    ranks_by_length,
     sampler_gap,
     signs,
     skipped_updates,
@@ -158,13 +159,34 @@ def test_dead_pairs(record: Record, tie: int, expected: str | None) -> None:
     ("why", "advice"), [("tie", "--tie"), ("identical", "--temperature"), ("unusable", "reward")]
 )
 def test_dead_pairs_say_what_to_do_about_each_reason(record: Record, why: str, advice: str) -> None:
-    sign = dead_pairs(record({"pairs/kept": [4, 0], f"pairs/dropped_{why}": [4, 8]}))
+    offered = {"tie": 0.0, "temperature": 1.0}
+    sign = dead_pairs(record({"pairs/kept": [4, 0], f"pairs/dropped_{why}": [4, 8]}, config=offered))
     assert sign is not None
     assert sign.seen == (
-        f"75.0\N{NO-BREAK SPACE}% of 16 groups gave no pair to learn from: 12 {why}. "
+        f"75.0\N{NO-BREAK SPACE}% of 16 groups gave nothing to learn from: 12 {why}. "
         "In 1 of 2 steps no pair was left, and nothing was learnt."
     )
     assert advice in sign.do
+    assert "--n" not in sign.do  # a setting that the method has not
+
+
+def test_dead_pairs_of_samples_count_once(record: Record) -> None:
+    # 6 of 12, whatever the number of steps; and of the second round 2 of 10: together 8 of 22.
+    once = {"pairs/kept": [6.0] * 5, "pairs/dropped_tie": [6.0] * 5}
+    sign = dead_pairs(record({**once, "candidates/kept": [24.0] * 5}, config={"pairing": "tournament"}))
+    assert sign is not None
+    assert "50.0\N{NO-BREAK SPACE}% of 12 pairs of candidates" in sign.seen
+    twice = {"round": [1, 1, 2], "pairs/kept": [6, 6, 8], "pairs/dropped_tie": [6, 6, 2]}
+    sign = dead_pairs(record(twice))
+    assert sign is not None
+    assert "36.4\N{NO-BREAK SPACE}% of 22 groups" in sign.seen
+
+
+def test_two_draws_of_unlike_numbers_are_two_rounds(record: Record) -> None:
+    drawn = {"pairs/kept": [6, 6, 8], "pairs/dropped_tie": [6, 6, 2], "candidates/kept": [24, 24, 20]}
+    sign = dead_pairs(record(drawn))
+    assert sign is not None
+    assert "of 22 groups" in sign.seen
 
 
 @pytest.mark.parametrize(("dropped", "expected"), [(19, None), (20, "note"), (50, "worry")])
@@ -197,6 +219,10 @@ def test_kl_runs_away(record: Record, kl: Sequence[float], expected: str | None)
 
 def test_kl_of_the_held_out_comparison_counts_too(record: Record) -> None:
     assert level(kl_runs_away, record({"objective/kl": [5.0] * 4}, summary={"kl": 12.0})) == "note"
+
+
+def test_kl_on_samples_of_an_earlier_policy_is_none(record: Record) -> None:
+    assert kl_runs_away(record({"objective/kl": [40.0] * 4, "round": [1.0] * 4})) is None
 
 
 def test_kl_for_nothing_is_said(record: Record) -> None:
@@ -276,3 +302,43 @@ def test_overfits(record: Record, losses: Sequence[float], expected: str | None)
     assert level(overfits, run) == expected
     if expected:
         assert "lowest at step 1 (0.600)" in overfits(run).seen  # type: ignore[union-attr]
+
+
+def test_each_round_has_a_held_out_loss_of_its_own(record: Record) -> None:
+    run = record({"round": [1, 2]}, {"eval_loss": [0.7, 0.5, 0.7]})
+    assert overfits(run) is None
+    assert level(overfits, record(measured={"eval_loss": [0.7, 0.5, 0.7]})) == "note"
+
+
+def test_overfitting_says_what_of(record: Record) -> None:
+    run = record(measured={"eval_loss": [0.7, 0.5, 0.7]}, method="sft", config={"epochs": 1.0})
+    sign = overfits(run)
+    assert sign is not None
+    assert "its own demonstrations" in sign.means
+    assert "--beta" not in sign.do
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "longer", "shorter_high", "expected"),
+    [
+        (0.7, 0.6, 0.5, None),
+        (0.6, 0.6, 0.5, "note"),  # no better than to prefer the longer one
+        (0.45, 0.5, 0.5, None),  # length tells nothing either
+        (0.7, 0.6, 0.49, "worry"),
+        (0.7, 0.6, None, None),  # no such pairs
+        (0.6, 0.7, None, "note"),
+    ],
+)
+def test_ranks_by_length(
+    record: Record, accuracy: float, longer: float, shorter_high: float | None, expected: str | None
+) -> None:
+    summary: dict[str, float] = {"accuracy_after": accuracy, "longer_wins": longer}
+    if shorter_high is not None:
+        summary |= {
+            f"accuracy_shorter_{k}": v
+            for k, v in zip(("after", "low", "high"), (0.4, 0.3, shorter_high), strict=True)
+        }
+    run = record(summary=summary)
+    assert level(ranks_by_length, run) == expected
+    if expected:
+        assert ("Where the shorter one" in ranks_by_length(run).seen) == (shorter_high is not None)  # type: ignore[union-attr]

@@ -5,7 +5,16 @@ from collections.abc import Callable
 import pytest
 
 from palate.report.read import RunRecord, Sample
-from palate.report.spans import FEWEST_SAMPLES, ends, late, length_link, quarters, third_quarter
+from palate.report.spans import (
+    FEWEST_SAMPLES,
+    ends,
+    late,
+    latest_samples,
+    length_link,
+    quarters,
+    rounds,
+    third_quarter,
+)
 
 Record = Callable[..., RunRecord]
 
@@ -35,6 +44,29 @@ def test_parts_of_nothing(record: Record) -> None:
 def test_three_steps_have_no_third_quarter(record: Record) -> None:
     assert third_quarter(record({"x": [1, 2, 3]}), "x") is None
     assert third_quarter(record({"x": [1, 2, 3, 4]}), "x") == 3
+
+
+LENGTH = "completions/mean_length"
+
+
+def test_numbers_of_samples_count_once_a_round(record: Record) -> None:
+    # Four steps of round 1 and one of round 2: the mean over steps would be 3.4.
+    run = record({"round": [1, 1, 1, 1, 2], LENGTH: [3, 3, 3, 3, 5], "x": [1, 2, 3, 4, 5]})
+    assert quarters(run, LENGTH) == (3, 5)
+    assert run.curve(LENGTH) == ((1, 5), (3, 5))
+    assert run.curve("x")[1] == (1, 2, 3, 4, 5)
+    assert rounds(run) == 2
+
+
+def test_where_the_latest_samples_are_from(record: Record) -> None:
+    steps = [float(i) for i in range(1, 9)]
+    assert latest_samples(record({LENGTH: steps})) == "In the last quarter of the steps"
+    once = record({LENGTH: [3.0] * 8, "candidates/kept": [4] * 8})
+    assert latest_samples(once) == "In the samples, which were drawn once"
+    assert rounds(once) == 1
+    assert latest_samples(record({LENGTH: [3, 3, 4], "round": [1, 1, 2]})) == "In the last of 2 rounds"
+    many = record({LENGTH: steps * 2, "round": sorted(steps * 2)})
+    assert latest_samples(many) == "In the last quarter of 8 rounds"
 
 
 def test_longer_texts_that_gain_more_are_linked() -> None:

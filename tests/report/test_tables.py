@@ -5,7 +5,7 @@ from pathlib import Path
 
 from palate.report.plots import Interval
 from palate.report.read import RunRecord
-from palate.report.tables import Figure, figures, held_out, interval_rows, settings, unlike
+from palate.report.tables import Figure, drawn_once, figures, held_out, interval_rows, settings, unlike
 
 Record = Callable[..., RunRecord]
 
@@ -57,6 +57,49 @@ def test_held_out_figures_beside_each_other(record: Record) -> None:
         "Held-out pairs": ("", "200"),
     }
     assert held_out([record()]) == []
+
+
+def test_figures_of_demonstrations_and_of_a_reward_model(record: Record) -> None:
+    imitated = record(summary={"held_out": 12, "loss_before": 5.5, "loss_after": 4.25})
+    ranker = record(
+        summary={
+            **RANKED, "accuracy_shorter_before": 0.5, "accuracy_shorter_after": 0.25,
+            "accuracy_shorter_low": 0.125, "accuracy_shorter_high": 0.375, "shorter_pairs": 40,
+            "ece_before": 0.25, "ece_after": 0.125, "longer_wins": 0.75,
+        }
+    )  # fmt: skip
+    assert figures(imitated)[0] == ("Held-out loss", "4.25", "5.50 before")
+    assert figures(ranker)[1] == ("Calibration error", "0.125", "0.250 before")
+    table = {label: tuple(map(spaces, cells)) for label, cells in held_out([imitated, ranker])}
+    assert table == {
+        "Pairs ranked as the data do": ("", "75.0 % [50.0 %, 87.5 %]"),
+        "the same, before": ("", "50.0 %"),
+        "where the shorter is better": ("", "25.0 % [12.5 %, 37.5 %]"),
+        "where the shorter is better, before": ("", "50.0 %"),
+        "ranked so by preferring the longer": ("", "75.0 %"),
+        "Calibration error (ECE)": ("", "0.250 → 0.125"),
+        "Loss": ("5.50 → 4.25", ""),
+        "Held-out pairs": ("", "200"),
+        "in which the shorter is better": ("", "40"),
+        "Held-out demonstrations": ("12", ""),
+    }
+    assert interval_rows([ranker], "accuracy_shorter") == [Interval("after", 0.25, 0.125, 0.375)]
+
+
+def test_samples_that_were_drawn_once(record: Record) -> None:
+    drawn = {
+        "candidates/kept": [8, 8],
+        "completions/mean_length": [11.5, 11.5],
+        "objective/scores": [0.5, 0.5],
+    }
+    once, other = record({**drawn, "val/contain_eos_token": [0.25, 0.25]}), record(drawn)
+    assert [(label, spaces(cell)) for label, (cell,) in drawn_once([once])] == [
+        ("Reward", "0.500"),
+        ("Length, all", "11.5 tokens"),
+        ("Ended and cut, ended", "25.0 %"),
+    ]
+    assert drawn_once([other, once])[-1][1] == ("", "25.0\N{NO-BREAK SPACE}%")
+    assert drawn_once([record({"objective/scores": [0.5, 0.5]})]) == []
 
 
 def test_intervals_of_the_runs_that_have_one(record: Record) -> None:

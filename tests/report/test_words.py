@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from palate.methods import METHODS
 from palate.report.read import RunRecord
 from palate.report.words import (
     best_figures,
@@ -19,6 +20,8 @@ from palate.report.words import (
     percent,
     signed,
     ticks,
+    unmeasured,
+    unsampled,
     what_was_run,
 )
 from palate.run.status import Status
@@ -156,3 +159,66 @@ def test_best_figures_before_the_end(record: Record) -> None:
     said = "On fresh samples, mean reward went from 0.100 in the first step to 0.400."
     assert best_figures(record({"objective/scores": [0.1, 0.2, 0.4]})) == said
     assert best_figures(record()) == ""
+
+
+def test_best_figures_of_samples_that_several_steps_learn_from(record: Record) -> None:
+    scores = {"objective/scores": [0.25, 0.25, 0.5]}
+    said = "On fresh samples, mean reward went from 0.250 in the first round to 0.500."
+    assert best_figures(record({**scores, "round": [1, 1, 2]})) == said
+    said = "The samples that it learns from were drawn once; their mean reward is 0.250."
+    assert best_figures(record({"objective/scores": [0.25] * 3, "candidates/kept": [4] * 3})) == said
+
+
+def test_best_figures_of_demonstrations(record: Record) -> None:
+    summary = {"held_out": 12, "loss_before": 5.5, "loss_after": 4.25}
+    assert best_figures(record(summary=summary)) == (
+        "The loss went from 5.50 to 4.25 on 12 held-out demonstrations."
+    )
+
+
+OWN = ("prompts", "rewarded")
+SAID = {
+    "oaif": OWN, "iterative-dpo": ("pairs", "rewarded"), "pairwise-cringe": ("pairs", "rewarded"),
+    "slic-hf": ("pairs", "rewarded"), "rso": ("pairs", "rewarded"), "click": ("pairs", "rewarded"),
+    "rrhf": ("groups", "rewarded"), "rft": ("completions", "rewarded"), "rest": ("completions", "rewarded"),
+    "sft": ("demonstrations", "measured"), "spin": ("pairs", "measured"), "dpo": ("pairs", "measured"),
+    "ipo": ("pairs", "measured"), "reward-model": ("pairs", ""),
+}  # fmt: skip
+"""What a batch of each method is of, and what its reward is for."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_was_run_of_each_method(record: Record, method: str) -> None:
+    given = {name: value for name, value in METHODS[method].defaults().items() if name != "label"}
+    config = {
+        **given,
+        "model": "m",
+        "data": "d",
+        "reward": ["r"] if "reward" in given else [],
+        "batch_size": 4,
+    }
+    said = what_was_run(record(config=config, method=method))
+    unit, reward = SAID[method]
+    assert f": 4 steps of 4 {unit}" in said
+    assert (f", {reward} by r:" in said) == bool(reward)
+    assert said.startswith(f"{method} ({given['variant']}) " if "variant" in given else method)
+    if METHODS[method].direct is not None:
+        said = what_was_run(record(config={**config, "variant": "direct"}, method=method))
+        assert f"{method} (direct) trained m" in said
+        assert said.endswith("on d, measured by r: 4 steps of 4 pairs.")
+
+
+def test_what_was_run_in_rounds(record: Record) -> None:
+    run = record(config={"epochs": 1.0, "batch_size": 1, "rounds": 3}, method="rft")
+    assert what_was_run(run) == "rft: 4 steps of 1 completion in 3 rounds."
+
+
+def test_what_to_give_for_held_out_figures(record: Record) -> None:
+    none = record(config={"eval_data": None, "reward": []})
+    assert unmeasured([none]) == "; give --eval-data, and --reward to compare completions"
+    assert unmeasured([none, record(config={"eval_data": "d", "reward": []})]) == (
+        "; give --reward to compare completions"
+    )
+    assert unmeasured([record(config={"eval_data": "d", "reward": ["r"]})]) == ""
+    assert "--eval-data" in unsampled([none])
+    assert unsampled([record(method="reward-model")]) == ": a reward model writes nothing"

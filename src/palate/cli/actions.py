@@ -60,11 +60,14 @@ def run(method: str, config: MethodConfig) -> int:
     console = Console()
     if "accuracy_after" in outcome.summary:
         show_accuracy(outcome.summary, console)
+    if "loss_after" in outcome.summary:
+        before, after = (outcome.summary[f"loss_{when}"] for when in ("before", "after"))
+        console.print(f"\nheld-out loss ({outcome.summary['held_out']})  {before:.4f} -> {after:.4f}")
     if outcome.evaluation is not None:
         show_evaluation(outcome.evaluation, console)
     directory = outcome.run.directory
-    console.print(Text(f"\ncheckpoint  {directory / outcome.summary['checkpoint']}"), soft_wrap=True)
-    console.print(Text(f"summary     {directory / 'summary.json'}"), soft_wrap=True)
+    console.print(Text(plain(f"\ncheckpoint  {directory / outcome.summary['checkpoint']}")), soft_wrap=True)
+    console.print(Text(plain(f"summary     {directory / 'summary.json'}")), soft_wrap=True)
     show_report(directory, console)
     return 0
 
@@ -149,7 +152,7 @@ def show_report(directory: Path, console: Console) -> None:
         line = Text(plain(f"palate: the run is done, but its report cannot be written: {error}"))
         Console(stderr=True).print(line, soft_wrap=True)
     else:
-        console.print(Text(text), soft_wrap=True)
+        console.print(Text(plain(text)), soft_wrap=True)
 
 
 def _prompts(config: SampleConfig) -> list[Prompt]:

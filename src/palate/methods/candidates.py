@@ -138,4 +138,5 @@ def fit_round(
             f"(left out: {', '.join(reasons) or 'none'}); {advice}"
         )
     policy.optimizer.restart(total_steps=cfg.total_steps(len(records)))
-    fit(policy, records, objective, cfg, run, name=f"round {round_}", numbers=numbers)
+    told = {"round": round_ + 1, **numbers}
+    fit(policy, records, objective, cfg, run, name=f"round {round_}", numbers=told)

@@ -57,8 +57,7 @@ class RFTConfig(RoundsConfig):
 
 def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFTConfig, run: Run) -> None:
     """Train `policy` in place to imitate the best of its own completions."""
-    trained = policy.model.trained() if cfg.restart else []
-    start = {f"weight/{name}": p.detach().clone() for name, p in trained}
+    start = {f"weight/{name}": p.detach().clone() for name, p in policy.model.trained() if cfg.restart}
     pool: list[Group] = []
 
     for t in range(cfg.rounds):

@@ -141,12 +141,7 @@ class Codec:
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer, chat template included."""
-        try:
-            self.tokenizer.save_pretrained(directory)
-        except Exception as error:
-            if type(error) is not Exception:
-                raise
-            raise OSError(str(error)) from error  # what the tokenizers library makes of a full disk
+        self.tokenizer.save_pretrained(directory)
 
     # -- inside ------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,13 @@ T = TypeVar("T")
 
 BIGGEST = 1e30
 """Numbers beyond are taken for infinite: nothing that is measured here comes near."""
+
+OF_SAMPLES = (
+    "completions/mean_", "completions/min_", "completions/max_", "completions/clipped_", "pairs/", "pool/",
+    "candidates/", "objective/scores", "objective/unusable", "val/", "frac_reward_zero_std", "logps/fresh",
+    "sampling/sampling_logp_difference/",
+)  # fmt: skip
+"""What the names of numbers of freshly sampled completions begin with."""
 
 Row = Mapping[str, float]
 """Metrics of one step by name; NaN where the run had no finite number."""
@@ -59,7 +67,7 @@ class RunRecord:
         rows: metrics of the steps, in order; the last writing of a step counts.
         measurements: held-out measurements, in order, step 0 before the first step.
         summary: `summary.json`, empty before the run has finished.
-        samples: held-out prompts with completions before and after.
+        samples: held-out prompts with completions before and after, none before the run has finished.
         unread: lines that are no row, by file.
     """
 
@@ -79,9 +87,23 @@ class RunRecord:
         found = self.description.get("config")
         return found if isinstance(found, dict) else {}
 
+    @cached_property
+    def draws(self) -> tuple[Row, ...]:
+        """The first step of each set of samples: every step, or that with which a round begins."""
+        drawn = [_draw(row) for row in self.rows]
+        return tuple(
+            row for i, row in enumerate(self.rows) if drawn[i] is None or i == 0 or drawn[i] != drawn[i - 1]
+        )
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no step learns from samples that a step before it has learnt from."""
+        return len(self.draws) == len(self.rows)
+
     def curve(self, name: str) -> Points:
-        """Finite values of a metric with their steps."""
-        rows = sorted((*self.rows, *self.measurements), key=itemgetter("step"))
+        """Finite values of a metric with their steps; of numbers of samples, one for each set of them."""
+        of_steps = self.draws if name.startswith(OF_SAMPLES) else self.rows
+        rows = sorted((*of_steps, *self.measurements), key=itemgetter("step"))
         found = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
         return tuple(step for step, _ in found), tuple(value for _, value in found)
 
@@ -112,8 +134,14 @@ def read_run(directory: Path) -> RunRecord:
             "directory that the run was given as --output"
         )
     status = read_status(directory)
+    if not 0 <= status.seconds <= BIGGEST:
+        raise RunError(
+            f"{str(directory / 'status.json')!r} cannot be read: seconds is {status.seconds}, expected a time"
+        )
+    summary = _document(directory / "summary.json")
     logged, bad_metrics = _lines(directory / "metrics.jsonl", _row)
-    samples, bad_samples = _lines(directory / "samples.jsonl", _sample)
+    # Without a summary, samples are those of an end that the run has gone on from.
+    samples, bad_samples = ([], 0) if summary is None else _lines(directory / "samples.jsonl", _sample)
     unread = {"metrics.jsonl": bad_metrics, "samples.jsonl": bad_samples}
     return RunRecord(
         directory=directory,
@@ -122,7 +150,7 @@ def read_run(directory: Path) -> RunRecord:
         status=status,
         rows=_by_step([row for row in logged if not _is_measurement(row)]),
         measurements=_by_step([row for row in logged if _is_measurement(row)]),
-        summary=_document(directory / "summary.json") or {},
+        summary=summary or {},
         samples=tuple(samples),
         unread={name: count for name, count in unread.items() if count},
     )
@@ -224,6 +252,20 @@ def _row(found: dict[str, Any]) -> dict[str, float] | None:
 def _is_measurement(row: Row) -> bool:
     """A step's row has the time it took; a measurement belongs to no step's work."""
     return not {"step_time", "loss"} & row.keys()
+
+
+def _draw(row: Row) -> object:
+    """What tells a step's samples from those of the next step; None where each step has its own.
+
+    Methods in rounds count these. Those that draw candidates write the same numbers of them at every step,
+    and two draws of the very same numbers would be no news.
+    """
+    if "round" in row:
+        return row["round"]
+    if "candidates/kept" in row:
+        told = ("candidates/", "pairs/", "completions/", "objective/scores")
+        return {k: v for k, v in row.items() if k.startswith(told) and math.isfinite(v)}
+    return None
 
 
 def _by_step(rows: Sequence[Row]) -> tuple[Row, ...]:

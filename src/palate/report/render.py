@@ -17,12 +17,21 @@ from markupsafe import Markup
 
 from palate.errors import RunError
 from palate.report import plots
-from palate.report.panels import Panel, letter, other_panels, panels, stage_seconds
+from palate.report.catalogue import Panel
+from palate.report.panels import letter, other_panels, panels, stage_seconds
 from palate.report.read import RunRecord, read_runs, run_names
 from palate.report.samples import chunked, left_out, shown
 from palate.report.signs import SIGNS, Sign, signs
-from palate.report.tables import Figure, figures, held_out, interval_rows, settings, unlike
-from palate.report.words import best_figures, count, duration, how_it_ended, what_was_run
+from palate.report.tables import Figure, drawn_once, figures, held_out, interval_rows, settings, unlike
+from palate.report.words import (
+    best_figures,
+    count,
+    duration,
+    how_it_ended,
+    unmeasured,
+    unsampled,
+    what_was_run,
+)
 from palate.run import plain
 
 HERE = Path(__file__).parent
@@ -118,6 +127,10 @@ def render(records: Sequence[RunRecord]) -> str:
         "chunks": chunked([sample for part in samples for sample in part]),
         "left_out": left_out(records),
         "settings": settings(records),
+        "rounds": not all(record.fresh for record in records),
+        "drawn_once": drawn_once(records),
+        "unmeasured": unmeasured(records),
+        "unsampled": unsampled(records),
         "unfinished": any(record.status.state != "finished" for record in records),
     }
     return environment().get_template("template.html.j2").render(context)
@@ -187,6 +200,7 @@ def _intervals(records: Sequence[RunRecord]) -> list[Drawn]:
     for key, title, name in (
         ("interval-win", "Win rate over the start", "win_rate"),
         ("interval-accuracy", "Held-out accuracy", "accuracy"),
+        ("interval-shorter", "Where the shorter is better", "accuracy_shorter"),
     ):
         if rows := interval_rows(records, name):
             found.append(Drawn(title, "", plots.intervals(rows, key, title)))

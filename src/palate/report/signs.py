@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from palate.report.read import RunRecord
-from palate.report.spans import ends, late, length_link, quarters, third_quarter
-from palate.report.words import count, interval, number, percent, signed
+from palate.report.spans import ends, late, latest_samples, length_link, quarters, rounds, third_quarter
+from palate.report.words import count, interval, number, percent, signed, unit
 
 CHOSEN_FALL_NOTE, CHOSEN_FALL_WORRY = 0.02, 0.10
 """Fall of the chosen log-probability as a share of where it began: a share, since a sum over tokens is the
@@ -79,20 +79,22 @@ def chosen_falls(run: RunRecord) -> Sign | None:
     fall = (first - last) / abs(first)
     if fall < CHOSEN_FALL_NOTE:
         return None
-    other = "" if end is None else f", of rejected ones from {number(end[0], 4)} to {number(end[1], 4)}"
+    other = (
+        ""
+        if end is None or rounds(run) > 1
+        else f", of rejected ones from {number(end[0], 4)} to {number(end[1], 4)}"
+    )
     return Sign(
         "chosen_falls",
         "worry" if fall >= CHOSEN_FALL_WORRY else "note",
         "Chosen completions became less likely",
         f"On {where}, the log-probability of chosen completions went from {number(first, 4)} to "
         f"{number(last, 4)} nats ({percent(fall)} down){other}.",
-        "The loss asks only that chosen gains on rejected; both may fall, and what they lose goes to "
-        "texts that "
-        "are in neither (likelihood displacement). A fall of some per cent is common and harmless. It is a "
-        f"problem from about {100 * CHOSEN_FALL_WORRY:.0f} %, or where the samples below got worse.",
+        "The loss asks only that chosen gains on rejected; both may fall, and what they lose goes to texts "
+        "that are in neither (likelihood displacement). A fall of some per cent is common and harmless. It "
+        f"is a problem from about {100 * CHOSEN_FALL_WORRY:.0f} %, or where the samples below got worse.",
         "Compare the samples before and after. If they got worse: a larger --beta, a lower --lr or fewer "
-        "steps; "
-        "train on the chosen completions first; or learn from the model's own samples (oaif).",
+        "steps; train on the chosen completions first; or learn from the model's own samples (oaif).",
     )
 
 
@@ -123,8 +125,7 @@ def length_drift(run: RunRecord) -> Sign | None:
         "worry" if ratio >= LENGTH_DRIFT_WORRY else "note",
         f"Completions became {'longer' if longer else 'shorter'}",
         f"Mean length went from {number(before)} to {number(after)} tokens "
-        f"({signed(100 * (after / before - 1), 0)}"
-        f" %).{together}",
+        f"({signed(100 * (after / before - 1), 0)} %).{together}",
         means,
         "Sort the samples by length and see what the added words say. Then add a length term to the reward "
         "(--reward length:WORDS), use --missing-eos-penalty, or a loss that is averaged over tokens.",
@@ -133,8 +134,7 @@ def length_drift(run: RunRecord) -> Sign | None:
 
 def clipped(run: RunRecord) -> Sign | None:
     """Many completions are cut at max_new_tokens."""
-    ratio = late(run, "completions/clipped_ratio")
-    where = "In the last quarter of the steps"
+    ratio, where = late(run, "completions/clipped_ratio"), latest_samples(run)
     if ratio is None:
         ended = run.figure("eos_after")
         ratio, where = None if ended is None else 1 - ended, "On held-out prompts"
@@ -149,17 +149,34 @@ def clipped(run: RunRecord) -> Sign | None:
         f"{where}, {percent(ratio)} of the completions reached {tokens} without an end.",
         "A cut completion is scored by its beginning alone, and it teaches nothing about when to stop.",
         "Raise --max-new-tokens, or make stopping pay with --missing-eos-penalty. Short limits are fine "
-        "where only "
-        "the beginning matters, as in a quick demonstration.",
+        "where only the beginning matters, as in a quick demonstration.",
     )
 
 
-_REMEDIES = {
-    "tie": "ties: a finer reward, more completions a prompt (--n), or a smaller --tie",
-    "identical": "identical texts: a higher --temperature, a longer --max-new-tokens, or more completions "
-    "(--n)",
-    "unusable": "unusable rewards: see what the reward or judge says of these prompts; it gave no number",
+_REMEDIES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "tie": (
+        "ties",
+        (("", "a finer reward"), ("n", "more completions a prompt (--n)"), ("tie", "a smaller --tie")),
+    ),
+    "identical": (
+        "identical texts",
+        (
+            ("temperature", "a higher --temperature"),
+            ("max_new_tokens", "a longer --max-new-tokens"),
+            ("n", "more completions a prompt (--n)"),
+        ),
+    ),
+    "unusable": (
+        "unusable rewards",
+        (("", "see what the reward or judge says of these prompts; it gave no number"),),
+    ),
 }
+"""Against each reason: what it is called, and remedies with the setting that a method needs for them."""
+
+
+def _remedies(run: RunRecord, why: str) -> str:
+    name, known = _REMEDIES[why]
+    return f"{name}: {', or '.join(text for setting, text in known if not setting or setting in run.config)}"
 
 
 def dead_pairs(run: RunRecord) -> Sign | None:
@@ -167,6 +184,8 @@ def dead_pairs(run: RunRecord) -> Sign | None:
     counts = {why: sum(run.curve(f"pairs/dropped_{why}")[1]) for why in _REMEDIES}
     kept = run.curve("pairs/kept")[1]
     total, dropped, what = sum(kept) + sum(counts.values()), sum(counts.values()), "groups"
+    if {"pairing", "partner"} & run.config.keys():  # many pairs of a group
+        what = "pairs of candidates"
     if not total:
         counts, what = {"same": run.figure("pairs_dropped") or 0.0}, "pairs"
         dropped, total = counts["same"], counts["same"] + (run.figure("pairs") or 0.0)
@@ -179,16 +198,15 @@ def dead_pairs(run: RunRecord) -> Sign | None:
         if idle
         else ""
     )
-    advice = "; ".join(_REMEDIES[why] for why, n in counts.items() if n and why in _REMEDIES)
+    advice = "; ".join(_remedies(run, why) for why, n in counts.items() if n and why in _REMEDIES)
     return Sign(
         "dead_pairs",
         "worry" if dropped / total >= DEAD_WORRY else "note",
         "Many pairs say nothing",
-        f"{percent(dropped / total)} of {count(total)} {what} gave no pair to learn from: "
+        f"{percent(dropped / total)} of {count(total)} {what} gave nothing to learn from: "
         f"{reasons}.{nothing}",
         "They are left out, never made into labels, so nothing is learnt wrongly; but their samples and "
-        "rewards "
-        "were paid for, and the batches are smaller than was asked for.",
+        "rewards were paid for, and the batches are smaller than was asked for.",
         f"Against {advice}."
         if advice
         else "Chosen and rejected are the same text, or become so when cut: look at the data, or raise "
@@ -198,7 +216,9 @@ def dead_pairs(run: RunRecord) -> Sign | None:
 
 def kl_runs_away(run: RunRecord) -> Sign | None:
     """The policy is far from where it began, or moves off faster and faster."""
-    last, before = late(run, "objective/kl"), third_quarter(run, "objective/kl")
+    last = before = None
+    if run.fresh:  # the mean log-ratio is an estimate of KL on samples of the policy as it is
+        last, before = late(run, "objective/kl"), third_quarter(run, "objective/kl")
     kl = max((k for k in (last, run.figure("kl")) if k is not None), default=None)
     if kl is None:
         return None
@@ -219,10 +239,8 @@ def kl_runs_away(run: RunRecord) -> Sign | None:
             else ""
         ),
         "KL says how far the text has moved from the model that you began with. Much of it for little "
-        "reward is "
-        "the mark of a reward being gamed: read the samples of highest reward.",
-        "A larger --beta, a lower --lr, or fewer steps: take the last checkpoint at which the samples "
-        "were good.",
+        "reward is the mark of a reward being gamed: read the samples of highest reward.",
+        "A larger --beta, a lower --lr, or fewer steps: take the last checkpoint with good samples.",
     )
 
 
@@ -259,11 +277,9 @@ def skipped_updates(run: RunRecord) -> Sign | None:
         "worry" if share >= SKIPPED_WORRY else "note",
         "Updates were left out",
         f"{count(skipped)} of {count(len(counts))} updates were left out, the first at step "
-        f"{count(first)}: loss or "
-        "gradient was not a finite number.",
+        f"{count(first)}: loss or gradient was not a finite number.",
         "The weights stayed as they were, so the run is sound. A few come from single odd texts; many "
-        "mean that "
-        "training is unstable.",
+        "mean that training is unstable.",
         "A lower --lr, some --warmup-steps, or --dtype float32.",
     )
 
@@ -303,6 +319,29 @@ def accuracy_is_chance(run: RunRecord) -> Sign | None:
     )
 
 
+def ranks_by_length(run: RunRecord) -> Sign | None:
+    """A reward model that is no better than preferring what is longer."""
+    accuracy, longer = run.figure("accuracy_after"), run.figure("longer_wins")
+    rate, low, high = (run.figure(f"accuracy_shorter_{end}") for end in ("after", "low", "high"))
+    worse = high is not None and high < CHANCE
+    if accuracy is None or longer is None or not (worse or CHANCE < longer >= accuracy):
+        return None
+    on_shorter = "" if rate is None else (
+        f" Where the shorter one is better, it is right in {percent(rate)} of the pairs, 95 % interval "
+        f"{interval(low, high)}."
+    )  # fmt: skip
+    return Sign(
+        "ranks_by_length",
+        "worry" if worse else "note",
+        "The reward follows length",
+        f"Of held-out pairs it ranks {percent(accuracy)} as the data do; to prefer the longer completion "
+        f"gives {percent(longer)}.{on_shorter}",
+        "What it pays for may be length, and a policy that is trained against it will then write longer.",
+        "Train on pairs of like lengths, or on more in which the shorter one is better; when you use it, "
+        "weigh in a length term (--reward length:WORDS).",
+    )
+
+
 def win_rate_is_chance(run: RunRecord) -> Sign | None:
     """The model does not beat the one it was."""
     return _against_chance(
@@ -318,24 +357,27 @@ def win_rate_is_chance(run: RunRecord) -> Sign | None:
 def overfits(run: RunRecord) -> Sign | None:
     """The held-out loss has been lower than it is."""
     steps, losses = run.curve("eval_loss")
+    if rounds(run) > 1:  # each begins with a loss of its own
+        return None
     if len(losses) < 3 or min(losses) <= 0 or losses[-1] < (1 + OVERFIT) * min(losses):
         return None
     best = steps[losses.index(min(losses))]
+    beta = ", a larger --beta" if "beta" in run.config and "anchor" not in run.config else ""
     return Sign(
         "overfits",
         "note",
         "The held-out loss rises again",
         f"It was lowest at step {count(best)} ({number(min(losses))}) and is {number(losses[-1])} at the "
         f"end.",
-        "From there on, the run learnt its own pairs more than what they have in common.",
-        "Fewer epochs, a lower --lr, a larger --beta, or more data; or use the checkpoint nearest to that "
-        "step.",
+        f"From there on, the run learnt its own {unit(run)}s more than what they have in common.",
+        f"Fewer epochs, a lower --lr{beta}, or more data; or use the checkpoint nearest to that step.",
     )
 
 
 SIGNS: tuple[Callable[[RunRecord], Sign | None], ...] = (
     win_rate_is_chance,
     accuracy_is_chance,
+    ranks_by_length,
     chosen_falls,
     kl_runs_away,
     length_drift,

@@ -1,4 +1,7 @@
-"""Numbers of a part of a run: its ends, its last quarter, its samples."""
+"""Numbers of a part of a run: its ends, its last quarter, its samples.
+
+Where several steps learn from the same samples, numbers of samples count once for each set of them.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,22 @@ def third_quarter(run: RunRecord, name: str) -> float | None:
     return _mean(values[-2 * size : -size]) if len(values) >= 4 else None
 
 
-def _quarter(values: Sequence[float]) -> int:
+def rounds(run: RunRecord) -> int:
+    """Rounds that a run has come to, each with a reference or with samples of its own; 1 without rounds."""
+    return max(len(run.draws) if not run.fresh else 1, round(max(run.curve("round")[1], default=1)))
+
+
+def latest_samples(run: RunRecord) -> str:
+    """The part of a run that `late` takes numbers of samples from, in words."""
+    if run.fresh:
+        return "In the last quarter of the steps"
+    drawn = run.draws
+    if len(drawn) == 1:
+        return "In the samples, which were drawn once"
+    return f"In the last {'quarter ' if _quarter(drawn) > 1 else ''}of {len(drawn)} rounds"
+
+
+def _quarter(values: Sequence[object]) -> int:
     return max(1, len(values) // 4)
 
 

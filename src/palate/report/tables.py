@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from palate.report.panels import letter
+from palate.report.panels import letter, panels_of_one_value
 from palate.report.plots import Interval
 from palate.report.read import RunRecord
 from palate.report.words import count, duration, interval, moment, number, percent, signed
@@ -53,6 +53,10 @@ def figures(run: RunRecord) -> tuple[Figure, ...]:
     before, after = run.figure("length_before"), run.figure("length_after")
     if before is not None and after is not None:
         found.append(Figure("Mean length", number(after), f"tokens, {number(before)} before"))
+    for label, name in (("Held-out loss", "loss"), ("Calibration error", "ece")):
+        before, after = run.figure(f"{name}_before"), run.figure(f"{name}_after")
+        if before is not None and after is not None:
+            found.append(Figure(label, number(after), f"{number(before)} before"))
     if found and run.status.seconds:
         found.append(Figure("Time", duration(run.status.seconds), f"{count(run.status.step)} steps"))
     return tuple(found)
@@ -65,14 +69,36 @@ def held_out(runs: Sequence[RunRecord]) -> Rows:
         ("Mean reward", lambda run: _change(run, "reward", number)),
         ("Pairs ranked as the data do", lambda run: _rate(run, "accuracy")),
         ("the same, before", lambda run: _single(run, "accuracy_before", percent)),
+        ("where the shorter is better", lambda run: _rate(run, "accuracy_shorter")),
+        ("where the shorter is better, before", lambda run: _single(run, "accuracy_shorter_before", percent)),
+        ("ranked so by preferring the longer", lambda run: _single(run, "longer_wins", percent)),
+        ("Calibration error (ECE)", lambda run: _change(run, "ece", number)),
+        ("Loss", lambda run: _change(run, "loss", number)),
         ("KL, nats per completion", lambda run: _single(run, "kl", number)),
         ("Length, tokens", lambda run: _change(run, "length", number)),
         ("Ended by itself", lambda run: _change(run, "eos", percent)),
         ("Prompts compared", lambda run: _single(run, "compared", count)),
         ("Held-out pairs", lambda run: _single(run, "held_out_pairs", count)),
+        ("in which the shorter is better", lambda run: _single(run, "shorter_pairs", count)),
+        ("Held-out demonstrations", lambda run: _single(run, "held_out", count)),
     ]
     table = [(label, tuple(cell(run) for run in runs)) for label, cell in rows]
     return [(label, cells) for label, cells in table if any(cells)]
+
+
+def drawn_once(runs: Sequence[RunRecord]) -> Rows:
+    """Numbers of samples that were drawn once for all steps, where no run has a curve of them."""
+    found: Rows = []
+    for panel in panels_of_one_value(runs):
+        show = percent if panel.rate else number
+        unit = "" if panel.rate or panel.unit == "reward" else f" {panel.unit}"
+        values = [(line, f"{show(line.points[1][0])}{unit}") for line in panel.lines]
+        if len(runs) == 1:
+            found += [(", ".join(filter(None, (panel.title, line.label))), (v,)) for line, v in values]
+        else:
+            cells = {line.style: value for line, value in values}
+            found.append((panel.title, tuple(cells.get(i, "") for i in range(len(runs)))))
+    return found
 
 
 def interval_rows(runs: Sequence[RunRecord], name: str) -> list[Interval]:

@@ -78,21 +78,42 @@ def ticks(values: Sequence[float]) -> list[str]:
 
 # ---- Sentences -------------------------------------------------------------------------------------
 
+BATCHES_OF = {"sft": "demonstration", "rft": "completion", "rest": "completion", "rrhf": "group"}
+"""What the batches of a method are of, if not of pairs."""
+ON_DATA = ("sft", "spin", "dpo", "ipo")
+"""Methods whose reward, if there is one, takes no part in training."""
+
+
+def unit(run: RunRecord) -> str:
+    """What a batch is made of, in the singular."""
+    if "epochs" not in run.config:
+        return "prompt"
+    return "pair" if _direct(run) else BATCHES_OF.get(run.method, "pair")
+
+
+def _direct(run: RunRecord) -> bool:
+    """Whether a method that can sample learns from pairs of data instead."""
+    return run.config.get("variant") == "direct"
+
 
 def what_was_run(run: RunRecord) -> str:
     """Method, model, data, reward and size of a run in one sentence."""
     config = run.config
     model = _last_part(config.get("model"))
     adapter = f" (LoRA, rank {config.get('lora_rank')})" if config.get("lora") else " (all weights)"
-    trained = f"{run.method} trained {model}{adapter if 'lora' in config else ''}" if model else run.method
+    way = config.get("variant") or config.get("kind")
+    method = f"{run.method} ({way})" if isinstance(way, str) else run.method
+    trained = f"{method} trained {model}{adapter if 'lora' in config else ''}" if model else method
     data = f" on {_last_part(config['data'])}" if config.get("data") else ""
     rewards = config.get("reward")
     named = [str(reward) for reward in rewards] if isinstance(rewards, list) else []
-    reward = f", rewarded by {' + '.join(named)}" if named else ""
-    unit = "pairs" if "epochs" in config else "prompts"
-    batch = f" of {config['batch_size']} {unit}" if config.get("batch_size") else ""
+    aside = run.method in ON_DATA or _direct(run) or config.get("label") == "implicit"
+    reward = f", {'measured' if aside else 'rewarded'} by {' + '.join(named)}" if named else ""
+    batch = f" of {_several(of, unit(run))}" if (of := run.setting("batch_size")) else ""
+    rounds = 0 if _direct(run) else run.setting("rounds") or 0
+    parts = f" in {_several(rounds, 'round')}" if rounds > 1 else ""
     steps = run.status.steps
-    size = f": {_several(steps, 'step')}{batch}" if steps else ""
+    size = f": {_several(steps, 'step')}{batch}{parts}" if steps else ""
     return f"{trained}{data}{reward}{size}."
 
 
@@ -127,13 +148,38 @@ def best_figures(run: RunRecord) -> str:
         bounds = interval(run.figure("accuracy_low"), run.figure("accuracy_high"))
         of = f" {round(n)}" if (n := run.figure("held_out_pairs")) else ""
         said.append(f"Of{of} held-out pairs it ranked {percent(accuracy)} {bounds} as the data do.")
+    losses = run.figure("loss_before"), run.figure("loss_after")
+    if losses[0] is not None and losses[1] is not None:
+        on = f" on {_several(n, 'held-out demonstration')}" if (n := run.figure("held_out")) else ""
+        said.append(f"The loss went from {number(losses[0])} to {number(losses[1])}{on}.")
     before, after = run.figure("reward_before"), run.figure("reward_after")
     if before is not None and after is not None:
         said.append(f"Mean reward went from {number(before)} to {number(after)}.")
-    elif len(scores := run.curve("objective/scores")[1]) > 1:
+    elif (scores := run.curve("objective/scores")[1]) and len(run.rows) > 1:
         first, last = number(scores[0]), number(scores[-1])
-        said.append(f"On fresh samples, mean reward went from {first} in the first step to {last}.")
+        if len(scores) > 1:
+            where = "step" if run.fresh else "round"
+            said.append(f"On fresh samples, mean reward went from {first} in the first {where} to {last}.")
+        elif not run.fresh:
+            said.append(f"The samples that it learns from were drawn once; their mean reward is {first}.")
     return " ".join(" ".join(said).split())
+
+
+def unmeasured(runs: Sequence[RunRecord]) -> str:
+    """What to give, in a sentence's end, for held-out figures of runs that have none."""
+    flags = [
+        f"--{name.replace('_', '-')}{why}"
+        for name, why in (("eval_data", ""), ("reward", " to compare completions"))
+        if any(name in run.config for run in runs) and not any(run.config.get(name) for run in runs)
+    ]
+    return f"; give {', and '.join(flags)}" if flags else ""
+
+
+def unsampled(runs: Sequence[RunRecord]) -> str:
+    """Why finished runs have no samples, in a sentence's end."""
+    if all(run.method == "reward-model" for run in runs):
+        return ": a reward model writes nothing"
+    return ": they are kept of runs that have held-out prompts (--eval-data) and a reward"
 
 
 def _several(n: float, noun: str) -> str:

@@ -68,7 +68,7 @@ class Display:
 
     def start(self, method: str, directory: Path) -> None:
         """Begin showing the run in `directory`."""
-        self._title = f"{method}  {directory}"
+        self._title = plain(f"{method}  {directory}")
         self._began = time.monotonic()
         if not self.quiet and self.console.is_terminal:
             self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)

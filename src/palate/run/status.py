@@ -34,7 +34,13 @@ class Status:
     """When this was written: local time, ISO 8601."""
 
 
-_KINDS = {"step": int, "steps": int, "reason": str, "seconds": (int, float), "updated": str}
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "steps": int,
+    "reason": str,
+    "seconds": (int, float),
+    "updated": str,
+}
 
 
 def read_status(directory: Path) -> Status:
