@@ -176,7 +176,7 @@ def test_an_epoch_is_of_the_pairs_that_were_made(taught: Taught) -> None:
 
 def test_nothing_to_learn_from(taught: Taught) -> None:
     with pytest.raises(
-        RunError, match=r"round 1 gave nothing .*mean reward of 2 \(left out: 32 tie, 64 passed over\); take a"
+        RunError, match=r"round 1 gave nothing .*mean reward of 2 \(left out: 32 tie, 64 passed over\); take"
     ):
         taught("rso", scored(ScriptedScorer(lambda text: 2.0)), n=8, keep=4, **FREE)
 
