@@ -24,6 +24,14 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def split_commas(value: Any) -> Any:
+    """Numbers in a row may be given as one text: `--thresholds 0.5,0.9`."""
+    if isinstance(value, list | tuple):
+        return [part for one in value for part in (one.split(",") if isinstance(one, str) else [one])]
+    return value.split(",") if isinstance(value, str) else value
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 

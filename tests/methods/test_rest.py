@@ -143,3 +143,8 @@ def test_thresholds_that_do_not_rise() -> None:
 def test_defaults() -> None:
     cfg = ReSTConfig(data="x")
     assert (cfg.rounds, cfg.thresholds, cfg.threshold_by) == (1, (0.7, 0.8, 0.9, 0.95), "reward")
+
+
+@pytest.mark.parametrize("given", ["0.5,0.9", ["0.5", "0.9"], ["0.5,0.9"], [0.5, 0.9], "0.5, 0.9"])
+def test_thresholds_as_people_write_them(given: Any) -> None:
+    assert ReSTConfig(data="x", thresholds=given).thresholds == (0.5, 0.9)

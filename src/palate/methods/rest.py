@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from palate.annotate import Annotator
+from palate.config import Numbers
 from palate.data import read_demonstrations
 from palate.learn import Likelihood, Policy
 from palate.methods.base import Method, Recipe
@@ -39,7 +40,7 @@ class ReSTConfig(RoundsConfig):
 
     n: int = Field(10, ge=1)
     """Completions per prompt in a Grow step."""
-    thresholds: Annotated[tuple[float, ...], Field(min_length=1)] = (0.7, 0.8, 0.9, 0.95)
+    thresholds: Annotated[Numbers, Field(min_length=1)] = (0.7, 0.8, 0.9, 0.95)
     """The reward, or the quantile of rewards, above which completions are learnt from: one for each Improve
     step, rising."""
     threshold_by: Literal["reward", "quantile"] = "reward"

@@ -16,10 +16,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from palate.annotate import Annotator
-from palate.config import Sampling
+from palate.config import Sampling, split_commas
 from palate.errors import RunError
 from palate.learn import Likelihood, Policy
 from palate.methods.base import Method, Recipe
@@ -46,7 +46,7 @@ class RFTConfig(RoundsConfig):
     """Begin each round's training with the weights of the start; without, with those of the last round."""
     temperature: float = Field(1.2, gt=0)
     """1 samples the model as it is, more explores further; also that of the measurement at the end."""
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(split_commas)] = ()
     """Temperature of each round, where they differ; the last one is that of all rounds after it."""
 
     def sampling_of(self, index: int) -> Sampling:
