@@ -377,8 +377,9 @@ def numbers(directory: Path) -> list[dict[str, Any]]:
 
 
 @NAMES
-@LORA
-@pytest.mark.parametrize("moment", ["step", "learn", "metrics"])
+@pytest.mark.parametrize(
+    ("moment", "lora"), [("step", True), ("learn", False), ("learn", True), ("metrics", False)]
+)
 def test_a_run_that_was_cut_off_ends_in_the_same_weights(
     name: str, lora: bool, moment: str, options: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -402,8 +403,7 @@ ROUNDS = [name for name in sorted(METHODS) if "rounds" in METHODS[name].config.m
 
 
 @pytest.mark.parametrize("name", ROUNDS)
-@LORA
-@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize(("count", "lora"), [(1, True), (3, False), (5, True)])
 def test_rounds_that_were_cut_off_end_in_the_same_weights(
     name: str, lora: bool, count: int, options: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
