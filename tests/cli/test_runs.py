@@ -163,12 +163,17 @@ def test_a_directory_where_a_file_should_be(put: MakeRun, tmp_path: Path) -> Non
 
 
 def test_what_is_no_number_is_left_out(put: MakeRun, tmp_path: Path) -> None:
-    status = {"state": "failed", "step": "x", "steps": None, "reason": ["a"], "seconds": "s", "updated": 3}
-    (put("one", started="at noon", summary={"win_rate": "high"}) / "status.json").write_text(
-        json.dumps(status)
-    )
+    put("one", started="at noon", summary={"win_rate": "high"})
     row = only(tmp_path)
-    assert (row.state, row.step, row.steps, row.seconds, row.figures) == ("failed", None, None, None, {})
+    assert (row.state, row.figures) == ("finished", {})
+
+
+def test_a_status_of_other_kinds_cannot_be_read(put: MakeRun, tmp_path: Path) -> None:
+    status = {"state": "failed", "step": "x", "steps": None, "reason": ["a"], "seconds": "s", "updated": 3}
+    (put("one") / "status.json").write_text(json.dumps(status))
+    row = only(tmp_path)
+    assert (row.state, row.step, row.steps, row.seconds) == ("unreadable", None, None, None)
+    assert "step is 'x'" in row.reason
 
 
 # ---- What is shown ---------------------------------------------------------------------------------

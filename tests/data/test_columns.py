@@ -32,7 +32,7 @@ def said(read, source, **options):
         ({"messages": [SYSTEM, U, A, user("More"), B], "n": 1}, (SYSTEM, U, A, user("More")), {"n": 1}),
         ({"messages": [U, A, user("More")]}, (U, A, user("More")), {}),
         ({"prompt": None, "messages": [U, A]}, (U,), {"prompt": None}),
-        ({"chosen": [U, A], "rejected": [U, B]}, (U,), {"chosen": [U, A], "rejected": [U, B]}),
+        ({"chosen": [U, A], "rejected": [U, B]}, (U,), {"chosen": [A], "rejected": [B]}),
         ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, "Hi", {"chosen": "a", "rejected": "b"}),
         ({"prompt": [{"from": "human", "value": "Hi"}]}, (U,), {}),
         ({"prompt": [{**U, "from": None, "tool_calls": None, "name": "Ann"}]}, (U,), {}),

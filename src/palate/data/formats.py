@@ -87,7 +87,11 @@ def _prompt(row: Fields) -> Prompt:
         found = _record(row, content)
         # As columns they are texts to read, or to learn from, and must not repeat the prompt.
         texts = {"chosen": chosen, "rejected": rejected}
-        own = {column: text for ours, text in texts.items() for column in row.names[ours]}
+        own = {
+            column: text if isinstance(text, str) else list(text)
+            for ours, text in texts.items()
+            for column in row.names[ours]
+        }
         return replace(found, columns={**found.columns, **own})
     return _record(row, _asked(row), "prompt")
 
