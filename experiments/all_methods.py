@@ -6,7 +6,7 @@ by gold; where it has preference pairs or demonstrations from people, gold stand
 process of its own; its row is appended to the output as soon as it is there, and rows that are there are not
 made again.
 
-    python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl
+    python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl --jobs 2
     python experiments/all_methods.py --output experiments/results/all_methods.jsonl --table
 """
 
@@ -15,13 +15,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import palate
 from machine import machine
@@ -33,7 +37,8 @@ STEPS, BATCH, NEW_TOKENS = 15, 16, 40
 COMPLETIONS = STEPS * BATCH * 4
 """Sampled by every method, of at most NEW_TOKENS tokens each."""
 SAMPLING = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, top_k=0, top_p=1.0)
-COMMON = {"model": "smollm2", "lora_rank": 16, "lr": 5e-4, "batch_size": BATCH}
+POLICY = {"model": "smollm2", "lora_rank": 16, "lr": 5e-4}
+COMMON = {**POLICY, "batch_size": BATCH}
 FRESH = {**SAMPLING.model_dump(), "data": "everyday", "reward": "GOLD"}
 BY_MODEL = {**FRESH, "reward": "MODEL"}
 
@@ -90,7 +95,7 @@ def prepare(work: Path) -> dict[str, str]:
 
 def _write_data(work: Path) -> None:
     gold = palate.annotator(["sentiment"])
-    policy = palate.Policy.load(MethodConfig(**COMMON, data="everyday"), total_steps=1)
+    policy = palate.Policy.load(MethodConfig(**POLICY, data="everyday"), total_steps=1)
     base = policy.snapshot()
     train = palate.read_prompts("everyday")
     pool = gold(base.sample(train[:240], 4, SAMPLING, seed=1))
@@ -124,7 +129,9 @@ def run(method: str, seed: int, work: Path) -> dict[str, Any]:
     }
     output = work / f"{method}-{seed}"
     cfg = palate.METHODS[method].config.model_validate({**COMMON, **arm, "seed": seed, "output": output})
+    began = time.process_time()
     outcome = palate.train(method, cfg, display=palate.Display())
+    cpu_seconds = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = outcome.summary["seconds"]
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -150,6 +157,8 @@ def run(method: str, seed: int, work: Path) -> dict[str, Any]:
         "logps_training": last.get("logps/training"),
         "logps_fresh": last.get("logps/fresh"),
         "seconds": seconds,
+        "cpu_seconds": round(cpu_seconds, 1),
+        "threads": torch.get_num_threads(),
         "peak_memory_gb": round(peak / 1e9, 2),
         "arm": ARMS[method],
         "machine": machine(),
@@ -165,9 +174,13 @@ def _model_reward(groups: Sequence[Group]) -> float:
 # ---- All of them -----------------------------------------------------------------------------------
 
 
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
 def table(output: Path) -> str:
     """The rows as Markdown: means over the seeds, the interval of the first seed's win rate."""
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    rows = rows_of(output)
     lines = [
         "| method | gold reward | reward model's | win rate over the base | KL (nats) | tokens each "
         "| sampled tokens | rewards asked for | seconds | memory (GB) | seeds |",
@@ -200,6 +213,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/all"))
     parser.add_argument("--methods", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and end")
     parser.add_argument("--one", action="store_true", help="one run in this process; used by the others")
     given = parser.parse_args()
@@ -215,20 +229,26 @@ def main() -> None:
     prepare(given.work)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.touch()
-    for seed, method in itertools.product(given.seeds, given.methods):
-        rows = [json.loads(line) for line in given.output.read_text().splitlines()]
-        if any((row["method"], row["seed"]) == (method, seed) for row in rows):
-            continue
-        began = time.perf_counter()
-        ended = subprocess.run(
-            [
-                *(sys.executable, __file__, "--one", "--methods", method, "--seeds", str(seed)),
-                *("--work", str(given.work), "--output", str(given.output)),
-            ],
-            check=False,
-        )
-        told = "done" if ended.returncode == 0 else f"failed with {ended.returncode}"
-        print(f"{method} seed {seed}: {told} in {time.perf_counter() - began:.0f} s", flush=True)
+    there = {(row["method"], row["seed"]) for row in rows_of(given.output)}
+    wanted = [one for one in itertools.product(given.seeds, given.methods) if one[::-1] not in there]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for told in pool.map(lambda one: in_a_process(given, *one), wanted):
+            print(told, flush=True)
+
+
+def in_a_process(given: argparse.Namespace, seed: int, method: str) -> str:
+    """One run, with its share of the cores; returns what became of it."""
+    began = time.perf_counter()
+    ended = subprocess.run(
+        [
+            *(sys.executable, __file__, "--one", "--methods", method, "--seeds", str(seed)),
+            *("--work", str(given.work), "--output", str(given.output)),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // given.jobs))},
+        check=False,
+    )
+    told = "done" if ended.returncode == 0 else f"failed with {ended.returncode}"
+    return f"{method} seed {seed}: {told} in {time.perf_counter() - began:.0f} s"
 
 
 if __name__ == "__main__":
