@@ -182,7 +182,7 @@ PROBS = np.array([0.32, 0.02, 0.0, 0.21, 0.11, 0.05, 0.29])
 def counted(logps: Tensor, uniforms: np.ndarray) -> np.ndarray:
     """How often each token is drawn from one row; in portions that stay in the processor's cache."""
     portions = torch.from_numpy(uniforms).split(500)
-    tokens = torch.cat([draw(logps.expand(len(some), -1), some) for some in portions])
+    tokens = torch.cat([draw(logps.exp().expand(len(some), -1), some) for some in portions])
     return np.bincount(tokens.numpy(), minlength=logps.shape[-1])
 
 
@@ -257,7 +257,7 @@ def test_the_edges_of_the_uniform_number_never_meet_an_impossible_token(
     logps = torch.full((1, size), -torch.inf)
     logps[0, [first, second]] = math.log(0.5)
     for u, token in [(0.0, first), (5e-324, first), (0.49, first), (0.51, second), (LAST_BELOW_ONE, second)]:
-        assert draw(logps, torch.tensor([u], dtype=torch.float64)).item() == token
+        assert draw(logps.exp(), torch.tensor([u], dtype=torch.float64)).item() == token
 
 
 @pytest.mark.parametrize("size", [5, 256, 257, 3000])
@@ -270,7 +270,7 @@ def test_the_draw_inverts_the_cumulative_distribution(size: int) -> None:
     expected = [
         np.searchsorted(c, u * c[-1], side="right") for c, u in zip(cumulative, uniforms, strict=True)
     ]
-    assert draw(logps, torch.from_numpy(uniforms)).tolist() == expected
+    assert draw(logps.exp(), torch.from_numpy(uniforms)).tolist() == expected
 
 
 @pytest.mark.parametrize("size", [3, 1000, 49_152])
@@ -279,7 +279,7 @@ def test_no_gap_above_the_last_token(size: int) -> None:
     logits = 4 * torch.randn(20, size, generator=torch.Generator().manual_seed(size))
     logps = restricted_logps(logits, Sampling(top_k=size // 2))
     for u in (0.0, LAST_BELOW_ONE):
-        tokens = draw(logps, torch.full((20,), u, dtype=torch.float64))
+        tokens = draw(logps.exp(), torch.full((20,), u, dtype=torch.float64))
         assert logps.gather(1, tokens[:, None]).isfinite().all()
 
 
@@ -290,7 +290,7 @@ def test_impossible_tokens_are_never_drawn(seed: int) -> None:
     logits = torch.randn(64, 50, generator=generator)
     logits[torch.rand(64, 50, generator=generator) < 0.8] = -torch.inf
     logits[:, 17] = 0.0  # every row keeps something
-    tokens = draw(logits.log_softmax(-1), torch.rand(64, dtype=torch.float64, generator=generator))
+    tokens = draw(logits.softmax(-1), torch.rand(64, dtype=torch.float64, generator=generator))
     assert logits.gather(1, tokens[:, None]).isfinite().all()
 
 
@@ -298,7 +298,7 @@ def test_a_certain_token_is_drawn_with_any_number() -> None:
     logps = torch.full((3, 4), -torch.inf)
     logps[:, 2] = 0.0
     uniforms = torch.tensor([0.0, 0.5, LAST_BELOW_ONE], dtype=torch.float64)
-    assert draw(logps, uniforms).tolist() == [2, 2, 2]
+    assert draw(logps.exp(), uniforms).tolist() == [2, 2, 2]
 
 
 # ---- row_uniforms ----------------------------------------------------------------------------------

@@ -123,5 +123,5 @@ def contrast_logits(top_logits: Tensor, top_tokens: Tensor, negative: Tensor, un
     last = torch.full_like(negative, top_tokens.shape[-1] - 1)
     left_out = torch.where(same.any(-1), same.int().argmax(-1), last)
     rest = top_logits.detach().scatter(-1, left_out[:, None], -torch.inf)
-    drawn = draw(rest.log_softmax(-1), uniforms)
+    drawn = draw(rest.softmax(-1), uniforms)
     return top_logits.gather(-1, drawn[:, None])[:, 0]

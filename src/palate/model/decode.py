@@ -19,7 +19,7 @@ from palate.model.codec import Codec
 from palate.model.head import LMHead
 from palate.model.layout import PackedLayout, positions
 from palate.model.rows import Row, cut
-from palate.model.sampling import choose
+from palate.model.sampling import Barred, choose
 
 PREFILL_TOKENS = 4096
 """Prompt tokens computed in one forward pass."""
@@ -126,8 +126,7 @@ class Decoder:
         barred = None
         if any(len(row.tokens) < self.sampling.min_new_tokens for row in rows):
             early = torch.tensor([len(row.tokens) < self.sampling.min_new_tokens for row in rows])
-            barred = torch.zeros_like(logits, dtype=torch.bool)
-            barred[:, self.end_ids] = early[:, None].to(self.device)
+            barred = Barred(early.to(self.device), self.end_ids)
         tokens, logps, restricted = choose(
             logits, self.sampling, uniforms.to(self.device), seen=seen, barred=barred
         )

@@ -21,7 +21,7 @@ from palate.errors import ModelError
 from palate.model.codec import Codec
 from palate.model.load import LoadedModel
 from palate.model.rows import Row, cut
-from palate.model.sampling import choose
+from palate.model.sampling import Barred, choose
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
                 seen[list(row.prompt_ids)] = True
         barred = None
         if self.step < self.sampling.min_new_tokens:
-            barred = torch.zeros_like(scores, dtype=torch.bool).index_fill(-1, self.end_ids, True)
+            barred = Barred(torch.ones(len(scores), dtype=torch.bool, device=scores.device), self.end_ids)
         uniforms = self.uniforms[:, self.step]
         tokens, logps, restricted = choose(scores, self.sampling, uniforms, seen=self.seen, barred=barred)
         self.step += 1

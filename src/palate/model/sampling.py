@@ -6,6 +6,7 @@ Rows never mix: what a row draws depends on its own logits and its own uniform n
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -83,32 +84,52 @@ def restricted_logps(
     return logits.log_softmax(-1)
 
 
-def draw(logps: Tensor, uniforms: Tensor) -> Tensor:
+def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     """One token per row, by the inverse of the cumulative distribution.
 
     The vocabulary is cut into blocks: first a block is found by the blocks' sums, then a token in it. That
     is the same draw as from one long cumulative sum at a fraction of its cost.
 
     Args:
-        logps: float32 (B, V); -inf where a token cannot come.
+        weights: what the probabilities are proportional to, float32 (B, V); 0 where a token cannot come.
         uniforms: in [0, 1), float64 (B,).
 
     Returns:
         Token ids, int64 (B,).
+
+    Raises:
+        RunError: a row's weights are not finite.
     """
-    probs = torch.nn.functional.pad(logps.exp(), (0, -logps.shape[-1] % BLOCK)).view(len(logps), -1, BLOCK)
-    upto = probs.sum(-1, dtype=torch.float64).cumsum(-1)
+    spare = -weights.shape[-1] % BLOCK
+    # Padding by nothing would copy it all the same.
+    blocks = (torch.nn.functional.pad(weights, (0, spare)) if spare else weights).view(
+        len(weights), -1, BLOCK
+    )
+    upto = blocks.sum(-1).double().cumsum(-1)
     if not bool(upto[:, -1].isfinite().all()):
         raise RunError("the model's logits are not finite, so nothing can be sampled; use --dtype float32")
     # Scaled by the row's own total: rounding must not leave a gap above the last token.
     target = uniforms[:, None] * upto[:, -1:]
     block = torch.searchsorted(upto, target, right=True)
     before = torch.nn.functional.pad(upto, (1, 0)).gather(-1, block)
-    inside = probs[torch.arange(len(probs), device=probs.device), block[:, 0]].double()
+    inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double()
     place = torch.searchsorted(inside.cumsum(-1), target - before, right=True)
-    # The block's own sum may differ from its share of the total in the last bit: stay on a possible token.
+    # The block's own sum may differ from its share of the total in the last bits: stay on a possible token.
     last = BLOCK - 1 - (inside.flip(-1) > 0).int().argmax(-1, keepdim=True)
     return (block * BLOCK + torch.minimum(place, last))[:, 0]
+
+
+class Barred(NamedTuple):
+    """Tokens that must not come now, in some rows. rows bool (B,), tokens int64 (E,)"""
+
+    rows: Tensor
+    tokens: Tensor
+
+    def mask(self, like: Tensor) -> Tensor:
+        """True where a token must not come. bool (B, V)"""
+        mask = torch.zeros_like(like, dtype=torch.bool)
+        mask[:, self.tokens] = self.rows[:, None]
+        return mask
 
 
 def choose(
@@ -117,32 +138,46 @@ def choose(
     uniforms: Tensor,
     *,
     seen: Tensor | None = None,
-    barred: Tensor | None = None,
+    barred: Barred | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw a token per row.
 
     Args:
         logits: the model's, float32 (B, V).
-        sampling, seen, barred: as for `restricted_logps`.
+        sampling: the options.
         uniforms: in [0, 1), float64 (B,).
+        seen: as for `restricted_logps`.
+        barred: what must not come.
 
     Returns:
         Token ids, their log-probabilities under the model, and under the distribution drawn from. (B,)
     """
-    restricted = restricted_logps(logits, sampling, seen=seen, barred=barred)
-    tokens = draw(restricted, uniforms)[:, None]
-    drawn = restricted.gather(-1, tokens)[:, 0]
-    if barred is None and not restricts(sampling):
-        return tokens[:, 0], drawn, drawn
-    logps = logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
-    return tokens[:, 0], logps[:, 0], drawn
+    if restricts(sampling):
+        mask = None if barred is None else barred.mask(logits)
+        restricted = restricted_logps(logits, sampling, seen=seen, barred=mask)
+        tokens = draw(restricted.exp(), uniforms)
+        drawn = _at(restricted, tokens)
+        return tokens, _at(logits, tokens) - logits.logsumexp(-1), drawn
+    # With nothing but a temperature one softmax says it all: few passes over (B, V), which cost as much as a
+    # layer or two each.
+    weights = (logits if sampling.temperature == 1.0 else logits / sampling.temperature).softmax(-1)
+    if barred is not None:
+        weights[:, barred.tokens] *= ~barred.rows[:, None]
+    tokens = draw(weights, uniforms)
+    drawn = _at(weights, tokens).log()
+    logps = drawn if sampling.temperature == 1.0 else _at(logits, tokens) - logits.logsumexp(-1)
+    return tokens, logps, drawn if barred is None else drawn - weights.sum(-1).log()
+
+
+def _at(values: Tensor, tokens: Tensor) -> Tensor:
+    return values.gather(-1, tokens[:, None])[:, 0]
 
 
 def restricts(sampling: Sampling) -> bool:
-    """Whether the distribution drawn from is another than the model's."""
+    """Whether the distribution drawn from is another than the model's at some temperature."""
     s = sampling
     return not (
-        s.temperature == 1.0
+        s.temperature > 0
         and s.top_k == 0
         and s.top_p == 1.0
         and s.min_p == 0.0
