@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,25 @@ ROOT = HERE.parent
 
 
 class Side:
-    """A worker process. `ask` has it do one piece of work and gives what it measured."""
+    """A worker process. `ask` has it do one piece of work and gives what it measured.
 
-    def __init__(self, name: str, script: str, *arguments: str, python: str = sys.executable) -> None:
+    Args:
+        name: how it is called in the results.
+        script: of this directory; it is told `--worker` and the arguments.
+        python: of which environment.
+        path: where it finds a package before its environment does; see `peer`.
+    """
+
+    def __init__(
+        self, name: str, script: str, *arguments: str, python: str = sys.executable, path: Path | None = None
+    ) -> None:
         self.name = name
         self._log = open(os.devnull, "w")  # noqa: SIM115 - closed with the process
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if path is not None:
+            environment["PYTHONPATH"] = os.pathsep.join(
+                filter(None, (str(path), os.environ.get("PYTHONPATH")))
+            )
         self._process = subprocess.Popen(
             [python, str(HERE / script), "--worker", *arguments],
             stdin=subprocess.PIPE,
@@ -105,6 +119,43 @@ class PeakMemory:
         while self._open:
             self.bytes = max(self.bytes, anonymous_memory())
             time.sleep(0.02)
+
+
+def peer(requirement: str) -> Path | None:
+    """Where `package==version` is for those who have not installed it; None where this environment has it."""
+    package, version = requirement.split("==")
+    try:
+        if metadata.version(package) == version:
+            return None
+    except metadata.PackageNotFoundError:
+        pass
+    place = ROOT / "build" / "peers" / requirement
+    if not place.exists():
+        say(f"installing {requirement} in {place}")
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                str(place),
+                requirement,
+            ],
+            check=True,
+            stdout=sys.stderr,
+        )
+    return place
+
+
+def compute_dtype(name: str) -> str:
+    """`auto` is what Palate would take here: bfloat16 where the processor computes in it, else float32."""
+    from palate.config import ModelConfig
+    from palate.model.load import resolve
+
+    return str(resolve(ModelConfig.model_validate({"dtype": name}))[1]).removeprefix("torch.")
 
 
 def anonymous_memory() -> int:

@@ -15,7 +15,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Side, arguments, finish, gemm_peak, in_turns, median, prompts, say, serve
+from common import (
+    Side,
+    arguments,
+    compute_dtype,
+    finish,
+    gemm_peak,
+    in_turns,
+    median,
+    prompts,
+    say,
+    serve,
+)
 
 SHAPES = {
     "short_32": {"count": 16, "tokens": 40, "n": 2, "new": 64},
@@ -26,7 +37,7 @@ SHAPES = {
 
 def palate_worker(dtype: str) -> Any:
     """Palate's sampling engine."""
-    from palate.cli.actions import quiet_libraries
+    from palate.cli.quiet import quiet_libraries
     from palate.config import ModelConfig, Sampling
     from palate.model import load_model
     from palate.model.engine import sample
@@ -54,7 +65,7 @@ def generate_worker(dtype: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    from palate.cli.actions import quiet_libraries
+    from palate.cli.quiet import quiet_libraries
     from palate.model import embedded_model
 
     quiet_libraries()
@@ -147,7 +158,7 @@ def vllm_side(environment: str, dtype: str) -> Side:
 def main() -> None:
     given = arguments(
         __doc__ or "",
-        dtype={"default": "bfloat16", "choices": ["bfloat16", "float32"]},
+        dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
         natural={"action": "store_true", "help": "let completions end by themselves"},
         vllm={"help": "an environment with vLLM's CPU build"},
         shapes={"nargs": "*", "default": list(SHAPES), "choices": list(SHAPES)},
@@ -156,11 +167,12 @@ def main() -> None:
         kind, *rest = given.worker
         serve({"palate": palate_worker, "generate": generate_worker, "vllm": vllm_worker}[kind](*rest))
         return
-    sides = [Side(kind, "sampling.py", kind, given.dtype) for kind in ("palate", "generate")]
+    dtype = compute_dtype(given.dtype)
+    sides = [Side(kind, "sampling.py", kind, dtype) for kind in ("palate", "generate")]
     if given.vllm:
-        sides.append(vllm_side(given.vllm, given.dtype))
+        sides.append(vllm_side(given.vllm, dtype))
     detail: dict[str, Any] = {
-        "dtype": given.dtype,
+        "dtype": dtype,
         "natural_eos": given.natural,
         "shapes": SHAPES,
         "speed": {},
@@ -173,7 +185,7 @@ def main() -> None:
         last[shape] = round(detail["speed"][shape]["palate"] / detail["speed"][shape]["generate"], 2)
     for side in sides:
         side.close()
-    detail["gemm_peak_gflops"] = round(gemm_peak(given.dtype) / 1e9)
+    detail["gemm_peak_gflops"] = round(gemm_peak(dtype) / 1e9)
     finish(given, detail, last)
 
 

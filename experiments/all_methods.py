@@ -85,7 +85,7 @@ def prepare(work: Path) -> dict[str, str]:
         cls = palate.METHODS["reward-model"].config
         cfg = cls.model_validate(
             {
-                **COMMON, "lr": 2e-4, "data": str(work / "all-pairs.jsonl"), "steps": 60,
+                **COMMON, "lr": 1e-3, "data": str(work / "all-pairs.jsonl"), "steps": 40, "eval_every": 20,
                 "eval_data": str(work / "held-out-pairs.jsonl"), "output": work / "reward-model",
             }
         )  # fmt: skip

@@ -65,3 +65,35 @@ def test_what_has_no_held_out_pairs_is_not_asked_to_measure_them(name: str) -> N
     with pytest.raises(ValidationError, match="eval_every measures on held-out pairs, which variant direct"):
         config(data="x", eval_every=1)  # type: ignore[call-arg]
     assert config(data="x", eval_every=1, variant="direct").eval_every == 1  # type: ignore[call-arg, attr-defined]
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.direct is not None])
+def test_variant_direct_takes_nothing_that_only_sampling_heeds(name: str) -> None:
+    config = METHODS[name].config
+    with pytest.raises(ValidationError, match=r"samples nothing.*so n would do nothing; leave it out"):
+        config.model_validate({"data": "x", "variant": "direct", "n": 17})
+    # What a run has written of itself names every field; its defaults are no request.
+    described = config.model_validate({"data": "x", "variant": "direct"})
+    assert config.model_validate(described.model_dump()) == described
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rest", {}),
+        ("click", {}),
+        ("rft", {"rounds": 2}),
+    ],
+)
+def test_a_ranker_is_refused_where_rewards_of_different_prompts_are_compared(
+    name: str, options: dict[str, object]
+) -> None:
+    asked = {"data": "x", "reward": ["ranker:r"], **options}
+    with pytest.raises(ValidationError, match="'ranker:r', whose numbers are of each prompt's own"):
+        METHODS[name].config.model_validate(asked)
+    METHODS[name].config.model_validate({**asked, "reward": ["model:r"]})
+
+
+@pytest.mark.parametrize("options", [{"rounds": 1}, {"pool": "all"}, {"pool": "none"}])
+def test_rft_takes_a_ranker_where_rounds_do_not_meet(options: dict[str, object]) -> None:
+    METHODS["rft"].config.model_validate({"data": "x", "reward": ["ranker:r"], **options})

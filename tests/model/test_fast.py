@@ -16,9 +16,15 @@ from palate.learn import Policy
 from palate.model import LoadedModel, lm_outputs, load_model
 from palate.model.engine import sample
 from palate.model.head import LMHead
-from palate.model.layout import PackedLayout, positions, predicting
+from palate.model.layout import PackedLayout, ending, positions, predicting
 from palate.model.packed import packed_batches
-from palate.model.paths import batched_logps, completion_outputs, computing
+from palate.model.paths import (
+    batched_logps,
+    batched_scores,
+    completion_outputs,
+    completion_scores,
+    computing,
+)
 from palate.testing import KINDS, tiny_model, tiny_policy
 from palate.types import Group, Prompt
 
@@ -322,3 +328,59 @@ def test_a_model_whose_layers_mix_neighbours_otherwise_takes_the_plain_way(
 @pytest.mark.parametrize("kind", FAST)
 def test_rounding_alone_keeps_no_model_out(kind: str, directory_of: Callable[[str], str]) -> None:
     assert load(directory_of(kind), dtype="bfloat16").fast is not None
+
+
+# ---- Scores ----------------------------------------------------------------------------------------
+
+
+def classifier(directory: str, **options: object) -> LoadedModel:
+    cfg = {"model": directory, "dtype": "float32", "device": "cpu", "lora": False} | options
+    return load_model(ModelConfig.model_validate(cfg), head="scalar")
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_scores_and_gradients_are_those_of_the_padded_way(
+    kind: str, directory_of: Callable[[str], str]
+) -> None:
+    model = classifier(directory_of(kind))
+    assert model.fast is not None
+    records = groups(model)
+    gradients = []
+    found = []
+    for way in (model, replace(model, fast=None)):
+        with computing(way):
+            scores = completion_scores(way, records).scores
+            assert scores is not None
+            model.network.zero_grad()
+            (scores * torch.arange(1, len(scores) + 1)).sum().backward()
+        found.append(scores.detach())
+        gradients.append(torch.cat([p.grad.flatten() for _, p in model.trained() if p.grad is not None]))
+    assert len(set(found[0].tolist())) == 8
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_classifier_whose_layers_follow_no_layout_takes_the_plain_way(
+    directory_of: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="palate"):
+        assert classifier(directory_of("bloom")).fast is None
+    assert "takes the plain way" in caplog.text
+    assert classifier(directory_of("llama"), fast=False).fast is None
+    assert classifier(directory_of("llama"), dtype="bfloat16").fast is not None
+
+
+def test_scores_come_in_the_records_order_whatever_shares_a_row(directory_of: Callable[[str], str]) -> None:
+    model = classifier(directory_of("llama"))
+    records = groups(model)
+    with torch.no_grad():
+        together = batched_scores(model, records, 10_000)
+        apart = batched_scores(model, records, 1)
+        plain = batched_scores(replace(model, fast=None), records, 10_000)
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
+    torch.testing.assert_close(together, plain, atol=1e-4, rtol=0)
+
+
+def test_completions_end_where_their_last_token_is() -> None:
+    shape = [(3, (2, 1)), (1, (4,)), (2, (0, 1))]
+    assert ending(shape).tolist() == [4, 5, 10, 12, 13]

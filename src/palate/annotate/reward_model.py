@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 
 from palate.config import ModelConfig
-from palate.model import LoadedModel, load_model, micro_batches, row_sizes, scalar_outputs
-from palate.types import Completion, Example, Prompt
+from palate.model import LoadedModel, load_model
+from palate.model.paths import batched_scores
+from palate.types import Completion, Group, Prompt
 
 
 class RewardModel:
@@ -47,17 +50,15 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         """One reward per completion: the classifier's output, unscaled."""
-        examples = [self._example(p, c) for p, c in zip(prompts, completions, strict=True)]
-        rewards: list[float | None] = [None] * len(examples)
-        for batch in micro_batches(row_sizes(examples, self.model.codec), self._budget):
-            scores = scalar_outputs(self.model, [examples[i] for i in batch]).scores
-            assert scores is not None
-            for i, score in zip(batch, scores.tolist(), strict=True):
-                rewards[i] = score
-        return rewards
+        # Completions of one prompt stand together, and share what is computed of it.
+        groups = [
+            Group(prompt, tuple(self._encoded(prompt, completion) for _, completion in together))
+            for prompt, together in groupby(zip(prompts, completions, strict=True), key=itemgetter(0))
+        ]
+        return list(batched_scores(self.model, groups, self._budget).tolist()) if groups else []
 
-    def _example(self, prompt: Prompt, completion: Completion) -> Example:
+    def _encoded(self, prompt: Prompt, completion: Completion) -> Completion:
         encoded = self.model.codec.completion(prompt, completion.text)
         if completion.finish == "length" and encoded.finish == "eos" and len(encoded.token_ids) > 1:
             encoded = Completion(encoded.text, encoded.token_ids[:-1], "length")
-        return Example(prompt, encoded)
+        return encoded

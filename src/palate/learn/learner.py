@@ -25,12 +25,11 @@ from palate.model import (
     Snapshot,
     TokenValues,
     load_model,
-    scalar_outputs,
 )
 from palate.model.engine import Observer, unobserved
 from palate.model.fast import FastPath
 from palate.model.load import Head
-from palate.model.paths import batches, completion_outputs, computing
+from palate.model.paths import batched_scores, batches, completion_outputs, completion_scores, computing
 from palate.types import Record
 
 R = TypeVar("R", bound=Record)
@@ -163,13 +162,7 @@ class Learner:
     @torch.no_grad()
     def scores(self, records: Sequence[Record]) -> Tensor:
         """A scalar head's number for every completion of the records, in order. (N,)"""
-        found: dict[int, Tensor] = {}
-        for batch in batches(self.model, records, self.cfg.micro_batch_tokens):
-            scores = scalar_outputs(self.model, [records[i] for i in batch]).scores
-            assert scores is not None
-            parts = torch.split(scores, [len(records[i].completions) for i in batch])
-            found |= dict(zip(batch, parts, strict=True))
-        return torch.cat([found[i] for i in sorted(found)])
+        return batched_scores(self.model, records, self.cfg.micro_batch_tokens)
 
     def save(self, directory: Path) -> None:
         """Write the model (or its adapter) in Hugging Face layout."""
@@ -177,7 +170,7 @@ class Learner:
 
     def _forward(self, records: Sequence[R], objective: Objective[R]) -> Outputs:
         if self.model.head == "scalar":
-            return scalar_outputs(self.model, records)
+            return completion_scores(self.model, records)
         return completion_outputs(self.model, records, statistics=True, top_logits=objective.top_logits)
 
     @contextmanager

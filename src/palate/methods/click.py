@@ -7,9 +7,8 @@ than its negative by a wide margin, while the policy stays a language model by t
 No reference. In further rounds candidates are drawn anew. Variant direct learns from the data's pairs.
 
 Ours: the paper's rule for pairs is not verified; which negatives count, and which of them is taken, are
-options, and the default is the nearest of those likelier than the positive. The likelihood is that of the
-positive, per token of the update, unless the data have a target; the paper's exact form of it is not
-verified either. Repeated candidates and identical pairs are dropped and counted; AdamW.
+options, and the default is the nearest of those likelier than the positive. The likelihood, not verified
+either, is the positive's, per token, unless the data have a target. Identical pairs are dropped; AdamW.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from palate.losses import PAIR_LOSSES
 from palate.methods.base import Method, Recipe
 from palate.methods.candidates import draw, fit_round
 from palate.methods.offline import fit
-from palate.methods.rounds import RoundsConfig, prompts_of_round
+from palate.methods.rounds import OF_ROUNDS, RoundsConfig, prompts_of_round
 from palate.methods.texts import check_columns, with_targets
 from palate.run import Run
 from palate.select import by_likelihood_rank, select_pairs
@@ -40,6 +39,8 @@ class ClickConfig(RoundsConfig):
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
     unoffered: ClassVar = frozenset[str]()  # pairs from data may be held out
+    sampled_only: ClassVar = OF_ROUNDS | {"n", "threshold", "direction", "partner"}
+    has_threshold: ClassVar = True
 
     variant: Literal["direct", "sampled"] = "sampled"
     """Learn from the pairs of the data, or from labelled samples of the policy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,23 @@ class PairBatches(Config):
     """Optimizer steps, instead of epochs."""
     eval_every: int | None = Field(None, ge=1)
     """Measure on the held-out data every so many steps, besides before and after."""
+
+    sampled_only: ClassVar[frozenset[str]] = frozenset()
+    """Fields that variant direct has no use for, since it samples nothing."""
+
+    @model_validator(mode="after")
+    def _nothing_unheeded(self) -> Self:
+        if getattr(self, "variant", None) == DIRECT:
+            fields = type(self).model_fields
+            idle = [name for name in fields if name in self.sampled_only]
+            idle = [name for name in idle if getattr(self, name) != fields[name].default]
+            if idle:
+                raise ValueError(
+                    f"variant is direct, which samples nothing and learns from the pairs of the data, so "
+                    f"{' and '.join(idle)} would do nothing; leave {'it' if len(idle) == 1 else 'them'} out, "
+                    "or take another variant"
+                )
+        return self
 
     @model_validator(mode="after")
     def _something_to_measure(self) -> Self:

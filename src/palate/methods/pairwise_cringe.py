@@ -23,6 +23,7 @@ from palate.methods.base import DIRECT, Method, Recipe
 from palate.methods.offline import fit
 from palate.methods.pair_rounds import PairRounds, labeller, pairs_of_round
 from palate.methods.records import read_pairs
+from palate.methods.rounds import OF_ROUNDS
 from palate.run import Run
 from palate.types import Pair, Prompt
 
@@ -32,6 +33,7 @@ class PairwiseCringeConfig(PairRounds):
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
     unoffered: ClassVar = frozenset()
+    sampled_only: ClassVar = OF_ROUNDS | {"n", "tie", "label", "mix_pairs"}
 
     variant: Literal["rounds", "direct"] = "rounds"
     """Rounds of its own completions, or one pass over preference pairs from data, without sampling."""

@@ -37,6 +37,7 @@ class ReSTConfig(RoundsConfig):
     """Numbers of ReST."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
+    has_threshold: ClassVar = True
 
     n: int = Field(10, ge=1)
     """Completions per prompt in a Grow step."""
@@ -73,7 +74,6 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
     """Train `policy` in place to imitate its own completions of high reward."""
     data = _demonstrations(policy, annotate, cfg, run)
     assert cfg.lr is not None
-
     for g in range(cfg.rounds):
         asked = prompts_of_round(prompts, g, cfg, run)  # Grow
         groups = annotate(policy.snapshot().sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", g)))

@@ -49,6 +49,12 @@ class RFTConfig(RoundsConfig):
     temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(split_commas)] = ()
     """Temperature of each round, where they differ; the last one is that of all rounds after it."""
 
+    @property
+    def compares_rewards(self) -> str | None:
+        """Its pool, where the best of several rounds stays."""
+        compares = self.pool == "best" and self.rounds > 1
+        return "pool best compares those of several rounds (all and none do not)" if compares else None
+
     def sampling_of(self, index: int) -> Sampling:
         """How a round, counted from 0, samples."""
         each = self.temperatures or (self.temperature,)
@@ -59,18 +65,13 @@ def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFT
     """Train `policy` in place to imitate the best of its own completions."""
     start = {f"weight/{name}": p.detach().clone() for name, p in policy.model.trained() if cfg.restart}
     pool: list[Group] = []
-
     for t in range(cfg.rounds):
         asked = prompts_of_round(prompts, t, cfg, run)
         groups = policy.snapshot().sample(asked, cfg.n, cfg.sampling_of(t), seed=run.seed("sample", t))
         groups = annotate(groups)
-        best, _ = select_completions(groups, partial(top_k, k=1))
-        pool = pooled(pool, best, cfg.pool)
+        pool = pooled(pool, select_completions(groups, partial(top_k, k=1)).groups, cfg.pool)
         if not pool:
-            raise RunError(
-                f"round {t + 1}: none of {cfg.n * len(groups)} completions has a usable reward, so there is "
-                "nothing to imitate; see why the reward gives nothing"
-            )
+            raise RunError(f"round {t + 1}: no completion has a usable reward; see what the reward says")
         examples = [Example(g.prompt, g.completions[0]) for g in pool]
         if cfg.restart:
             policy.restore(start, version=policy.version, updates=0)
@@ -85,9 +86,7 @@ def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFT
 def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "all", "none"]) -> list[Group]:
     """What is learnt from, of what the rounds before and this one kept; see `RFTConfig.pool` for `how`.
 
-    Args:
-        pool, best: groups of one completion each, with its reward; of equal ones the earlier stays.
-        how: as in the configuration.
+    Groups are of one completion each, with its reward; of equal ones the earlier stays.
     """
     if how != "best":
         return [*pool, *best] if how == "all" else list(best)
@@ -100,9 +99,9 @@ def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "a
 
 
 def _reward(group: Group) -> float:
-    assert group.rewards is not None
-    assert group.rewards[0] is not None
-    return group.rewards[0]
+    (reward,) = group.rewards or (None,)
+    assert reward is not None
+    return reward
 
 
 def _pool_numbers(pool: Sequence[Group]) -> dict[str, float]:

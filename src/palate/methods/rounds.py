@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from palate.config import MethodConfig, RewardConfig, RunConfig, Sampling
 from palate.data import Stream
@@ -26,11 +26,33 @@ class RoundsConfig(PairBatches, MethodConfig, RewardConfig, Sampling):
     may_change_bits: ClassVar = MAY_CHANGE
     may_grow: ClassVar = frozenset({"rounds"})
     unoffered: ClassVar = frozenset({"eval_every"})  # what is held out are prompts, for before and after
+    has_threshold: ClassVar[bool] = False
+    """One for the rewards of all prompts."""
 
     rounds: int = Field(1, ge=1)
     """How often the policy as it is then is sampled from, and learns from what is selected."""
     prompts_per_round: int | None = Field(None, ge=1)
     """Prompts sampled from in a round, each round going on where the last one stopped; all if not given."""
+
+    @model_validator(mode="after")
+    def _comparable_rewards(self) -> Self:
+        what = self.compares_rewards
+        ranker = next((spec for spec in self.reward if spec.startswith("ranker:")), None)
+        if what is not None and ranker is not None:
+            raise ValueError(
+                f"reward is {ranker!r}, whose numbers are of each prompt's own comparisons, and {what}; "
+                "take a reward that scores, such as model:ID"
+            )
+        return self
+
+    @property
+    def compares_rewards(self) -> str | None:
+        """What sets rewards of different prompts or rounds against each other, if anything does."""
+        return "its rewards are held against a threshold" if self.has_threshold else None
+
+
+OF_ROUNDS = frozenset({"rounds", "prompts_per_round"})
+"""Fields of rounds of sampling."""
 
 
 def prompts_of_round(prompts: Sequence[Prompt], index: int, cfg: RoundsConfig, run: Run) -> list[Prompt]:

@@ -23,7 +23,7 @@ from palate.learn import Policy, RankedGroups
 from palate.methods.base import Method, Recipe
 from palate.methods.candidates import draw, fit_round
 from palate.methods.offline import fit
-from palate.methods.rounds import RoundsConfig, prompts_of_round
+from palate.methods.rounds import OF_ROUNDS, RoundsConfig, prompts_of_round
 from palate.methods.texts import check_columns
 from palate.run import Run
 from palate.select import best_vs_worst, select_pairs
@@ -35,6 +35,7 @@ class RRHFConfig(RoundsConfig):
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
     unoffered: ClassVar = frozenset[str]()  # pairs from data may be held out
+    sampled_only: ClassVar = OF_ROUNDS | {"n", "texts"}
 
     variant: Literal["direct", "sampled"] = "sampled"
     """Learn from the pairs of the data, or from scored samples of the policy."""

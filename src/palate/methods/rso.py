@@ -38,6 +38,7 @@ class RSOConfig(OfflineConfig, PairBatches):
     """Numbers of RSO; all of the method's own default to the paper's."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
+    sampled_only: ClassVar = frozenset({"n", "keep", "sample_beta", "pairing", "ask", "tie"})
 
     variant: Literal["direct", "sft-sample-rank", "rso-sample-rank"] = "rso-sample-rank"
     """Learn from pairs of the data, of samples of the starting policy, or of samples thinned by rejection."""

@@ -34,6 +34,7 @@ class SlicHFConfig(OfflineConfig, PairBatches):
     """Numbers of SLiC-HF; delta, candidates and sampling default to the paper's."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
+    sampled_only: ClassVar = frozenset({"n", "pairing", "ask", "tie"})
 
     variant: Literal["direct", "sample-rank"] = "sample-rank"
     """Learn from the pairs of the data, or from ranked samples of the starting policy."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from palate.config import Sampling
 from palate.model.attention import NotUnderstood, following
 from palate.model.codec import Codec
 from palate.model.decode import Decoder
-from palate.model.head import LMHead
-from palate.model.layout import PackedLayout, Shape, positions, predicting
+from palate.model.head import LMHead, scores_of
+from palate.model.layout import PackedLayout, Shape, ending, positions, predicting
 from palate.model.rows import Row
 
 log = logging.getLogger("palate")
@@ -84,13 +85,23 @@ def head_of(network: Any) -> LMHead:
     return head
 
 
-def fast_path(network: Any, codec: Codec, name: str) -> FastPath | None:
-    """The fast path of a network, or None, with a line in the log, if its numbers are not the plain way's."""
-    why = _disagreement(network, codec)
+def fast_path(network: Any, codec: Codec, name: str, *, scores: bool = False) -> FastPath | None:
+    """The fast path of a network, or None, with a line in the log, if its numbers are not the plain way's.
+
+    Args:
+        network, codec: what is tried.
+        name: in the log.
+        scores: it is a classifier with one output, and its scores are what counts.
+    """
+    why = _scores_disagree(network) if scores else _disagreement(network, codec)
     if why is None:
         return FastPath(network)
     log.warning("%s takes the plain way, which is slower: %s", name, why)
     return None
+
+
+_FOREIGN = (NotUnderstood, TypeError, AttributeError, RuntimeError, ValueError, IndexError)
+"""What a foreign architecture may do with arguments that it was not made for."""
 
 
 @torch.no_grad()
@@ -99,24 +110,67 @@ def _disagreement(network: Any, codec: Codec) -> str | None:
     head = LMHead.of(network)
     if head is None:
         return "its head is not a plain linear map"
-    if network.config.get_text_config().to_dict().get("attention_chunk_size"):
-        return "its attention is in chunks, which only its mask knows of"
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = network.get_input_embeddings().weight.shape[0]
-    ids = [torch.randint(vocabulary, (p + sum(cs),), generator=generator) for p, cs in PROBE]
+    if _chunked(network):
+        return IN_CHUNKS
+    ids = _probe_ids(network)
     plain = _plain_logps(network, PROBE, ids)
     try:
         gap = float((_packed_logps(network, head, PROBE, ids) - plain).abs().max())
         sampled = _sampler_gap(network, head, codec, ids)
-    except (NotUnderstood, TypeError, AttributeError, RuntimeError, ValueError, IndexError) as error:
-        # Whatever a foreign architecture does with arguments that it was not made for.
-        return f"its layers do not follow a layout ({type(error).__name__}: {str(error)[:80]})"
+    except _FOREIGN as error:
+        return _unfollowed(error)
     limit = _rounding(network, ids[0])
     if max(gap, sampled) <= limit:
         return None
     return (
         f"fast and plain log-probabilities differ by {max(gap, sampled):.2g} nats ({limit:.2g} is rounding)"
     )
+
+
+@torch.no_grad()
+def _scores_disagree(network: Any) -> str | None:
+    """Why a classifier's scores from a packed row are not the plain way's; None if they are."""
+    if _chunked(network):
+        return IN_CHUNKS
+    ids = _probe_ids(network)
+    rows = [whole for row, shape in zip(ids, PROBE, strict=True) for whole in _rows(row, shape)]
+    last = [
+        network.base_model(input_ids=row[None].to(network.device), use_cache=False).last_hidden_state[:, -1]
+        for row in rows
+    ]
+    plain = scores_of(network, torch.cat(last))
+    try:
+        hidden = _packed_hidden(network, PROBE, ids)
+    except _FOREIGN as error:
+        return _unfollowed(error)
+    gap = float((scores_of(network, hidden[ending(PROBE).to(hidden.device)]) - plain).abs().max())
+    size = float(torch.cat(last).float().norm(dim=-1).max() * network.score.weight.float().norm())
+    limit = 1e-3 + torch.finfo(hidden.dtype).eps * size
+    return None if gap <= limit else f"fast and plain scores differ by {gap:.2g} ({limit:.2g} is rounding)"
+
+
+IN_CHUNKS = "its attention is in chunks, which only its mask knows of"
+
+
+def _chunked(network: Any) -> bool:
+    return bool(network.config.get_text_config().to_dict().get("attention_chunk_size"))
+
+
+def _unfollowed(error: Exception) -> str:
+    return f"its layers do not follow a layout ({type(error).__name__}: {str(error)[:80]})"
+
+
+def _probe_ids(network: Any) -> list[Tensor]:
+    """Tokens of the probe's records, prompts and completions in a row."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = network.get_input_embeddings().weight.shape[0]
+    return [torch.randint(vocabulary, (p + sum(cs),), generator=generator) for p, cs in PROBE]
+
+
+def _rows(ids: Tensor, shape: tuple[int, Sequence[int]]) -> list[Tensor]:
+    """A record's completions, each behind the prompt."""
+    prompt, sizes = shape
+    return [torch.cat((ids[:prompt], part)) for part in torch.split(ids[prompt:], list(sizes))]
 
 
 def _rounding(network: Any, ids: Tensor) -> float:
@@ -143,28 +197,31 @@ def _sampler_gap(network: Any, head: LMHead, codec: Codec, ids: list[Tensor]) ->
     return float((found - wanted).abs().max())
 
 
-def _packed_logps(network: Any, head: LMHead, shape: Shape, ids: list[Tensor]) -> Tensor:
+def _packed_hidden(network: Any, shape: Shape, ids: list[Tensor]) -> Tensor:
     device = network.device
     with following(network):
-        hidden = network.base_model(
+        hidden: Tensor = network.base_model(
             input_ids=torch.cat(ids)[None].to(device),
             position_ids=positions(shape).to(device),
             use_cache=False,
             palate_layout=PackedLayout(shape),
         ).last_hidden_state[0]
-    targets = torch.cat([row[prompt:] for row, (prompt, _) in zip(ids, shape, strict=True)]).to(device)
-    return head.logps(hidden[predicting(shape).to(device)], targets)[0]
+    return hidden
+
+
+def _packed_logps(network: Any, head: LMHead, shape: Shape, ids: list[Tensor]) -> Tensor:
+    hidden = _packed_hidden(network, shape, ids)
+    targets = torch.cat([row[prompt:] for row, (prompt, _) in zip(ids, shape, strict=True)])
+    return head.logps(hidden[predicting(shape).to(hidden.device)], targets.to(hidden.device))[0]
 
 
 def _plain_logps(network: Any, shape: Shape, ids: list[Tensor]) -> Tensor:
     found = []
-    for row, (prompt, completions) in zip(ids, shape, strict=True):
-        start = prompt
-        for size in completions:
-            whole = torch.cat((row[:prompt], row[start : start + size]))[None].to(network.device)
-            logits = network(input_ids=whole, use_cache=False).logits[0, prompt - 1 : -1].float()
-            found.append(logits.log_softmax(-1).gather(-1, whole[0, prompt:, None])[:, 0])
-            start += size
+    for row, record in zip(ids, shape, strict=True):
+        for whole in _rows(row, record):
+            given = whole[None].to(network.device)
+            logits = network(input_ids=given, use_cache=False).logits[0, record[0] - 1 : -1].float()
+            found.append(logits.log_softmax(-1).gather(-1, given[0, record[0] :, None])[:, 0])
     return torch.cat(found)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from palate.model.codec import Codec
-from palate.model.head import HeadValues
+from palate.model.head import HeadValues, scores_of
 from palate.model.load import LoadedModel
 from palate.types import Record
 
@@ -171,10 +171,7 @@ def scalar_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
         input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
     ).last_hidden_state
     last = hidden[torch.arange(len(hidden), device=hidden.device), rows.lengths - 1]
-    # In float32: scores that lie close together must not be rounded into ties.
-    head = model.network.score
-    bias = None if head.bias is None else head.bias.float()
-    return Outputs(scores=torch.nn.functional.linear(last.float(), head.weight.float(), bias)[:, 0])
+    return Outputs(scores=scores_of(model.network, last))
 
 
 def micro_batches(sizes: Sequence[Sequence[int]], budget: int) -> list[list[int]]:

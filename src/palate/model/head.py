@@ -71,6 +71,16 @@ class LMHead:
         )
 
 
+def scores_of(network: Any, hidden: Tensor) -> Tensor:
+    """What a classifier with one output says of hidden states (M, H): float32 (M,).
+
+    In float32: scores that lie close together must not be rounded into ties.
+    """
+    head = network.score
+    bias = None if head.bias is None else head.bias.float()
+    return nn.functional.linear(hidden.float(), head.weight.float(), bias)[:, 0]
+
+
 class HeadValues(NamedTuple):
     """What a head says of M target tokens, in float32 (float64 where hidden states are)."""
 

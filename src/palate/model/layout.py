@@ -86,6 +86,21 @@ def predicting(records: Shape) -> Tensor:
     return torch.cat(parts)
 
 
+def ending(records: Shape) -> Tensor:
+    """Index of the last hidden state of each completion, in order. int64 (N,)
+
+    Of a completion without tokens it is the prompt's last.
+    """
+    ends: list[int] = []
+    start = 0
+    for prompt, completions in records:
+        last, start = start + prompt - 1, start + prompt
+        for size in completions:
+            start += size
+            ends.append(start - 1 if size else last)
+    return torch.tensor(ends)
+
+
 def _seen(before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
     """Which of before + size keys each of the last `size` positions sees; None where plain causal does."""
     if before == 0 and (window is None or window >= size):

@@ -177,7 +177,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     elif cfg.checkpointing:
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     fresh = peft is not None and adapter is None
-    fast = fast_path(network, codec, cfg.model) if cfg.fast and head == "lm" else None
+    fast = fast_path(network, codec, cfg.model, scores=head == "scalar") if cfg.fast else None
     return LoadedModel(network, codec, head, cfg.model, peft, fresh, fast, _dropout=dropout)
 
 

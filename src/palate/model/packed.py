@@ -1,14 +1,15 @@
-"""Log-probabilities of completions from packed rows (see `layout`), and which records to pack together."""
+"""What packed rows (see `layout`) say of completions, and which records to pack together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from palate.model.forward import Outputs
-from palate.model.head import LMHead
-from palate.model.layout import PackedLayout, positions, predicting
+from palate.model.head import LMHead, scores_of
+from palate.model.layout import PackedLayout, Shape, ending, positions, predicting
 from palate.model.load import LoadedModel
 from palate.types import Record
 
@@ -25,6 +26,23 @@ def packed_outputs(
 
     The caller keeps `following(model.network)` open until backward is done.
     """
+    hidden, shape = _hidden(model, records)
+    tokens = [t for r in records for c in r.completions for t in c.token_ids]
+    targets = torch.tensor(tokens, device=model.device)
+    predicted_from = hidden.index_select(0, predicting(shape).to(model.device))
+    found = head.values(predicted_from, targets, statistics=statistics, top_logits=top_logits)
+    return Outputs.of(found, [size for _, sizes in shape for size in sizes], statistics=statistics)
+
+
+def packed_scores(model: LoadedModel, records: Sequence[Record]) -> Outputs:
+    """A scalar head's number for each completion, from one packed row; as `scalar_outputs`."""
+    hidden, shape = _hidden(model, records)
+    last = hidden.index_select(0, ending(shape).to(model.device))
+    return Outputs(scores=scores_of(model.network, last))
+
+
+def _hidden(model: LoadedModel, records: Sequence[Record]) -> tuple[Tensor, Shape]:
+    """Hidden states of a packed row, (L, H), and its shape."""
     codec, device = model.codec, model.device
     shape = [(len(codec.prompt_ids(r.prompt)), [len(c.token_ids) for c in r.completions]) for r in records]
     ids = [
@@ -33,16 +51,13 @@ def packed_outputs(
         for part in (codec.prompt_ids(r.prompt), *(c.token_ids for c in r.completions))
         for t in part
     ]
-    hidden = model.network.base_model(
+    hidden: Tensor = model.network.base_model(
         input_ids=torch.tensor([ids], device=device),
         position_ids=positions(shape).to(device),
         use_cache=False,
         palate_layout=PackedLayout(shape),
-    ).last_hidden_state[0]
-    targets = torch.tensor([t for r in records for c in r.completions for t in c.token_ids], device=device)
-    predicted_from = hidden.index_select(0, predicting(shape).to(device))
-    found = head.values(predicted_from, targets, statistics=statistics, top_logits=top_logits)
-    return Outputs.of(found, [size for _, sizes in shape for size in sizes], statistics=statistics)
+    ).last_hidden_state
+    return hidden[0], shape
 
 
 def packed_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:

@@ -1,16 +1,25 @@
-"""Log-probabilities by the fast way where a model has one, by the plain way elsewhere."""
+"""Log-probabilities and scores by the fast way where a model has one, by the plain way elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from palate.model.attention import following
-from palate.model.forward import Outputs, TokenValues, lm_outputs, micro_batches, ragged, row_sizes
+from palate.model.forward import (
+    Outputs,
+    TokenValues,
+    lm_outputs,
+    micro_batches,
+    ragged,
+    row_sizes,
+    scalar_outputs,
+)
 from palate.model.load import LoadedModel
-from palate.model.packed import packed_batches, packed_outputs
+from palate.model.packed import packed_batches, packed_outputs, packed_scores
 from palate.types import Record
 
 
@@ -33,6 +42,11 @@ def completion_outputs(
     return packed_outputs(model, model.fast.head, records, statistics=statistics, top_logits=top_logits)
 
 
+def completion_scores(model: LoadedModel, records: Sequence[Record]) -> Outputs:
+    """A scalar head's number for each completion; see `scalar_outputs`."""
+    return scalar_outputs(model, records) if model.fast is None else packed_scores(model, records)
+
+
 def batches(model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
     """Indices of records to compute together, at most `budget` tokens each, padding included if there is any.
 
@@ -43,6 +57,18 @@ def batches(model: LoadedModel, records: Sequence[Record], budget: int) -> list[
         return micro_batches(sizes, budget)
     prompts = [len(model.codec.prompt_ids(record.prompt)) for record in records]
     return packed_batches([sum(s) - (len(s) - 1) * p for s, p in zip(sizes, prompts, strict=True)], budget)
+
+
+def batched_scores(model: LoadedModel, records: Sequence[Record], budget: int) -> Tensor:
+    """A scalar head's number for each completion, in micro-batches, in the records' order. (N,)"""
+    found: dict[int, Tensor] = {}
+    with computing(model):
+        for batch in batches(model, records, budget):
+            scores = completion_scores(model, [records[i] for i in batch]).scores
+            assert scores is not None
+            parts = torch.split(scores, [len(records[i].completions) for i in batch])
+            found |= dict(zip(batch, parts, strict=True))
+    return torch.cat([found[i] for i in sorted(found)])
 
 
 def batched_logps(model: LoadedModel, records: Sequence[Record], budget: int) -> TokenValues:

@@ -1,0 +1,221 @@
+"""One optimizer step of online DPO against TRL's OnlineDPOTrainer, on the same work, in seconds.
+
+All weights of SmolLM2-135M-Instruct, two completions per prompt forced to full length. short: 16 prompts
+of about 40 tokens (template included), 64 new; long: 8 prompts of about 400 tokens, 53 new. The reward is
+the text's length, with a fraction that keeps two different texts from being a tie.
+
+TRL runs `best` (KV cache on, no checkpointing) and, on the short shape, `default` (checkpointing on, which
+turns its KV cache off). Its weights, gradients and AdamW state are in the compute dtype throughout. Palate
+runs `live` (the same state) and, where the compute dtype is bfloat16, `masters` (float32 copies of the
+weights, gradients and state, its default). Both hold a full copy of the model as the reference.
+
+The last line: TRL's seconds over Palate's (with masters, where there are any), Palate's memory over TRL's
+at the same state, and the share of the GEMM peak measured in the run that Palate's learner and sampler
+reach: operations of the matrix products of the layers and the head, each prompt counted once, over all
+seconds of the stage.
+
+    python benchmarks/online_dpo.py
+    python benchmarks/online_dpo.py --dtype float32 --shapes short --no-default
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from typing import Any
+
+from common import (
+    PeakMemory,
+    Side,
+    arguments,
+    compute_dtype,
+    finish,
+    gemm_peak,
+    in_turns,
+    median,
+    peer,
+    prompts,
+    say,
+    serve,
+)
+
+SHAPES = {
+    "short": {"count": 16, "tokens": 40, "new": 64},
+    "long": {"count": 8, "tokens": 400, "new": 53},
+}
+PEER = "trl==1.16.0"
+
+
+def reward(completions: list[str], **_: Any) -> list[float]:
+    """Longer is better: cheap, and a tie only between equal texts."""
+    return [len(text) + zlib.crc32(text.encode()) / 2**32 for text in completions]
+
+
+def palate_worker(masters: str, shape: str, dtype: str) -> Any:
+    """One step as `oaif` takes it, sampling and learning timed apart."""
+    import palate
+    from palate.cli.quiet import quiet_libraries
+    from palate.config import LearnerConfig, Sampling
+    from palate.learn import Pairwise, Policy
+    from palate.losses import PAIR_LOSSES
+    from palate.types import Prompt
+
+    quiet_libraries()
+    s = SHAPES[shape]
+    asked = [Prompt(text) for text in prompts(s["count"], s["tokens"])]
+    cfg = LearnerConfig.model_validate({"lora": False, "dtype": dtype, "lr": 5e-7, "masters": masters})
+    policy = Policy.load(cfg, total_steps=1000)
+    objective = Pairwise(PAIR_LOSSES["dpo"], 0.1, policy.snapshot())
+    annotate = palate.scored(palate.FunctionScorer(reward))
+    options = Sampling(
+        temperature=0.9, max_new_tokens=s["new"], min_new_tokens=s["new"], sampling_rows=2 * s["count"]
+    )
+    network = policy.model.network
+    head_size = network.get_output_embeddings().weight.numel()
+    body_size = sum(p.numel() for p in network.parameters()) - network.get_input_embeddings().weight.numel()
+
+    def work(seed: int = 0) -> dict[str, float]:
+        with PeakMemory() as memory:
+            began = time.perf_counter()
+            groups = policy.snapshot().sample(asked, 2, options, seed=seed)
+            sampled = time.perf_counter()
+            pairs, _ = palate.select_pairs(annotate(groups), palate.best_vs_worst)
+            policy.update(pairs, objective)
+            ended = time.perf_counter()
+        prompt_tokens = sum(len(policy.model.codec.prompt_ids(p)) for p in asked)
+        new_tokens = sum(len(c.token_ids) for g in groups for c in g.completions)
+        forward = 2 * ((prompt_tokens + new_tokens) * body_size + new_tokens * head_size)
+        return {
+            "seconds": round(ended - began, 3),
+            "sampling_seconds": round(sampled - began, 3),
+            "learning_seconds": round(ended - sampled, 3),
+            "memory_gb": round(memory.bytes / 1e9, 3),
+            # The reference's pass, and forward and backward of all weights.
+            "learner_gflops": round(forward * (1 + 3) / (ended - sampled) / 1e9, 1),
+            "sampler_gflops": round(forward / (sampled - began) / 1e9, 1),
+            "pairs": len(pairs),
+        }
+
+    return work
+
+
+def trl_worker(kind: str, shape: str, dtype: str) -> Any:
+    """TRL's own training_step, with its optimizer stepped as its loop does."""
+    import tempfile
+
+    import datasets
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    from palate.cli.quiet import quiet_libraries
+    from palate.model import embedded_model
+
+    quiet_libraries()
+    s = SHAPES[shape]
+    texts = prompts(s["count"], s["tokens"])
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
+    best = kind == "best"
+
+    def trl_reward(completions: list[Any], **_: Any) -> list[float]:
+        return reward([turns[0]["content"] for turns in completions])
+
+    args = OnlineDPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=s["count"],
+        max_new_tokens=s["new"],
+        max_length=1024,
+        temperature=0.9,
+        generation_kwargs={"min_new_tokens": s["new"], **({"use_cache": True} if best else {})},
+        **({"gradient_checkpointing": False} if best else {}),
+        bf16=dtype == "bfloat16",
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        max_steps=1000,
+    )
+
+    def model() -> Any:
+        return AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=getattr(torch, dtype))
+
+    trainer = OnlineDPOTrainer(
+        model=model(),
+        ref_model=model(),
+        reward_funcs=trl_reward,
+        args=args,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(embedded_model()),
+    )
+    trainer.create_optimizer_and_scheduler(num_training_steps=1000)
+    batch = next(iter(trainer.get_train_dataloader()))
+
+    def work(seed: int = 0) -> dict[str, float]:
+        torch.manual_seed(seed)
+        with PeakMemory() as memory:
+            began = time.perf_counter()
+            trainer.training_step(trainer.model, {k: list(v) for k, v in batch.items()})
+            torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
+            ended = time.perf_counter()
+        return {"seconds": round(ended - began, 3), "memory_gb": round(memory.bytes / 1e9, 3)}
+
+    return work
+
+
+def measured(shape: str, dtype: str, runs: int, *, default: bool) -> dict[str, dict[str, float]]:
+    """Medians of every side on a shape."""
+    kinds = [("palate", "live"), ("trl", "best")]
+    if dtype == "bfloat16":
+        kinds.append(("palate", "masters"))
+    if default and shape == "short":
+        kinds.append(("trl", "default"))
+    state = {"masters": "float32"}
+    peers = peer(PEER)
+    sides = [
+        Side(f"{who} {kind}", "online_dpo.py", who, state.get(kind, kind), shape, dtype, path=peers)
+        for who, kind in kinds
+    ]
+    found = in_turns(sides, runs)
+    for side in sides:
+        side.close()
+    return {name: {key: median(rows, key) for key in rows[0]} for name, rows in found.items()}
+
+
+def main() -> None:
+    given = arguments(
+        __doc__ or "",
+        dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
+        shapes={"nargs": "*", "default": list(SHAPES), "choices": list(SHAPES)},
+        no_default={"action": "store_true", "help": "leave out TRL at its defaults, which is slow"},
+    )
+    if given.worker:
+        side, *rest = given.worker
+        serve({"palate": palate_worker, "trl": trl_worker}[side](*rest))
+        return
+    dtype = compute_dtype(given.dtype)
+    detail: dict[str, Any] = {"dtype": dtype, "peer": PEER, "shapes": SHAPES, "measured": {}}
+    last: dict[str, float] = {}
+    ours = "palate masters" if dtype == "bfloat16" else "palate live"
+    for shape in given.shapes:
+        say(shape)
+        medians = measured(shape, dtype, given.runs, default=not given.no_default)
+        detail["measured"][shape] = medians
+        seconds = medians[ours]["seconds"]
+        last[f"{shape}_best"] = round(medians["trl best"]["seconds"] / seconds, 2)
+        if "trl default" in medians:
+            last[f"{shape}_default"] = round(medians["trl default"]["seconds"] / seconds, 2)
+        last[f"memory_{shape}"] = round(
+            medians["palate live"]["memory_gb"] / medians["trl best"]["memory_gb"], 2
+        )
+    peak = gemm_peak(dtype)
+    detail["gemm_peak_gflops"] = round(peak / 1e9)
+    for name in ("learner", "sampler"):
+        rates = [m[ours][f"{name}_gflops"] for m in detail["measured"].values()]
+        last[f"gemm_share_{name}"] = round(max(rates) * 1e9 / peak, 2)
+    finish(given, detail, last)
+
+
+if __name__ == "__main__":
+    main()
