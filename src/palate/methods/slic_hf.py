@@ -5,9 +5,8 @@ the worse one, and a target stays likely, which stands in for a reference. Varia
 candidates from the starting policy once, has them ranked, and learns from winners and losers of matches
 between them; variant direct learns from the pairs of the data.
 
-Ours: the annotator may be any scorer or judge; repeated candidates, ties and identical pairs are dropped
-and counted; AdamW. The weight of the target's likelihood is not known to us from the paper; 0.5 is the
-least of the weights between which RSO found no difference (Liu et al. 2023, arXiv:2309.06657).
+Ours: any scorer or judge; repeated candidates, ties and identical pairs are dropped; AdamW. The weight of
+the target's likelihood is the least of those between which RSO (arXiv:2309.06657) found no difference.
 """
 
 from __future__ import annotations
