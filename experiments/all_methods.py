@@ -85,7 +85,8 @@ def prepare(work: Path) -> dict[str, str]:
         cls = palate.METHODS["reward-model"].config
         cfg = cls.model_validate(
             {
-                **COMMON, "lr": 1e-3, "data": str(work / "all-pairs.jsonl"), "steps": 40, "eval_every": 20,
+                **COMMON, "lr": 1e-3, "schedule": "linear", "epochs": 2, "eval_every": 30,
+                "data": str(work / "ranked-pairs.jsonl"),
                 "eval_data": str(work / "held-out-pairs.jsonl"), "output": work / "reward-model",
             }
         )  # fmt: skip
@@ -102,14 +103,23 @@ def _write_data(work: Path) -> None:
     other = gold(base.sample(train[240:], 4, SAMPLING, seed=2))
     best_of = gold(base.sample(train[:60], 16, SAMPLING, seed=3))
     pairs, _ = palate.select_pairs(pool, palate.best_vs_worst)
-    every, _ = palate.select_pairs(pool, palate.all_pairs)
+    ranked, _ = palate.select_pairs(pool, outside_in)
     unseen, _ = palate.select_pairs(other, palate.best_vs_worst)
-    for name, chosen in (("pairs", pairs), ("all-pairs", every), ("held-out-pairs", unseen)):
+    for name, chosen in (("pairs", pairs), ("ranked-pairs", ranked), ("held-out-pairs", unseen)):
         rows = (
             {"prompt": p.prompt.content, "chosen": p.chosen.text, "rejected": p.rejected.text} for p in chosen
         )
         palate.write_rows(work / f"{name}.jsonl", rows)
     palate.write_rows(work / "demonstrations.jsonl", [_best(group) for group in best_of])
+
+
+def outside_in(group: Group) -> palate.Selected:
+    """Best and worst, second best and second worst, and so on: every completion in one pair, ties in none."""
+    rewards = [reward or 0.0 for reward in group.rewards or ()]
+    ranked = sorted(zip(rewards, group.completions, strict=True), key=lambda pair: -pair[0])
+    halves = zip(ranked[: len(ranked) // 2], ranked[::-1], strict=False)
+    pairs = [palate.Pair(group.prompt, best, worst) for (high, best), (low, worst) in halves if high > low]
+    return palate.Selected(tuple(pairs), {})
 
 
 def _best(group: Group) -> dict[str, Any]:

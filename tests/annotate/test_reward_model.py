@@ -58,12 +58,22 @@ def test_the_budget_of_a_batch_changes_nothing(reward_model: RewardModel) -> Non
     assert small(*rows) == pytest.approx(reward_model(*rows), abs=1e-5)
 
 
-def test_a_completion_that_was_cut_gets_no_end_token(classifier: str, reward_model: RewardModel) -> None:
+def test_every_completion_is_closed_where_a_score_was_learnt(
+    classifier: str, reward_model: RewardModel
+) -> None:
     prompt = Prompt("Tell me")
     cut, whole = reward_model([prompt] * 2, [Completion("Once upo", (1,), f) for f in ("length", "eos")])
-    assert cut == pytest.approx(expected(classifier, "Tell me", "Once upo", closed=False), abs=1e-5)
-    assert whole == pytest.approx(expected(classifier, "Tell me", "Once upo", closed=True), abs=1e-5)
-    assert abs(cut - whole) > 1e-3  # type: ignore[operator]
+    closed = expected(classifier, "Tell me", "Once upo", closed=True)
+    assert [cut, whole] == pytest.approx([closed, closed], abs=1e-5)
+    assert abs(closed - expected(classifier, "Tell me", "Once upo", closed=False)) > 1e-3
+
+
+def test_completions_of_a_prompt_are_scored_as_if_alone(reward_model: RewardModel) -> None:
+    prompts = [Prompt(p) for p in ("Hi", "Hi", "Bye", "Hi")]
+    completions = [Completion(c, (1,)) for c in ("a", "bb", "", "cc")]
+    alone = [reward_model([p], [c])[0] for p, c in zip(prompts, completions, strict=True)]
+    assert reward_model(prompts, completions) == pytest.approx(alone, abs=1e-5)
+    assert reward_model([], []) == []
 
 
 def test_the_policys_tokens_mean_nothing_to_it(reward_model: RewardModel) -> None:

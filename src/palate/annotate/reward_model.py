@@ -17,8 +17,9 @@ from palate.types import Completion, Group, Prompt
 class RewardModel:
     """Scores a prompt with its completion by a classifier with one output.
 
-    The text is tokenised anew with the reward model's own tokenizer and chat template, closed by its
-    end token if the completion had ended; a policy's tokens would mean nothing to it.
+    The text is tokenised anew with the reward model's own tokenizer and chat template; a policy's tokens would
+    mean nothing to it. It is always closed by the end token, where a reward model has learnt to give its
+    score, also if the completion was cut: that is what `missing_eos_penalty` is for.
     """
 
     def __init__(self, model: LoadedModel, *, micro_batch_tokens: int = 8192) -> None:
@@ -50,15 +51,10 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         """One reward per completion: the classifier's output, unscaled."""
+        codec = self.model.codec
         # Completions of one prompt stand together, and share what is computed of it.
         groups = [
-            Group(prompt, tuple(self._encoded(prompt, completion) for _, completion in together))
+            Group(prompt, tuple(codec.completion(prompt, completion.text) for _, completion in together))
             for prompt, together in groupby(zip(prompts, completions, strict=True), key=itemgetter(0))
         ]
         return list(batched_scores(self.model, groups, self._budget).tolist()) if groups else []
-
-    def _encoded(self, prompt: Prompt, completion: Completion) -> Completion:
-        encoded = self.model.codec.completion(prompt, completion.text)
-        if completion.finish == "length" and encoded.finish == "eos" and len(encoded.token_ids) > 1:
-            encoded = Completion(encoded.text, encoded.token_ids[:-1], "length")
-        return encoded
