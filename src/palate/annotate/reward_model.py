@@ -17,9 +17,9 @@ from palate.types import Completion, Group, Prompt
 class RewardModel:
     """Scores a prompt with its completion by a classifier with one output.
 
-    The text is tokenised anew with the reward model's own tokenizer and chat template; a policy's tokens would
-    mean nothing to it. It is always closed by the end token, where a reward model has learnt to give its
-    score, also if the completion was cut: that is what `missing_eos_penalty` is for.
+    The text is tokenised anew with the reward model's own tokenizer and chat template; a policy's tokens
+    would mean nothing to it. It is always closed by the end token, where a reward model has learnt to give
+    its score, also if the completion was cut: that is what `missing_eos_penalty` is for.
     """
 
     def __init__(self, model: LoadedModel, *, micro_batch_tokens: int = 8192) -> None:
