@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: setup demo check test soak clean
+.PHONY: setup demo check test soak compare benchmarks clean
 
 setup: .venv/.ready
 
@@ -35,6 +35,17 @@ test: check
 # Kills runs at random moments and resumes them: ten minutes. The figures are in docs/durability.md.
 soak: setup
 	$(BIN)/python experiments/soak.py --output experiments/results/soak.json
+
+# Every method on one task at one cost: hours. The table is in docs/methods/README.md.
+compare: setup
+	$(BIN)/python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl
+
+# Speed and memory against peers: an hour, on a machine that does nothing else. The tables are in
+# docs/performance.md.
+benchmarks: setup
+	for name in sampling online_dpo scaling; do \
+		$(BIN)/python benchmarks/$$name.py --output benchmarks/results/$$name.json || exit 1; \
+	done
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -85,8 +85,7 @@ def prepare(work: Path) -> dict[str, str]:
         cls = palate.METHODS["reward-model"].config
         cfg = cls.model_validate(
             {
-                **COMMON, "lr": 1e-3, "schedule": "linear", "epochs": 2, "eval_every": 30,
-                "data": str(work / "ranked-pairs.jsonl"),
+                **COMMON, "lr": 3e-4, "schedule": "linear", "epochs": 3, "data": str(work / "ranked-pairs.jsonl"),
                 "eval_data": str(work / "held-out-pairs.jsonl"), "output": work / "reward-model",
             }
         )  # fmt: skip
@@ -193,7 +192,7 @@ def table(output: Path) -> str:
     rows = rows_of(output)
     lines = [
         "| method | gold reward | reward model's | win rate over the base | KL (nats) | tokens each "
-        "| sampled tokens | rewards asked for | seconds | memory (GB) | seeds |",
+        "| sampled tokens | rewards asked for | processor seconds | memory (GB) | seeds |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method in ARMS:
@@ -210,7 +209,7 @@ def table(output: Path) -> str:
             f"{mean('model_reward_before'):.2f} → {mean('model_reward_after'):.2f} | "
             f"{mean('win_rate'):.2f} [{first['win_rate_low']:.2f}, {first['win_rate_high']:.2f}] | "
             f"{mean('kl'):.1f} | {mean('length_after'):.1f} | {mean('sampled_tokens'):,.0f} | "
-            f"{mean('annotated'):,.0f} | {mean('seconds'):.0f} | {mean('peak_memory_gb'):.1f} | {len(own)} |"
+            f"{mean('annotated'):,.0f} | {mean('cpu_seconds'):.0f} | {mean('peak_memory_gb'):.1f} | {len(own)} |"
         )
     return "\n".join(lines)
 
