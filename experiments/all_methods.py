@@ -85,8 +85,9 @@ def prepare(work: Path) -> dict[str, str]:
         cls = palate.METHODS["reward-model"].config
         cfg = cls.model_validate(
             {
-                **COMMON, "lr": 3e-4, "schedule": "linear", "epochs": 3, "data": str(work / "ranked-pairs.jsonl"),
-                "eval_data": str(work / "held-out-pairs.jsonl"), "output": work / "reward-model",
+                **COMMON, "lr": 3e-4, "schedule": "linear", "epochs": 3,
+                "data": str(work / "ranked-pairs.jsonl"), "eval_data": str(work / "held-out-pairs.jsonl"),
+                "output": work / "reward-model",
             }
         )  # fmt: skip
         palate.train("reward-model", cfg, display=palate.Display())
@@ -209,7 +210,8 @@ def table(output: Path) -> str:
             f"{mean('model_reward_before'):.2f} → {mean('model_reward_after'):.2f} | "
             f"{mean('win_rate'):.2f} [{first['win_rate_low']:.2f}, {first['win_rate_high']:.2f}] | "
             f"{mean('kl'):.1f} | {mean('length_after'):.1f} | {mean('sampled_tokens'):,.0f} | "
-            f"{mean('annotated'):,.0f} | {mean('cpu_seconds'):.0f} | {mean('peak_memory_gb'):.1f} | {len(own)} |"
+            f"{mean('annotated'):,.0f} | {mean('cpu_seconds'):.0f} | {mean('peak_memory_gb'):.1f} | "
+            f"{len(own)} |"
         )
     return "\n".join(lines)
 
