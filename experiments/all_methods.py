@@ -33,7 +33,7 @@ from palate.cli.quiet import quiet_libraries
 from palate.config import MethodConfig, Sampling
 from palate.types import Group
 
-STEPS, BATCH, NEW_TOKENS = 15, 16, 40
+STEPS, BATCH, NEW_TOKENS = 10, 16, 40
 COMPLETIONS = STEPS * BATCH * 4
 """Sampled by every method, of at most NEW_TOKENS tokens each."""
 SAMPLING = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, top_k=0, top_p=1.0)
@@ -44,26 +44,26 @@ BY_MODEL = {**FRESH, "reward": "MODEL"}
 
 # What each method does with its share. `given` is what was sampled for it beforehand.
 ARMS: dict[str, dict[str, Any]] = {
-    "sft": {"data": "DEMONSTRATIONS", "steps": STEPS},
-    "spin": {
-        **SAMPLING.model_dump(), "data": "DEMONSTRATIONS", "limit": 48, "rounds": 3, "steps": STEPS // 3
-    },
-    "slic-hf": {**BY_MODEL, "limit": 240, "n": 4, "steps": STEPS},
-    "dpo": {"data": "PAIRS", "steps": STEPS},
-    "ipo": {"data": "PAIRS", "steps": STEPS},
-    "rrhf": {**BY_MODEL, "limit": 240, "n": 4, "steps": STEPS},
-    "click": {**FRESH, "limit": 240, "n": 4, "steps": STEPS},
-    "rft": {**BY_MODEL, "n": 8, "prompts_per_round": 40, "rounds": 3, "steps": STEPS // 3},
-    "rso": {**BY_MODEL, "limit": 60, "n": 16, "keep": 8, "steps": STEPS},
-    "rest": {
-        **BY_MODEL, "limit": 120, "n": 8, "rounds": 1, "steps": STEPS // 3,
-        "threshold_by": "quantile", "thresholds": [0.5, 0.75, 0.9],
-    },
-    "iterative-dpo": {**BY_MODEL, "n": 4, "prompts_per_round": 80, "rounds": 3, "steps": STEPS // 3},
-    "pairwise-cringe": {**BY_MODEL, "n": 4, "prompts_per_round": 80, "rounds": 3, "steps": STEPS // 3},
+    "sft": {"data": "DEMONSTRATIONS", "limit": 40, "steps": STEPS},
+    "dpo": {"data": "PAIRS", "limit": 160, "steps": STEPS},
+    "ipo": {"data": "PAIRS", "limit": 160, "steps": STEPS},
     "oaif": {**FRESH, "n": 4, "steps": STEPS},
+    "rft": {**BY_MODEL, "n": 8, "prompts_per_round": 40, "rounds": 2, "steps": STEPS // 2},
+    "rso": {**BY_MODEL, "limit": 40, "n": 16, "keep": 8, "steps": STEPS},
+    "slic-hf": {**BY_MODEL, "limit": 160, "n": 4, "steps": STEPS},
+    "rrhf": {**BY_MODEL, "limit": 160, "n": 4, "steps": STEPS},
+    "click": {**FRESH, "limit": 160, "n": 4, "steps": STEPS},
+    "spin": {
+        **SAMPLING.model_dump(), "data": "DEMONSTRATIONS", "limit": 35, "rounds": 2, "steps": STEPS // 2
+    },
+    "rest": {
+        **BY_MODEL, "limit": 80, "n": 8, "rounds": 1, "steps": STEPS // 2,
+        "threshold_by": "quantile", "thresholds": [0.5, 0.8],
+    },
+    "iterative-dpo": {**BY_MODEL, "n": 4, "prompts_per_round": 80, "rounds": 2, "steps": STEPS // 2},
+    "pairwise-cringe": {**BY_MODEL, "n": 4, "prompts_per_round": 80, "rounds": 2, "steps": STEPS // 2},
 }  # fmt: skip
-GIVEN = {"sft": COMPLETIONS, "spin": 48 * 16, "dpo": COMPLETIONS, "ipo": COMPLETIONS}
+GIVEN = {"sft": 40 * 16, "spin": 35 * 16, "dpo": COMPLETIONS, "ipo": COMPLETIONS}
 """Completions that were sampled to make a method's data."""
 
 
