@@ -128,7 +128,8 @@ def trl_worker(kind: str, shape: str, dtype: str) -> Any:
         temperature=0.9,
         generation_kwargs={"min_new_tokens": s["new"], **({"use_cache": True} if best else {})},
         **({"gradient_checkpointing": False} if best else {}),
-        bf16=dtype == "bfloat16",
+        # The weights are in the compute dtype already: mixed precision would widen the reference to float32.
+        bf16=False,
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,

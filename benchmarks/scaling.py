@@ -113,9 +113,9 @@ def main() -> None:
     given = arguments(
         __doc__ or "",
         dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
-        lengths={"nargs": "*", "type": int, "default": list(LENGTHS), "help": "prompt tokens, about"},
-        completions={"nargs": "*", "type": int, "default": list(COMPLETIONS), "help": "of each prompt"},
-        plot={"type": Path, "default": ROOT / "docs" / "scaling.svg"},
+        lengths={"nargs": "+", "type": int, "default": list(LENGTHS), "help": "prompt tokens, about"},
+        completions={"nargs": "+", "type": int, "default": list(COMPLETIONS), "help": "of each prompt"},
+        plot={"type": Path, "help": "where the curves go; docs/scaling.svg, if all points are measured"},
     )
     if given.worker:
         serve(worker(*given.worker))
@@ -126,7 +126,9 @@ def main() -> None:
     by_completions = [measured(sides, given.runs, AT_LENGTH, n) for n in given.completions]
     for side in sides:
         side.close()
-    draw(by_length, by_completions, given.plot)
+    whole = (*given.lengths,) == LENGTHS and (*given.completions,) == COMPLETIONS
+    if given.plot or whole:
+        draw(by_length, by_completions, given.plot or ROOT / "docs" / "scaling.svg")
     detail = {"dtype": dtype, "prompts": PROMPTS, "new_tokens": NEW, "by_length": by_length}
     last = {
         f"{key}_{row[key]}": row["padded_over_fast"]

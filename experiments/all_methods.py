@@ -140,8 +140,9 @@ def run(method: str, seed: int, work: Path) -> dict[str, Any]:
     output = work / f"{method}-{seed}"
     cfg = palate.METHODS[method].config.model_validate({**COMMON, **arm, "seed": seed, "output": output})
     began = time.process_time()
+    cut_off = output.exists()  # then an earlier process has done part of the work
     outcome = palate.train(method, cfg, display=palate.Display())
-    cpu_seconds = time.process_time() - began
+    cpu_seconds = None if cut_off else round(time.process_time() - began, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = outcome.summary["seconds"]
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -167,7 +168,7 @@ def run(method: str, seed: int, work: Path) -> dict[str, Any]:
         "logps_training": last.get("logps/training"),
         "logps_fresh": last.get("logps/fresh"),
         "seconds": seconds,
-        "cpu_seconds": round(cpu_seconds, 1),
+        "cpu_seconds": cpu_seconds,
         "threads": torch.get_num_threads(),
         "peak_memory_gb": round(peak / 1e9, 2),
         "arm": ARMS[method],
@@ -185,7 +186,15 @@ def _model_reward(groups: Sequence[Group]) -> float:
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in output.read_text().splitlines()]
+    """What is there. Ends where a row is of other arms than these, with which it is not to be compared."""
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    for row in rows:
+        if row["arm"] != json.loads(json.dumps(ARMS[row["method"]])):
+            raise SystemExit(
+                f"{output}: the row of {row['method']}, seed {row['seed']}, was made with other numbers than "
+                "this script's; take another --output and --work"
+            )
+    return rows
 
 
 def table(output: Path) -> str:
@@ -202,7 +211,8 @@ def table(output: Path) -> str:
             continue
 
         def mean(name: str, own: Sequence[dict[str, Any]] = own) -> float:
-            return sum(row[name] for row in own) / len(own)
+            known = [row[name] for row in own if row[name] is not None]
+            return sum(known) / len(known) if known else float("nan")
 
         first = own[0]
         lines.append(

@@ -229,7 +229,7 @@ def _annotator(cfg: RewardConfig, run: Run) -> Annotator:
     options = (
         {}
         if not isinstance(cfg, ModelConfig)
-        else {"device": cfg.device, "trust_remote_code": cfg.trust_remote_code}
+        else {"device": cfg.device, "trust_remote_code": cfg.trust_remote_code, "fast": cfg.fast}
     )
     found = annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
     for path in files_of(cfg.reward):

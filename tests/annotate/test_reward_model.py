@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,25 @@ def test_completions_of_a_prompt_are_scored_as_if_alone(reward_model: RewardMode
     alone = [reward_model([p], [c])[0] for p, c in zip(prompts, completions, strict=True)]
     assert reward_model(prompts, completions) == pytest.approx(alone, abs=1e-5)
     assert reward_model([], []) == []
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_budget_bounds_what_is_computed_at_once(classifier: str, fast: bool) -> None:
+    model = RewardModel.load(classifier, device="cpu", dtype="float32", fast=fast)
+    assert (model.model.fast is not None) == fast
+    rows = [Prompt("Hi")] * 12, [Completion("x" * i, (1,)) for i in range(1, 13)]
+    small, sizes = RewardModel(model.model, micro_batch_tokens=60), []
+    forward = model.model.network.base_model.forward
+
+    def counted(*given: Any, **named: Any) -> Any:
+        sizes.append(named["input_ids"].numel())
+        return forward(*given, **named)
+
+    model.model.network.base_model.forward = counted
+    assert small(*rows) == pytest.approx(model(*rows), abs=1e-5)
+    whole = sizes.pop()
+    assert max(sizes) <= 60 < whole
+    assert len(sizes) > 1
 
 
 def test_the_policys_tokens_mean_nothing_to_it(reward_model: RewardModel) -> None:

@@ -94,6 +94,10 @@ def test_a_ranker_is_refused_where_rewards_of_different_prompts_are_compared(
     METHODS[name].config.model_validate({**asked, "reward": ["model:r"]})
 
 
+def test_click_takes_a_ranker_where_it_has_no_threshold() -> None:
+    METHODS["click"].config.model_validate({"data": "x", "reward": ["ranker:r"], "variant": "direct"})
+
+
 @pytest.mark.parametrize("options", [{"rounds": 1}, {"pool": "all"}, {"pool": "none"}])
 def test_rft_takes_a_ranker_where_rounds_do_not_meet(options: dict[str, object]) -> None:
     METHODS["rft"].config.model_validate({"data": "x", "reward": ["ranker:r"], **options})

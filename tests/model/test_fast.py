@@ -367,6 +367,7 @@ def test_a_classifier_whose_layers_follow_no_layout_takes_the_plain_way(
         assert classifier(directory_of("bloom")).fast is None
     assert "takes the plain way" in caplog.text
     assert classifier(directory_of("llama"), fast=False).fast is None
+    assert classifier(directory_of("bloom"), dtype="bfloat16").fast is None
     assert classifier(directory_of("llama"), dtype="bfloat16").fast is not None
 
 

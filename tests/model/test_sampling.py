@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from palate.config import Sampling
-from palate.model.sampling import draw, restricted_logps, row_uniforms
+from palate.model.sampling import Barred, choose, draw, restricted_logps, row_uniforms
 
 ROWS, VOCABULARY = 3, 40
 
@@ -346,3 +346,41 @@ def test_numbers_are_uniform_within_and_across_rows() -> None:
     # Neighbouring samples must not move together.
     pairs = np.stack([row_uniforms(5, "p", 0, j, 2_000) for j in range(2)])
     assert abs(np.corrcoef(pairs)[0, 1]) < 0.08
+
+
+# ---- choose ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+@pytest.mark.parametrize("gap", [0.0, 10.25, 12.0, 120.0])
+def test_barred_tokens_change_nothing_among_the_others(temperature: float, gap: float) -> None:
+    # However much likelier than all others they are: what is left must not have underflowed.
+    logits = torch.tensor([[0.0, -0.05, -0.1, gap]]).expand(4000, -1).clone()
+    sampling = Sampling(temperature=temperature)
+    uniforms = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    barred = Barred(torch.ones(4000, dtype=torch.bool), torch.tensor([3]))
+    tokens, logps, drawn = choose(logits, sampling, uniforms, barred=barred)
+    wanted = restricted_logps(logits, sampling, barred=barred.mask(logits))[0]
+    frequencies = torch.bincount(tokens, minlength=4) / 4000
+    torch.testing.assert_close(frequencies, wanted.exp(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(drawn, wanted[tokens], atol=1e-5, rtol=0)
+    torch.testing.assert_close(logps, logits[0].log_softmax(-1)[tokens], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"top_k": 5}, {"temperature": 0}])
+def test_a_row_is_what_it_is_beside_rows_with_barred_tokens(options: dict[str, float]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(6, 1000, generator=generator)
+    before = logits.clone()
+    sampling = Sampling.model_validate(options)
+    uniforms = torch.rand(6, dtype=torch.float64, generator=generator)
+    rows = torch.tensor([True, False] * 3)
+    together = choose(logits, sampling, uniforms, barred=Barred(rows, torch.tensor([1, 7])))
+    assert torch.equal(logits, before)
+    assert not torch.isin(together[0][rows], torch.tensor([1, 7])).any()
+    for i in range(6):
+        own = Barred(rows[i : i + 1], torch.tensor([1, 7])) if rows[i] else None
+        alone = choose(logits[i : i + 1], sampling, uniforms[i : i + 1], barred=own)
+        assert [t[i].item() for t in together] == pytest.approx([t.item() for t in alone], abs=1e-6)
+        if not rows[i]:
+            assert [t[i].item() for t in together] == [t.item() for t in alone]

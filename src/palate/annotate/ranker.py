@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 from palate.annotate.base import Annotator, Judge
 from palate.config import ModelConfig
@@ -63,15 +62,22 @@ class Ranker:
 
     @classmethod
     def load(
-        cls, name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        fast: bool = True,
     ) -> Ranker:
         """Load a ranker from a hub id or a directory: a language model, or an adapter on one.
 
         Raises:
             ModelError: it cannot be loaded, or has no label tokens.
         """
-        options: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-        model = load_model(ModelConfig(model=name, lora=False, **options), trainable=False)
+        options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "fast": fast}
+        cfg = ModelConfig.model_validate({"model": name, "lora": False, **options})
+        model = load_model(cfg, trainable=False)
         snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=8192)
         return cls(snapshot, model.codec, name=f"ranker:{name}")
 

@@ -18,8 +18,9 @@ class RewardModel:
     """Scores a prompt with its completion by a classifier with one output.
 
     The text is tokenised anew with the reward model's own tokenizer and chat template; a policy's tokens
-    would mean nothing to it. It is always closed by the end token, where a reward model has learnt to give
-    its score, also if the completion was cut: that is what `missing_eos_penalty` is for.
+    would mean nothing to it. It is closed by the end token, where a reward model has learnt to give its
+    score, also if the completion was cut: that is what `missing_eos_penalty` is for. Only a text that does
+    not fit the model's context is cut at its end, in training as here, and is read there.
     """
 
     def __init__(self, model: LoadedModel, *, micro_batch_tokens: int = 8192) -> None:
@@ -29,7 +30,13 @@ class RewardModel:
 
     @classmethod
     def load(
-        cls, name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        fast: bool = True,
     ) -> RewardModel:
         """Load a classifier from a hub id or a directory.
 
@@ -43,6 +50,7 @@ class RewardModel:
                 "dtype": dtype,
                 "lora": False,
                 "trust_remote_code": trust_remote_code,
+                "fast": fast,
             }
         )
         model = load_model(cfg, head="scalar", trainable=False)
@@ -51,10 +59,24 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         """One reward per completion: the classifier's output, unscaled."""
-        codec = self.model.codec
-        # Completions of one prompt stand together, and share what is computed of it.
         groups = [
-            Group(prompt, tuple(codec.completion(prompt, completion.text) for _, completion in together))
+            Group(prompt, tuple(part))
             for prompt, together in groupby(zip(prompts, completions, strict=True), key=itemgetter(0))
+            for part in self._parts(prompt, [completion.text for _, completion in together])
         ]
         return list(batched_scores(self.model, groups, self._budget).tolist()) if groups else []
+
+    def _parts(self, prompt: Prompt, texts: Sequence[str]) -> list[list[Completion]]:
+        """Completions that share what is computed of their prompt: as many at a time as the budget allows."""
+        before = len(self.model.codec.prompt_ids(prompt))
+        parts: list[list[Completion]] = []
+        for text in texts:
+            completion = self.model.codec.completion(prompt, text)
+            wider = [*(parts[-1] if parts else ()), completion]
+            sizes = [len(c.token_ids) for c in wider]
+            padded, packed = len(sizes) * (before + max(sizes)), before + sum(sizes)
+            if parts and (padded if self.model.fast is None else packed) <= self._budget:
+                parts[-1] = wider
+            else:
+                parts.append([completion])
+        return parts

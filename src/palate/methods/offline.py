@@ -43,7 +43,12 @@ class PairBatches(Config):
         if getattr(self, "variant", None) == DIRECT:
             fields = type(self).model_fields
             idle = [name for name in fields if name in self.sampled_only]
-            idle = [name for name in idle if getattr(self, name) != fields[name].default]
+            idle = [
+                name
+                for name in idle
+                if getattr(self, name)
+                != fields[name].get_default(call_default_factory=True, validated_data={})
+            ]
             if idle:
                 raise ValueError(
                     f"variant is direct, which samples nothing and learns from the pairs of the data, so "

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from palate.config import MethodConfig, RewardConfig, RunConfig, Sampling
 from palate.data import Stream
 from palate.errors import RunError
+from palate.methods.base import DIRECT
 from palate.methods.offline import PairBatches
 from palate.methods.records import once
 from palate.run import Run
@@ -48,7 +49,8 @@ class RoundsConfig(PairBatches, MethodConfig, RewardConfig, Sampling):
     @property
     def compares_rewards(self) -> str | None:
         """What sets rewards of different prompts or rounds against each other, if anything does."""
-        return "its rewards are held against a threshold" if self.has_threshold else None
+        held = self.has_threshold and getattr(self, "variant", None) != DIRECT
+        return "its rewards are held against a threshold" if held else None
 
 
 OF_ROUNDS = frozenset({"rounds", "prompts_per_round"})

@@ -160,13 +160,23 @@ def choose(
         return tokens, _at(logits, tokens) - logits.logsumexp(-1), drawn
     # With nothing but a temperature one softmax says it all: few passes over (B, V), which cost as much as a
     # layer or two each.
-    weights = (logits if sampling.temperature == 1.0 else logits / sampling.temperature).softmax(-1)
+    scaled = logits if sampling.temperature == 1.0 else logits / sampling.temperature
     if barred is not None:
-        weights[:, barred.tokens] *= ~barred.rows[:, None]
+        scaled = scaled.clone() if scaled is logits else scaled
+        # Before the softmax: behind it, all that is left may have underflowed.
+        ends = scaled[:, barred.tokens]
+        scaled[:, barred.tokens] = ends.masked_fill(barred.rows[:, None], -torch.inf)
+    weights = scaled.softmax(-1)
     tokens = draw(weights, uniforms)
     drawn = _at(weights, tokens).log()
-    logps = drawn if sampling.temperature == 1.0 else _at(logits, tokens) - logits.logsumexp(-1)
-    return tokens, logps, drawn if barred is None else drawn - weights.sum(-1).log()
+    if sampling.temperature != 1.0:
+        return tokens, _at(logits, tokens) - logits.logsumexp(-1), drawn
+    if barred is None:
+        return tokens, drawn, drawn
+    # The model's own normaliser: what was barred added to what was not.
+    rest = scaled.amax(-1) - weights.amax(-1).log()
+    whole = torch.logaddexp(rest, ends.logsumexp(-1))
+    return tokens, torch.where(barred.rows, _at(logits, tokens) - whole, drawn), drawn
 
 
 def _at(values: Tensor, tokens: Tensor) -> Tensor:
