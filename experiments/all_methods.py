@@ -1,10 +1,11 @@
 """Every method on one task at one cost: SmolLM2-135M-Instruct, everyday prompts, VADER's sentiment as gold.
 
 Each method gets the same number of sampled tokens (what its data were sampled with included) and the same
-number of optimizer steps. Where its recipe has a reward model, it is one that was trained on pairs labelled
-by gold; where it has preference pairs or demonstrations from people, gold stands in for them. Every run is a
-process of its own; its row is appended to the output as soon as it is there, and rows that are there are not
-made again.
+number of optimizer steps. Where it has preference pairs or demonstrations from people, gold stands in for
+them. Where it asks a reward, that is gold itself, or with `--reward model` a reward model that was
+trained on pairs labelled by gold; but what stands for a judge or a label (oaif, click) always is gold.
+Every run is a process of its own; its row is appended to the output as soon as it is there, and rows that
+are there are not made again.
 
     python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl --jobs 2
     python experiments/all_methods.py --output experiments/results/all_methods.jsonl --table
@@ -40,7 +41,7 @@ SAMPLING = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, top_k=0, top_p=1
 POLICY = {"model": "smollm2", "lora_rank": 16, "lr": 5e-4}
 COMMON = {**POLICY, "batch_size": BATCH}
 FRESH = {**SAMPLING.model_dump(), "data": "everyday", "reward": "GOLD"}
-BY_MODEL = {**FRESH, "reward": "MODEL"}
+ASKED = {**FRESH, "reward": "REWARD"}
 
 # What each method does with its share. `given` is what was sampled for it beforehand.
 ARMS: dict[str, dict[str, Any]] = {
@@ -48,20 +49,20 @@ ARMS: dict[str, dict[str, Any]] = {
     "dpo": {"data": "PAIRS", "limit": 160, "steps": STEPS},
     "ipo": {"data": "PAIRS", "limit": 160, "steps": STEPS},
     "oaif": {**FRESH, "n": 4, "steps": STEPS},
-    "rft": {**BY_MODEL, "n": 8, "prompts_per_round": 40, "rounds": 2, "steps": STEPS // 2},
-    "rso": {**BY_MODEL, "limit": 40, "n": 16, "keep": 8, "steps": STEPS},
-    "slic-hf": {**BY_MODEL, "limit": 160, "n": 4, "steps": STEPS},
-    "rrhf": {**BY_MODEL, "limit": 160, "n": 4, "steps": STEPS},
+    "rft": {**ASKED, "n": 8, "prompts_per_round": 40, "rounds": 2, "steps": STEPS // 2},
+    "rso": {**ASKED, "limit": 40, "n": 16, "keep": 8, "steps": STEPS},
+    "slic-hf": {**ASKED, "limit": 160, "n": 4, "steps": STEPS},
+    "rrhf": {**ASKED, "limit": 160, "n": 4, "steps": STEPS},
     "click": {**FRESH, "limit": 160, "n": 4, "steps": STEPS},
     "spin": {
         **SAMPLING.model_dump(), "data": "DEMONSTRATIONS", "limit": 35, "rounds": 2, "steps": STEPS // 2
     },
     "rest": {
-        **BY_MODEL, "limit": 80, "n": 8, "rounds": 1, "steps": STEPS // 2,
+        **ASKED, "limit": 80, "n": 8, "rounds": 1, "steps": STEPS // 2,
         "threshold_by": "quantile", "thresholds": [0.5, 0.8],
     },
-    "iterative-dpo": {**BY_MODEL, "n": 4, "prompts_per_round": 80, "rounds": 2, "steps": STEPS // 2},
-    "pairwise-cringe": {**BY_MODEL, "n": 4, "prompts_per_round": 80, "rounds": 2, "steps": STEPS // 2},
+    "iterative-dpo": {**ASKED, "n": 4, "prompts_per_round": 80, "rounds": 2, "steps": STEPS // 2},
+    "pairwise-cringe": {**ASKED, "n": 4, "prompts_per_round": 80, "rounds": 2, "steps": STEPS // 2},
 }  # fmt: skip
 GIVEN = {"sft": 40 * 16, "spin": 35 * 16, "dpo": COMPLETIONS, "ipo": COMPLETIONS}
 """Completions that were sampled to make a method's data."""
@@ -70,18 +71,12 @@ GIVEN = {"sft": 40 * 16, "spin": 35 * 16, "dpo": COMPLETIONS, "ipo": COMPLETIONS
 # ---- What is made once -----------------------------------------------------------------------------
 
 
-def prepare(work: Path) -> dict[str, str]:
-    """Pairs, demonstrations and the reward model, in `work`; what is there is not made again."""
-    made = {
-        "GOLD": "sentiment",
-        "PAIRS": str(work / "pairs.jsonl"),
-        "DEMONSTRATIONS": str(work / "demonstrations.jsonl"),
-        "MODEL": f"model:{work / 'reward-model'}",
-    }
+def prepare(work: Path, reward: str) -> dict[str, str]:
+    """Pairs, demonstrations and the reward that is asked, in `work`; what is there is not made again."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "demonstrations.jsonl").exists():
         _write_data(work)
-    if not (work / "reward-model" / "summary.json").exists():
+    if reward == "model" and not (work / "reward-model" / "summary.json").exists():
         cls = palate.METHODS["reward-model"].config
         cfg = cls.model_validate(
             {
@@ -91,7 +86,12 @@ def prepare(work: Path) -> dict[str, str]:
             }
         )  # fmt: skip
         palate.train("reward-model", cfg, display=palate.Display())
-    return made
+    return {
+        "GOLD": "sentiment",
+        "REWARD": "sentiment" if reward == "gold" else f"model:{work / 'reward-model'}",
+        "PAIRS": str(work / "pairs.jsonl"),
+        "DEMONSTRATIONS": str(work / "demonstrations.jsonl"),
+    }
 
 
 def _write_data(work: Path) -> None:
@@ -130,14 +130,14 @@ def _best(group: Group) -> dict[str, Any]:
 # ---- One run ---------------------------------------------------------------------------------------
 
 
-def run(method: str, seed: int, work: Path) -> dict[str, Any]:
-    """Train, then compare with the base by gold and by the reward model."""
-    made = prepare(work)
+def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
+    """Train, then compare with the base by gold."""
+    made = prepare(work, reward)
     arm = {
         name: made.get(value, value) if isinstance(value, str) else value
         for name, value in ARMS[method].items()
     }
-    output = work / f"{method}-{seed}"
+    output = work / f"{method}-{asks(method, reward)}-{seed}"
     cfg = palate.METHODS[method].config.model_validate({**COMMON, **arm, "seed": seed, "output": output})
     began = time.process_time()
     cut_off = output.exists()  # then an earlier process has done part of the work
@@ -151,16 +151,16 @@ def run(method: str, seed: int, work: Path) -> dict[str, Any]:
     journal.close()
 
     base = palate.Policy.load(cfg, total_steps=1).snapshot()
-    both = palate.annotator(["sentiment", f"0*{made['MODEL']}"])
+    gold = palate.annotator(["sentiment"])
     held_out = palate.read_prompts("everyday", split="test")
-    found = palate.compare(base, outcome.policy.snapshot(), held_out, both, SAMPLING, seed=1000 + seed)
+    found = palate.compare(base, outcome.policy.snapshot(), held_out, gold, SAMPLING, seed=1000 + seed)
+    palate.write_rows(work / f"{output.name}-texts.jsonl", found.samples())
     last = {name: value for row in metrics for name, value in row.items()}
     return {
         "method": method,
         "seed": seed,
+        "reward": asks(method, reward),
         **{name: round(value, 4) for name, value in found.summary().items()},
-        "model_reward_before": _model_reward(found.before),
-        "model_reward_after": _model_reward(found.after),
         "sampled_completions": len(rows) + GIVEN.get(method, 0),
         "sampled_tokens": sum(row["tokens"] for row in rows) + GIVEN.get(method, 0) * NEW_TOKENS,
         "annotated": sum(row["reward"] is not None for row in rows) + GIVEN.get(method, 0),
@@ -176,10 +176,9 @@ def run(method: str, seed: int, work: Path) -> dict[str, Any]:
     }
 
 
-def _model_reward(groups: Sequence[Group]) -> float:
-    (name,) = {part for group in groups for part in group.parts if part.startswith("model:")}
-    rewards = [r for group in groups for r in group.parts[name] if r is not None]
-    return round(sum(rewards) / len(rewards), 4)
+def asks(method: str, reward: str) -> str:
+    """Whose rewards a method learns from: `gold`, `model`, or `data`, where it asks none."""
+    return {"REWARD": reward, "GOLD": "gold"}.get(ARMS[method].get("reward", ""), "data")
 
 
 # ---- All of them -----------------------------------------------------------------------------------
@@ -201,12 +200,13 @@ def table(output: Path) -> str:
     """The rows as Markdown: means over the seeds, the interval of the first seed's win rate."""
     rows = rows_of(output)
     lines = [
-        "| method | gold reward | reward model's | win rate over the base | KL (nats) | tokens each "
+        "| method | learns from | gold reward | win rate over the base | KL (nats) | tokens each "
         "| sampled tokens | rewards asked for | processor seconds | memory (GB) | seeds |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for method in ARMS:
-        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["seed"])
+    for method, reward in itertools.product(ARMS, ("data", "gold", "model")):
+        own = [row for row in rows if (row["method"], row["reward"]) == (method, reward)]
+        own.sort(key=lambda row: row["seed"])
         if not own:
             continue
 
@@ -216,8 +216,7 @@ def table(output: Path) -> str:
 
         first = own[0]
         lines.append(
-            f"| `{method}` | {mean('reward_before'):.2f} → {mean('reward_after'):.2f} | "
-            f"{mean('model_reward_before'):.2f} → {mean('model_reward_after'):.2f} | "
+            f"| `{method}` | {reward} | {mean('reward_before'):.2f} → {mean('reward_after'):.2f} | "
             f"{mean('win_rate'):.2f} [{first['win_rate_low']:.2f}, {first['win_rate_high']:.2f}] | "
             f"{mean('kl'):.1f} | {mean('length_after'):.1f} | {mean('sampled_tokens'):,.0f} | "
             f"{mean('annotated'):,.0f} | {mean('cpu_seconds'):.0f} | {mean('peak_memory_gb'):.1f} | "
@@ -234,6 +233,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/all"))
     parser.add_argument("--methods", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--reward", choices=("gold", "model"), default="gold", help="where one is asked")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and end")
     parser.add_argument("--one", action="store_true", help="one run in this process; used by the others")
@@ -243,15 +243,16 @@ def main() -> None:
         return
     quiet_libraries()
     if given.one:
-        row = run(given.methods[0], given.seeds[0], given.work)
+        row = run(given.methods[0], given.seeds[0], given.work, given.reward)
         with given.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         return
-    prepare(given.work)
+    prepare(given.work, given.reward)
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.touch()
-    there = {(row["method"], row["seed"]) for row in rows_of(given.output)}
-    wanted = [one for one in itertools.product(given.seeds, given.methods) if one[::-1] not in there]
+    there = {(row["seed"], row["method"], row["reward"]) for row in rows_of(given.output)}
+    every = itertools.product(given.seeds, given.methods)
+    wanted = [(seed, name) for seed, name in every if (seed, name, asks(name, given.reward)) not in there]
     with ThreadPoolExecutor(given.jobs) as pool:
         for told in pool.map(lambda one: in_a_process(given, *one), wanted):
             print(told, flush=True)
@@ -263,7 +264,7 @@ def in_a_process(given: argparse.Namespace, seed: int, method: str) -> str:
     ended = subprocess.run(
         [
             *(sys.executable, __file__, "--one", "--methods", method, "--seeds", str(seed)),
-            *("--work", str(given.work), "--output", str(given.output)),
+            *("--work", str(given.work), "--output", str(given.output), "--reward", given.reward),
         ],
         env={**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // given.jobs))},
         check=False,
