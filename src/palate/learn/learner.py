@@ -55,6 +55,7 @@ class Learner:
         version: updates done so far.
         skipped: updates left out because loss or gradient was not finite; `skipped_in_a_row` of late.
         observe: told of work done, for progress and timing.
+        micro_batch_tokens: most tokens in one forward and backward pass.
         journal: where samples and reference log-probabilities are kept, under `name`; None for nowhere.
     """
 
@@ -67,6 +68,8 @@ class Learner:
         self.skipped = self.skipped_in_a_row = 0
         self.observe: Observer = unobserved
         self.journal: Journal | None = None
+        few = 1024 if model.device.type == "cpu" else 8192
+        self.micro_batch_tokens = cfg.micro_batch_tokens or few
         self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
 
     @classmethod
@@ -92,7 +95,7 @@ class Learner:
         meter = _Meter()
         learning_rate = self.optimizer.learning_rate()
         self.optimizer.drop_gradients()  # of an update that was interrupted
-        for batch in batches(self.model, records, self.cfg.micro_batch_tokens):
+        for batch in batches(self.model, records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if objective.ref is None else objective.ref.logps(micro)
             with self._training():
@@ -149,7 +152,7 @@ class Learner:
     def measure(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
         """The metrics of `update` without learning, for held-out records."""
         meter = _Meter()
-        for batch in batches(self.model, records, self.cfg.micro_batch_tokens):
+        for batch in batches(self.model, records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if objective.ref is None else objective.ref.logps(micro)
             with computing(self.model):
@@ -162,7 +165,7 @@ class Learner:
     @torch.no_grad()
     def scores(self, records: Sequence[Record]) -> Tensor:
         """A scalar head's number for every completion of the records, in order. (N,)"""
-        return batched_scores(self.model, records, self.cfg.micro_batch_tokens)
+        return batched_scores(self.model, records, self.micro_batch_tokens)
 
     def save(self, directory: Path) -> None:
         """Write the model (or its adapter) in Hugging Face layout."""
@@ -200,7 +203,7 @@ class Policy(Learner):
         snapshot = Snapshot(
             self.version,
             lambda: nullcontext(self.model),
-            micro_batch_tokens=self.cfg.micro_batch_tokens,
+            micro_batch_tokens=self.micro_batch_tokens,
             observe=lambda stage, amount: self.observe(stage, amount),
             journal=lambda: self.journal,
             name=self.name,
