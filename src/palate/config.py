@@ -94,8 +94,8 @@ class OptimConfig(Config):
     """Number format of the optimizer's weights, gradients and moments. `live` takes that of the live weights:
     less memory, and in bfloat16 small updates are lost."""
     micro_batch_tokens: int | None = Field(None, ge=1)
-    """Bound on tokens, padding included, in one forward and backward pass; changes memory, not results. 1024 if
-    not given on a CPU, where more makes nothing faster, and 8192 elsewhere."""
+    """Bound on tokens, padding included, in one forward and backward pass; changes memory, not results. If it
+    is not given, 1024 on a CPU, where more makes nothing faster, and 8192 elsewhere."""
 
 
 class Sampling(Config):
