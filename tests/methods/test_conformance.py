@@ -98,7 +98,10 @@ def options(tiny: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         fields = METHODS[name].config.model_fields
         if "rounds" in fields:
             fixed["rounds"] = 1
-        return {k: v for k, v in fixed.items() if k in fields} | OWN.get(name, {}) | changes
+        # The direct way refuses what only sampling heeds.
+        idle = getattr(METHODS[name].config, "sampled_only", frozenset()) if kind == "pairs" else frozenset()
+        known = {k: v for k, v in fixed.items() if k in fields} | OWN.get(name, {})
+        return {k: v for k, v in known.items() if k not in idle} | changes
 
     return make
 
