@@ -36,12 +36,11 @@ test: check
 soak: setup
 	$(BIN)/python experiments/soak.py --output experiments/results/soak.json
 
-# Every method on one task at one cost: hours. The table is in docs/methods/README.md.
+# Every method on one task at one cost: hours. The table is in README.md.
 compare: setup
-	$(BIN)/python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl
+	$(BIN)/python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl --jobs 2
 
-# Speed and memory against peers: an hour, on a machine that does nothing else. The tables are in
-# docs/performance.md.
+# Speed and memory against peers: an hour, on a machine that does nothing else.
 benchmarks: setup
 	for name in sampling online_dpo scaling; do \
 		$(BIN)/python benchmarks/$$name.py --output benchmarks/results/$$name.json || exit 1; \
