@@ -187,7 +187,7 @@ def test_what_changes_the_last_bits_is_told_and_drops_what_is_later(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 7)
     interrupted(toy, 2, micro_batch_tokens=512)
     told = (
-        f"not the same to the last bit from here on: micro_batch_tokens was 2048 and is 512; threads was "
+        f"not the same to the last bit from here on: micro_batch_tokens was None and is 512; threads was "
         f"{threads} and is {threads + 7}"
     )
     assert told in toy.said
