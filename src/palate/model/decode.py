@@ -18,6 +18,7 @@ from palate.model.attention import Attention, following
 from palate.model.codec import Codec
 from palate.model.head import LMHead
 from palate.model.layout import PackedLayout, positions
+from palate.model.lean import hidden_states
 from palate.model.rows import Row, cut
 from palate.model.sampling import Barred, choose
 
@@ -81,7 +82,8 @@ class Decoder:
         slots = list(fresh)
         lengths = [len(ids) for ids in prompts]
         layout = Prefill(self.store, slots, lengths)
-        hidden = self._hidden(
+        hidden = hidden_states(
+            self.network,
             torch.tensor([[t for ids in prompts for t in ids]]),
             positions([(size, ()) for size in lengths]),
             layout,
@@ -101,21 +103,13 @@ class Decoder:
         rows = [row for row in self.at if row is not None]
         depth = [len(row.tokens) - 1 for row in rows]
         layout = self.store.step(places, depth)
-        hidden = self._hidden(
+        hidden = hidden_states(
+            self.network,
             torch.tensor([[row.tokens[-1]] for row in rows]),
             torch.tensor([[len(row.prompt_ids) + d] for row, d in zip(rows, depth, strict=True)]),
             layout,
         )[:, 0]
         self._draw(places, self.head.logits(hidden))
-
-    def _hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Any) -> Tensor:
-        hidden: Tensor = self.network.base_model(
-            input_ids=input_ids.to(self.device),
-            position_ids=position_ids.to(self.device),
-            use_cache=False,
-            palate_layout=layout,
-        ).last_hidden_state
-        return hidden
 
     def _draw(self, places: list[int], logits: Tensor) -> None:
         """Draw for the rows at `places`, and let go those that have ended."""

@@ -22,6 +22,7 @@ from palate.model.codec import Codec
 from palate.model.decode import Decoder
 from palate.model.head import LMHead
 from palate.model.layout import PackedLayout, Shape, ending, positions, predicting
+from palate.model.lean import hidden_states
 from palate.model.rows import Row
 
 log = logging.getLogger("palate")
@@ -201,15 +202,8 @@ def _sampler_gap(network: Any, head: LMHead, codec: Codec, ids: list[Tensor]) ->
 
 
 def _packed_hidden(network: Any, shape: Shape, ids: list[Tensor]) -> Tensor:
-    device = network.device
     with following(network):
-        hidden: Tensor = network.base_model(
-            input_ids=torch.cat(ids)[None].to(device),
-            position_ids=positions(shape).to(device),
-            use_cache=False,
-            palate_layout=PackedLayout(shape),
-        ).last_hidden_state[0]
-    return hidden
+        return hidden_states(network, torch.cat(ids)[None], positions(shape), PackedLayout(shape))[0]
 
 
 def _packed_logps(network: Any, head: LMHead, shape: Shape, ids: list[Tensor]) -> Tensor:

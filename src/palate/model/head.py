@@ -218,7 +218,10 @@ def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradie
             d_scored.scatter_add_(-1, single.tokens[rows], single.gradients[rows])
         d_raw = _uncapped(d_scored, scored, ctx.softcap)
         d_hidden[rows] = d_raw.to(weight.dtype) @ weight
-        d_weight += d_raw.to(weight.dtype).T @ hidden[rows]
+        if d_weight.dtype == d_raw.dtype == hidden.dtype:
+            d_weight.addmm_(d_raw.T, hidden[rows])  # without a second (V, H) for every tile
+        else:
+            d_weight += d_raw.to(weight.dtype).T @ hidden[rows]
         if d_bias is not None:
             d_bias += d_raw.sum(0)
     return d_hidden, d_weight.to(weight.dtype), None if d_bias is None else d_bias.to(bias.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from palate.model.forward import Outputs
 from palate.model.head import LMHead, scores_of
 from palate.model.layout import PackedLayout, Shape, ending, positions, predicting
+from palate.model.lean import hidden_states
 from palate.model.load import LoadedModel
 from palate.types import Record
 
@@ -43,7 +44,7 @@ def packed_scores(model: LoadedModel, records: Sequence[Record]) -> Outputs:
 
 def _hidden(model: LoadedModel, records: Sequence[Record]) -> tuple[Tensor, Shape]:
     """Hidden states of a packed row, (L, H), and its shape."""
-    codec, device = model.codec, model.device
+    codec = model.codec
     shape = [(len(codec.prompt_ids(r.prompt)), [len(c.token_ids) for c in r.completions]) for r in records]
     ids = [
         t
@@ -51,12 +52,7 @@ def _hidden(model: LoadedModel, records: Sequence[Record]) -> tuple[Tensor, Shap
         for part in (codec.prompt_ids(r.prompt), *(c.token_ids for c in r.completions))
         for t in part
     ]
-    hidden: Tensor = model.network.base_model(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=positions(shape).to(device),
-        use_cache=False,
-        palate_layout=PackedLayout(shape),
-    ).last_hidden_state
+    hidden = hidden_states(model.network, torch.tensor([ids]), positions(shape), PackedLayout(shape))
     return hidden[0], shape
 
 
