@@ -45,6 +45,10 @@ benchmarks: setup
 	for name in sampling online_dpo scaling; do \
 		$(BIN)/python benchmarks/$$name.py --output benchmarks/results/$$name.json || exit 1; \
 	done
+	for shape in short long; do \
+		$(BIN)/python benchmarks/shares.py --shape $$shape --output benchmarks/results/shares_$$shape.json || exit 1; \
+	done
+	$(BIN)/python benchmarks/tables.py --write
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,40 +51,69 @@ def reward(completions: list[str], **_: Any) -> list[float]:
     return [len(text) + zlib.crc32(text.encode()) / 2**32 for text in completions]
 
 
-def palate_worker(masters: str, shape: str, dtype: str) -> Any:
-    """One step as `oaif` takes it, sampling and learning timed apart."""
-    import palate
-    from palate.cli.quiet import quiet_libraries
-    from palate.config import LearnerConfig, Sampling
-    from palate.learn import Pairwise, Policy
-    from palate.losses import PAIR_LOSSES
-    from palate.types import Prompt
+class PalateStep:
+    """One step as `oaif` takes it, its stages apart.
 
-    quiet_libraries()
-    s = SHAPES[shape]
-    asked = [Prompt(text) for text in prompts(s["count"], s["tokens"])]
-    cfg = LearnerConfig.model_validate({"lora": False, "dtype": dtype, "lr": 5e-7, "masters": masters})
-    policy = Policy.load(cfg, total_steps=1000)
-    objective = Pairwise(PAIR_LOSSES["dpo"], 0.1, policy.snapshot())
-    annotate = palate.scored(palate.FunctionScorer(reward))
-    options = Sampling(
-        temperature=0.9, max_new_tokens=s["new"], min_new_tokens=s["new"], sampling_rows=2 * s["count"]
-    )
-    network = policy.model.network
-    head_size = network.get_output_embeddings().weight.numel()
-    body_size = sum(p.numel() for p in network.parameters()) - network.get_input_embeddings().weight.numel()
+    Args:
+        masters: `live` or `float32`, see the module.
+        shape: of `SHAPES`.
+        dtype: the compute dtype.
+    """
+
+    def __init__(self, masters: str, shape: str, dtype: str) -> None:
+        import palate
+        from palate.cli.quiet import quiet_libraries
+        from palate.config import LearnerConfig, Sampling
+        from palate.learn import Pairwise, Policy
+        from palate.losses import PAIR_LOSSES
+        from palate.types import Prompt
+
+        quiet_libraries()
+        s = SHAPES[shape]
+        self.asked = [Prompt(text) for text in prompts(s["count"], s["tokens"])]
+        cfg = LearnerConfig.model_validate({"lora": False, "dtype": dtype, "lr": 5e-7, "masters": masters})
+        self.policy = Policy.load(cfg, total_steps=1000)
+        self.objective = Pairwise(PAIR_LOSSES["dpo"], 0.1, self.policy.snapshot())
+        self.annotate = palate.scored(palate.FunctionScorer(reward))
+        self.options = Sampling(
+            temperature=0.9, max_new_tokens=s["new"], min_new_tokens=s["new"], sampling_rows=2 * s["count"]
+        )
+
+    def sample(self, seed: int) -> Any:
+        """Two completions of each prompt."""
+        return self.policy.snapshot().sample(self.asked, 2, self.options, seed=seed)
+
+    def learn(self, groups: Any) -> int:
+        """Annotate, select, update; gives how many pairs there were."""
+        import palate
+
+        pairs, _ = palate.select_pairs(self.annotate(groups), palate.best_vs_worst)
+        self.policy.update(pairs, self.objective)
+        return len(pairs)
+
+    def forward_operations(self, groups: Any) -> int:
+        """Floating-point operations of the matrix products of one forward pass, each prompt counted once."""
+        network, codec = self.policy.model.network, self.policy.model.codec
+        head = network.get_output_embeddings().weight.numel()
+        embedding = network.get_input_embeddings().weight.numel()
+        body = sum(p.numel() for p in network.parameters()) - embedding
+        prompt_tokens = sum(len(codec.prompt_ids(prompt)) for prompt in self.asked)
+        new_tokens = sum(len(c.token_ids) for g in groups for c in g.completions)
+        return 2 * ((prompt_tokens + new_tokens) * body + new_tokens * head)
+
+
+def palate_worker(masters: str, shape: str, dtype: str) -> Any:
+    """One step, sampling and learning timed apart."""
+    step = PalateStep(masters, shape, dtype)
 
     def work(seed: int = 0) -> dict[str, float]:
         with PeakMemory() as memory:
             began = time.perf_counter()
-            groups = policy.snapshot().sample(asked, 2, options, seed=seed)
+            groups = step.sample(seed)
             sampled = time.perf_counter()
-            pairs, _ = palate.select_pairs(annotate(groups), palate.best_vs_worst)
-            policy.update(pairs, objective)
+            pairs = step.learn(groups)
             ended = time.perf_counter()
-        prompt_tokens = sum(len(policy.model.codec.prompt_ids(p)) for p in asked)
-        new_tokens = sum(len(c.token_ids) for g in groups for c in g.completions)
-        forward = 2 * ((prompt_tokens + new_tokens) * body_size + new_tokens * head_size)
+        forward = step.forward_operations(groups)
         return {
             "seconds": round(ended - began, 3),
             "sampling_seconds": round(sampled - began, 3),
@@ -93,7 +122,7 @@ def palate_worker(masters: str, shape: str, dtype: str) -> Any:
             # The reference's pass, and forward and backward of all weights.
             "learner_gflops": round(forward * (1 + 3) / (ended - sampled) / 1e9, 1),
             "sampler_gflops": round(forward / (sampled - began) / 1e9, 1),
-            "pairs": len(pairs),
+            "pairs": pairs,
         }
 
     return work
@@ -196,7 +225,13 @@ def main() -> None:
         serve({"palate": palate_worker, "trl": trl_worker}[side](*rest))
         return
     dtype = compute_dtype(given.dtype)
-    detail: dict[str, Any] = {"dtype": dtype, "peer": PEER, "shapes": SHAPES, "measured": {}}
+    detail: dict[str, Any] = {
+        "dtype": dtype,
+        "peer": PEER,
+        "shapes": SHAPES,
+        "runs": given.runs,
+        "measured": {},
+    }
     last: dict[str, float] = {}
     ours = "palate masters" if dtype == "bfloat16" else "palate live"
     for shape in given.shapes:

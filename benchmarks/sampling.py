@@ -1,16 +1,18 @@
 """Sampling speed against transformers' `generate`, same model, dtype and options, in tokens per second.
 
-    python benchmarks/sampling.py             # three shapes, completions forced to full length
-    python benchmarks/sampling.py --natural   # the same with completions that end by themselves
-    python benchmarks/sampling.py --vllm ENV  # vLLM's CPU build beside it, from that environment
+    python benchmarks/sampling.py                  # three shapes, forced to full length and not
+    python benchmarks/sampling.py --endings forced # completions forced to full length alone
+    python benchmarks/sampling.py --vllm ENV       # vLLM's CPU build beside it, from that environment
 
 `generate` has its KV cache on, temperature 1, no top-k. short_32 and short_64: 16 prompts of about 40 tokens
 (template included), 2 and 4 completions each, 64 new tokens. long_8: 8 prompts of about 400 tokens, 8 each.
-The last line has Palate's speed over generate's; the GEMM rates are measured in the same run.
+The last line has Palate's speed over generate's, forced to full length; the speeds with completions that end
+by themselves stand beside it, as `natural`. The GEMM rate is measured in the same run.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -159,7 +161,7 @@ def main() -> None:
     given = arguments(
         __doc__ or "",
         dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
-        natural={"action": "store_true", "help": "let completions end by themselves"},
+        endings={"nargs": "+", "default": ["forced", "natural"], "choices": ["forced", "natural"]},
         vllm={"help": "an environment with vLLM's CPU build"},
         shapes={"nargs": "*", "default": list(SHAPES), "choices": list(SHAPES)},
     )
@@ -171,18 +173,15 @@ def main() -> None:
     sides = [Side(kind, "sampling.py", kind, dtype) for kind in ("palate", "generate")]
     if given.vllm:
         sides.append(vllm_side(given.vllm, dtype))
-    detail: dict[str, Any] = {
-        "dtype": dtype,
-        "natural_eos": given.natural,
-        "shapes": SHAPES,
-        "speed": {},
-    }
+    detail: dict[str, Any] = {"dtype": dtype, "shapes": SHAPES, "runs": given.runs}
     last = {}
-    for shape in given.shapes:
-        say(shape)
-        found = in_turns(sides, given.runs, shape=shape, natural=given.natural)
-        detail["speed"][shape] = {name: median(rows, "tokens_per_second") for name, rows in found.items()}
-        last[shape] = round(detail["speed"][shape]["palate"] / detail["speed"][shape]["generate"], 2)
+    for ending, shape in itertools.product(given.endings, given.shapes):
+        say(f"{shape}, {ending}")
+        found = in_turns(sides, given.runs, shape=shape, natural=ending == "natural")
+        speed = {name: median(rows, "tokens_per_second") for name, rows in found.items()}
+        detail.setdefault(ending, {})[shape] = speed
+        if ending == given.endings[0]:
+            last[shape] = round(speed["palate"] / speed["generate"], 2)
     for side in sides:
         side.close()
     detail["gemm_peak_gflops"] = round(gemm_peak(dtype) / 1e9)

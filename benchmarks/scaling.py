@@ -129,13 +129,19 @@ def main() -> None:
     whole = (*given.lengths,) == LENGTHS and (*given.completions,) == COMPLETIONS
     if given.plot or whole:
         draw(by_length, by_completions, given.plot or ROOT / "docs" / "scaling.svg")
-    detail = {"dtype": dtype, "prompts": PROMPTS, "new_tokens": NEW, "by_length": by_length}
+    detail = {
+        "dtype": dtype,
+        "prompts": PROMPTS,
+        "new_tokens": NEW,
+        "runs": given.runs,
+        "by_length": by_length,
+    }
     last = {
         f"{key}_{row[key]}": row["padded_over_fast"]
         for key, rows in (("prompt_tokens", by_length), ("completions", by_completions))
         for row in (rows[0], rows[-1])
     }
-    finish(given, {**detail, "by_completions": by_completions}, last)
+    finish(given, {**detail, "by_length": by_length, "by_completions": by_completions}, last)
 
 
 if __name__ == "__main__":

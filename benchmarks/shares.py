@@ -1,0 +1,86 @@
+"""Where the time goes: a profile of Palate's sampler and learner by kinds of operation.
+
+Samples 16 prompts x 2 x 64 tokens and takes one DPO step on them with all weights of SmolLM2-135M-Instruct,
+both under the profiler; prompts have about 40 tokens, or with `--shape long`, where there are 8, about 400.
+The profiler slows small operations down, so shares of what is not a matrix product are upper bounds.
+
+    python benchmarks/shares.py --json
+
+The last line has each stage's share of time in matrix products. `between` is what no operation accounts for:
+the interpreter, and waiting.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from common import arguments, compute_dtype, finish, gemm_peak, say
+from online_dpo import SHAPES, PalateStep
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "matrix products": ("mm", "addmm", "addmm_", "mkldnn_linear", "_addmm_activation"),
+    "attention": (
+        "bmm", "baddbmm", "baddbmm_", "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
+    "softmax and drawing": (
+        "_softmax", "_softmax_backward_data", "cumsum", "searchsorted", "gather", "scatter_add_", "amax",
+        "logsumexp", "topk", "sort", "argmax", "exp", "log",
+    ),
+    "copies": (
+        "copy_", "cat", "index_select", "index", "index_put_", "index_copy_", "_index_put_impl_", "fill_",
+    ),
+    "optimizer": ("_fused_adamw_", "_foreach_norm", "_foreach_mul_"),
+}  # fmt: skip
+"""Operations by kind; all others are `other small operations`."""
+
+
+def kind_of(name: str) -> str:
+    """Which kind an operation of the profiler's list is of."""
+    return next((kind for kind, names in KINDS.items() if name in names), "other small operations")
+
+
+def profiled(work: Callable[[], Any]) -> dict[str, float]:
+    """Share of each kind in the wall time of `work`, by the operations' own time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        began = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - began
+    shares = dict.fromkeys((*KINDS, "other small operations"), 0.0)
+    for event in found.key_averages():
+        # Autograd's own events enclose operations, whose time is counted with them.
+        if event.key.startswith("aten::"):
+            shares[kind_of(event.key.removeprefix("aten::"))] += event.self_cpu_time_total / 1e6 / seconds
+    shares["between"] = max(0.0, 1 - sum(shares.values()))
+    return {"seconds": round(seconds, 2), **{kind: round(share, 3) for kind, share in shares.items()}}
+
+
+def main() -> None:
+    given = arguments(
+        __doc__ or "",
+        dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
+        shape={"default": "short", "choices": list(SHAPES)},
+    )
+    dtype = compute_dtype(given.dtype)
+    step = PalateStep("live", given.shape, dtype)
+    step.learn(step.sample(0))  # warming up; makes the optimizer's state
+    detail: dict[str, Any] = {"dtype": dtype, "shape": given.shape, **SHAPES[given.shape]}
+    groups: list[Any] = []
+    for stage, operations, work in (
+        ("sampler", 1, lambda: groups.extend(step.sample(1))),
+        ("learner", 4, lambda: step.learn(groups)),  # the reference's pass; forward and backward
+    ):
+        say(stage)
+        found = profiled(work)
+        found["gflops"] = round(operations * step.forward_operations(groups) / found["seconds"] / 1e9, 1)
+        detail[stage] = found
+    detail["gemm_peak_gflops"] = round(gemm_peak(dtype) / 1e9)
+    finish(given, detail, {stage: detail[stage]["matrix products"] for stage in ("sampler", "learner")})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The tables of docs/performance.md, from what the benchmarks wrote to benchmarks/results.
+
+python benchmarks/tables.py          # print them
+python benchmarks/tables.py --write  # put them into the page, each between its two marks
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+
+
+def main() -> None:
+    """Print or write every table whose file is there."""
+    if sys.argv[1:] == ["--write"]:
+        page = PAGE.read_text(encoding="utf-8")
+        for name, lines in tables().items():
+            pattern = re.compile(between(name), re.DOTALL)
+            page = pattern.sub(marked(name, lines).replace("\\", "\\\\"), page)
+        PAGE.write_text(page, encoding="utf-8")
+    else:
+        print("\n\n".join(marked(name, lines) for name, lines in tables().items()))
+
+
+def tables() -> dict[str, list[str]]:
+    """Lines of each table, by name."""
+    made = {"sampling": sampling, "online_dpo": online_dpo, "scaling": scaling}
+    found = {name: table(read(name)) for name, table in made.items() if (RESULTS / f"{name}.json").exists()}
+    profiles = [read(file.stem) for file in sorted(RESULTS.glob("shares_*.json"), reverse=True)]
+    return {**found, **({"shares": shares(profiles)} if profiles else {})}
+
+
+def marked(name: str, lines: list[str]) -> str:
+    """A table between its marks."""
+    return "\n".join((f"<!-- {name} -->", *lines, f"<!-- end of {name} -->"))
+
+
+def between(name: str) -> str:
+    """Pattern of a table with its marks."""
+    return f"<!-- {name} -->.*?<!-- end of {name} -->"
+
+
+def read(name: str) -> dict[str, Any]:
+    """One benchmark's result."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def where(result: dict[str, Any]) -> str:
+    """Machine, date and how it was measured, in a line."""
+    machine = result["machine"]
+    hardware = machine["accelerator"] or f"{machine['processor']}, {machine['cores']} cores"
+    kind = "AMX" if machine["amx"] else machine["instruction_set"]
+    peak = result.get("gemm_peak_gflops")
+    return ", ".join(
+        (
+            f"{hardware} ({kind})",
+            f"torch {machine['torch']}",
+            result["dtype"],
+            *([f"medians of {result['runs']} runs"] if result.get("runs", 1) > 1 else []),
+            *([f"GEMM peak {peak} GFLOP/s"] if peak else []),
+            machine["date"],
+        )
+    )
+
+
+def sampling(result: dict[str, Any]) -> list[str]:
+    """Tokens per second of every side."""
+    sides = list(next(iter(result["forced"].values())))
+    lines = [where(result) + ". Tokens per second:", ""]
+    lines += row("shape", "completions", *(f"`{s}`" for s in sides), "Palate over `generate`")
+    lines += ["|---" * (len(sides) + 3) + "|"]
+    for ending, name in (("forced", "forced to 64 tokens"), ("natural", "ended by themselves")):
+        for shape, speed in result.get(ending, {}).items():
+            ratio = speed["palate"] / speed["generate"]
+            lines += row(f"`{shape}`", name, *(f"{speed[s]:.0f}" for s in sides), f"**{ratio:.2f}**")
+    return lines
+
+
+def online_dpo(result: dict[str, Any]) -> list[str]:
+    """Seconds and memory of a step, of every side."""
+    lines = [where(result) + ".", ""]
+    lines += row(
+        "shape", "side", "seconds", "of it sampling", "learning", "memory (GB)", "slower than Palate by",
+        "learner's share of the GEMM peak", "sampler's",
+    )  # fmt: skip
+    lines += ["|---" * 9 + "|"]
+    peak = result["gemm_peak_gflops"]
+    for shape, sides in result["measured"].items():
+        ours = sides.get("palate masters", sides["palate live"])
+        for name, side in sides.items():
+            stages = ("sampling_seconds", "learning_seconds")
+            rates = ("learner_gflops", "sampler_gflops")
+            lines += row(
+                f"`{shape}`",
+                name,
+                f"{side['seconds']:.1f}",
+                *(f"{side[s]:.1f}" if s in side else "" for s in stages),
+                f"{side['memory_gb']:.2f}",
+                f"**{side['seconds'] / ours['seconds']:.2f}**" if name.startswith("trl") else "",
+                *(f"{side[r] / peak:.2f}" if r in side else "" for r in rates),
+            )
+    return lines
+
+
+def scaling(result: dict[str, Any]) -> list[str]:
+    """Seconds against prompt length, then against completions a prompt."""
+    lines = [where(result) + ". Seconds, sampling + learning:", ""]
+    lines += row("prompt tokens", "completions a prompt", "padded", "fast", "padded over fast")
+    lines += ["|---" * 5 + "|"]
+    for one in (*result["by_length"], *result["by_completions"]):
+        lines += row(
+            one["prompt_tokens"],
+            one["completions"],
+            *(
+                f"{one[side]['sampling_seconds']:.1f} + {one[side]['learning_seconds']:.1f}"
+                for side in ("padded", "fast")
+            ),
+            f"**{one['padded_over_fast']:.2f}**",
+        )
+    return lines
+
+
+def shares(results: list[dict[str, Any]]) -> list[str]:
+    """Where the time goes, a column for each stage of each shape."""
+    columns = [(r["shape"], stage, r[stage]) for r in results for stage in ("sampler", "learner")]
+    lines = [where(results[0]) + ".", ""]
+    lines += row("share of the time", *(f"{stage}, `{shape}`" for shape, stage, _ in columns))
+    lines += ["|---" * (len(columns) + 1) + "|"]
+    for kind in (name for name in columns[0][2] if name not in ("seconds", "gflops")):
+        lines += row(kind, *(f"{100 * found[kind]:.0f} %" for _, _, found in columns))
+    return lines
+
+
+def row(*cells: object) -> list[str]:
+    """A line of a table."""
+    return [f"| {' | '.join(map(str, cells))} |"]
+
+
+if __name__ == "__main__":
+    main()
