@@ -40,11 +40,21 @@ class Attention:
         """Soft-capped scores, as in Gemma 2."""
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
+    def shares_keys(self, query: Tensor) -> bool:
+        """Whether keys and values may have fewer heads than the query. Elsewhere that has no fast kernel."""
+        return query.device.type == "cpu" and self.softcap is None
+
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Attention over all heads, causal if `mask` is None. Bool mask (T, S), True where a query sees."""
         if self.softcap is None:
             return scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scaling
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=self.scaling,
+                enable_gqa=key.shape[1] != query.shape[1],
             )
         if mask is None:
             mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()

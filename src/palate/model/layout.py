@@ -32,7 +32,7 @@ class PackedLayout:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
         """See `Layout`."""
         heads, kv_heads = query.shape[1], key.shape[1]
-        if heads != kv_heads:
+        if heads != kv_heads and not how.shares_keys(query):
             key, value = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (key, value))
         queries, keys, values = (iter(torch.split(t, self.sizes, dim=2)) for t in (query, key, value))
         found: list[Tensor] = []
