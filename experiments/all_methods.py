@@ -4,10 +4,12 @@ Each method gets the same number of sampled tokens (what its data were sampled w
 number of optimizer steps. Where it has preference pairs or demonstrations from people, gold stands in for
 them. Where it asks a reward, that is gold itself, or with `--reward model` a reward model that was
 trained on pairs labelled by gold; but what stands for a judge or a label (oaif, click) always is gold.
+What that reward model says of a run's evaluation texts is put into the rows by `--rescore`.
 Every run is a process of its own; its row is appended to the output as soon as it is there, and rows that
 are there are not made again.
 
     python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl --jobs 2
+    python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl --rescore
     python experiments/all_methods.py --output experiments/results/all_methods.jsonl --table
 """
 
@@ -21,7 +23,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,11 @@ import torch
 
 import palate
 from machine import machine
+from palate.annotate import RewardModel
 from palate.cli.quiet import quiet_libraries
 from palate.config import MethodConfig, Sampling
-from palate.types import Group
+from palate.model import Snapshot
+from palate.types import Completion, Group, Prompt
 
 STEPS, BATCH, NEW_TOKENS = 10, 16, 40
 COMPLETIONS = STEPS * BATCH * 4
@@ -64,6 +68,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "iterative-dpo": {**ASKED, "n": 4, "prompts_per_round": 80, "rounds": 2, "steps": STEPS // 2},
     "pairwise-cringe": {**ASKED, "n": 4, "prompts_per_round": 80, "rounds": 2, "steps": STEPS // 2},
 }  # fmt: skip
+SEEN = 240
+"""Of the training prompts, those whose samples are data; the others' are held out."""
 GIVEN = {"sft": 40 * 16, "spin": 35 * 16, "dpo": COMPLETIONS, "ipo": COMPLETIONS}
 """Completions that were sampled to make a method's data."""
 
@@ -76,16 +82,8 @@ def prepare(work: Path, reward: str) -> dict[str, str]:
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "demonstrations.jsonl").exists():
         _write_data(work)
-    if reward == "model" and not (work / "reward-model" / "summary.json").exists():
-        cls = palate.METHODS["reward-model"].config
-        cfg = cls.model_validate(
-            {
-                **COMMON, "lr": 3e-4, "schedule": "linear", "epochs": 3,
-                "data": str(work / "ranked-pairs.jsonl"), "eval_data": str(work / "held-out-pairs.jsonl"),
-                "output": work / "reward-model",
-            }
-        )  # fmt: skip
-        palate.train("reward-model", cfg, display=palate.Display())
+    if reward == "model":
+        _train_reward_model(work)
     return {
         "GOLD": "sentiment",
         "REWARD": "sentiment" if reward == "gold" else f"model:{work / 'reward-model'}",
@@ -95,22 +93,43 @@ def prepare(work: Path, reward: str) -> dict[str, str]:
 
 
 def _write_data(work: Path) -> None:
-    gold = palate.annotator(["sentiment"])
-    policy = palate.Policy.load(MethodConfig(**POLICY, data="everyday"), total_steps=1)
-    base = policy.snapshot()
-    train = palate.read_prompts("everyday")
-    pool = gold(base.sample(train[:240], 4, SAMPLING, seed=1))
-    other = gold(base.sample(train[240:], 4, SAMPLING, seed=2))
+    gold, base, train = palate.annotator(["sentiment"]), _base(), palate.read_prompts("everyday")
+    pool = gold(base.sample(train[:SEEN], 4, SAMPLING, seed=1))
+    other = gold(base.sample(train[SEEN:], 4, SAMPLING, seed=2))
     best_of = gold(base.sample(train[:60], 16, SAMPLING, seed=3))
-    pairs, _ = palate.select_pairs(pool, palate.best_vs_worst)
-    ranked, _ = palate.select_pairs(pool, outside_in)
-    unseen, _ = palate.select_pairs(other, palate.best_vs_worst)
-    for name, chosen in (("pairs", pairs), ("ranked-pairs", ranked), ("held-out-pairs", unseen)):
-        rows = (
-            {"prompt": p.prompt.content, "chosen": p.chosen.text, "rejected": p.rejected.text} for p in chosen
-        )
-        palate.write_rows(work / f"{name}.jsonl", rows)
+    _write_pairs(work / "pairs.jsonl", pool, palate.best_vs_worst)
+    _write_pairs(work / "held-out-pairs.jsonl", other, palate.best_vs_worst)
     palate.write_rows(work / "demonstrations.jsonl", [_best(group) for group in best_of])
+
+
+def _train_reward_model(work: Path) -> None:
+    """On gold-labelled pairs of the base's samples, one pass; what is there is not made again."""
+    data = work / "reward-pairs.jsonl"
+    if not data.exists():
+        train = palate.read_prompts("everyday")[:SEEN]
+        candidates = _base().sample(train, 16, SAMPLING, seed=4)
+        _write_pairs(data, palate.annotator(["sentiment"])(candidates), outside_in)
+    if not (work / "reward-model" / "summary.json").exists():
+        cls = palate.METHODS["reward-model"].config
+        cfg = cls.model_validate(
+            {
+                **COMMON, "lr": 3e-4, "schedule": "linear", "data": str(data),
+                "eval_data": str(work / "held-out-pairs.jsonl"), "output": work / "reward-model",
+            }
+        )  # fmt: skip
+        palate.train("reward-model", cfg, display=palate.Display())
+
+
+def _base() -> Snapshot:
+    return palate.Policy.load(MethodConfig(**POLICY, data="everyday"), total_steps=1).snapshot()
+
+
+def _write_pairs(file: Path, groups: Sequence[Group], select: Callable[[Group], palate.Selected]) -> None:
+    pairs, _ = palate.select_pairs(groups, select)
+    palate.write_rows(
+        file,
+        ({"prompt": p.prompt.content, "chosen": p.chosen.text, "rejected": p.rejected.text} for p in pairs),
+    )
 
 
 def outside_in(group: Group) -> palate.Selected:
@@ -181,6 +200,31 @@ def asks(method: str, reward: str) -> str:
     return {"REWARD": reward, "GOLD": "gold"}.get(ARMS[method].get("reward", ""), "data")
 
 
+def rescore(work: Path, output: Path) -> None:
+    """Write into every row what the reward model says of the texts that the run was evaluated by.
+
+    `model_gain` is the mean difference of its rewards, after minus before, in log-odds; `model_win_rate` how
+    often it prefers the text of the trained policy.
+    """
+    _train_reward_model(work)
+    score = RewardModel.load(str(work / "reward-model"))
+    rows = rows_of(output)
+    for row in rows:
+        file = work / f"{row['method']}-{row['reward']}-{row['seed']}-texts.jsonl"
+        texts = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        asked = [Prompt(text["prompt"]) for text in texts]
+        before, after = (
+            score(asked, [Completion(text[when], (0,), text[f"finish_{when}"]) for text in texts])
+            for when in ("before", "after")
+        )
+        gains = [float(new) - float(old) for old, new in zip(before, after, strict=True)]
+        row["model_gain"] = round(sum(gains) / len(gains), 3)
+        row["model_win_rate"] = round(sum((gain > 0) + (gain == 0) / 2 for gain in gains) / len(gains), 3)
+    aside = output.with_suffix(".tmp")
+    aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    aside.replace(output)
+
+
 # ---- All of them -----------------------------------------------------------------------------------
 
 
@@ -199,11 +243,14 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 def table(output: Path) -> str:
     """The rows as Markdown: means over the seeds, the interval of the first seed's win rate."""
     rows = rows_of(output)
-    lines = [
-        "| method | learns from | gold reward | win rate over the base | KL (nats) | tokens each "
-        "| sampled tokens | rewards asked for | processor seconds | memory (GB) | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    scored = any("model_gain" in row for row in rows)
+    heads = [
+        "method", "learns from", "gold reward", "win rate over the base",
+        *(["reward model: gain (log-odds)"] if scored else []),
+        "KL (nats)", "tokens each", "sampled tokens", "rewards asked for", "processor seconds", "memory (GB)",
+        "seeds",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method, reward in itertools.product(ARMS, ("data", "gold", "model")):
         own = [row for row in rows if (row["method"], row["reward"]) == (method, reward)]
         own.sort(key=lambda row: row["seed"])
@@ -211,17 +258,19 @@ def table(output: Path) -> str:
             continue
 
         def mean(name: str, own: Sequence[dict[str, Any]] = own) -> float:
-            known = [row[name] for row in own if row[name] is not None]
+            known = [row[name] for row in own if row.get(name) is not None]
             return sum(known) / len(known) if known else float("nan")
 
         first = own[0]
-        lines.append(
-            f"| `{method}` | {reward} | {mean('reward_before'):.2f} → {mean('reward_after'):.2f} | "
-            f"{mean('win_rate'):.2f} [{first['win_rate_low']:.2f}, {first['win_rate_high']:.2f}] | "
-            f"{mean('kl'):.1f} | {mean('length_after'):.1f} | {mean('sampled_tokens'):,.0f} | "
-            f"{mean('annotated'):,.0f} | {mean('cpu_seconds'):.0f} | {mean('peak_memory_gb'):.1f} | "
-            f"{len(own)} |"
-        )
+        cells = [
+            f"`{method}`", reward, f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}",
+            f"{mean('win_rate'):.2f} [{first['win_rate_low']:.2f}, {first['win_rate_high']:.2f}]",
+            *([f"{mean('model_gain'):+.2f}"] if scored else []),
+            f"{mean('kl'):.1f}", f"{mean('length_after'):.1f}", f"{mean('sampled_tokens'):,.0f}",
+            f"{mean('annotated'):,.0f}", f"{mean('cpu_seconds'):.0f}", f"{mean('peak_memory_gb'):.1f}",
+            str(len(own)),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -236,12 +285,16 @@ def main() -> None:
     parser.add_argument("--reward", choices=("gold", "model"), default="gold", help="where one is asked")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and end")
+    parser.add_argument("--rescore", action="store_true", help="ask the reward model of every row, and end")
     parser.add_argument("--one", action="store_true", help="one run in this process; used by the others")
     given = parser.parse_args()
     if given.table:
         print(table(given.output))
         return
     quiet_libraries()
+    if given.rescore:
+        rescore(given.work, given.output)
+        return
     if given.one:
         row = run(given.methods[0], given.seeds[0], given.work, given.reward)
         with given.output.open("a", encoding="utf-8") as file:
