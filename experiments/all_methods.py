@@ -241,7 +241,10 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 
 
 def table(output: Path) -> str:
-    """The rows as Markdown: means over the seeds, the interval of the first seed's win rate."""
+    """The rows as Markdown: means over the seeds, with an interval whose trials are the held-out prompts.
+
+    The same prompts serve every seed, so more seeds do not make more trials.
+    """
     rows = rows_of(output)
     scored = any("model_gain" in row for row in rows)
     heads = [
@@ -261,10 +264,10 @@ def table(output: Path) -> str:
             known = [row[name] for row in own if row.get(name) is not None]
             return sum(known) / len(known) if known else float("nan")
 
-        first = own[0]
+        low, high = palate.wilson(mean("win_rate"), own[0]["compared"])
         cells = [
             f"`{method}`", reward, f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}",
-            f"{mean('win_rate'):.2f} [{first['win_rate_low']:.2f}, {first['win_rate_high']:.2f}]",
+            f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}]",
             *([f"{mean('model_gain'):+.2f}"] if scored else []),
             f"{mean('kl'):.1f}", f"{mean('length_after'):.1f}", f"{mean('sampled_tokens'):,.0f}",
             f"{mean('annotated'):,.0f}", f"{mean('cpu_seconds'):.0f}", f"{mean('peak_memory_gb'):.1f}",
