@@ -38,7 +38,8 @@ soak: setup
 
 # Every method on one task at one cost: hours. The table is in README.md.
 compare: setup
-	$(BIN)/python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl --jobs 2
+	$(BIN)/python experiments/all_methods.py --work runs/all --jobs 2
+	$(BIN)/python experiments/comparison.py --write
 
 # Speed and memory against peers: an hour, on a machine that does nothing else.
 benchmarks: setup

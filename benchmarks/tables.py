@@ -7,23 +7,25 @@ python benchmarks/tables.py --write  # put them into the page, each between its 
 from __future__ import annotations
 
 import json
-import re
 import sys
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+from common import ROOT
+
+sys.path.insert(0, str(ROOT / "experiments"))
+from marks import marked, missing, write
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
 
 
 def main() -> None:
-    """Print or write every table whose file is there."""
+    """Print or write every table whose file is there, or with `--check` name those that are out of date."""
     if sys.argv[1:] == ["--write"]:
-        page = PAGE.read_text(encoding="utf-8")
-        for name, lines in tables().items():
-            pattern = re.compile(between(name), re.DOTALL)
-            page = pattern.sub(marked(name, lines).replace("\\", "\\\\"), page)
-        PAGE.write_text(page, encoding="utf-8")
+        write(PAGE, tables())
+    elif sys.argv[1:] == ["--check"]:
+        old = missing(PAGE, tables())
+        sys.exit(f"not what benchmarks/tables.py writes: {', '.join(old)}" if old else 0)
     else:
         print("\n\n".join(marked(name, lines) for name, lines in tables().items()))
 
@@ -34,16 +36,6 @@ def tables() -> dict[str, list[str]]:
     found = {name: table(read(name)) for name, table in made.items() if (RESULTS / f"{name}.json").exists()}
     profiles = [read(file.stem) for file in sorted(RESULTS.glob("shares_*.json"), reverse=True)]
     return {**found, **({"shares": shares(profiles)} if profiles else {})}
-
-
-def marked(name: str, lines: list[str]) -> str:
-    """A table between its marks."""
-    return "\n".join((f"<!-- {name} -->", *lines, f"<!-- end of {name} -->"))
-
-
-def between(name: str) -> str:
-    """Pattern of a table with its marks."""
-    return f"<!-- {name} -->.*?<!-- end of {name} -->"
 
 
 def read(name: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ What that reward model says of a run's evaluation texts is put into the rows by 
 Every run is a process of its own; its row is appended to the output as soon as it is there, and rows that
 are there are not made again.
 
-    python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl --jobs 2
-    python experiments/all_methods.py --work runs/all --output experiments/results/all_methods.jsonl --rescore
-    python experiments/all_methods.py --output experiments/results/all_methods.jsonl --table
+    python experiments/all_methods.py --work runs/all --jobs 2
+    python experiments/all_methods.py --work runs/all --rescore
+
+What becomes of the rows in the documents is for `comparison.py`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from palate.config import MethodConfig, Sampling
 from palate.model import Snapshot
 from palate.types import Completion, Group, Prompt
 
+RESULTS = Path(__file__).parent / "results" / "all_methods.jsonl"
 STEPS, BATCH, NEW_TOKENS = 10, 16, 40
 COMPLETIONS = STEPS * BATCH * 4
 """Sampled by every method, of at most NEW_TOKENS tokens each."""
@@ -240,60 +242,19 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def table(output: Path) -> str:
-    """The rows as Markdown: means over the seeds, with an interval whose trials are the held-out prompts.
-
-    The same prompts serve every seed, so more seeds do not make more trials.
-    """
-    rows = rows_of(output)
-    scored = any("model_gain" in row for row in rows)
-    heads = [
-        "method", "learns from", "gold reward", "win rate over the base",
-        *(["reward model: gain (log-odds)"] if scored else []),
-        "KL (nats)", "tokens each", "sampled tokens", "rewards asked for", "processor seconds", "memory (GB)",
-        "seeds",
-    ]  # fmt: skip
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for method, reward in itertools.product(ARMS, ("data", "gold", "model")):
-        own = [row for row in rows if (row["method"], row["reward"]) == (method, reward)]
-        own.sort(key=lambda row: row["seed"])
-        if not own:
-            continue
-
-        def mean(name: str, own: Sequence[dict[str, Any]] = own) -> float:
-            known = [row[name] for row in own if row.get(name) is not None]
-            return sum(known) / len(known) if known else float("nan")
-
-        low, high = palate.wilson(mean("win_rate"), own[0]["compared"])
-        cells = [
-            f"`{method}`", reward, f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}",
-            f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}]",
-            *([f"{mean('model_gain'):+.2f}"] if scored else []),
-            f"{mean('kl'):.1f}", f"{mean('length_after'):.1f}", f"{mean('sampled_tokens'):,.0f}",
-            f"{mean('annotated'):,.0f}", f"{mean('cpu_seconds'):.0f}", f"{mean('peak_memory_gb'):.1f}",
-            str(len(own)),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=Path("runs/all"))
     parser.add_argument("--methods", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--reward", choices=("gold", "model"), default="gold", help="where one is asked")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, which share the cores")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, and end")
     parser.add_argument("--rescore", action="store_true", help="ask the reward model of every row, and end")
     parser.add_argument("--one", action="store_true", help="one run in this process; used by the others")
     given = parser.parse_args()
-    if given.table:
-        print(table(given.output))
-        return
     quiet_libraries()
     if given.rescore:
         rescore(given.work, given.output)

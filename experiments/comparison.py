@@ -1,0 +1,132 @@
+"""What the rows of `all_methods.py` come to: the README's table, and a paragraph on each method's page.
+
+python experiments/comparison.py          # print the table
+python experiments/comparison.py --write  # put both into the documents, between their marks
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import palate
+from all_methods import ARMS, BATCH, COMPLETIONS, NEW_TOKENS, POLICY, RESULTS, STEPS, rows_of
+from marks import missing, write
+
+ROOT = Path(__file__).resolve().parent.parent
+Parts = dict[str, list[str]]
+
+
+def main() -> None:
+    """Print the table, or write everything, or with `--check` name what is not up to date."""
+    rows = rows_of(RESULTS)
+    if sys.argv[1:] == ["--write"]:
+        for page, parts in documents(rows).items():
+            write(page, parts)
+    elif sys.argv[1:] == ["--check"]:
+        old = [str(page) for page, parts in documents(rows).items() if missing(page, parts)]
+        sys.exit(f"not what experiments/comparison.py writes: {', '.join(old)}" if old else 0)
+    else:
+        print("\n".join(table(rows)))
+
+
+def documents(rows: Sequence[dict[str, Any]]) -> dict[Path, Parts]:
+    """What each document is to have between its marks."""
+    pages = {
+        ROOT / "docs" / "methods" / f"{method}.md": {"comparison": paragraph(rows, method)}
+        for method in ARMS
+        if any(row["method"] == method for row in rows)
+    }
+    return {ROOT / "README.md": {"comparison": table(rows)}, **pages}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows as Markdown: means over the seeds, with an interval whose trials are the held-out prompts.
+
+    The same prompts serve every seed, so more seeds do not make more trials.
+    """
+    scored = any("model_gain" in row for row in rows)
+    heads = [
+        "method", "learns from", "gold reward", "win rate over the base",
+        *(["reward model: gain (log-odds)"] if scored else []),
+        "KL (nats)", "tokens each", "sampled tokens", "rewards asked for", "processor seconds", "memory (GB)",
+        "seeds",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for method, reward in itertools.product(ARMS, ("data", "gold", "model")):
+        own = rows_of_one(rows, method, reward)
+        if not own:
+            continue
+        mean = partial(mean_of, own)
+        low, high = palate.wilson(mean("win_rate"), own[0]["compared"])
+        cells = [
+            f"`{method}`", reward, f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}",
+            f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}]",
+            *([f"{mean('model_gain'):+.2f}"] if scored else []),
+            f"{mean('kl'):.1f}", f"{mean('length_after'):.1f}", f"{mean('sampled_tokens'):,.0f}",
+            f"{mean('annotated'):,.0f}", f"{mean('cpu_seconds'):.0f}", f"{mean('peak_memory_gb'):.1f}",
+            str(len(own)),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def paragraph(rows: Sequence[dict[str, Any]], method: str) -> list[str]:
+    """One method's rows in words."""
+    told = []
+    for reward in ("data", "gold", "model"):
+        own = rows_of_one(rows, method, reward)
+        if not own:
+            continue
+        mean = partial(mean_of, own)
+        low, high = palate.wilson(mean("win_rate"), own[0]["compared"])
+        text = (
+            f"{FROM[reward]}, {len(own)} seed{'s' if len(own) > 1 else ''}: mean reward "
+            f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}, win rate over the base "
+            f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}], {mean('kl'):.1f} nats from it, "
+            f"{mean('length_after'):.0f} tokens each."
+        )
+        if all(row["logps_training"] and row["logps_fresh"] for row in own):
+            text += (
+                f" The mean log-probability of a training token was {mean('logps_training'):.2f} nats under "
+                f"the policy at the end, of a fresh one {mean('logps_fresh'):.2f}."
+            )
+        told.append(text[0].upper() + text[1:])
+    machine = rows_of_one(rows, method, None)[-1]["machine"]
+    rate = f"{POLICY['lr']:.0e}".replace("e-0", "e-")
+    whole = (
+        "In the comparison of all methods ([README](../../README.md#how-the-methods-compare), "
+        f"`experiments/all_methods.py`: SmolLM2-135M-Instruct, LoRA, learning rate {rate}, {STEPS} steps of "
+        f"{BATCH}, {COMPLETIONS} sampled completions of at most {NEW_TOKENS} tokens, VADER's sentiment as "
+        f"gold), on {rows[0]['compared']} held-out prompts. {' '.join(told)} One core of an "
+        f"{machine['processor']}, float32, {machine['date']}."
+    )
+    return textwrap.wrap(whole, 118, break_on_hyphens=False, break_long_words=False)
+
+
+FROM = {
+    "data": "from pairs or demonstrations that gold labelled",
+    "gold": "with gold as the reward",
+    "model": "with a reward model that learnt from gold's labels",
+}
+
+
+def rows_of_one(rows: Sequence[dict[str, Any]], method: str, reward: str | None) -> list[dict[str, Any]]:
+    """A method's rows by seed, those of one source of rewards or all."""
+    own = [row for row in rows if row["method"] == method and reward in (None, row["reward"])]
+    return sorted(own, key=lambda row: row["seed"])
+
+
+def mean_of(rows: Sequence[dict[str, Any]], name: str) -> float:
+    """Over the rows that know it."""
+    known = [row[name] for row in rows if row.get(name) is not None]
+    return sum(known) / len(known) if known else float("nan")
+
+
+if __name__ == "__main__":
+    main()
