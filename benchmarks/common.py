@@ -84,13 +84,13 @@ def serve(work: Callable[..., Mapping[str, Any]]) -> None:
 
 
 def in_turns(sides: list[Side], runs: int, **work: Any) -> dict[str, list[dict[str, Any]]]:
-    """Ask every side once for warming up, then all of them in turns."""
+    """Ask every side once for warming up, then all of them in turns, each time with another seed."""
     found: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
     for side in sides:
         side.ask(**work)
-    for _ in range(runs):
+    for seed in range(1, runs + 1):
         for side in sides:
-            found[side.name].append(side.ask(**work))
+            found[side.name].append(side.ask(seed=seed, **work))
             say(f"  {side.name}: {found[side.name][-1]}")
     return found
 

@@ -11,8 +11,9 @@ weights, gradients and state, its default). Both hold a full copy of the model a
 
 The last line: TRL's seconds over Palate's (with masters, where there are any), Palate's memory over TRL's
 at the same state, and the share of the GEMM peak measured in the run that Palate's learner and sampler
-reach: operations of the matrix products of the layers and the head, each prompt counted once, over all
-seconds of the stage.
+reach on the better of the shapes: operations of the matrix products of the layers and the head, each prompt
+counted once, over all seconds of the stage. TRL computes all rows of the step at once, as its trainer does
+without accumulation; Palate divides them by its default budget of tokens.
 
     python benchmarks/online_dpo.py
     python benchmarks/online_dpo.py --dtype float32 --shapes short --no-default
@@ -91,15 +92,19 @@ class PalateStep:
         self.policy.update(pairs, self.objective)
         return len(pairs)
 
-    def forward_operations(self, groups: Any) -> int:
-        """Floating-point operations of the matrix products of one forward pass, each prompt counted once."""
+    def forward_operations(self, groups: Any, *, sampling: bool = False) -> int:
+        """Floating-point operations of the matrix products of one forward pass, each prompt counted once.
+
+        In sampling, a completion's last token does not go through the layers.
+        """
         network, codec = self.policy.model.network, self.policy.model.codec
         head = network.get_output_embeddings().weight.numel()
         embedding = network.get_input_embeddings().weight.numel()
         body = sum(p.numel() for p in network.parameters()) - embedding
         prompt_tokens = sum(len(codec.prompt_ids(prompt)) for prompt in self.asked)
         new_tokens = sum(len(c.token_ids) for g in groups for c in g.completions)
-        return 2 * ((prompt_tokens + new_tokens) * body + new_tokens * head)
+        last = sum(len(g.completions) for g in groups) if sampling else 0
+        return 2 * ((prompt_tokens + new_tokens - last) * body + new_tokens * head)
 
 
 def palate_worker(masters: str, shape: str, dtype: str) -> Any:
@@ -121,7 +126,9 @@ def palate_worker(masters: str, shape: str, dtype: str) -> Any:
             "memory_gb": round(memory.bytes / 1e9, 3),
             # The reference's pass, and forward and backward of all weights.
             "learner_gflops": round(forward * (1 + 3) / (ended - sampled) / 1e9, 1),
-            "sampler_gflops": round(forward / (sampled - began) / 1e9, 1),
+            "sampler_gflops": round(
+                step.forward_operations(groups, sampling=True) / (sampled - began) / 1e9, 1
+            ),
             "pairs": pairs,
         }
 

@@ -119,6 +119,7 @@ def vllm_worker(dtype: str, model_directory: str, texts_file: str) -> Any:
         options = SamplingParams(
             n=s["n"], temperature=1.0, max_tokens=s["new"], min_tokens=0 if natural else s["new"], seed=seed
         )
+        engine.reset_prefix_cache()  # or it would have the prompts from the run before
         began = time.perf_counter()
         found = engine.generate(texts[shape], options, use_tqdm=False)
         seconds = time.perf_counter() - began

@@ -4,7 +4,8 @@ Sampling and one update (forward, backward, optimizer step, all weights of SmolL
 negative log-likelihood of every completion) of 2 prompts with 32 new tokens a completion, forced to full
 length. `fast` computes each prompt once and shares it among its completions, `padded` is the same model
 with --no-fast: transformers' `generate` with its KV cache, and right-padded batches with the prompt in
-every row. Each side is a process of its own; the two are asked in turns.
+every row. `fast` also has its own layers, head and sampler, which is why the two differ where there is little
+to share; what matters is how they part. Each side is a process of its own; the two are asked in turns.
 
     python benchmarks/scaling.py                    # a table and its curves in docs/scaling.svg
     python benchmarks/scaling.py --lengths 100 400 --completions 2 8 --json

@@ -1,13 +1,13 @@
 """Where the time goes: a profile of Palate's sampler and learner by kinds of operation.
 
-Samples 16 prompts x 2 x 64 tokens and takes one DPO step on them with all weights of SmolLM2-135M-Instruct,
-both under the profiler; prompts have about 40 tokens, or with `--shape long`, where there are 8, about 400.
-The profiler slows small operations down, so shares of what is not a matrix product are upper bounds.
+One step of `online_dpo.py`, with the state of its headline, under the profiler: the shape `short` or, with
+`--shape long`, the other. The profiler slows small operations down, so shares of what is not a matrix product
+are upper bounds.
 
     python benchmarks/shares.py --json
 
-The last line has each stage's share of time in matrix products. `between` is what no operation accounts for:
-the interpreter, and waiting.
+The last line has each stage's share of time in matrix products. What no operation accounts for, the
+interpreter above all, is `between operations`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from online_dpo import SHAPES, PalateStep
 
 KINDS: dict[str, tuple[str, ...]] = {
     "matrix products": ("mm", "addmm", "addmm_", "mkldnn_linear", "_addmm_activation"),
-    "attention": (
+    "products of attention": (
         "bmm", "baddbmm", "baddbmm_", "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_flash_attention_for_cpu_backward",
     ),
-    "softmax and drawing": (
+    "softmax (attention, drawing, head)": (
         "_softmax", "_softmax_backward_data", "cumsum", "searchsorted", "gather", "scatter_add_", "amax",
         "logsumexp", "topk", "sort", "argmax", "exp", "log",
     ),
@@ -55,7 +55,7 @@ def profiled(work: Callable[[], Any]) -> dict[str, float]:
         # Autograd's own events enclose operations, whose time is counted with them.
         if event.key.startswith("aten::"):
             shares[kind_of(event.key.removeprefix("aten::"))] += event.self_cpu_time_total / 1e6 / seconds
-    shares["between"] = max(0.0, 1 - sum(shares.values()))
+    shares["between operations"] = max(0.0, 1 - sum(shares.values()))
     return {"seconds": round(seconds, 2), **{kind: round(share, 3) for kind, share in shares.items()}}
 
 
@@ -66,7 +66,7 @@ def main() -> None:
         shape={"default": "short", "choices": list(SHAPES)},
     )
     dtype = compute_dtype(given.dtype)
-    step = PalateStep("live", given.shape, dtype)
+    step = PalateStep("float32" if dtype == "bfloat16" else "live", given.shape, dtype)
     step.learn(step.sample(0))  # warming up; makes the optimizer's state
     detail: dict[str, Any] = {"dtype": dtype, "shape": given.shape, **SHAPES[given.shape]}
     groups: list[Any] = []
@@ -76,7 +76,8 @@ def main() -> None:
     ):
         say(stage)
         found = profiled(work)
-        found["gflops"] = round(operations * step.forward_operations(groups) / found["seconds"] / 1e9, 1)
+        forward = step.forward_operations(groups, sampling=stage == "sampler")
+        found["gflops"] = round(operations * forward / found["seconds"] / 1e9, 1)
         detail[stage] = found
     detail["gemm_peak_gflops"] = round(gemm_peak(dtype) / 1e9)
     finish(given, detail, {stage: detail[stage]["matrix products"] for stage in ("sampler", "learner")})

@@ -64,7 +64,7 @@ def where(result: dict[str, Any]) -> str:
 
 def sampling(result: dict[str, Any]) -> list[str]:
     """Tokens per second of every side."""
-    sides = list(next(iter(result["forced"].values())))
+    sides = list(next(iter(result.get("forced", result.get("natural")).values())))
     lines = [where(result) + ". Tokens per second:", ""]
     lines += row("shape", "completions", *(f"`{s}`" for s in sides), "Palate over `generate`")
     lines += ["|---" * (len(sides) + 3) + "|"]
@@ -79,7 +79,7 @@ def online_dpo(result: dict[str, Any]) -> list[str]:
     """Seconds and memory of a step, of every side."""
     lines = [where(result) + ".", ""]
     lines += row(
-        "shape", "side", "seconds", "of it sampling", "learning", "memory (GB)", "slower than Palate by",
+        "shape", "side", "seconds", "of it sampling", "learning", "memory (GB)", "seconds over Palate's",
         "learner's share of the GEMM peak", "sampler's",
     )  # fmt: skip
     lines += ["|---" * 9 + "|"]

@@ -49,7 +49,10 @@ def byte_tokenizer(*, chat: bool = False, pad_is_end: bool = False) -> PreTraine
     return wrapped
 
 
-KINDS = ("llama", "qwen3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "mistral", "olmo2", "phi", "bloom")
+KINDS = (
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "mistral", "olmo2", "phi",
+    "bloom",
+)  # fmt: skip
 """Architectures that `tiny_model` can make."""
 
 
@@ -62,6 +65,7 @@ def tiny_config(kind: str = "llama", **changes: Any) -> PreTrainedConfig:
     window = {"sliding_window": 8, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
     own: dict[str, dict[str, Any]] = {
         "llama": {**size, **grouped, "tie_word_embeddings": True},
+        "qwen2": {**size, **grouped, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
         "qwen3": {**size, **grouped, "tie_word_embeddings": True, "head_dim": 8},
         "gemma2": {**size, **grouped, **window, "query_pre_attn_scalar": 8},  # soft caps on scores and logits
         "gemma3_text": {**size, **grouped, **window, "query_pre_attn_scalar": 8},

@@ -1,21 +1,23 @@
 """The lean functions against the modules they stand for, and when they are used at all."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from palate.learn import Policy
 from palate.model import lean
 from palate.model.attention import following
 from palate.model.layout import PackedLayout, positions
-from palate.testing import KINDS, tiny_model, tiny_policy
+from palate.testing import KINDS, tiny_config, tiny_model, tiny_policy
 
-LEAN = ("llama", "mistral", "qwen3")
+LEAN = ("llama", "mistral", "qwen2", "qwen3")
 SHAPE = ((5, (4, 1)), (1, (3,)), (30, (2, 12)))
 """Of a packed row: longer than the windows (8), down to a prompt and a completion of one token."""
 
@@ -89,65 +91,125 @@ def test_derivatives() -> None:
     assert torch.autograd.gradcheck(lean.gated, (draw(3, 5), draw(3, 5)))
 
 
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{kind: (kind, {}) for kind in LEAN},
+    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama with a key that it ignores": ("llama", {"sliding_window": 4}),
+    "mistral without a window": ("mistral", {"sliding_window": None}),
+    "qwen3 with a window": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
+    "llama, stretched": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
+    ),
+}
+
+
 @pytest.fixture(scope="module")
-def directory_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+def variant(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Directories of tiny models whose biases are not zero."""
     made: dict[str, str] = {}
 
-    def make(kind: str) -> str:
-        if kind not in made:
-            made[kind] = tiny_model(tmp_path_factory.mktemp(kind), kind=kind, initializer_range=0.2)
-        return made[kind]
+    def make(name: str) -> str:
+        if name not in made:
+            kind, changes = VARIANTS[name]
+            directory = tiny_model(
+                tmp_path_factory.mktemp("variant"), kind=kind, initializer_range=0.2, **changes
+            )
+            network = AutoModelForCausalLM.from_pretrained(directory)
+            generator = torch.Generator().manual_seed(1)
+            for key, parameter in network.named_parameters():
+                if "bias" in key or "norm" in key:
+                    parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+            network.save_pretrained(directory)
+            made[name] = directory
+        return made[name]
 
     return make
 
 
-def policy_of(directory: str, lora: bool) -> Policy:
+def policy_of(directory: str, lora: bool, **options: Any) -> Policy:
     """A policy whose adapter, if it has one, does something."""
-    policy = tiny_policy(Path(directory), model={"lora": lora})
+    policy = tiny_policy(Path(directory), model={"lora": lora, **options})
     if lora:
         generator = torch.Generator().manual_seed(3)
         for _, parameter in policy.model.trained():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+            parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.05).to(parameter.dtype)
     return policy
 
 
-def states(network: Any, by_its_own_code: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def states(network: Any, by_itself: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """Hidden states of a packed row, and gradients of a weighted sum of them."""
     network.zero_grad()
     generator = torch.Generator().manual_seed(0)
     count = sum(prompt + sum(sizes) for prompt, sizes in SHAPE)
     ids = torch.randint(200, (1, count), generator=generator)
     weights = torch.randn(count, 1, generator=generator)
+    compute = partial(lean._by_itself, network) if by_itself else lean.states_of(network)
     with following(network):
-        if by_its_own_code:
-            found = network.base_model(
-                input_ids=ids,
-                position_ids=positions(SHAPE),
-                use_cache=False,
-                palate_layout=PackedLayout(SHAPE),
-            ).last_hidden_state
-        else:
-            found = lean.hidden_states(network, ids, positions(SHAPE), PackedLayout(SHAPE))
+        found = compute(ids, positions(SHAPE), PackedLayout(SHAPE))
         (found * weights).sum().backward()
     return found.detach(), {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", LEAN)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_hidden_states_and_gradients_are_those_of_the_models_own_layers(
-    kind: str, lora: bool, directory_of: Callable[[str], str]
+    name: str, lora: bool, variant: Callable[[str], str]
 ) -> None:
-    network = policy_of(directory_of(kind), lora).model.network
-    assert lean.is_understood(network)
+    network = policy_of(variant(name), lora).model.network
+    assert lean.kind_of(network) is not None
     (ours, by_ours), (theirs, by_theirs) = states(network, False), states(network, True)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
     assert by_ours.keys() == by_theirs.keys()
-    for name, gradient in by_theirs.items():
-        torch.testing.assert_close(by_ours[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+    for key, gradient in by_theirs.items():
+        torch.testing.assert_close(by_ours[key], gradient, atol=1e-4, rtol=1e-4, msg=key)
 
 
-def test_an_adapter_that_is_switched_off_adds_nothing(directory_of: Callable[[str], str]) -> None:
-    policy = policy_of(directory_of("llama"), lora=True)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_in_bfloat16_gradients_are_as_near_to_float32s_as_the_models_own(
+    lora: bool, variant: Callable[[str], str]
+) -> None:
+    exact = states(policy_of(variant("qwen3"), lora).model.network, True)[1]
+    network = policy_of(variant("qwen3"), lora).model.network
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    ours, theirs = states(network, False)[1], states(network, True)[1]
+
+    def away(found: dict[str, Tensor]) -> float:
+        return sum(float((found[key] - exact[key]).square().sum()) for key in exact) ** 0.5
+
+    size = sum(float(gradient.square().sum()) for gradient in exact.values()) ** 0.5
+    assert ours.keys() == exact.keys()
+    assert away(ours) < 1.2 * away(theirs) < 0.2 * size
+
+
+def test_checkpointed_layers_give_the_same_bits(variant: Callable[[str], str]) -> None:
+    kept = policy_of(variant("llama"), lora=False).model.network
+    made_again = policy_of(variant("llama"), lora=False, checkpointing=True).model.network
+    made_again.train()
+    calls: list[str] = []
+    original = lean._layer
+
+    def counted(*args: Any, **named: Any) -> Tensor:
+        calls.append("layer")
+        return original(*args, **named)
+
+    one, other = states(kept, False), None
+    lean._layer = counted
+    try:
+        other = states(made_again, False)
+    finally:
+        lean._layer = original
+    assert len(calls) == 2 * len(made_again.base_model.layers)  # once forward, once again in backward
+    assert torch.equal(one[0], other[0])
+    assert all(torch.equal(gradient, other[1][key]) for key, gradient in one[1].items())
+
+
+def test_an_adapter_that_is_switched_off_adds_nothing(variant: Callable[[str], str]) -> None:
+    policy = policy_of(variant("llama"), lora=True)
     on, _ = states(policy.model.network, False)
     with policy.model.peft.disable_adapter():
         for parameter in policy.model.network.parameters():
@@ -158,32 +220,40 @@ def test_an_adapter_that_is_switched_off_adds_nothing(directory_of: Callable[[st
     torch.testing.assert_close(off, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_layers_whose_code_is_not_known_compute_themselves(directory_of: Callable[[str], str]) -> None:
+def test_models_whose_code_is_not_known_compute_themselves(tmp_path: Path) -> None:
     for kind in set(KINDS) - set(LEAN):
-        assert not lean.is_understood(tiny_policy(Path(directory_of(kind))).model.network), kind
+        made = AutoModelForCausalLM.from_config(tiny_config(kind))
+        assert lean.kind_of(made) is None, kind
+    # Layers that are known in a model that is not.
+    model = AutoModelForCausalLM.from_config(tiny_config("llama"))
+    assert lean.kind_of(model) == "Llama"
+    model.model.__class__ = type("LlamaModel", (type(model.model),), {"__module__": "somewhere.else"})
+    assert lean.kind_of(model) is None
 
 
-def test_a_hook_on_a_layer_is_not_passed_over(directory_of: Callable[[str], str]) -> None:
-    network = policy_of(directory_of("llama"), lora=False).model.network
-    seen: list[Tensor] = []
-    handle = network.base_model.layers[1].register_forward_hook(lambda *_: seen.append(torch.ones(1)))
-    assert not lean.is_understood(network)
+@pytest.mark.parametrize("place", ["", "norm", "layers.1", "layers.1.self_attn", "layers.1.mlp.down_proj"])
+def test_a_hook_is_not_passed_over(place: str, variant: Callable[[str], str]) -> None:
+    network = policy_of(variant("llama"), lora=False).model.network
+    module = network.base_model.get_submodule(place)
+    seen: list[str] = []
+    handle = module.register_forward_hook(lambda *_: seen.append(place))
+    assert lean.kind_of(network) is None
     states(network, False)
-    assert seen
+    assert seen == [place]
     handle.remove()
-    handle = network.base_model.layers[1].mlp.down_proj.register_forward_hook(
-        lambda *_: seen.append(torch.ones(1))
-    )
-    before = len(seen)
+    handle = module.register_full_backward_hook(lambda *_: None)
+    assert lean.kind_of(network) is None
+    handle.remove()
+    module.forward = module.forward  # as offloading does
+    assert lean.kind_of(network) is None
+    del module.forward
+    assert lean.kind_of(network) == "Llama"
+
+
+def test_a_hook_where_modules_are_called_does_no_harm(variant: Callable[[str], str]) -> None:
+    network = policy_of(variant("llama"), lora=False).model.network
+    seen: list[int] = []
+    network.get_input_embeddings().register_forward_hook(lambda *_: seen.append(1))
+    assert lean.kind_of(network) == "Llama"
     states(network, False)
-    assert len(seen) == before + 1
-    handle.remove()
-    assert lean.is_understood(network)
-
-
-def test_training_mode_is_left_to_the_layers_since_it_may_checkpoint(
-    directory_of: Callable[[str], str],
-) -> None:
-    network = policy_of(directory_of("llama"), lora=False).model.network
-    network.train()
-    assert not lean.is_understood(network)
+    assert seen == [1]

@@ -40,7 +40,7 @@ class Optimizer:
             {"params": matrices, "weight_decay": cfg.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr)
+        self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, fused=True)
         for live, master in zip(self.live, self.master, strict=True):
             if live is not master:
                 live.register_post_accumulate_grad_hook(_move_gradient_to(master))  # type: ignore[no-untyped-call]
@@ -105,10 +105,9 @@ class Optimizer:
             own = {kind: state[f"{kind}/{name}"] for kind in kinds if f"{kind}/{name}" in state}
             self._adamw.state.pop(master, None)
             if own:
-                # torch keeps its count of steps on the CPU.
+                # The fused step has its count of steps beside the weights, too.
                 self._adamw.state[master] = {
-                    kind: value.clone() if kind == "step" else value.to(master.device, copy=True)
-                    for kind, value in own.items()
+                    k: value.to(master.device, copy=True) for k, value in own.items()
                 }
         self.steps = steps
 

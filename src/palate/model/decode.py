@@ -18,7 +18,7 @@ from palate.model.attention import Attention, following
 from palate.model.codec import Codec
 from palate.model.head import LMHead
 from palate.model.layout import PackedLayout, positions
-from palate.model.lean import hidden_states
+from palate.model.lean import states_of
 from palate.model.rows import Row, cut
 from palate.model.sampling import Barred, choose
 
@@ -51,6 +51,7 @@ class Decoder:
         longest: int,
     ) -> None:
         self.network, self.head, self.codec, self.sampling = network, head, codec, sampling
+        self.hidden_states = states_of(network)
         self.device = torch.device(network.device)
         self.store = KeyValueStore(slots, rows, longest, sampling.max_new_tokens, self.device)
         self.rows = rows
@@ -82,8 +83,7 @@ class Decoder:
         slots = list(fresh)
         lengths = [len(ids) for ids in prompts]
         layout = Prefill(self.store, slots, lengths)
-        hidden = hidden_states(
-            self.network,
+        hidden = self.hidden_states(
             torch.tensor([[t for ids in prompts for t in ids]]),
             positions([(size, ()) for size in lengths]),
             layout,
@@ -103,8 +103,7 @@ class Decoder:
         rows = [row for row in self.at if row is not None]
         depth = [len(row.tokens) - 1 for row in rows]
         layout = self.store.step(places, depth)
-        hidden = hidden_states(
-            self.network,
+        hidden = self.hidden_states(
             torch.tensor([[row.tokens[-1]] for row in rows]),
             torch.tensor([[len(row.prompt_ids) + d] for row, d in zip(rows, depth, strict=True)]),
             layout,

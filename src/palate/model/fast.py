@@ -22,7 +22,7 @@ from palate.model.codec import Codec
 from palate.model.decode import Decoder
 from palate.model.head import LMHead
 from palate.model.layout import PackedLayout, Shape, ending, positions, predicting
-from palate.model.lean import hidden_states
+from palate.model.lean import states_of
 from palate.model.rows import Row
 
 log = logging.getLogger("palate")
@@ -203,7 +203,7 @@ def _sampler_gap(network: Any, head: LMHead, codec: Codec, ids: list[Tensor]) ->
 
 def _packed_hidden(network: Any, shape: Shape, ids: list[Tensor]) -> Tensor:
     with following(network):
-        return hidden_states(network, torch.cat(ids)[None], positions(shape), PackedLayout(shape))[0]
+        return states_of(network)(torch.cat(ids)[None], positions(shape), PackedLayout(shape))[0]
 
 
 def _packed_logps(network: Any, head: LMHead, shape: Shape, ids: list[Tensor]) -> Tensor:

@@ -219,7 +219,7 @@ def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradie
         d_raw = _uncapped(d_scored, scored, ctx.softcap)
         d_hidden[rows] = d_raw.to(weight.dtype) @ weight
         if d_weight.dtype == d_raw.dtype == hidden.dtype:
-            d_weight.addmm_(d_raw.T, hidden[rows])  # without a second (V, H) for every tile
+            d_weight.addmm_(d_raw.T, hidden[rows])  # in float32 without a second (V, H) for every tile
         else:
             d_weight += d_raw.to(weight.dtype).T @ hidden[rows]
         if d_bias is not None:

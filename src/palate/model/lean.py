@@ -5,77 +5,117 @@ these reads and writes its tensors many times over, and autograd keeps most of w
 one function that knows its derivative and keeps what it was given. Adapters are added onto the products of
 the layers that they adapt, in place.
 
-Which layers are understood is a list of classes whose code is known; any other network computes itself. That
+Which models are understood is a list of classes whose code is known; any other network computes itself. That
 the numbers are the network's own is tried with every model that is loaded (see `fast`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import SiLUActivation
 
 from palate.model.attention import Attention, Layout
 
-UNDERSTOOD = frozenset(
-    (f"transformers.models.{kind}.modeling_{kind}", f"{name}DecoderLayer")
-    for kind, name in (("llama", "Llama"), ("mistral", "Mistral"), ("qwen2", "Qwen2"), ("qwen3", "Qwen3"))
-)
+States = Callable[[Tensor, Tensor, Layout], Tensor]
+"""Last hidden states, after the final norm, (B, T, H), of input ids and position ids, int64 (B, T) on any
+device, and a layout. To be called within `following(network)`."""
+
+WINDOW: dict[str, Callable[[Any], int | None]] = {
+    "Llama": lambda block: None,
+    "Mistral": lambda block: block.config.sliding_window,
+    "Qwen2": lambda block: block.sliding_window,
+    "Qwen3": lambda block: block.sliding_window,
+}
+"""The kinds that are understood, and where each says how far back a layer sees."""
 
 
-def hidden_states(network: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-    """Last hidden states, after the final norm, of a causal model whose layers follow a layout.
+def states_of(network: Any) -> States:
+    """How to compute hidden states of a causal model whose layers follow layouts: here, or by itself."""
+    kind = kind_of(network)
+    return partial(_by_itself, network) if kind is None else partial(_through_layers, network, kind)
 
-    Args:
-        network: the model, within `following(network)`.
-        input_ids, position_ids: int64 (B, T), on any device.
-        layout: what sees what.
 
-    Returns:
-        (B, T, H).
+def kind_of(network: Any) -> str | None:
+    """Which kind of model this is, None if its layers are not to be computed here.
+
+    Only if all that is passed over is just what its class says: a hook, or a forward of its own as offloading
+    gives a module, must not be.
     """
-    input_ids, position_ids = input_ids.to(network.device), position_ids.to(network.device)
-    if is_understood(network):
-        return _through_layers(network.base_model, input_ids, position_ids, layout)
+    model = network.base_model
+    kind = type(model).__name__.removesuffix("Model")
+    home = f"transformers.models.{kind.lower()}.modeling_{kind.lower()}"
+    if kind not in WINDOW or type(model).__module__ != home:
+        return None
+    called = {id(module) for whole in (model.embed_tokens, model.rotary_emb) for module in whole.modules()}
+    ours = all(
+        (type(layer).__module__, type(layer).__name__) == (home, f"{kind}DecoderLayer")
+        and type(layer.mlp.act_fn) in (nn.SiLU, SiLUActivation)
+        for layer in model.layers
+    )
+    plain = all(not _is_hooked(module) for module in model.modules() if id(module) not in called)
+    return kind if ours and plain else None
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether calling it does more than its class says."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or "forward" in vars(module)
+
+
+def _by_itself(network: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
     hidden: Tensor = network.base_model(
-        input_ids=input_ids, position_ids=position_ids, use_cache=False, palate_layout=layout
+        input_ids=input_ids.to(network.device),
+        position_ids=position_ids.to(network.device),
+        use_cache=False,
+        palate_layout=layout,
     ).last_hidden_state
     return hidden
 
 
-def is_understood(network: Any) -> bool:
-    """Whether the layers are computed here. Never while training mode is on, which is for checkpointing."""
-    layers = getattr(network.base_model, "layers", None)
-    if network.training or layers is None:
-        return False
-    return all(
-        (type(layer).__module__, type(layer).__qualname__) in UNDERSTOOD
-        and type(layer.mlp.act_fn) in (nn.SiLU, SiLUActivation)
-        and not _is_hooked(layer)
-        for layer in layers
-    )
-
-
-def _through_layers(model: Any, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-    embedded: Tensor = model.embed_tokens(input_ids)
-    cos, sin = (part.unsqueeze(2) for part in model.rotary_emb(embedded, position_ids))
+def _through_layers(
+    network: Any, kind: str, input_ids: Tensor, position_ids: Tensor, layout: Layout
+) -> Tensor:
+    model = network.base_model
+    embedded: Tensor = model.embed_tokens(input_ids.to(network.device))
+    cos, sin = (part.unsqueeze(2) for part in model.rotary_emb(embedded, position_ids.to(network.device)))
     hidden = embedded.flatten(0, 1)
-    for layer in model.layers:
-        hidden = hidden + _attention(
-            layer.self_attn, normalised(hidden, layer.input_layernorm), cos, sin, layout
-        )
-        normed, mlp = normalised(hidden, layer.post_attention_layernorm), layer.mlp
-        between = gated(projected(normed, mlp.gate_proj), projected(normed, mlp.up_proj))
-        hidden = hidden + projected(between, mlp.down_proj)
+    for layer in model.layers[: model.config.num_hidden_layers]:
+        computed = partial(_layer, layer, WINDOW[kind](layer.self_attn), cos=cos, sin=sin, layout=layout)
+        if layer.training and layer.gradient_checkpointing:
+            # Nothing in a layer is random: the settings have dropout at 0.
+            hidden = checkpoint(computed, hidden, use_reentrant=False, preserve_rng_state=False)
+        else:
+            hidden = computed(hidden)
     return normalised(hidden, model.norm).view(embedded.shape)
 
 
-def _attention(block: Any, normed: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-    """One layer's attention. normed (B * T, H); cos and sin (B, T, 1, D)."""
+def _layer(
+    layer: Any, window: int | None, hidden: Tensor, *, cos: Tensor, sin: Tensor, layout: Layout
+) -> Tensor:
+    """One layer. hidden (B * T, H); cos and sin (B, T, 1, D)."""
+    normed = normalised(hidden, layer.input_layernorm)
+    hidden = hidden + _attention(layer.self_attn, window, normed, cos, sin, layout)
+    normed, mlp = normalised(hidden, layer.post_attention_layernorm), layer.mlp
+    between = gated(projected(normed, mlp.gate_proj), projected(normed, mlp.up_proj))
+    return hidden + projected(between, mlp.down_proj)
+
+
+def _attention(
+    block: Any, window: int | None, normed: Tensor, cos: Tensor, sin: Tensor, layout: Layout
+) -> Tensor:
     query, key, value = (
         projected(normed, layer).view(*cos.shape[:2], -1, block.head_dim)
         for layer in (block.q_proj, block.k_proj, block.v_proj)
@@ -87,21 +127,9 @@ def _attention(block: Any, normed: Tensor, cos: Tensor, sin: Tensor, layout: Lay
         rotated(query, cos, sin).transpose(1, 2),
         rotated(key, cos, sin).transpose(1, 2),
         value.transpose(1, 2),
-        Attention(block.scaling, _window(block), None),
+        Attention(block.scaling, window, None),
     )
     return projected(found.reshape(len(normed), -1), block.o_proj)
-
-
-def _window(block: Any) -> int | None:
-    """Mistral has one for all layers, in its configuration; the others say layer by layer; Llama has none."""
-    if hasattr(block, "sliding_window"):
-        return block.sliding_window  # type: ignore[no-any-return]
-    return getattr(block.config, "sliding_window", None)
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether calling it does more than its class says: hooks, or a forward of its own (offloading)."""
-    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
 
 
 # ---- Products --------------------------------------------------------------------------------------
@@ -109,7 +137,7 @@ def _is_hooked(module: nn.Module) -> bool:
 
 def projected(x: Tensor, layer: Any) -> Tensor:
     """A linear layer with its adapter, if it has one, added in place. x (M, K), the result (M, N)."""
-    if type(layer) is nn.Linear and not _is_hooked(layer):
+    if type(layer) is nn.Linear:
         return linear(x, layer.weight, layer.bias)
     if type(layer) is not LoraLinear or not _is_plain(layer):
         found: Tensor = layer(x)
@@ -123,18 +151,19 @@ def projected(x: Tensor, layer: Any) -> Tensor:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a LoRA layer is base + scaling * B A and nothing else."""
+    """Whether a LoRA layer is base + scaling * B A and nothing else, or the base where it is switched off."""
+    if type(layer.base_layer) is not nn.Linear or layer.merged:
+        return False
     if layer.disable_adapters:
-        return type(layer.base_layer) is nn.Linear and not layer.merged
-    adapter = layer.active_adapters[0]
+        return True
+    if len(layer.active_adapters) != 1:
+        return False
+    (adapter,) = layer.active_adapters
     return (
-        len(layer.active_adapters) == 1
-        and type(layer.base_layer) is nn.Linear
-        and adapter in layer.lora_A
+        adapter in layer.lora_A
         and adapter not in layer.lora_variant
         and layer.lora_B[adapter].bias is None
         and layer.lora_A[adapter].weight.dtype == layer.base_layer.weight.dtype
-        and not (layer.merged or _is_hooked(layer))
     )
 
 

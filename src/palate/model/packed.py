@@ -10,7 +10,7 @@ from torch import Tensor
 from palate.model.forward import Outputs
 from palate.model.head import LMHead, scores_of
 from palate.model.layout import PackedLayout, Shape, ending, positions, predicting
-from palate.model.lean import hidden_states
+from palate.model.lean import states_of
 from palate.model.load import LoadedModel
 from palate.types import Record
 
@@ -52,7 +52,7 @@ def _hidden(model: LoadedModel, records: Sequence[Record]) -> tuple[Tensor, Shap
         for part in (codec.prompt_ids(r.prompt), *(c.token_ids for c in r.completions))
         for t in part
     ]
-    hidden = hidden_states(model.network, torch.tensor([ids]), positions(shape), PackedLayout(shape))
+    hidden = states_of(model.network)(torch.tensor([ids]), positions(shape), PackedLayout(shape))
     return hidden[0], shape
 
 
