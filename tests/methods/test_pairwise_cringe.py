@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -17,13 +18,13 @@ Fitted = Callable[..., tuple[list[dict[str, Any]], Any]]
 
 @pytest.mark.parametrize(("lora", "lr", "enough"), [(False, 1e-2, 0.12), (True, 4e-2, 0.05)])
 def test_the_reward_rises(taught: Taught, lora: bool, lr: float, enough: float) -> None:
-    # The standard error of the rise is below 0.02: 128 completions of 8 tokens before and after. An adapter
-    # on the layers of a random model can do less than all weights.
-    whole = {"temperature": 1.0, "top_p": 1.0, "n": 8}
-    found = taught("pairwise-cringe", lora=lora, lr=lr, rounds=2, steps=20, **whole)
-    assert found.rise > enough
-    scores = [row["objective/scores"] for row in found.rows]
-    assert scores[0] < scores[-1]  # the second round samples from what the first has taught
+    # The mean of three runs: one differs from another by 0.03, in part because of the 512 completions
+    # of 8 tokens before and after. An adapter on the layers of a random model can do less than all weights.
+    whole = {"temperature": 1.0, "top_p": 1.0, "n": 8, "rounds": 2, "steps": 20}
+    runs = [taught("pairwise-cringe", lora=lora, lr=lr, seed=seed, **whole) for seed in range(3)]
+    assert fmean(found.rise for found in runs) > enough
+    first, last = (fmean(found.rows[i]["objective/scores"] for found in runs) for i in (0, -1))
+    assert first < last  # the second round samples from what the first has taught
 
 
 def measured(found: list[dict[str, Any]], name: str) -> list[float]:
