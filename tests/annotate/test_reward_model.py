@@ -99,7 +99,7 @@ def test_the_budget_bounds_what_is_computed_at_once(classifier: str, fast: bool)
 def test_the_policys_tokens_mean_nothing_to_it(reward_model: RewardModel) -> None:
     prompts = [Prompt("Hi")] * 2
     first, second = reward_model(prompts, [Completion("yes", (7, 8, 9)), Completion("yes", (1,))])
-    assert first == second
+    assert first == pytest.approx(second, abs=1e-5)  # they lie in different places of a packed row
 
 
 def test_as_an_annotator(classifier: str, reward_model: RewardModel) -> None:
