@@ -16,7 +16,7 @@ from torch import Tensor
 from palate.config import Sampling
 from palate.model.attention import Attention, following
 from palate.model.codec import Codec
-from palate.model.head import LMHead
+from palate.model.head import LMHead, product
 from palate.model.layout import PackedLayout, positions
 from palate.model.lean import states_of
 from palate.model.rows import Row, cut
@@ -51,7 +51,7 @@ class Decoder:
         longest: int,
     ) -> None:
         self.network, self.head, self.codec, self.sampling = network, head, codec, sampling
-        self.hidden_states = states_of(network)
+        self.hidden_states = states_of(network, times=product)
         self.device = torch.device(network.device)
         self.store = KeyValueStore(slots, rows, longest, sampling.max_new_tokens, self.device)
         self.rows = rows

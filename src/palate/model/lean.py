@@ -37,10 +37,19 @@ WINDOW: dict[str, Callable[[Any], int | None]] = {
 """The kinds that are understood, and where each says how far back a layer sees."""
 
 
-def states_of(network: Any) -> States:
-    """How to compute hidden states of a causal model whose layers follow layouts: here, or by itself."""
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""x (M, K), weight (N, K) and bias to x W^T + bias."""
+
+
+def states_of(network: Any, *, times: Product = linear) -> States:
+    """How to compute hidden states of a causal model whose layers follow layouts: here, or by itself.
+
+    Args:
+        network: the model.
+        times: what computes products of layers without an adapter, where they are computed here.
+    """
     kind = kind_of(network)
-    return partial(_by_itself, network) if kind is None else partial(_through_layers, network, kind)
+    return partial(_by_itself, network) if kind is None else partial(_through_layers, network, kind, times)
 
 
 def kind_of(network: Any) -> str | None:
@@ -86,14 +95,16 @@ def _by_itself(network: Any, input_ids: Tensor, position_ids: Tensor, layout: La
 
 
 def _through_layers(
-    network: Any, kind: str, input_ids: Tensor, position_ids: Tensor, layout: Layout
+    network: Any, kind: str, times: Product, input_ids: Tensor, position_ids: Tensor, layout: Layout
 ) -> Tensor:
     model = network.base_model
     embedded: Tensor = model.embed_tokens(input_ids.to(network.device))
     cos, sin = (part.unsqueeze(2) for part in model.rotary_emb(embedded, position_ids.to(network.device)))
     hidden = embedded.flatten(0, 1)
     for layer in model.layers[: model.config.num_hidden_layers]:
-        computed = partial(_layer, layer, WINDOW[kind](layer.self_attn), cos=cos, sin=sin, layout=layout)
+        computed = partial(
+            _layer, layer, WINDOW[kind](layer.self_attn), times, cos=cos, sin=sin, layout=layout
+        )
         if layer.training and layer.gradient_checkpointing:
             # Nothing in a layer is random: the settings have dropout at 0.
             hidden = checkpoint(computed, hidden, use_reentrant=False, preserve_rng_state=False)
@@ -103,21 +114,34 @@ def _through_layers(
 
 
 def _layer(
-    layer: Any, window: int | None, hidden: Tensor, *, cos: Tensor, sin: Tensor, layout: Layout
+    layer: Any,
+    window: int | None,
+    times: Product,
+    hidden: Tensor,
+    *,
+    cos: Tensor,
+    sin: Tensor,
+    layout: Layout,
 ) -> Tensor:
     """One layer. hidden (B * T, H); cos and sin (B, T, 1, D)."""
     normed = normalised(hidden, layer.input_layernorm)
-    hidden = hidden + _attention(layer.self_attn, window, normed, cos, sin, layout)
+    hidden = hidden + _attention(layer.self_attn, window, times, normed, cos, sin, layout)
     normed, mlp = normalised(hidden, layer.post_attention_layernorm), layer.mlp
-    between = gated(projected(normed, mlp.gate_proj), projected(normed, mlp.up_proj))
-    return hidden + projected(between, mlp.down_proj)
+    between = gated(projected(normed, mlp.gate_proj, times), projected(normed, mlp.up_proj, times))
+    return hidden + projected(between, mlp.down_proj, times)
 
 
 def _attention(
-    block: Any, window: int | None, normed: Tensor, cos: Tensor, sin: Tensor, layout: Layout
+    block: Any,
+    window: int | None,
+    times: Product,
+    normed: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    layout: Layout,
 ) -> Tensor:
     query, key, value = (
-        projected(normed, layer).view(*cos.shape[:2], -1, block.head_dim)
+        projected(normed, layer, times).view(*cos.shape[:2], -1, block.head_dim)
         for layer in (block.q_proj, block.k_proj, block.v_proj)
     )
     if hasattr(block, "q_norm"):
@@ -129,22 +153,22 @@ def _attention(
         value.transpose(1, 2),
         Attention(block.scaling, window, None),
     )
-    return projected(found.reshape(len(normed), -1), block.o_proj)
+    return projected(found.reshape(len(normed), -1), block.o_proj, times)
 
 
 # ---- Products --------------------------------------------------------------------------------------
 
 
-def projected(x: Tensor, layer: Any) -> Tensor:
+def projected(x: Tensor, layer: Any, times: Product) -> Tensor:
     """A linear layer with its adapter, if it has one, added in place. x (M, K), the result (M, N)."""
     if type(layer) is nn.Linear:
-        return linear(x, layer.weight, layer.bias)
+        return times(x, layer.weight, layer.bias)
     if type(layer) is not LoraLinear or not _is_plain(layer):
         found: Tensor = layer(x)
         return found
     base = layer.base_layer
     if layer.disable_adapters:
-        return linear(x, base.weight, base.bias)
+        return times(x, base.weight, base.bias)
     (adapter,) = layer.active_adapters
     down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     return linear(x, base.weight, base.bias).addmm_(linear(x, down), up.t(), alpha=layer.scaling[adapter])
