@@ -21,9 +21,10 @@ from palate.model.attention import NotUnderstood, following
 from palate.model.codec import Codec
 from palate.model.decode import Decoder
 from palate.model.head import LMHead
-from palate.model.layout import PackedLayout, Shape, ending, positions, predicting
+from palate.model.layout import PackedLayout, ending, positions, predicting
 from palate.model.lean import states_of
 from palate.model.rows import Row
+from palate.model.segments import Shape
 
 log = logging.getLogger("palate")
 

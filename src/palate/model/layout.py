@@ -6,15 +6,12 @@ itself, and its positions go on from the prompt's end; so the numbers are those 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from palate.model.attention import Attention
-
-Shape = Sequence[tuple[int, Sequence[int]]]
-"""Per record, the length of its prompt and of each completion."""
+from palate.model.flex import Blocks, trusted
+from palate.model.segments import Segments, Shape
 
 
 class PackedLayout:
@@ -25,40 +22,13 @@ class PackedLayout:
     """
 
     def __init__(self, records: Shape) -> None:
-        self.records = records
         self.sizes = [size for prompt, completions in records for size in (prompt, *completions)]
-        self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
+        self._segments, self._blocks = Segments(records), Blocks(records)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
         """See `Layout`."""
-        heads, kv_heads = query.shape[1], key.shape[1]
-        if heads != kv_heads and not how.shares_keys(query):
-            key, value = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (key, value))
-        queries, keys, values = (iter(torch.split(t, self.sizes, dim=2)) for t in (query, key, value))
-        found: list[Tensor] = []
-        for prompt, completions in self.records:
-            prompt_key, prompt_value = next(keys), next(values)
-            found.append(
-                how(next(queries), prompt_key, prompt_value, self._seen(0, prompt, how.window, query.device))
-            )
-            for size in completions:
-                mask = self._seen(prompt, size, how.window, query.device)
-                found.append(
-                    how(
-                        next(queries),
-                        torch.cat((prompt_key, next(keys)), dim=2),
-                        torch.cat((prompt_value, next(values)), dim=2),
-                        mask,
-                    )
-                )
-        return torch.cat(found, dim=2).transpose(1, 2)
-
-    def _seen(self, before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
-        """As the function below; every layer asks for the same masks."""
-        key = before, size, window
-        if key not in self._masks:
-            self._masks[key] = _seen(before, size, window, device)
-        return self._masks[key]
+        way = self._blocks if trusted(query, key, how) else self._segments
+        return way.attend(query, key, value, how)
 
 
 def positions(records: Shape) -> Tensor:
@@ -99,13 +69,3 @@ def ending(records: Shape) -> Tensor:
             start += size
             ends.append(start - 1 if size else last)
     return torch.tensor(ends)
-
-
-def _seen(before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which of before + size keys each of the last `size` positions sees; None where plain causal does."""
-    if before == 0 and (window is None or window >= size):
-        return None
-    at = torch.arange(before, before + size, device=device)[:, None]
-    key = torch.arange(before + size, device=device)[None]
-    seen = key <= at
-    return seen if window is None else seen & (at - key < window)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from palate.model.forward import Outputs
 from palate.model.head import LMHead, scores_of
-from palate.model.layout import PackedLayout, Shape, ending, positions, predicting
+from palate.model.layout import PackedLayout, ending, positions, predicting
 from palate.model.lean import states_of
 from palate.model.load import LoadedModel
+from palate.model.segments import Shape
 from palate.types import Record
 
 
