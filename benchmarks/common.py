@@ -100,10 +100,33 @@ def median(rows: list[dict[str, Any]], key: str) -> float:
     return statistics.median(row[key] for row in rows)
 
 
+def on_gpu() -> bool:
+    """Whether the sides compute on a GPU: all do where there is one."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def clock() -> float:
+    """Seconds, read once all that was begun on a GPU is done."""
+    if on_gpu():
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class PeakMemory:
-    """Peak anonymous memory of this process while it is open, in bytes. Mapped files do not count."""
+    """Peak memory of this process while it is open, in bytes: what tensors hold on a GPU, if there is one,
+    else anonymous memory, of which mapped files are no part.
+    """
 
     def __enter__(self) -> PeakMemory:
+        if on_gpu():
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            return self
         self.bytes = anonymous_memory()
         self._open = True
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -111,6 +134,11 @@ class PeakMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if on_gpu():
+            import torch
+
+            self.bytes = torch.cuda.max_memory_allocated()
+            return
         self._open = False
         self._thread.join()
         self.bytes = max(self.bytes, anonymous_memory())
@@ -171,15 +199,16 @@ def gemm_peak(dtype_name: str = "bfloat16", seconds: float = 2.0) -> float:
     import torch
 
     dtype = getattr(torch, dtype_name)
+    device = "cuda" if on_gpu() else "cpu"
     best = 0.0
     for m, k, n in ((2048, 2048, 2048), (4096, 1024, 4096), (2048, 576, 49152), (2048, 576, 1536)):
-        a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+        a, b = torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)
         torch.nn.functional.linear(a, b)
-        until = time.perf_counter() + seconds / 4
-        while time.perf_counter() < until:
-            began = time.perf_counter()
+        until = clock() + seconds / 4
+        while clock() < until:
+            began = clock()
             torch.nn.functional.linear(a, b)
-            best = max(best, 2 * m * k * n / (time.perf_counter() - began))
+            best = max(best, 2 * m * k * n / (clock() - began))
     return best
 
 

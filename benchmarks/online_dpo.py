@@ -21,7 +21,6 @@ without accumulation; Palate divides them by its default budget of tokens.
 
 from __future__ import annotations
 
-import time
 import zlib
 from typing import Any
 
@@ -29,11 +28,13 @@ from common import (
     PeakMemory,
     Side,
     arguments,
+    clock,
     compute_dtype,
     finish,
     gemm_peak,
     in_turns,
     median,
+    on_gpu,
     peer,
     prompts,
     say,
@@ -113,11 +114,11 @@ def palate_worker(masters: str, shape: str, dtype: str) -> Any:
 
     def work(seed: int = 0) -> dict[str, float]:
         with PeakMemory() as memory:
-            began = time.perf_counter()
+            began = clock()
             groups = step.sample(seed)
-            sampled = time.perf_counter()
+            sampled = clock()
             pairs = step.learn(groups)
-            ended = time.perf_counter()
+            ended = clock()
         forward = step.forward_operations(groups)
         return {
             "seconds": round(ended - began, 3),
@@ -166,7 +167,7 @@ def trl_worker(kind: str, shape: str, dtype: str) -> Any:
         **({"gradient_checkpointing": False} if best else {}),
         # The weights are in the compute dtype already: mixed precision would widen the reference to float32.
         bf16=False,
-        use_cpu=True,
+        use_cpu=not on_gpu(),
         report_to=[],
         disable_tqdm=True,
         save_strategy="no",
@@ -190,12 +191,12 @@ def trl_worker(kind: str, shape: str, dtype: str) -> Any:
     def work(seed: int = 0) -> dict[str, float]:
         torch.manual_seed(seed)
         with PeakMemory() as memory:
-            began = time.perf_counter()
+            began = clock()
             trainer.training_step(trainer.model, {k: list(v) for k, v in batch.items()})
             torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
-            ended = time.perf_counter()
+            ended = clock()
         return {"seconds": round(ended - began, 3), "memory_gb": round(memory.bytes / 1e9, 3)}
 
     return work

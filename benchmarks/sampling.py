@@ -20,11 +20,13 @@ from typing import Any
 from common import (
     Side,
     arguments,
+    clock,
     compute_dtype,
     finish,
     gemm_peak,
     in_turns,
     median,
+    on_gpu,
     prompts,
     say,
     serve,
@@ -54,9 +56,9 @@ def palate_worker(dtype: str) -> Any:
         options = Sampling(
             max_new_tokens=s["new"], min_new_tokens=0 if natural else s["new"], sampling_rows=64
         )
-        began = time.perf_counter()
+        began = clock()
         groups = sample(model, asked, s["n"], options, seed=seed, version=0)
-        seconds = time.perf_counter() - began
+        seconds = clock() - began
         return rate(sum(len(c.token_ids) for g in groups for c in g.completions), seconds)
 
     return work
@@ -73,6 +75,7 @@ def generate_worker(dtype: str) -> Any:
     quiet_libraries()
     tokenizer = AutoTokenizer.from_pretrained(embedded_model(), padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=getattr(torch, dtype)).eval()
+    model.to("cuda" if on_gpu() else "cpu")
 
     def work(shape: str, natural: bool, seed: int = 0) -> dict[str, float]:
         s = SHAPES[shape]
@@ -94,10 +97,10 @@ def generate_worker(dtype: str) -> Any:
             use_cache=True,
         )
         torch.manual_seed(seed)
-        began = time.perf_counter()
+        began = clock()
         with torch.no_grad():
-            out = model.generate(**inputs, generation_config=config)
-        seconds = time.perf_counter() - began
+            out = model.generate(**inputs.to(model.device), generation_config=config)
+        seconds = clock() - began
         new = out[:, inputs["input_ids"].shape[1] :]
         ended = (new == tokenizer.eos_token_id).int().cumsum(-1)
         return rate(int((ended - (new == tokenizer.eos_token_id).int() == 0).sum()), seconds)

@@ -15,11 +15,10 @@ The last line has padded seconds over fast ones at the ends of both axes.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Side, arguments, compute_dtype, finish, in_turns, median, prompts, say, serve
+from common import ROOT, Side, arguments, clock, compute_dtype, finish, in_turns, median, prompts, say, serve
 
 PROMPTS, NEW = 2, 32
 LENGTHS, COMPLETIONS = (100, 200, 400, 800, 1600), (2, 4, 8, 16)
@@ -55,14 +54,14 @@ def worker(kind: str, dtype: str) -> Any:
     def work(length: int, n: int, seed: int = 0) -> dict[str, float]:
         asked = [Prompt(text) for text in prompts(PROMPTS, length)]
         options = Sampling(max_new_tokens=NEW, min_new_tokens=NEW, sampling_rows=PROMPTS * n)
-        began = time.perf_counter()
+        began = clock()
         groups = policy.snapshot().sample(asked, n, options, seed=seed)
-        sampled = time.perf_counter()
+        sampled = clock()
         policy.update(groups, objective)
         return {
             "prompt_tokens": max(len(policy.model.codec.prompt_ids(prompt)) for prompt in asked),
             "sampling_seconds": round(sampled - began, 3),
-            "learning_seconds": round(time.perf_counter() - sampled, 3),
+            "learning_seconds": round(clock() - sampled, 3),
         }
 
     return work

@@ -31,9 +31,12 @@ def main() -> None:
 
 
 def tables() -> dict[str, list[str]]:
-    """Lines of each table, by name."""
+    """Lines of each table, by name. Another machine's results, in `NAME_MACHINE.json`, come below the first."""
     made = {"sampling": sampling, "online_dpo": online_dpo, "scaling": scaling}
-    found = {name: table(read(name)) for name, table in made.items() if (RESULTS / f"{name}.json").exists()}
+    found: dict[str, list[str]] = {}
+    for name, table in made.items():
+        for file in sorted(RESULTS.glob(f"{name}*.json"), key=lambda file: len(file.stem)):
+            found[name] = [*([*found[name], ""] if name in found else []), *table(read(file.stem))]
     profiles = [read(file.stem) for file in sorted(RESULTS.glob("shares_*.json"), reverse=True)]
     return {**found, **({"shares": shares(profiles)} if profiles else {})}
 
@@ -48,7 +51,7 @@ def where(result: dict[str, Any]) -> str:
     """Machine, date and how it was measured, in a line."""
     machine = result["machine"]
     hardware = machine["accelerator"] or f"{machine['processor']}, {machine['cores']} cores"
-    kind = "AMX" if machine["amx"] else machine["instruction_set"]
+    kind = "GPU" if machine["accelerator"] else "AMX" if machine["amx"] else machine["instruction_set"]
     peak = result.get("gemm_peak_gflops")
     return ", ".join(
         (
