@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def tables() -> dict[str, list[str]]:
-    """Lines of each table, by name. Another machine's results, in `NAME_MACHINE.json`, come below the first."""
+    """Lines of each table, by name. Other machines' results, in `NAME_MACHINE.json`, come below."""
     made = {"sampling": sampling, "online_dpo": online_dpo, "scaling": scaling}
     found: dict[str, list[str]] = {}
     for name, table in made.items():
