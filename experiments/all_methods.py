@@ -40,6 +40,8 @@ from palate.model import Snapshot
 from palate.types import Completion, Group, Prompt
 
 RESULTS = Path(__file__).parent / "results" / "all_methods.jsonl"
+REWARD_MODEL = RESULTS.with_name("all_methods_reward_model.json")
+"""What is known of the reward model, beside the rows."""
 STEPS, BATCH, NEW_TOKENS = 10, 16, 40
 COMPLETIONS = STEPS * BATCH * 4
 """Sampled by every method, of at most NEW_TOKENS tokens each."""
@@ -203,28 +205,46 @@ def asks(method: str, reward: str) -> str:
 
 
 def rescore(work: Path, output: Path) -> None:
-    """Write into every row what the reward model says of the texts that the run was evaluated by.
+    """Write into the rows that lack it what the reward model says of the texts that a run was evaluated by.
 
     `model_gain` is the mean difference of its rewards, after minus before, in log-odds; `model_win_rate` how
-    often it prefers the text of the trained policy.
+    often it prefers the text of the trained policy. What is known of the reward model goes beside the rows.
     """
     _train_reward_model(work)
+    texts = {name_of(row): _texts_of(work, row) for row in rows_of(output) if "model_gain" not in row}
+    # A prompt's texts side by side, so that the prompt is computed once for all of them.
+    asked = sorted({(t["prompt"], t[when]) for every in texts.values() for t in every for when in WHEN})
     score = RewardModel.load(str(work / "reward-model"))
-    rows = rows_of(output)
+    given = score([Prompt(prompt) for prompt, _ in asked], [Completion(text, (0,)) for _, text in asked])
+    rewards = dict(zip(asked, given, strict=True))
+    rows = rows_of(output)  # runs that have ended meanwhile
     for row in rows:
-        file = work / f"{row['method']}-{row['reward']}-{row['seed']}-texts.jsonl"
-        texts = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        asked = [Prompt(text["prompt"]) for text in texts]
-        before, after = (
-            score(asked, [Completion(text[when], (0,), text[f"finish_{when}"]) for text in texts])
-            for when in ("before", "after")
-        )
-        gains = [float(new) - float(old) for old, new in zip(before, after, strict=True)]
-        row["model_gain"] = round(sum(gains) / len(gains), 3)
-        row["model_win_rate"] = round(sum((gain > 0) + (gain == 0) / 2 for gain in gains) / len(gains), 3)
+        every = texts.get(name_of(row), [])
+        scored = [[rewards[t["prompt"], t[when]] or 0.0 for when in WHEN] for t in every]
+        if scored:
+            gains = [after - before for before, after in scored]
+            row["model_gain"] = round(sum(gains) / len(gains), 3)
+            row["model_win_rate"] = round(sum((g > 0) + (g == 0) / 2 for g in gains) / len(gains), 3)
     aside = output.with_suffix(".tmp")
     aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     aside.replace(output)
+    summary = json.loads((work / "reward-model" / "summary.json").read_text())
+    del summary["checkpoint"]
+    known = json.dumps({**summary, "machine": machine()}, indent=2)
+    output.with_name(REWARD_MODEL.name).write_text(known + "\n", encoding="utf-8")
+
+
+WHEN = ("before", "after")
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """Of a row's run."""
+    return f"{row['method']}-{row['reward']}-{row['seed']}"
+
+
+def _texts_of(work: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = (work / f"{name_of(row)}-texts.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 # ---- All of them -----------------------------------------------------------------------------------

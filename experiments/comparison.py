@@ -7,6 +7,7 @@ python experiments/comparison.py --write  # put both into the documents, between
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import palate
-from all_methods import ARMS, BATCH, COMPLETIONS, NEW_TOKENS, POLICY, RESULTS, STEPS, rows_of
+from all_methods import ARMS, BATCH, COMPLETIONS, NEW_TOKENS, POLICY, RESULTS, REWARD_MODEL, STEPS, rows_of
 from marks import missing, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +74,23 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
             str(len(own)),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return [*lines, *(["", *reward_model()] if scored else [])]
+
+
+def reward_model() -> list[str]:
+    """What the column of the reward model is worth."""
+    known = json.loads(REWARD_MODEL.read_text(encoding="utf-8"))
+    return wrapped(
+        f"The reward model learnt from {known['pairs']:,} pairs of the base's samples, labelled by gold, and "
+        f"ranks {known['accuracy_after']:.2f} [{known['accuracy_low']:.2f}, {known['accuracy_high']:.2f}] of "
+        f"{known['held_out_pairs']} held-out pairs as gold does. Its column is the mean difference of its "
+        "reward, after minus before, on the same prompts."
+    )
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines of a paragraph of a document."""
+    return textwrap.wrap(text, 118, break_on_hyphens=False, break_long_words=False)
 
 
 def paragraph(rows: Sequence[dict[str, Any]], method: str) -> list[str]:
@@ -91,6 +108,8 @@ def paragraph(rows: Sequence[dict[str, Any]], method: str) -> list[str]:
             f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}], {mean('kl'):.1f} nats from it, "
             f"{mean('length_after'):.0f} tokens each."
         )
+        if any("model_gain" in row for row in own):
+            text += f" A reward model's reward went from the base's by {mean('model_gain'):+.2f} in log-odds."
         if all(row["logps_training"] and row["logps_fresh"] for row in own):
             text += (
                 f" The mean log-probability of a training token was {mean('logps_training'):.2f} nats under "
@@ -106,7 +125,7 @@ def paragraph(rows: Sequence[dict[str, Any]], method: str) -> list[str]:
         f"gold), on {rows[0]['compared']} held-out prompts. {' '.join(told)} One core of an "
         f"{machine['processor']}, float32, {machine['date']}."
     )
-    return textwrap.wrap(whole, 118, break_on_hyphens=False, break_long_words=False)
+    return wrapped(whole)
 
 
 FROM = {
