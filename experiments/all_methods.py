@@ -173,7 +173,7 @@ def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
     rows = list(journal.table())
     journal.close()
 
-    base = palate.Policy.load(cfg, total_steps=1).snapshot()
+    base: Any = Remembered(palate.Policy.load(cfg, total_steps=1).snapshot(), work)
     gold = palate.annotator(["sentiment"])
     held_out = palate.read_prompts("everyday", split="test")
     found = palate.compare(base, outcome.policy.snapshot(), held_out, gold, SAMPLING, seed=1000 + seed)
@@ -197,6 +197,33 @@ def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
         "arm": ARMS[method],
         "machine": machine(),
     }
+
+
+class Remembered:
+    """The base, whose evaluation texts serve all runs of a seed: what it has sampled is in a file."""
+
+    def __init__(self, snapshot: Snapshot, work: Path) -> None:
+        self.logps, self._snapshot, self._work = snapshot.logps, snapshot, work
+
+    def sample(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, *, seed: int) -> list[Group]:
+        """As `Snapshot.sample`."""
+        file = self._work / f"base-{seed}.jsonl"
+        if file.exists():
+            kept = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            return [
+                Group(prompt, (Completion(row["text"], tuple(row["token_ids"]), row["finish"]),))
+                for prompt, row in zip(prompts, kept, strict=True)
+            ]
+        groups = self._snapshot.sample(prompts, n, sampling, seed=seed)
+        palate.write_rows(
+            file,
+            (
+                {"text": c.text, "token_ids": c.token_ids, "finish": c.finish}
+                for group in groups
+                for c in group.completions
+            ),
+        )
+        return groups
 
 
 def asks(method: str, reward: str) -> str:
