@@ -8,13 +8,14 @@ first used, and believed once its numbers and gradients were those of the segmen
 from __future__ import annotations
 
 import logging
+import math
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from palate.model.attention import Attention
@@ -25,12 +26,20 @@ log = logging.getLogger("palate")
 BLOCK = 128
 """Queries, and keys, of a block of the mask."""
 
+FEW_SEGMENTS = 8
+"""With fewer, the segments are as good: a mask costs what dozens of small kernels do. An estimate."""
+
 HALF = (torch.bfloat16, torch.float16)
 """Formats in which the kernel is used: in float32 its tiles do not fit every GPU."""
 
 
+COMPILING = {"recompile_limit": 64, "specialize_float": True}
+"""Every kind of layer, with and without gradient, is compiled for one length and then for any. Its scaling and
+soft cap are compiled in: as variables they do not compile."""
+
+
 class Blocks:
-    """As `Segments`, in one kernel.
+    """As `Segments`, in one kernel, for which queries, keys and values are filled up to whole blocks.
 
     Args:
         records: per record, the length of its prompt and of each completion.
@@ -44,29 +53,38 @@ class Blocks:
         """query (1, heads, L, D), key and value (1, kv heads, L, D); the output is (1, L, heads, D)."""
         if how.window not in self._masks:
             self._masks[how.window] = block_mask(self.records, how.window, query.device)
-        length, softcap = query.shape[2], how.softcap
+        length = query.shape[2]
         filling = (0, 0, 0, _filled(length) - length)
-
-        def capped(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return softcap * torch.tanh(score / softcap)  # type: ignore[operator]
-
-        found: Tensor = compiled()(
-            *(pad(t, filling) for t in (query, key, value)),
-            score_mod=None if softcap is None else capped,
-            block_mask=self._masks[how.window],
-            scale=how.scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
+        # Always of one order in memory: where there is nothing to fill, `pad` would keep that of its input.
+        query, key, value = (pad(t, filling).contiguous() for t in (query, key, value))
+        with torch._dynamo.config.patch(COMPILING):
+            found: Tensor = compiled()(
+                query,
+                key,
+                value,
+                score_mod=None if how.softcap is None else _capped(how.softcap),
+                block_mask=self._masks[how.window],
+                scale=how.scaling,
+                enable_gqa=key.shape[1] != query.shape[1],
+            )
         return found.narrow(2, 0, length).transpose(1, 2)
+
+
+def _capped(softcap: float) -> Any:
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
 
 
 @cache
 def compiled() -> Any:
     """The kernel."""
-    # Every kind of layer, with and without gradient, is compiled for one length and then for any.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     # Whole or not at all: where compiling is given up half way, the scores of all pairs of tokens are made.
     return torch.compile(flex_attention, fullgraph=True)
+
+
+# ---- The mask --------------------------------------------------------------------------------------
 
 
 def block_mask(records: Shape, window: int | None, device: torch.device) -> BlockMask:
@@ -77,30 +95,26 @@ def block_mask(records: Shape, window: int | None, device: torch.device) -> Bloc
         window: how many positions back a token sees, itself included; None is all.
         device: where the tokens are.
     """
-    tables = _tables(records).to(device)
-    prompt_from, prompt_to, own_from, position = tables
-    length = tables.shape[1]
-    # A tensor, since the kernel would be compiled anew for every number that is not one.
-    reach = torch.tensor(length if window is None else window, device=device)
+    ranges = seen_by(records, window)
+    some, every = (_numbered(blocks) for blocks in _blocks(ranges))
+    prompt_from, prompt_to, own_from = ranges.to(device)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own = (key >= own_from[query]) & (key <= query)
-        prompt = (key >= prompt_from[query]) & (key < prompt_to[query])
-        near = position[query] - position[key] < reach
-        seen: Tensor = (own | prompt) & near
+        seen: Tensor = own | ((key >= prompt_from[query]) & (key < prompt_to[query]))
         return seen
 
-    return create_block_mask(sees, None, None, length, length, device=device, BLOCK_SIZE=BLOCK)
+    length = ranges.shape[1]
+    made = BlockMask.from_kv_blocks(
+        *some, *every, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(length, length)
+    )
+    return made.to(device)
 
 
-def _filled(length: int) -> int:
-    """The length of a row that is filled up to whole blocks, two at least: for one it would compile anew."""
-    return BLOCK * max(2, -(-length // BLOCK))
+def seen_by(records: Shape, window: int | None) -> Tensor:
+    """Of each token: from where to before where it sees its prompt, and from where its own segment.
 
-
-def _tables(records: Shape) -> Tensor:
-    """Of each token: where the prompt that it sees begins and ends, where its own segment begins, and its
-    position. int64 (4, L), with L in whole blocks; a token that is there to fill one sees itself alone.
+    int64 (3, L), with L in whole blocks; a token that is there to fill one sees itself alone.
     """
     parts: list[tuple[int, int, int, int]] = []
     begin = 0
@@ -112,26 +126,65 @@ def _tables(records: Shape) -> Tensor:
     sizes, *starts = (torch.tensor(column) for column in zip(*parts, strict=True))
     filling = torch.arange(begin, _filled(begin))
     prompt_from, prompt_to, own_from = (torch.cat((s.repeat_interleave(sizes), filling)) for s in starts)
-    # A completion's positions go on from its prompt's end.
-    position = torch.arange(len(own_from)) - own_from + prompt_to - prompt_from
-    return torch.stack((prompt_from, prompt_to, own_from, position))
+    if window is not None:
+        token = torch.arange(len(own_from))
+        # A completion's positions go on from its prompt's end.
+        position = token - own_from + prompt_to - prompt_from
+        prompt_from = torch.maximum(prompt_from, prompt_from + position - window + 1).minimum(prompt_to)
+        own_from = torch.maximum(own_from, token - window + 1)
+    return torch.stack((prompt_from, prompt_to, own_from))
+
+
+def _filled(length: int) -> int:
+    """The length of a row that is filled up to whole blocks, two at least: for one it would compile anew."""
+    return BLOCK * max(2, -(-length // BLOCK))
+
+
+def _blocks(ranges: Tensor) -> tuple[Tensor, Tensor]:
+    """Of which blocks of keys a block of queries sees some, and of which all. bool (L / BLOCK, L / BLOCK)
+
+    Token by block, so that nothing of the size of tokens by tokens is ever made.
+    """
+    prompt_from, prompt_to, own_from = ranges[:, :, None]
+    token = torch.arange(ranges.shape[1])[:, None]
+    first = torch.arange(0, ranges.shape[1], BLOCK)[None]
+    last = first + BLOCK - 1
+    some = (own_from <= last) & (first <= token)
+    # Of an empty range nothing is seen, though its ends may lie in a block.
+    some |= (prompt_from < prompt_to) & (prompt_from <= last) & (first < prompt_to)
+    every = ((own_from <= first) & (last <= token)) | ((prompt_from <= first) & (last < prompt_to))
+    some, every = (seen.view(-1, BLOCK, first.shape[1]) for seen in (some, every))
+    full = every.all(1)
+    return some.any(1) & ~full, full
+
+
+def _numbered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many there are in each row, and which, the others after them: int32 (1, 1, B) and (1, 1, B, B)."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 # ---- Whether to believe it -------------------------------------------------------------------------
 
-TRIALS: tuple[Shape, ...] = (((150, (40, 70)), (3, (1, 9))), ((30, (100, 5, 60)), (260, (20,))), ((9, (2,)),))
-"""Rows on which a kernel is tried, of unlike lengths, so that one for any length is made there and then."""
+TRIALS: tuple[Shape, ...] = (
+    ((150, (40, 70)), (3, (1, 9))),
+    ((300, (100, 5, 60)), (260, (20,))),
+    ((200, (56,)),),
+    ((9, (2,)),),
+)
+"""Rows on which a kernel is tried. Their lengths are unlike, so that one for any length is made there;
+one is of whole blocks as it is; and of some blocks everything is seen."""
 
-CLOSE = 0.03
-"""Relative distance at which half-precision results still are the same."""
+CLOSE = 0.02
+"""Relative distance at which half-precision results still are those of float32."""
 
 
 def trusted(query: Tensor, key: Tensor, how: Attention) -> bool:
-    """Whether to use the kernel for such tensors: on a GPU, in half precision, if it is right there."""
+    """Whether the kernel can be used for such tensors: on a GPU, in half precision, if it is right there."""
     if query.device.type != "cuda" or query.dtype not in HALF:
         return False
     heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
-    return _tried(query.device, query.dtype, heads, kv_heads, size, how.scaling, how.window, how.softcap)
+    return _tried(query.device, query.dtype, heads, kv_heads, size, how.scaling, how.softcap)
 
 
 @cache
@@ -142,23 +195,23 @@ def _tried(
     kv_heads: int,
     size: int,
     scaling: float,
-    window: int | None,
     softcap: float | None,
 ) -> bool:
-    how = Attention(scaling, window, softcap)
+    log.info("compiling attention for %s, which takes a moment", device)
+    how = Attention(scaling, None, softcap)
     try:
-        far = [_distance(records, device, dtype, heads, kv_heads, size, how) for records in TRIALS]
-        why = None if all(one <= CLOSE for one in far) else f"its results are off by {max(far):.1%}"
-    except (RuntimeError, ValueError, NotImplementedError) as error:  # no compiler, too large a tile, ...
-        why = f"{type(error).__name__}: {str(error)[:80]}"
+        # What the trial keeps for backward is its own, also within a checkpoint.
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept):
+            far = [_distance(records, device, dtype, heads, kv_heads, size, how) for records in TRIALS]
+        worst = math.nan if any(map(math.isnan, far)) else max(far)
+        why = None if worst <= CLOSE else f"its results are off by {worst:.1%}"
+    except Exception as error:  # no compiler, too large a tile, ...: compilers have errors of many kinds
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if why is not None:
-        log.warning(
-            "attention goes from segment to segment, which is slower, since flex attention fails: %s", why
-        )
+        log.warning("attention goes from segment to segment, as flex attention fails here: %s", why)
     return why is None
 
 
-@torch.enable_grad()
 def _distance(
     records: Shape,
     device: torch.device,
@@ -168,17 +221,23 @@ def _distance(
     size: int,
     how: Attention,
 ) -> float:
-    """How far the kernel's output and gradients are from the segments', relative to their size."""
+    """How far the kernel's output, with and without gradient, and its gradients are from those of the
+    segments in float32, relative to their size.
+    """
     generator = torch.Generator().manual_seed(0)
     length = sum(prompt + sum(sizes) for prompt, sizes in records)
-    shapes = [(1, count, length, size) for count in (heads, kv_heads, kv_heads)]
-    query, key, value = given = [
-        torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes
-    ]
+    shapes = [(length, count, size) for count in (heads, kv_heads, kv_heads)]
+    given = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
     slope = torch.randn(1, length, heads, size, generator=generator).to(device, dtype)
     results: list[tuple[Tensor, ...]] = []
-    for way in (Segments(records), Blocks(records)):
-        found = way.attend(query, key, value, how)
-        results.append((found.detach(), *torch.autograd.grad(found, given, slope)))
+    for way, wide in ((Segments(records), torch.float32), (Blocks(records), dtype)):
+        leaves = [tensor.to(wide).requires_grad_() for tensor in given]
+        query, key, value = (leaf[None].transpose(1, 2) for leaf in leaves)
+        with torch.enable_grad():
+            found = way.attend(query, key, value, how)
+            gradients = torch.autograd.grad(found, leaves, slope.to(wide))
+        with torch.no_grad():
+            again = way.attend(query, key, value, how)
+        results.append((found.detach(), again, *gradients))
     # The maximum of a tensor, unlike that of a list, is not a number where one of them is not.
     return float(torch.stack([(b - a).norm() / a.norm() for a, b in zip(*results, strict=True)]).max())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from palate.model.attention import Attention
-from palate.model.flex import Blocks, trusted
+from palate.model.flex import FEW_SEGMENTS, Blocks, trusted
 from palate.model.segments import Segments, Shape
 
 
@@ -24,10 +24,12 @@ class PackedLayout:
     def __init__(self, records: Shape) -> None:
         self.sizes = [size for prompt, completions in records for size in (prompt, *completions)]
         self._segments, self._blocks = Segments(records), Blocks(records)
+        # Prompts alone are as many plain causal attentions, for which there are kernels.
+        self._many = len(self.sizes) >= FEW_SEGMENTS and len(self.sizes) > len(records)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
         """See `Layout`."""
-        way = self._blocks if trusted(query, key, how) else self._segments
+        way = self._blocks if self._many and trusted(query, key, how) else self._segments
         return way.attend(query, key, value, how)
 
 
