@@ -173,8 +173,8 @@ def test_traced_for_one_length_and_then_for_any(monkeypatch: pytest.MonkeyPatch)
         for shape in (*flex.TRIALS, ((262, (40, 17)), (5, (60,))), ((646, (40, 17)), (5, (60,)))):
             assert flex._distance(shape, CPU, torch.float32, 6, 2, 16, how) < 1e-5
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    # With gradient and without, for one length and for any; a window is no other kernel, a soft cap is one, and
-    # by then it is known that lengths change.
+    # With gradient and without, for one length and for any; a window is no other kernel, a soft cap is one,
+    # and by then it is known that lengths change.
     assert graphs == [4, 4, 6, 8]
 
 

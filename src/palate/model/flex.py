@@ -11,10 +11,12 @@ import logging
 import math
 from functools import cache
 from itertools import accumulate, pairwise
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
@@ -34,8 +36,8 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 COMPILING = {"recompile_limit": 64, "specialize_float": True}
-"""Every kind of layer, with and without gradient, is compiled for one length and then for any. Its scaling and
-soft cap are compiled in: as variables they do not compile."""
+"""Every kind of layer, with and without gradient, is compiled for one length and then for any. Its scaling
+and soft cap are compiled in: as variables they do not compile."""
 
 
 class Blocks:
@@ -179,6 +181,13 @@ CLOSE = 0.02
 """Relative distance at which half-precision results still are those of float32."""
 
 
+FAILURES = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError),
+    *(OSError, SubprocessError, FailOnRecompileLimitHit),
+)
+"""No compiler, too large a tile, ...: what tracing, compiling and starting a kernel may raise."""
+
+
 def trusted(query: Tensor, key: Tensor, how: Attention) -> bool:
     """Whether the kernel can be used for such tensors: on a GPU, in half precision, if it is right there."""
     if query.device.type != "cuda" or query.dtype not in HALF:
@@ -205,7 +214,7 @@ def _tried(
             far = [_distance(records, device, dtype, heads, kv_heads, size, how) for records in TRIALS]
         worst = math.nan if any(map(math.isnan, far)) else max(far)
         why = None if worst <= CLOSE else f"its results are off by {worst:.1%}"
-    except Exception as error:  # no compiler, too large a tile, ...: compilers have errors of many kinds
+    except FAILURES as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if why is not None:
         log.warning("attention goes from segment to segment, as flex attention fails here: %s", why)
