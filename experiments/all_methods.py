@@ -166,9 +166,9 @@ def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
     cut_off = output.exists()  # then an earlier process has done part of the work
     outcome = palate.train(method, cfg, display=palate.Display())
     cpu_seconds = None if cut_off else round(time.process_time() - began, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = None if cut_off else round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
     seconds = outcome.summary["seconds"]
-    metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    metrics = lines_of(output / "metrics.jsonl")
     journal = palate.Journal(output / "journal.db")
     rows = list(journal.table())
     journal.close()
@@ -193,7 +193,7 @@ def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "threads": torch.get_num_threads(),
-        "peak_memory_gb": round(peak / 1e9, 2),
+        "peak_memory_gb": peak,
         "arm": ARMS[method],
         "machine": machine(),
     }
@@ -209,10 +209,9 @@ class Remembered:
         """As `Snapshot.sample`."""
         file = self._work / f"base-{seed}.jsonl"
         if file.exists():
-            kept = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
             return [
                 Group(prompt, (Completion(row["text"], tuple(row["token_ids"]), row["finish"]),))
-                for prompt, row in zip(prompts, kept, strict=True)
+                for prompt, row in zip(prompts, lines_of(file), strict=True)
             ]
         groups = self._snapshot.sample(prompts, n, sampling, seed=seed)
         palate.write_rows(
@@ -270,8 +269,13 @@ def name_of(row: dict[str, Any]) -> str:
 
 
 def _texts_of(work: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
-    lines = (work / f"{name_of(row)}-texts.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return lines_of(work / f"{name_of(row)}-texts.jsonl")
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """What a file of JSON lines has. Line by line: `splitlines` also cuts at U+2028, which texts have."""
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 # ---- All of them -----------------------------------------------------------------------------------
@@ -279,7 +283,7 @@ def _texts_of(work: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
     """What is there. Ends where a row is of other arms than these, with which it is not to be compared."""
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    rows = lines_of(output)
     for row in rows:
         if row["arm"] != json.loads(json.dumps(ARMS[row["method"]])):
             raise SystemExit(
