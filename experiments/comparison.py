@@ -53,10 +53,9 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """
     scored = any("model_gain" in row for row in rows)
     heads = [
-        "method", "learns from", "gold reward", "win rate over the base",
+        "method", "learns from", "gold reward", "win rate over the base", "by seed",
         *(["reward model: gain (log-odds)"] if scored else []),
         "KL (nats)", "tokens each", "sampled tokens", "rewards asked for", "processor seconds", "memory (GB)",
-        "seeds",
     ]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method, reward in itertools.product(ARMS, ("data", "gold", "model")):
@@ -68,10 +67,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         cells = [
             f"`{method}`", reward, f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}",
             f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}]",
+            " ".join(f"{row['win_rate']:.2f}" for row in own),
             *([f"{mean('model_gain'):+.2f}"] if scored else []),
             f"{mean('kl'):.1f}", f"{mean('length_after'):.1f}", f"{mean('sampled_tokens'):,.0f}",
             f"{mean('annotated'):,.0f}", f"{mean('cpu_seconds'):.0f}", f"{mean('peak_memory_gb'):.1f}",
-            str(len(own)),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, *(["", *reward_model()] if scored else [])]
