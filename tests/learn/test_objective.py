@@ -24,10 +24,11 @@ def pair(version: int | None = None, **of_rejected) -> Pair:
     return Pair(Prompt("Q"), chosen, rejected)
 
 
-def outputs(*, ref: bool = True) -> Outputs:
+def outputs(*, ref: bool = True, version: int | None = None) -> Outputs:
     logps = ragged([torch.tensor(row) for row in LOGPS])
     logps = TokenValues(logps.values.requires_grad_(), logps.mask)
-    return Outputs(logps=logps, ref_logps=ragged([torch.tensor(row) for row in REF]) if ref else None)
+    known = ragged([torch.tensor(row) for row in REF]) if ref else None
+    return Outputs(logps=logps, ref_logps=known, version=version)
 
 
 def first_and_second(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
@@ -80,7 +81,7 @@ def test_a_loss_without_reference() -> None:
     assert "objective/kl" not in numbers
     assert not any(values.requires_grad for values in numbers.values())
     # With one it is measured against it, and the loss stays.
-    measured, more = objective(outputs(), [pair(1), pair(1)])
+    measured, more = objective(outputs(version=1), [pair(1), pair(1)])
     assert torch.equal(measured, loss)
     assert more["rewards/chosen"].tolist() == [1.0, 0.0]
     assert "objective/kl" in more
@@ -114,18 +115,21 @@ def test_options_reach_the_loss() -> None:
     assert smooth[0].item() == pytest.approx(0.413262, abs=1e-6)
 
 
-def test_kl_is_measured_on_samples_alone() -> None:
+def test_kl_is_measured_on_samples_of_the_policy_as_it_is() -> None:
     # Mean over the two completions of log(policy / reference): (1 - 1) / 2 and (0 + 0.5) / 2. Sums, whatever
     # the loss reduces to: KL is in nats per completion.
     mean = PairLoss(first_and_second, strength="beta", needs_ref=False, reduce="mean")
     for loss in (PAIR_LOSSES["dpo"], mean):
         objective = Pairwise(loss, strength=0.5)
-        _, numbers = objective(outputs(), [pair(3), pair(3)])
-        assert numbers["objective/kl"].tolist() == [0.0, 0.25]
-        # Texts from data say nothing about where the policy goes; nor does a pair that is half from data.
-        assert "objective/kl" not in objective(outputs(), [pair(), pair()])[1]
-        half = pair(3, policy_version=None)
-        assert "objective/kl" not in objective(outputs(), [half, half])[1]
+        now = outputs(version=3)
+        assert objective(now, [pair(3), pair(3)])[1]["objective/kl"].tolist() == [0.0, 0.25]
+        # Texts from data say nothing about where the policy goes; nor does a pair that is half from data, nor
+        # what an earlier policy said: drawn from the reference, the log-ratio has the other sign.
+        for other in (pair(), pair(3, policy_version=None), pair(2), pair(3, policy_version=2)):
+            assert "objective/kl" not in objective(now, [other, other])[1]
+            kl = objective(now, [other, pair(3)])[1]["objective/kl"]
+            assert kl.isnan().tolist() == [True, False]
+        assert "objective/kl" not in objective(outputs(), [pair(3), pair(3)])[1]  # only measured
 
 
 # ---- CachedReference -------------------------------------------------------------------------------

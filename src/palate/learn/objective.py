@@ -74,12 +74,13 @@ class Pairwise:
         with torch.no_grad():
             scale = self.strength if self.loss.scales else 1.0
             numbers = pair_numbers(chosen, rejected, ref_chosen, ref_rejected, scale)
-            sampled = [all(c.policy_version is not None for c in pair.completions) for pair in records]
-            if outputs.ref_logps is not None and any(sampled):
-                # Only on the policy's own samples is the mean log-ratio an estimate of KL.
+            now = outputs.version
+            own = [now is not None and all(c.policy_version == now for c in p.completions) for p in records]
+            if outputs.ref_logps is not None and any(own):
+                # Only on samples of the policy as it is, is the mean log-ratio an estimate of KL.
                 kl = (outputs.logps.sum() - outputs.ref_logps.sum()).view(-1, 2).mean(-1)
-                from_data = ~torch.tensor(sampled, device=kl.device)
-                numbers = {**numbers, "objective/kl": kl.masked_fill(from_data, torch.nan)}
+                others = ~torch.tensor(own, device=kl.device)
+                numbers = {**numbers, "objective/kl": kl.masked_fill(others, torch.nan)}
         return loss, numbers
 
 

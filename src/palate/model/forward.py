@@ -7,7 +7,7 @@ and serves faster ways as their oracle.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class Outputs:
         top_logits: the K largest logits in each token's place, the largest first. float32 (N, T, K), zero
             where there is no token; carries gradient.
         top_tokens: whose logits they are. int64 (N, T, K)
+        version: the learner's, where it is about to learn from these; None where it only measures.
     """
 
     logps: TokenValues | None = None
@@ -74,6 +75,7 @@ class Outputs:
     target_logits: TokenValues | None = None
     top_logits: Tensor | None = None
     top_tokens: Tensor | None = None
+    version: int | None = None
 
     @classmethod
     def of(cls, found: HeadValues, counts: Sequence[int], *, statistics: bool) -> Outputs:
@@ -97,9 +99,9 @@ class Outputs:
         taken: dict[str, Any] = {
             name: found.take(index) if isinstance(found, TokenValues) else found[index]
             for name, found in vars(self).items()
-            if found is not None
+            if isinstance(found, TokenValues | Tensor)
         }
-        return Outputs(**taken)
+        return replace(self, **taken)
 
 
 @dataclass(frozen=True)
