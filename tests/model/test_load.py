@@ -182,13 +182,32 @@ def test_adapter_round_trip(make_policy: MakePolicy, tiny: str, tmp_path: Path) 
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     torch.testing.assert_close(logits(theirs), logits(policy.model.network), atol=1e-6, rtol=0)
     for trainable in (True, False):
-        ours = load(tmp_path, trainable=trainable)
+        ours = load(tmp_path, trainable=trainable, lora=True)
         assert torch.equal(logits(ours.network), logits(policy.model.network))
         assert not ours.fresh_adapter
         assert bool(ours.trained()) == trainable
     assert not torch.equal(logits(theirs), logits(load(tiny).network))
     # The base model is not written again.
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_without_lora_an_adapter_becomes_part_of_the_weights(
+    make_policy: MakePolicy, tiny: str, tmp_path: Path
+) -> None:
+    policy = make_policy(model={"lora": True, "lora_rank": 4})
+    learn(policy)
+    policy.save(tmp_path / "adapter")
+    whole = load(tmp_path / "adapter", lora=False)
+    assert whole.peft is None
+    plain = dict(load(tiny, lora=False).network.named_parameters())
+    trained = dict(whole.trained())
+    assert trained.keys() == plain.keys()  # every weight, under the names of the model itself
+    torch.testing.assert_close(logits(whole.network), logits(policy.model.network), atol=1e-5, rtol=0)
+    whole.save(tmp_path / "whole")
+    assert torch.equal(logits(load(tmp_path / "whole").network), logits(whole.network))
+    reward = load(tmp_path / "adapter", head="scalar", lora=False)
+    assert reward.peft is None
+    assert any("score" in name for name, _ in reward.trained())
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -303,6 +322,10 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
+def test_a_device_without_float64_is_refused(tiny: str) -> None:
+    assert "cannot be used" in said(tiny, device="mps")
+
+
 def test_a_pickled_adapter_is_not_read(make_policy: MakePolicy, tmp_path: Path) -> None:
     # Sound weights, which peft would take without a word.
     policy = make_policy(model={"lora": True})
@@ -335,7 +358,7 @@ def test_a_reward_model_may_begin_with_a_language_models_adapter(
         for _, parameter in policy.model.trained():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
     policy.save(tmp_path / "policy")
-    model = load(tmp_path / "policy", head="scalar", lora=False)
+    model = load(tmp_path / "policy", head="scalar", lora=True)
     adapter = dict(policy.model.trained())
     trained = dict(model.trained())
     assert all(torch.equal(trained[name], parameter) for name, parameter in adapter.items())

@@ -129,7 +129,8 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     """Load what `cfg.model` names.
 
     A directory with an adapter continues that adapter, a language model's also in a reward model that is to
-    be trained from it; otherwise `cfg.lora` puts a fresh one on. A run's
+    be trained from it, or without `cfg.lora` adds it to the weights, all of which then are trained. Without
+    one, `cfg.lora` puts a fresh one on. A run's
     directory stands for its last checkpoint. Dropout is off everywhere: a policy is compared with its
     reference, and both must be the same function.
 
@@ -153,6 +154,8 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         peft = None
         if adapter is not None:
             peft = _continued(network, adapter, head, trainable)
+            if trainable and not cfg.lora:
+                network, peft = peft.merge_and_unload().requires_grad_(True), None
         elif trainable and cfg.lora:
             peft = get_peft_model(network, _lora(cfg, head), autocast_adapter_dtype=False)
     if peft is not None:
@@ -371,6 +374,8 @@ def _set_unused_pad(network: Any, codec: Codec) -> None:
 
 
 def _device(name: str) -> str:
+    if name.startswith("mps"):
+        raise ModelError(f"device {name!r} cannot be used: sampling needs float64, which it lacks; use cpu")
     if name != "auto":
         try:
             torch.empty(0, device=name)
@@ -379,7 +384,6 @@ def _device(name: str) -> str:
                 f"device {name!r} is not to be had here: {str(error).splitlines()[0]}"
             ) from error
         return name
-    # Not mps: sampling sums in float64, which it has not.
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
