@@ -36,6 +36,7 @@ from machine import machine
 from palate.annotate import RewardModel
 from palate.cli.quiet import quiet_libraries
 from palate.config import MethodConfig, Sampling
+from palate.methods.report import fresh_logps
 from palate.model import Snapshot
 from palate.types import Completion, Group, Prompt
 
@@ -47,7 +48,7 @@ COMPLETIONS = STEPS * BATCH * 4
 """Sampled by every method, of at most NEW_TOKENS tokens each."""
 SAMPLING = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, top_k=0, top_p=1.0)
 POLICY = {"model": "smollm2", "lora_rank": 16, "lr": 5e-4}
-COMMON = {**POLICY, "batch_size": BATCH}
+COMMON = {**POLICY, "batch_size": BATCH, "fresh_prompts": 0}  # measured on the evaluation's texts
 FRESH = {**SAMPLING.model_dump(), "data": "everyday", "reward": "GOLD"}
 ASKED = {**FRESH, "reward": "REWARD"}
 
@@ -189,7 +190,8 @@ def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
         "annotated": sum(row["reward"] is not None for row in rows) + GIVEN.get(method, 0),
         "optimizer_steps": outcome.learner.version,
         "logps_training": last.get("logps/training"),
-        "logps_fresh": last.get("logps/fresh"),
+        "logps_sampled": last.get("logps/fresh"),
+        "logps_fresh": fresh_logps(found.after)["logps/fresh"],
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "threads": torch.get_num_threads(),

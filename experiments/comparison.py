@@ -109,11 +109,18 @@ def paragraph(rows: Sequence[dict[str, Any]], method: str) -> list[str]:
         )
         if any("model_gain" in row for row in own):
             text += f" A reward model's reward went from the base's by {mean('model_gain'):+.2f} in log-odds."
-        if all(row["logps_training"] and row["logps_fresh"] for row in own):
+        text += (
+            f" At the end, the mean log-probability of a training token was {mean('logps_training'):.2f} nats"
+        )
+        if all(row.get("logps_fresh") for row in own):
+            text += f", of one of its own {mean('logps_fresh'):.2f}."
+        elif all(row["logps_sampled"] for row in own):
             text += (
-                f" The mean log-probability of a training token was {mean('logps_training'):.2f} nats under "
-                f"the policy at the end, of a fresh one {mean('logps_fresh'):.2f}."
+                "; the last samples that it learnt from had "
+                f"{mean('logps_sampled'):.2f} under the policy that drew them."
             )
+        else:
+            text += "."
         told.append(text[0].upper() + text[1:])
     machine = rows_of_one(rows, method, None)[-1]["machine"]
     rate = f"{POLICY['lr']:.0e}".replace("e-0", "e-")

@@ -12,6 +12,7 @@ import palate
 from palate import launch
 from palate.config import MethodConfig, RewardConfig
 from palate.errors import DataError, ModelError, RunError
+from palate.journal import Journal
 from palate.learn import Learner, Likelihood, Policy, Ranking
 from palate.methods.base import Method, Recipe
 from palate.methods.offline import OfflineConfig, PairBatches, fit
@@ -66,8 +67,10 @@ def scalar(cfg: Any, *, total_steps: int, seed: int) -> Learner:
 
 
 def method(train: Callable[..., None], learns_from: Any, **more: Any) -> Method:
-    fixed: dict[str, Any] = {"config": ToyConfig, "summary": "a toy", "paper": "none", "group": "offline"}
-    return Method(train=train, learns_from=learns_from, recipe=RECIPE, **(fixed | more))
+    fixed: dict[str, Any] = {
+        "config": ToyConfig, "summary": "a toy", "paper": "none", "group": "offline", "recipe": RECIPE
+    }  # fmt: skip
+    return Method(train=train, learns_from=learns_from, **(fixed | more))
 
 
 @pytest.fixture
@@ -156,12 +159,36 @@ class Counting(palate.Display):
         super().working(stage, speed)
 
 
-def test_nothing_is_sampled_without_a_reward(go: Callable[..., palate.Outcome]) -> None:
+@pytest.mark.parametrize(("held_out", "limit"), [(True, 16), (False, 4), (False, 0)])
+def test_fresh_samples_without_a_reward(
+    go: Callable[..., palate.Outcome], held_out: bool, limit: int
+) -> None:
     display = Counting()
-    outcome = go(method(learn, "pairs"), "pairs", reward=(), display=display)
+    options: dict[str, Any] = {} if held_out else {"eval_data": None}
+    outcome = go(method(learn, "pairs"), "pairs", reward=(), fresh_prompts=limit, display=display, **options)
     assert outcome.evaluation is None
-    assert "sample" not in display.stages
+    drawn = [row for row in Journal(outcome.run.directory / "journal.db").table() if row["reward"] is None]
+    found = {row["step"]: row["logps/fresh"] for row in rows_of(outcome) if "logps/fresh" in row}
+    if not limit:
+        assert "sample" not in display.stages
+        assert (drawn, found) == ([], {})
+        return
+    assert found.keys() == {0, 2}
+    assert found[0] != found[2]
+    asked = 2 if held_out else limit
+    assert [row["policy_version"] for row in drawn] == [0] * asked + [2] * asked
+
+
+def test_a_prompt_without_room_is_not_answered(go: Callable[..., palate.Outcome]) -> None:
+    # The data leave eight tokens, which is enough to learn from them.
+    outcome = go(method(learn, "pairs"), "pairs", reward=(), eval_data=None, max_length=28, max_new_tokens=9)
     assert not [row for row in rows_of(outcome) if "logps/fresh" in row]
+
+
+def test_no_more_samples_where_every_step_has_its_own(go: Callable[..., palate.Outcome]) -> None:
+    recipe = Recipe("model", "current", "each step", ("policy",))
+    toy = method(learn, "pairs", recipe=recipe)
+    assert not [row for row in rows_of(go(toy, "pairs", reward=())) if "logps/fresh" in row]
 
 
 def test_a_learner_that_is_no_policy(go: Callable[..., palate.Outcome]) -> None:

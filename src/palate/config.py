@@ -52,7 +52,8 @@ class ModelConfig(Config):
     """Model to start from: a hub id, a directory in Hugging Face layout (an adapter's too), or `smollm2`,
     which needs no hub. It is the reference as well."""
     lora: bool = True
-    """Train a LoRA adapter on all linear layers; false trains every weight."""
+    """Train a LoRA adapter on all linear layers, or go on with the one that the model comes with; false
+    trains every weight, an adapter that the model comes with added to them."""
     lora_rank: int = Field(16, ge=1)
     """Rank of the adapter."""
     lora_alpha: float = Field(32.0, gt=0)
@@ -61,7 +62,7 @@ class ModelConfig(Config):
     """Number format of the live weights; the optimizer keeps float32 copies of trained ones. `auto` is
     bfloat16 where the processor computes in it (AVX512-BF16, AMX, recent GPUs), float32 elsewhere."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` is `cuda` where there is one, else `cpu`."""
+    """`cpu`, `cuda`, `cuda:1`; `auto` is `cuda` where there is one, else `cpu`."""
     max_length: int | None = Field(None, ge=2)
     """Longest prompt and completion together, in tokens; the model's own limit if not given."""
     chat_template: Path | None = None
@@ -154,6 +155,9 @@ class DataConfig(Config):
     """Split of the held-out data."""
     eval_limit: int | None = Field(None, ge=1)
     """Use the first so many held-out rows."""
+    fresh_prompts: int = Field(16, ge=0)
+    """Prompts that the policy answers before and after, to see how likely it finds its own words beside those
+    that it learns from (`logps/fresh`); 0 for none. A measurement with a reward has its answers anyway."""
 
 
 class RewardConfig(Config):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -78,10 +78,13 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     _attach(policy, (*prompts, *held_out), run)
     for prompt in (*prompts, *held_out):
         policy.model.codec.room(prompt, need=cfg.max_new_tokens)
-    start = policy.snapshot() if held_out and isinstance(policy, Policy) else None
+    start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
+    shown = _shown(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
+    _measure_fresh(policy, shown, cfg, run)
     method.train(policy, annotate, prompts, cfg, run)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
     evaluation = _compared(start, policy, held_out, annotate, cfg, run)
+    _measure_fresh(policy, shown, cfg, run, evaluation)
     return _finish(policy, evaluation, numbers, run)
 
 
@@ -132,22 +135,58 @@ def _on_records(
     if annotate is not None:
         for prompt in prompts:
             learner.model.codec.room(prompt, need=cfg.max_new_tokens)
-        if start is not None and prompts:
-            # What `compare` draws as well; it will find them in the journal.
-            fresh = partial(start.sample, prompts, 1, cfg.sampling, seed=2 * run.seed("evaluate"))
-            run.measure("fresh", lambda: fresh_logps(fresh()))
+    others = [record.prompt for record in records]
+    shown = _shown(method, learner, prompts, others, cfg, all_held_out=start is not None)
+    _measure_fresh(learner, shown, cfg, run)
     call, _ = method.way(cfg)
     call(learner, records, cfg, run, held_out=held_out)
     summarise = _measured if method.summarise is None else method.summarise
     numbers = {**counts, **summarise(learner, run, held_out)}
     evaluation = _compared(start, learner, prompts, annotate, cfg, run)
-    if evaluation is not None:
-        after = evaluation.after
-        run.measure("fresh", lambda: fresh_logps(after))
+    _measure_fresh(learner, shown, cfg, run, evaluation)
     return _finish(learner, evaluation, numbers, run)
 
 
 # ---- Parts of them ---------------------------------------------------------------------------------
+
+
+def _shown(
+    method: Method,
+    learner: Learner,
+    held_out: Sequence[Prompt],
+    others: Iterable[Prompt],
+    cfg: Any,
+    *,
+    all_held_out: bool,
+) -> Sequence[Prompt]:
+    """The prompts of `_measure_fresh`: the held-out ones where all of them are compared on, else a few.
+
+    There are none where every step has samples of the policy as it is, and tells of them.
+    """
+    if not isinstance(learner, Policy) or method.recipe.judged == "each step":
+        return ()
+    if all_held_out:
+        return held_out
+    distinct = {prompt.id: prompt for prompt in (held_out or others)}.values()
+    codec = learner.model.codec
+    fitting = (p for p in distinct if len(codec.prompt_ids(p)) + cfg.max_new_tokens <= codec.max_length)
+    return list(islice(fitting, cfg.fresh_prompts))
+
+
+def _measure_fresh(
+    learner: Learner, prompts: Sequence[Prompt], cfg: Any, run: Run, known: Evaluation | None = None
+) -> None:
+    """How likely the policy finds what it says itself, to lie beside what it learns from (`logps/fresh`)."""
+    if not prompts or not isinstance(learner, Policy):
+        return
+
+    def found() -> dict[str, float]:
+        if known is not None:
+            return fresh_logps(known.after)
+        # With the seed of `compare`, which finds them in the journal.
+        return fresh_logps(learner.snapshot().sample(prompts, 1, cfg.sampling, seed=2 * run.seed("evaluate")))
+
+    run.measure("fresh", found)
 
 
 def _compared(

@@ -498,7 +498,8 @@ def test_equal_pairs_are_left_out_and_counted(
     assert (outcome.summary["pairs"], outcome.summary["pairs_dropped"]) == (8, 2)
     # 8 pairs in batches of 4, not 9 or 10: also for the schedule, which must come down to its end.
     assert outcome.summary["steps"] == 2
-    assert [row["learning_rate"] for row in rows_of(outcome.run.directory)] == [1e-2, 0.5e-2]
+    rates = [row["learning_rate"] for row in rows_of(outcome.run.directory) if "learning_rate" in row]
+    assert rates == [1e-2, 0.5e-2]
     assert "left out 2 pairs in which chosen and rejected are the same" in capsys.readouterr().err
 
 
@@ -517,7 +518,7 @@ DIRECT = pytest.mark.parametrize("name", [name for name in sorted(METHODS) if ME
 
 @DIRECT
 def test_the_direct_way_samples_nothing(name: str, options: Callable[..., dict[str, Any]]) -> None:
-    given = options(name, variant="direct", reward=(), steps=None, epochs=1)
+    given = options(name, variant="direct", reward=(), steps=None, epochs=1, fresh_prompts=0)
     outcome = train(name, given, display=Unplugged("sample", 1))  # a token sampled would end it
     assert (outcome.summary["pairs"], outcome.summary["steps"]) == (8, 2)  # 8 pairs in batches of 4
     assert outcome.evaluation is None
