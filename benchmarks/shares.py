@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from common import arguments, compute_dtype, finish, gemm_peak, say
+from common import arguments, compute_dtype, finish, gemm_peak, on_gpu, say
 from online_dpo import SHAPES, PalateStep
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -65,6 +65,8 @@ def main() -> None:
         dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
         shape={"default": "short", "choices": list(SHAPES)},
     )
+    if on_gpu():
+        raise SystemExit("shares.py times a processor's operations; hide the GPU from torch")
     dtype = compute_dtype(given.dtype)
     step = PalateStep("float32" if dtype == "bfloat16" else "live", given.shape, dtype)
     step.learn(step.sample(0))  # warming up; makes the optimizer's state

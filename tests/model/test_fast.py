@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 from palate.config import ModelConfig, Sampling
 from palate.learn import Policy
 from palate.model import LoadedModel, lm_outputs, load_model
+from palate.model.attention import Attention
+from palate.model.decode import KeyValueStore
 from palate.model.engine import sample
 from palate.model.head import LMHead
 from palate.model.layout import PackedLayout, ending, positions, predicting
@@ -323,6 +326,68 @@ def test_a_model_whose_layers_mix_neighbours_otherwise_takes_the_plain_way(
     Lfm2ForCausalLM(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     assert load(str(tmp_path), dtype=dtype).fast is None
+
+
+@pytest.mark.parametrize("windowed", [True, False])
+def test_a_window_that_only_the_mask_knows_of_takes_the_plain_way(windowed: bool, tmp_path: Path) -> None:
+    # Qwen2-MoE builds the mask of its window, and does not tell its attention.
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    from palate.testing import byte_tokenizer
+
+    config = Qwen2MoeConfig(
+        **SMALL, moe_intermediate_size=32, shared_expert_intermediate_size=32, num_experts=4,
+        num_experts_per_tok=2, use_sliding_window=windowed, sliding_window=8, max_window_layers=0,
+    )  # fmt: skip
+    Qwen2MoeForCausalLM(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert (load(str(tmp_path)).fast is None) == windowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_scores_are_not_rounded_to_half_precision(dtype: torch.dtype) -> None:
+    # Biases of keys, as Qwen2 has them, make scores of hundreds, of which bfloat16 resolves only ones.
+    torch.manual_seed(0)
+    prompt, depth, heads, kv, size = 20, 3, 4, 2, 16
+    query = (torch.randn(2, heads, 1, size) + 6).to(dtype)
+    keys, values = (torch.randn(2, kv, prompt + depth + 1, size) for _ in range(2))
+    keys[1, :, :prompt], values[1, :, :prompt] = keys[0, :, :prompt], values[0, :, :prompt]
+    keys, values = (keys + 6).to(dtype), values.to(dtype)
+    store = KeyValueStore(1, 2, prompt, depth + 1, torch.device("cpu"))
+    store.prompt_lengths[0] = prompt
+    for kept, all_of_it in zip(store.layer(0, keys[:1])[:2], (keys, values), strict=True):
+        kept[0] = all_of_it[0, :, :prompt]
+    how = Attention(size**-0.5, None, None)
+    for at in range(depth + 1):  # a token of both rows at a time
+        here = slice(prompt + at, prompt + at + 1)
+        found = store.step([0, 1], [at, at]).attend(0, query, keys[:, :, here], values[:, :, here], how)
+    exact = scaled_dot_product_attention(
+        query.double(), keys.double(), values.double(), scale=size**-0.5, enable_gqa=True
+    )
+    torch.testing.assert_close(
+        found[:, 0].double(), exact[:, :, 0], atol=1e-4 if dtype == torch.float32 else 0.02, rtol=0
+    )
+
+
+SMALL = {
+    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "eos_token_id": 257,
+    "bos_token_id": 258, "pad_token_id": 256, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def test_adapters_on_experts_are_not_merged(tmp_path: Path) -> None:
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    from palate.testing import byte_tokenizer
+
+    config = OlmoeConfig(**SMALL, num_experts=4, num_experts_per_tok=2)
+    OlmoeForCausalLM(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    policy = tiny_policy(tmp_path, model={"lora": True})
+    assert policy.model.sampling_network() is policy.model.network
+    (group,) = policy.snapshot().sample([Prompt("hello")], 2, Sampling(max_new_tokens=4), seed=0)
+    assert len(group.completions) == 2
 
 
 @pytest.mark.parametrize("kind", FAST)

@@ -151,7 +151,9 @@ class Decoder:
 class KeyValueStore:
     """Keys and values of prompts, one copy for all rows of a slot, and of each row's new tokens.
 
-    Per layer: prompts (slots, kv heads, longest, D), rows (slots, kv heads, rows, new tokens, D).
+    Per layer: prompts (slots, kv heads, longest, D), rows (slots, kv heads, rows, new tokens, D). Keys that
+    come in half precision are kept in float32 on a CPU, which has no product of the one with a sum in the
+    other.
     """
 
     def __init__(self, slots: int, rows: int, longest: int, new_tokens: int, device: torch.device) -> None:
@@ -171,11 +173,12 @@ class KeyValueStore:
             _, heads, _, size = like.shape
             prompts = (self.slots, heads, self.longest, size)
             own = (self.slots, heads, self.rows, self.new_tokens, size)
+            of_keys = torch.float32 if like.device.type == "cpu" else like.dtype
             # Zeros, not what memory holds: a masked key still meets 0 * value, and a NaN would survive that.
             self.layers[index] = (
+                like.new_zeros(prompts, dtype=of_keys),
                 like.new_zeros(prompts),
-                like.new_zeros(prompts),
-                like.new_zeros(own),
+                like.new_zeros(own, dtype=of_keys),
                 like.new_zeros(own),
             )
         return self.layers[index]
@@ -235,9 +238,9 @@ class Step:
         group = query.shape[1] // kv
         self._write(keys, key)
         self._write(values, value)
-        grid = query[:, :, 0] * how.scaling
+        grid = query[:, :, 0].to(keys.dtype) * how.scaling
         if not self.whole:
-            grid = query.new_zeros(slots * rows, kv * group, size).index_copy_(0, self.places, grid)
+            grid = grid.new_zeros(slots * rows, kv * group, size).index_copy_(0, self.places, grid)
         grid = grid.view(slots, rows, kv, group, size).transpose(1, 2).contiguous()
         by_slot = grid.view(slots * kv, rows * group, size)
         by_row = grid.view(slots * kv * rows, group, size)
@@ -246,11 +249,10 @@ class Step:
         shared_keys = prompt_keys.view(-1, self.store.longest, size)[:, : self.longest]
         shared_values = prompt_values.view(-1, self.store.longest, size)[:, : self.longest]
 
-        shared = torch.bmm(by_slot, shared_keys.transpose(1, 2)).view(slots, kv, rows, group, self.longest)
-        own = torch.bmm(by_row, own_keys.transpose(1, 2)).view(slots, kv, rows, group, self.tokens)
+        shared = _scores(by_slot, shared_keys).view(slots, kv, rows, group, self.longest)
+        own = _scores(by_row, own_keys).view(slots, kv, rows, group, self.tokens)
         scores = how.scores_cap(torch.cat((shared, own), dim=-1))
-        # Softmax of a half-precision tensor sums in float32 inside.
-        weights = scores.add_(self._seen(how.window, scores)).softmax(-1)
+        weights = scores.add_(self._seen(how.window, scores)).softmax(-1).to(values.dtype)
         found = torch.bmm(weights.view(slots * kv * rows, group, -1)[:, :, self.longest :], own_values)
         found.view(slots * kv, rows * group, size).baddbmm_(
             weights.view(slots * kv, rows * group, -1)[:, :, : self.longest], shared_values
@@ -264,6 +266,7 @@ class Step:
 
     def _write(self, kept: Tensor, new: Tensor) -> None:
         """Put the new tokens' keys or values, (B, kv heads, 1, D), where they belong."""
+        new = new.to(kept.dtype)
         if self.together:
             slots, rows = self.store.slots, self.store.rows
             kept[:, :, :, self.tokens - 1] = new.view(slots, rows, *new.shape[1:]).transpose(1, 2)[..., 0, :]
@@ -285,6 +288,15 @@ class Step:
             grid = bias.view(self.store.slots, 1, self.store.rows, 1, -1)
             self._bias[window] = grid.to(like.device, like.dtype)
         return self._bias[window]
+
+
+def _scores(query: Tensor, keys: Tensor) -> Tensor:
+    """query keys^T, in float32: rounded to half precision, large scores would be off by more than the
+    learner's, whose attention keeps them. query (B, M, D), keys (B, S, D), the result (B, M, S).
+    """
+    if query.dtype == torch.float32:
+        return torch.bmm(query, keys.transpose(1, 2))
+    return torch.bmm(query, keys.transpose(1, 2), out_dtype=torch.float32)
 
 
 def _portions(fresh: dict[int, list[Row]]) -> Iterator[dict[int, list[Row]]]:

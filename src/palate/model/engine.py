@@ -113,7 +113,9 @@ def decoded(model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling)
     """Fill groups of rows of one prompt each with tokens; gives how many have come, step by step."""
     if not groups:
         return
-    network, n = model.sampling_network(), len(groups[0])
+    network, most = model.sampling_network(), sampling.sampling_rows
+    groups = [group[i : i + most] for group in groups for i in range(0, len(group), most)]
+    n = len(groups[0])
     decoder = Decoder(
         network,
         head_of(network),

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners import lora
 from torch import Tensor, nn
 
 from palate.config import Sampling
-from palate.model.attention import NotUnderstood, following
+from palate.model.attention import Attention, NotUnderstood, following
 from palate.model.codec import Codec
 from palate.model.decode import Decoder
 from palate.model.head import LMHead
@@ -49,11 +49,12 @@ class FastPath:
         """Whether adding the adapter into the weights gives the same function.
 
         In bfloat16 it does not: a young adapter changes weights by less than they resolve, and most of the
-        change would be rounded away.
+        change would be rounded away. Adapters on the parameters of a mixture's experts are left as they are.
         """
         layers = [layer for _, layer in _adapted(self.network)]
         return all(
-            layer.get_base_layer().weight.dtype == torch.float32
+            isinstance(layer, lora.Linear | lora.Embedding)
+            and layer.get_base_layer().weight.dtype == torch.float32
             and adapter not in layer.lora_variant  # DoRA and others, which are no sum
             and not layer.lora_bias.get(adapter)
             for layer in layers
@@ -116,11 +117,14 @@ def _disagreement(network: Any, codec: Codec) -> str | None:
         return IN_CHUNKS
     ids = _probe_ids(network)
     plain = _plain_logps(network, PROBE, ids)
+    layout = _Watched(PROBE)
     try:
-        gap = float((_packed_logps(network, head, PROBE, ids) - plain).abs().max())
+        gap = float((_packed_logps(network, head, layout, ids) - plain).abs().max())
         sampled = _sampler_gap(network, head, codec, ids)
     except _FOREIGN as error:
         return _unfollowed(error)
+    if layout.misses_window(network):
+        return IN_MASK
     limit = _rounding(network, ids[0])
     if max(gap, sampled) <= limit:
         return None
@@ -144,10 +148,13 @@ def _scores_disagree(network: Any) -> str | None:
         for row in rows
     ]
     plain = torch.cat(last).float()
+    layout = _Watched(PROBE)
     try:
-        hidden = _packed_hidden(network, PROBE, ids)
+        hidden = _packed_hidden(network, layout, ids)
     except _FOREIGN as error:
         return _unfollowed(error)
+    if layout.misses_window(network):
+        return IN_MASK
     packed = hidden[ending(PROBE).to(hidden.device)].float()
     gap = float(((packed - plain).norm(dim=-1) / plain.norm(dim=-1)).max())
     limit = 1e-4 if hidden.dtype == torch.float32 else 0.05
@@ -155,6 +162,28 @@ def _scores_disagree(network: Any) -> str | None:
 
 
 IN_CHUNKS = "its attention is in chunks, which only its mask knows of"
+IN_MASK = "its attention has a sliding window, which only its mask knows of"
+
+
+class _Watched(PackedLayout):
+    """Notes which windows the layers ask for: the probe is too short for one that is missing to show."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.shape = shape
+        self.windows: set[int | None] = set()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
+        """See `Layout`."""
+        self.windows.add(how.window)
+        return super().attend(layer, query, key, value, how)
+
+    def misses_window(self, network: Any) -> bool:
+        """Whether the network's configuration has a window, and no layer has asked for one."""
+        config = network.config.get_text_config().to_dict()
+        kinds = config.get("layer_types") or ("sliding_attention",)
+        in_force = config.get("sliding_window") and config.get("use_sliding_window", True)
+        return bool(in_force) and "sliding_attention" in kinds and self.windows <= {None}
 
 
 def _chunked(network: Any) -> bool:
@@ -202,15 +231,15 @@ def _sampler_gap(network: Any, head: LMHead, codec: Codec, ids: list[Tensor]) ->
     return float((found - wanted).abs().max())
 
 
-def _packed_hidden(network: Any, shape: Shape, ids: list[Tensor]) -> Tensor:
+def _packed_hidden(network: Any, layout: _Watched, ids: list[Tensor]) -> Tensor:
     with following(network):
-        return states_of(network)(torch.cat(ids)[None], positions(shape), PackedLayout(shape))[0]
+        return states_of(network)(torch.cat(ids)[None], positions(layout.shape), layout)[0]
 
 
-def _packed_logps(network: Any, head: LMHead, shape: Shape, ids: list[Tensor]) -> Tensor:
-    hidden = _packed_hidden(network, shape, ids)
-    targets = torch.cat([row[prompt:] for row, (prompt, _) in zip(ids, shape, strict=True)])
-    return head.logps(hidden[predicting(shape).to(hidden.device)], targets.to(hidden.device))[0]
+def _packed_logps(network: Any, head: LMHead, layout: _Watched, ids: list[Tensor]) -> Tensor:
+    hidden = _packed_hidden(network, layout, ids)
+    targets = torch.cat([row[prompt:] for row, (prompt, _) in zip(ids, layout.shape, strict=True)])
+    return head.logps(hidden[predicting(layout.shape).to(hidden.device)], targets.to(hidden.device))[0]
 
 
 def _plain_logps(network: Any, shape: Shape, ids: list[Tensor]) -> Tensor:
@@ -224,7 +253,7 @@ def _plain_logps(network: Any, shape: Shape, ids: list[Tensor]) -> Tensor:
 
 
 def _adapted(network: Any) -> list[tuple[str, Any]]:
-    return [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
+    return [(name, module) for name, module in network.named_modules() if isinstance(module, lora.LoraLayer)]
 
 
 def _without_adapters(network: Any) -> Any:

@@ -57,9 +57,11 @@ class LMHead:
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits in the compute dtype. hidden (M, H), the result (M, V)."""
+        """Logits in the compute dtype, after a soft cap in float32. hidden (M, H), the result (M, V)."""
         logits = product(hidden, self.weight, self.bias).contiguous()
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        if self.softcap is None:
+            return logits
+        return self.softcap * torch.tanh(logits.to(_wide(logits)) / self.softcap)
 
     def logps(
         self, hidden: Tensor, targets: Tensor, *, statistics: bool = False

@@ -18,6 +18,8 @@ from palate.errors import RunError
 BLOCK = 256
 """Tokens in a block of the vocabulary, for drawing."""
 
+NOT_FINITE = "the model's logits are not finite, so nothing can be sampled; use --dtype float32"
+
 
 def row_uniforms(seed: int, prompt_id: str, occurrence: int, sample: int, count: int) -> np.ndarray:
     """Uniform numbers in [0, 1) for one completion, one per token.
@@ -107,7 +109,7 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     )
     upto = blocks.sum(-1).double().cumsum(-1)
     if not bool(upto[:, -1].isfinite().all()):
-        raise RunError("the model's logits are not finite, so nothing can be sampled; use --dtype float32")
+        raise RunError(NOT_FINITE)
     # Scaled by the row's own total: rounding must not leave a gap above the last token.
     target = uniforms[:, None] * upto[:, -1:]
     block = torch.searchsorted(upto, target, right=True)
@@ -157,7 +159,10 @@ def choose(
         restricted = restricted_logps(logits, sampling, seen=seen, barred=mask)
         tokens = draw(restricted.exp(), uniforms)
         drawn = _at(restricted, tokens)
-        return tokens, _at(logits, tokens) - logits.logsumexp(-1), drawn
+        logps = _at(logits, tokens) - logits.logsumexp(-1)
+        if not bool(logps.isfinite().all()):  # at temperature 0 nothing else would show it
+            raise RunError(NOT_FINITE)
+        return tokens, logps, drawn
     # With nothing but a temperature one softmax says it all: few passes over (B, V), which cost as much as a
     # layer or two each.
     scaled = logits if sampling.temperature == 1.0 else logits / sampling.temperature
