@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,6 +131,9 @@ def test_pooled_by_hand() -> None:
     assert texts(pooled(before, now, "all")) == ["a1", "b1", "b2", "a2", "c2"]
     assert texts(pooled(before, now, "none")) == ["b2", "a2", "c2"]
     assert texts(pooled([one("a", "a1", 1.0)], [one("a", "a2", 1.0)], "best")) == ["a1"]  # no better
+    # Rows that ask the same, of which a reward may see different columns, each have a best.
+    rows = [replace(one("a", t, r), prompt=Prompt("a", {"key": t})) for t, r in (("a1", 1.0), ("a2", 2.0))]
+    assert texts(pooled([], rows, "best")) == ["a1", "a2"]
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5)), max_size=6), max_size=4))

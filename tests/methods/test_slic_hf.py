@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from palate.annotate import scored
 from palate.errors import DataError, RunError
-from palate.methods.slic_hf import SlicHFConfig
+from palate.methods.slic_hf import SlicHFConfig, _anchored
 from palate.testing import ScriptedScorer, tiny_policy
-from palate.types import Example, Group, Prompt
+from palate.types import Completion, Example, Group, Pair, Prompt
 
 Taught = Callable[..., Any]
 Fitted = Callable[..., tuple[list[dict[str, Any]], Any]]
@@ -96,6 +96,14 @@ def test_a_target_that_is_missing_is_told_before_sampling(taught: Taught) -> Non
     with pytest.raises(DataError, match="column 'completion' is missing; expected a text that answers"):
         taught("slic-hf", asked, anchor="target")
     assert asked.calls == []
+
+
+def test_direct_has_each_pairs_own_better_completion_for_an_anchor(base: str) -> None:
+    prompt = Prompt("q")
+    first, second, third = (Completion(text, (i,)) for i, text in enumerate("abc"))
+    pairs = [Pair(prompt, first, second), Pair(prompt, second, third)]
+    made = _anchored(tiny_policy(Path(base)), pairs, (), SlicHFConfig(data="x", variant="direct"))
+    assert made == pairs
 
 
 @pytest.mark.parametrize("ask", ["scores", "comparisons"])

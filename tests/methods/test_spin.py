@@ -3,15 +3,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from palate.errors import RunError
+from palate.methods import METHODS
 from palate.methods.spin import SPINConfig, against, spin
 from palate.run import Run
 from palate.testing import tiny_policy
-from palate.types import Completion, Example, Group, Prompt
+from palate.types import Completion, Example, Group, Pair, Prompt
 
 Fitted = Callable[..., tuple[list[dict[str, Any]], Any]]
 SHORT = {"max_new_tokens": 8, "epochs": 1.0, "steps": None}
@@ -68,6 +70,27 @@ def test_every_round_has_a_schedule_of_its_own(fitted: Fitted) -> None:
 def test_the_last_round_may_have_a_beta_of_its_own(fitted: Fitted) -> None:
     found, _ = fitted("spin", rounds=2, pairs=8, held_out=0, past_rounds=0, last_beta=5.0, **SHORT)
     assert [row["beta"] for row in steps_of(found)] == [0.1, 5.0]
+
+
+def test_an_answer_that_says_the_same_is_no_rejected() -> None:
+    example = Example(Prompt("q"), Completion("yes", (1, 2)))
+    answers = [Completion("yes", (1, 2)), Completion("yes ", (3,)), Completion("no", (4,))]
+    groups = [Group(example.prompt, (answer,)) for answer in answers]
+    assert against([example] * 3, groups) == [Pair(example.prompt, example.completion, answers[2])]
+
+
+def test_the_summary_has_no_accuracy_of_the_whole_run() -> None:
+    # Every round has an opponent of its own, at which its accuracy begins at one half.
+    run = SimpleNamespace(
+        measured=[
+            {"eval_logps/chosen": value, "eval_rewards/accuracies": accuracy}
+            for value, accuracy in ((-9.0, 0.5), (-7.0, 0.9), (-8.0, 0.5), (-5.0, 0.8))
+        ]
+    )
+    summarise = METHODS["spin"].summarise
+    assert summarise is not None
+    found = summarise(None, run, [None, None])
+    assert found == {"held_out": 2, "held_out_logps_before": -9.0, "held_out_logps_after": -5.0}
 
 
 def test_what_it_logs_of_its_answers(fitted: Fitted) -> None:

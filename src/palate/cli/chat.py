@@ -52,7 +52,7 @@ class ChatConfig(Sampling):
     seed: int = Field(RunConfig.model_fields["seed"].default, ge=0)
     """Seed of the draws."""
     device: str | None = None
-    """`cpu`, `cuda`, `cuda:1`, `mps`; as in the run if not given."""
+    """`cpu`, `cuda`, `cuda:1`; as in the run if not given."""
     trust_remote_code: bool = ModelConfig.model_fields["trust_remote_code"].default
     """Run Python code that comes with the model; asked for again, even if the run had leave. It can do
     anything on this machine."""

@@ -58,6 +58,7 @@ def iterative_dpo(
         pairs, numbers = pairs_of_round(t, now, label, prompts, human, cfg, run)
         del label  # with it, what it holds of an old reference
         ref = now if start is None else start
+        del now  # where the reference stays, it would be another copy
         objective = Pairwise(PAIR_LOSSES["dpo"], cfg.beta, CachedReference(ref))
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)))
         fit(policy, pairs, always(objective), cfg, run, name=f"round {t}", numbers=numbers)  # M_t+1

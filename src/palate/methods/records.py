@@ -11,6 +11,7 @@ from palate.errors import DataError
 from palate.journal import key_of
 from palate.learn import Learner
 from palate.run import Run
+from palate.select import same
 from palate.types import Comparison, Pair, Prompt, Record
 
 
@@ -39,7 +40,7 @@ def pairs_of(policy: Learner, rows: Sequence[Comparison], source: str) -> tuple[
         DataError: none is left; `source` is what the message calls the data.
     """
     pairs = [policy.model.codec.pair(row) for row in rows]
-    kept = [pair for pair in pairs if pair.chosen.token_ids != pair.rejected.token_ids]
+    kept = [pair for pair in pairs if not same(pair.chosen, pair.rejected)]
     if not kept:
         raise DataError(
             f"{source}: cut to the model's context, chosen and rejected are the same in every pair"

@@ -114,7 +114,7 @@ METHOD = Method(
     config=ReSTConfig,
     summary="grows a set of own completions, and imitates those above a rising reward",
     paper="Gulcehre et al. 2023, arXiv:2308.08998",
-    group="online",
+    group="RL",
     learns_from="prompts",
     recipe=Recipe("human", "mixed", "each round", ("policy", "reward model")),
 )

@@ -24,6 +24,7 @@ from palate.errors import RunError
 from palate.learn import Likelihood, Policy
 from palate.methods.base import Method, Recipe
 from palate.methods.offline import fit
+from palate.methods.records import content_key
 from palate.methods.report import sample_numbers
 from palate.methods.rounds import RoundsConfig, prompts_of_round
 from palate.run import Run
@@ -92,9 +93,9 @@ def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "a
         return [*pool, *best] if how == "all" else list(best)
     kept: dict[str, Group] = {}
     for group in (*pool, *best):
-        there = kept.get(group.prompt.id)
-        if there is None or _reward(group) > _reward(there):
-            kept[group.prompt.id] = group
+        asked = content_key([group.prompt])  # with its columns: a reward that reads them is another's
+        if asked not in kept or _reward(group) > _reward(kept[asked]):
+            kept[asked] = group
     return list(kept.values())
 
 

@@ -112,7 +112,7 @@ METHOD = Method(
     config=RSOConfig,
     summary="learns from pairs of its own samples, thinned by their rewards to those of a better policy",
     paper="Liu et al. 2023, arXiv:2309.06657",
-    group="offline",
+    group="online",
     learns_from="prompts",
     recipe=Recipe("human", "start", "once", ("policy", "reference"), ("policy",)),
 )

@@ -105,7 +105,7 @@ def _anchored(
     """The pairs, each with what is to stay likely where that is not its better completion."""
     if cfg.anchor == "target":
         return with_targets(policy, pairs, cfg.target)
-    return list(pairs) if cfg.anchor == "none" else with_best(pairs, groups)
+    return with_best(pairs, groups) if cfg.anchor == "best" and groups else list(pairs)  # or its own better
 
 
 METHOD = Method(

@@ -27,7 +27,7 @@ from palate.methods.report import group_numbers
 from palate.methods.rounds import MAY_CHANGE
 from palate.model import Snapshot
 from palate.run import Run
-from palate.select import Drop
+from palate.select import Drop, same
 from palate.types import Example, Group, Pair
 
 
@@ -88,11 +88,19 @@ def spin(
 def against(examples: Sequence[Example], groups: Sequence[Group]) -> list[Pair]:
     """Demonstrations over the answers to the same prompts, without those that are the same."""
     pairs = [Pair(e.prompt, e.completion, g.completions[0]) for e, g in zip(examples, groups, strict=True)]
-    return [pair for pair in pairs if pair.chosen.token_ids != pair.rejected.token_ids]
+    return [pair for pair in pairs if not same(pair.chosen, pair.rejected)]
 
 
 def _answered(opponent: Snapshot, examples: Sequence[Example], cfg: SPINConfig, seed: int) -> list[Group]:
     return opponent.sample([e.prompt for e in examples], 1, cfg.sampling, seed=seed) if examples else []
+
+
+def _summary(policy: Policy, run: Run, held_out: Sequence[Example]) -> dict[str, float]:
+    """The held-out demonstrations before and after; an accuracy is of one round, which begins at one half."""
+    logps = [row["eval_logps/chosen"] for row in run.measured if "eval_logps/chosen" in row]
+    if not logps:
+        return {}
+    return {"held_out": len(held_out), "held_out_logps_before": logps[0], "held_out_logps_after": logps[-1]}
 
 
 METHOD = Method(
@@ -103,4 +111,5 @@ METHOD = Method(
     group="offline",
     learns_from="demonstrations",
     recipe=Recipe("none", "mixed", "each round", ("policy", "reference"), ("policy",)),
+    summarise=_summary,
 )

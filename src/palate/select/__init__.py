@@ -1,5 +1,6 @@
 """How groups of completions become pairs, or smaller groups, to learn from; what is left out is counted."""
 
+from palate.select._group import same
 from palate.select.pairs import (
     Drop,
     Rule,
@@ -33,6 +34,7 @@ __all__ = [
     "first_round_pairs",
     "pair_of_two",
     "rejection_sample",
+    "same",
     "select_completions",
     "select_pairs",
     "top_k",
