@@ -45,6 +45,7 @@ def test_each_begins_where_another_ended(folder: Path, tiny: str, lora: bool) ->
     for command in (first, second, third):
         assert main(command.split()) == 0
     rows = [json.loads(line) for line in (folder / "runs/chain/rso/metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
     # What it starts from is its reference: the first loss is exactly log 2.
     assert rows[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
     assert rows[0]["rewards/margins"] == 0

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from palate.annotate import Annotator, annotator, files_of
-from palate.config import MethodConfig, ModelConfig, RewardConfig
+from palate.config import MethodConfig, ModelConfig, RewardConfig, Sampling
 from palate.data import read_comparisons, read_demonstrations, read_prompts
 from palate.errors import ConfigError
 from palate.evaluate import Evaluation, compare, wilson
@@ -163,7 +163,8 @@ def _shown(
 
     There are none where every step has samples of the policy as it is, and tells of them.
     """
-    if not isinstance(learner, Policy) or method.recipe.judged == "each step":
+    samples = isinstance(learner, Policy) and isinstance(cfg, Sampling)  # a ranker is no policy that answers
+    if not samples or method.recipe.judged == "each step":
         return ()
     if all_held_out:
         return held_out

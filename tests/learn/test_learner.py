@@ -492,7 +492,7 @@ def test_one_token_apart_stops_nothing(make_policy: MakePolicy) -> None:
     first, second = group.completions
     assert first.logps is not None
     apart = replace(first, logps=(first.logps[0] + 0.5, *first.logps[1:]))
-    metrics = policy.update([Pair(group.prompt, apart, second)], Pairwise(PAIR_LOSSES["ipo"], 0.1))
+    metrics = policy.update([Pair(group.prompt, apart, second)], Pairwise(PAIR_LOSSES["slic_rank"], 1.0))
     assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(0.5, abs=1e-3)
 
 

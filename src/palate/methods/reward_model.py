@@ -39,6 +39,7 @@ class RewardModelConfig(MethodConfig, PairBatches):
     """Numbers of a reward model; one pass over the data, since it overfits on the second."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 1e-5}
+    unoffered: ClassVar = frozenset({"fresh_prompts"})  # it answers none
 
     kind: Literal["pointwise", "ranker"] = "pointwise"
     """`pointwise` scores each completion by a scalar head; `ranker` reads two and says which is better."""
