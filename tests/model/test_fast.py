@@ -337,7 +337,7 @@ def test_a_window_that_only_the_mask_knows_of_takes_the_plain_way(windowed: bool
 
     config = Qwen2MoeConfig(
         **SMALL, moe_intermediate_size=32, shared_expert_intermediate_size=32, num_experts=4,
-        num_experts_per_tok=2, use_sliding_window=windowed, sliding_window=8, max_window_layers=0,
+        num_experts_per_tok=2, use_sliding_window=windowed, sliding_window=8, max_window_layers=2,
     )  # fmt: skip
     Qwen2MoeForCausalLM(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
