@@ -37,10 +37,7 @@ R = TypeVar("R", bound=Record)
 Metrics = dict[str, float]
 
 FLOAT32_GAP = 1e-2
-"""Nats by which the log-probability of a token may differ between sampler and learner in float32."""
-FLOAT32_BEYOND = 0.01
-"""Share of tokens for which it may be more: in a mixture of experts a tie in the last bits sends a token to
-another one."""
+"""Nats by which the log-probability of one token may differ between sampler and learner in float32."""
 
 MOST_SKIPPED = 3
 """Updates in a row that may be left out for not being finite."""
@@ -111,8 +108,7 @@ class Learner:
             if not bool(loss.isfinite().all()):
                 self.optimizer.drop_gradients()
                 return self._skip(records, meter.result(), f"the loss is {float(loss.detach().sum())}")
-            apart = meter.gap_beyond > max(1, FLOAT32_BEYOND * meter.gap_count)
-            if apart and self.model.dtype == torch.float32:
+            if meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32:
                 self.optimizer.drop_gradients()
                 raise RunError(
                     f"sampler and learner differ by {meter.gap_max:.2g} nats on the same tokens of "
@@ -277,7 +273,7 @@ class _Meter:
         self.tokens: dict[str, float] = {}
         self.token_count = 0
         self.gap_sum = self.gap_max = 0.0
-        self.gap_count = self.gap_beyond = 0
+        self.gap_count = 0
 
     def add(self, numbers: dict[str, Tensor]) -> None:
         for name, values in numbers.items():
@@ -306,7 +302,6 @@ class _Meter:
                 self.gap_sum += float(gap.sum())
                 self.gap_max = max(self.gap_max, float(gap.max()))
                 self.gap_count += len(gap)
-                self.gap_beyond += int((gap > FLOAT32_GAP).sum())
         return tokens
 
     def result(self) -> Metrics:
