@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+AGAIN = "run the same command again (without --overwrite)"
+"""The way out of what leaves a run stopped: with that flag, the same command would begin anew."""
+
 
 class PalateError(ValueError):
     """A mistake that a user can mend: the text says what was got, what was expected, where, what to do."""

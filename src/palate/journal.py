@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from palate.errors import RunError
+from palate.errors import AGAIN, RunError
 from palate.types import Completion, Group, Prompt
 
 Reward = tuple[str, float | None, Mapping[str, float | None]]
@@ -310,10 +310,10 @@ def _in_words(value: Any) -> Any:
 def _advice(error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith("SQLITE_FULL"):
-        return "free some space and run the same command again: what was committed is safe"
+        return f"free some space and {AGAIN}: what was committed is safe"
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name in ("SQLITE_ERROR", ""):
         return "it is damaged: bring back a good copy, or start anew with --overwrite"
-    return "see that its directory can be written, then run the same command again"
+    return f"see that its directory can be written, then {AGAIN}"
 
 
 def _blob(values: Sequence[float] | None, kind: type[np.generic]) -> bytes | None:

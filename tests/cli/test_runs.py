@@ -203,7 +203,7 @@ def test_the_table(put: MakeRun, program: Any) -> None:
         "runs/b oaif failed 4/10 2026-01-01 00:00 2026-01-02 05:06 accuracy 0.500 -> 0.700 [0.40, 0.90]",
         "runs/c oaif unknown 2025-01-01 00:00 loss 0.500",
         "runs/b failed: it broke",
-        "A run that stopped early goes on when the command that began it is given again.",
+        "A run that stopped early goes on when its command is given again (without --overwrite).",
     ]
 
 

@@ -133,9 +133,9 @@ def test_how_it_ended(record: Record, status: Status, text: str) -> None:
 @pytest.mark.parametrize("state", ["killed", "interrupted"])
 def test_a_run_that_can_go_on_says_so(record: Record, state: str) -> None:
     said = how_it_ended(record(status=Status(state, 3, 4)))  # type: ignore[arg-type]
-    assert (
-        said == f"It was {state} at step 3 of 4. Give the same command again, and it goes on from its last "
-        f"checkpoint."
+    assert said == (
+        f"It was {state} at step 3 of 4. Give the same command again (without --overwrite), and it goes on "
+        "from its last checkpoint."
     )
 
 

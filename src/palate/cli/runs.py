@@ -121,7 +121,7 @@ def show(found: list[Listed], console: Console) -> None:
             line = Text.assemble((f"{plain(row.run)} {row.state}: ", STYLES[row.state]), plain(row.reason))
             console.print(line, soft_wrap=True)
     if any(row.state in STOPPED for row in found):
-        text = "A run that stopped early goes on when the command that began it is given again."
+        text = "A run that stopped early goes on when its command is given again (without --overwrite)."
         console.print(Text(text, style="dim"), soft_wrap=True)
 
 

@@ -123,7 +123,7 @@ def how_it_ended(run: RunRecord) -> str:
     of = f" of {count(status.steps)}" if status.steps else ""
     at = f"at step {count(status.step)}{of}" if status.step else "before the end of the first step"
     took = f" after {duration(status.seconds)}" if status.seconds else ""
-    again = "Give the same command again, and it goes on from its last checkpoint."
+    again = "Give the same command again (without --overwrite), and it goes on from its last checkpoint."
     match status.state:
         case "finished":
             return f"It finished{took}."

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from palate.errors import RunError
+from palate.errors import AGAIN, RunError
 from palate.journal import key_of
 from palate.learn import Learner
 from palate.learn.state import restore_state, save_state, state_bytes
@@ -191,7 +191,7 @@ class Checkpoints:
             if self.latest
             else "what is in journal.db is"
         )
-        return f"{safe} safe: free some space and run the same command again"
+        return f"{safe} safe: free some space and {AGAIN}"
 
     def _prune(self) -> None:
         """Remove old ones; the end of a stage stays, for a later stage may have to start from it."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from palate.annotate import Annotator
 from palate.config import RunConfig
-from palate.errors import NonFiniteError, RunError
+from palate.errors import AGAIN, NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.state import fingerprint
 from palate.model.engine import unobserved
@@ -392,7 +392,7 @@ class Run:
         except OSError as error:
             raise RunError(
                 f"{str(path)!r} cannot be written: {error.strerror or error}; what is in the journal and the "
-                "checkpoints is safe, run the same command again to go on"
+                f"checkpoints is safe, {AGAIN} to go on"
             ) from error
 
     def _rate(self, stage: str) -> float:
