@@ -42,7 +42,7 @@ compare: setup
 	$(BIN)/python experiments/all_methods.py --work runs/all --rescore
 	$(BIN)/python experiments/comparison.py --write
 
-# Speed and memory against peers: an hour, on a machine that does nothing else.
+# Speed and memory against peers: three to four hours on two cores, on a machine that does nothing else.
 benchmarks: setup
 	for name in sampling online_dpo scaling; do \
 		$(BIN)/python benchmarks/$$name.py --output benchmarks/results/$$name.json || exit 1; \

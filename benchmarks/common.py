@@ -95,6 +95,11 @@ def in_turns(sides: list[Side], runs: int, **work: Any) -> dict[str, list[dict[s
     return found
 
 
+def runs_of(ending: str, runs: int) -> int:
+    """How many runs completions that end by themselves get, beside those forced to full length."""
+    return (runs + 1) // 2 if ending == "natural" else runs
+
+
 def median(rows: list[dict[str, Any]], key: str) -> float:
     """Of one measured number."""
     return statistics.median(row[key] for row in rows)
@@ -241,12 +246,29 @@ def finish(given: argparse.Namespace, detail: Mapping[str, Any], last: Mapping[s
     sys.path.insert(0, str(ROOT / "experiments"))
     from machine import machine
 
-    whole = {"machine": machine(), **detail, "figures": last}
+    whole = {"machine": machine(), "of": {"commit": commit(), **versions()}, **detail, "figures": last}
     if given.output is not None:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         given.output.write_text(json.dumps(whole, indent=2) + "\n")
     print(json.dumps(whole) if given.json else json.dumps(whole, indent=2))
     print(json.dumps(last))
+
+
+def commit() -> str | None:
+    """What was measured, where this is a git clone; changes that are not committed show as `+`."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--exclude=*", "--dirty=+"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return told.stdout.strip() or None
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that sides are made of, in this environment."""
+    return {name: metadata.version(name) for name in ("transformers", "numpy")}
 
 
 def prompts(count: int, tokens: int) -> list[str]:

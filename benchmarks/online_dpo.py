@@ -202,8 +202,8 @@ def trl_worker(kind: str, shape: str, dtype: str) -> Any:
     return work
 
 
-def measured(shape: str, dtype: str, runs: int, *, default: bool) -> dict[str, dict[str, float]]:
-    """Medians of every side on a shape."""
+def measured(shape: str, dtype: str, runs: int, *, default: bool) -> dict[str, list[dict[str, float]]]:
+    """What every side measured on a shape, run by run."""
     kinds = [("palate", "live"), ("trl", "best")]
     if dtype == "bfloat16":
         kinds.append(("palate", "masters"))
@@ -218,7 +218,7 @@ def measured(shape: str, dtype: str, runs: int, *, default: bool) -> dict[str, d
     found = in_turns(sides, runs)
     for side in sides:
         side.close()
-    return {name: {key: median(rows, key) for key in rows[0]} for name, rows in found.items()}
+    return found
 
 
 def main() -> None:
@@ -239,13 +239,15 @@ def main() -> None:
         "shapes": SHAPES,
         "runs": given.runs,
         "measured": {},
+        "rows": {},
     }
     last: dict[str, float] = {}
     ours = "palate masters" if dtype == "bfloat16" else "palate live"
     for shape in given.shapes:
         say(shape)
-        medians = measured(shape, dtype, given.runs, default=not given.no_default)
-        detail["measured"][shape] = medians
+        found = measured(shape, dtype, given.runs, default=not given.no_default)
+        medians = {name: {key: median(rows, key) for key in rows[0]} for name, rows in found.items()}
+        detail["measured"][shape], detail["rows"][shape] = medians, found
         seconds = medians[ours]["seconds"]
         last[f"{shape}_best"] = round(medians["trl best"]["seconds"] / seconds, 2)
         if "trl default" in medians:

@@ -31,6 +31,7 @@ from common import (
     median,
     on_gpu,
     prompts,
+    runs_of,
     say,
     serve,
 )
@@ -207,12 +208,10 @@ def main() -> None:
     last = {}
     for ending, shape in itertools.product(given.endings, given.shapes):
         say(f"{shape}, {ending}")
-        natural = ending == "natural"
-        found = in_turns(
-            sides, (given.runs + 1) // 2 if natural else given.runs, shape=shape, natural=natural
-        )
+        found = in_turns(sides, runs_of(ending, given.runs), shape=shape, natural=ending == "natural")
         speed = {name: median(rows, "tokens_per_second") for name, rows in found.items()}
         detail.setdefault(ending, {})[shape] = speed
+        detail.setdefault("rows", {}).setdefault(ending, {})[shape] = found
         if ending == given.endings[0]:
             last[shape] = round(speed["palate"] / speed["generate"], 2)
     for side in sides:

@@ -78,6 +78,7 @@ def measured(sides: list[Side], runs: int, length: int, n: int) -> dict[str, Any
         "prompt_tokens": found["fast"][0]["prompt_tokens"],
         "completions": n,
         **medians,
+        "rows": found,
         "padded_over_fast": round(total["padded"] / total["fast"], 2),
     }
 

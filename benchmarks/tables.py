@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-from common import ROOT
+from common import ROOT, runs_of
 
 sys.path.insert(0, str(ROOT / "experiments"))
 from marks import marked, missing, write
@@ -74,8 +74,18 @@ def sampling(result: dict[str, Any]) -> list[str]:
     for ending, name in (("forced", "forced to 64 tokens"), ("natural", "ended by themselves")):
         for shape, speed in result.get(ending, {}).items():
             ratio = speed["palate"] / speed["generate"]
-            lines += row(f"`{shape}`", name, *(f"{speed[s]:.0f}" for s in sides), f"**{ratio:.2f}**")
+            rows = result.get("rows", {}).get(ending, {}).get(shape, {})
+            cells = (f"{speed[s]:.0f}{span(rows.get(s, []), 'tokens_per_second')}" for s in sides)
+            runs = runs_of(ending, result["runs"])
+            told = name if runs == result["runs"] else f"{name} ({runs} {'runs' if runs > 1 else 'run'})"
+            lines += row(f"`{shape}`", told, *cells, f"**{ratio:.2f}**")
     return lines
+
+
+def span(rows: list[dict[str, float]], key: str) -> str:
+    """From the least to the most of what was measured, if that was kept."""
+    values = [row[key] for row in rows]
+    return f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else ""
 
 
 def online_dpo(result: dict[str, Any]) -> list[str]:
