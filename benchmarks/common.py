@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -256,6 +257,8 @@ def finish(given: argparse.Namespace, detail: Mapping[str, Any], last: Mapping[s
 
 def commit() -> str | None:
     """What was measured, where this is a git clone; changes that are not committed show as `+`."""
+    if shutil.which("git") is None:
+        return None
     told = subprocess.run(
         ["git", "describe", "--always", "--exclude=*", "--dirty=+"],
         cwd=ROOT,
