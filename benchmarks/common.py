@@ -201,11 +201,16 @@ def anonymous_memory() -> int:
 
 
 def gemm_peak(dtype_name: str = "bfloat16", seconds: float = 2.0) -> float:
-    """Best rate of a large matrix product here, in FLOP/s, over some shapes."""
+    """Best rate of a large matrix product here, in FLOP/s, over some shapes.
+
+    Of bfloat16 on a processor without units for it: float32's, which is several times its own there.
+    """
     import torch
 
-    dtype = getattr(torch, dtype_name)
-    device = "cuda" if on_gpu() else "cpu"
+    from palate.model.widened import has_bfloat16
+
+    device = torch.device("cuda" if on_gpu() else "cpu")
+    dtype = getattr(torch, dtype_name) if has_bfloat16(device) else torch.float32
     best = 0.0
     for m, k, n in ((2048, 2048, 2048), (4096, 1024, 4096), (2048, 576, 49152), (2048, 576, 1536)):
         a, b = torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)

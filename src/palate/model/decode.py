@@ -21,6 +21,7 @@ from palate.model.layout import PackedLayout, positions
 from palate.model.lean import states_of
 from palate.model.rows import Row, cut
 from palate.model.sampling import Barred, choose
+from palate.model.widened import widening
 
 PREFILL_TOKENS = 4096
 """Prompt tokens computed in one forward pass."""
@@ -67,11 +68,13 @@ class Decoder:
                 free = (slot for slot in range(self.store.slots) if slot not in busy)
                 fresh = dict(zip(free, groups, strict=False))
                 for some in _portions(fresh):
-                    self._begin(some)
+                    with widening(self.network):
+                        self._begin(some)
                 began = sum(map(len, fresh.values()))
                 going = sum(row is not None for row in self.at)
                 if going:
-                    self._step()
+                    with widening(self.network):
+                        self._step()
                 if not going + began:
                     return
                 yield began + going

@@ -25,6 +25,7 @@ from palate.model.layout import PackedLayout, ending, positions, predicting
 from palate.model.lean import states_of
 from palate.model.rows import Row
 from palate.model.segments import Shape
+from palate.model.widened import widening
 
 log = logging.getLogger("palate")
 
@@ -96,7 +97,8 @@ def fast_path(network: Any, codec: Codec, name: str, *, scores: bool = False) ->
         name: in the log.
         scores: it is a classifier with one output, and its scores are what counts.
     """
-    why = _scores_disagree(network) if scores else _disagreement(network, codec)
+    with widening(network):
+        why = _scores_disagree(network) if scores else _disagreement(network, codec)
     if why is None:
         return FastPath(network)
     log.warning("%s takes the plain way, which is slower: %s", name, why)

@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from palate.model import widened
+from palate.model.widened import FEW_ROWS
+
 TILE_ELEMENTS = 15 << 19
 """Tokens x vocabulary of one tile: 30 MiB in float32. Blocks of 32 MiB and more the C library asks of the
 system each time, and every page's first touch then costs as much as the arithmetic on it."""
 ACCELERATOR_TILES = 8
 """How many times larger a tile is on an accelerator, which has an allocator of its own."""
-
-
-FEW_ROWS = 128
-"""Rows up to which, in float32 on a CPU, `W x^T` is the faster of the two ways to a product."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,8 +56,15 @@ class LMHead:
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits in the compute dtype, after a soft cap in float32. hidden (M, H), the result (M, V)."""
-        logits = product(hidden, self.weight, self.bias).contiguous()
+        """Logits, after a soft cap in float32. hidden (M, H), the result (M, V).
+
+        They are in the compute dtype, or in float32 where products are widened.
+        """
+        if widened.widens(hidden):
+            logits = widened.times(hidden, self.weight, self.bias, torch.float32)
+        else:
+            logits = product(hidden, self.weight, self.bias)
+        logits = logits.contiguous()
         if self.softcap is None:
             return logits
         return self.softcap * torch.tanh(logits.to(_wide(logits)) / self.softcap)
@@ -172,7 +178,7 @@ class _TargetValues(torch.autograd.Function):
                 top1[rows] = (scored.argmax(-1) == targets[rows]).to(top1.dtype)
                 entropy[rows] = normaliser - (probs * scored).sum(-1)
             if u is not None:
-                u[rows] = _uncapped(_slope(probs, target), scored, softcap).to(weight.dtype) @ weight
+                u[rows] = _through(_uncapped(_slope(probs, target), scored, softcap), weight)
         ctx.softcap, ctx.trains_head = softcap, trains_head
         ctx.save_for_backward(hidden if u is None else u, weight, bias, targets, logits, top, tokens)
         ctx.mark_non_differentiable(entropy, top1, tokens)
@@ -234,9 +240,9 @@ def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradie
         if single is not None:
             d_scored.scatter_add_(-1, single.tokens[rows], single.gradients[rows])
         d_raw = _uncapped(d_scored, scored, ctx.softcap)
-        d_hidden[rows] = d_raw.to(weight.dtype) @ weight
-        if d_weight.dtype == d_raw.dtype == hidden.dtype:
-            d_weight.addmm_(d_raw.T, hidden[rows])  # in float32 without a second (V, H) for every tile
+        d_hidden[rows] = _through(d_raw, weight)
+        if d_raw.dtype == hidden.dtype or widened.widens(hidden):
+            d_weight.addmm_(d_raw.T, hidden[rows].to(d_raw.dtype))  # without a second (V, H) for every tile
         else:
             d_weight += d_raw.to(weight.dtype).T @ hidden[rows]
         if d_bias is not None:
@@ -250,8 +256,16 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 def _scored(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
     """Logits after the soft cap, in float32. (M, V)"""
-    raw = nn.functional.linear(hidden, weight, bias).to(_wide(hidden))
+    if widened.widens(hidden):
+        raw = widened.times(hidden, weight, bias, torch.float32)
+    else:
+        raw = nn.functional.linear(hidden, weight, bias).to(_wide(hidden))
     return raw if softcap is None else softcap * torch.tanh(raw / softcap)
+
+
+def _through(slope: Tensor, weight: Tensor) -> Tensor:
+    """Derivative by hidden states from that by the raw logits. (M, V), (V, H) to (M, H)"""
+    return widened.through(slope, weight) if widened.widens(weight) else slope.to(weight.dtype) @ weight
 
 
 def _slope(probs: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from palate.model.codec import Codec
 from palate.model.embedded import CACHED_AS, embedded_model
 from palate.model.fast import FastPath, fast_path
 from palate.model.rundir import model_in
+from palate.model.widened import has_bfloat16, recomputing
 
 Head = Literal["lm", "scalar"]
 
@@ -178,7 +179,8 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     if not trainable:
         network.requires_grad_(False)
     elif cfg.checkpointing:
-        network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        how = {"use_reentrant": False, "context_fn": partial(recomputing, network)}
+        network.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
     fresh = peft is not None and adapter is None
     fast = fast_path(network, codec, cfg.model, scores=head == "scalar") if cfg.fast else None
     return LoadedModel(network, codec, head, cfg.model, peft, fresh, fast, _dropout=dropout)
@@ -390,10 +392,4 @@ def _device(name: str) -> str:
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    else:
-        fast = False
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32

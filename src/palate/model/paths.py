@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -20,17 +20,15 @@ from palate.model.forward import (
 )
 from palate.model.load import LoadedModel
 from palate.model.packed import packed_batches, packed_outputs, packed_scores
+from palate.model.widened import widening
 from palate.types import Record
 
 
 @contextmanager
 def computing(model: LoadedModel) -> Iterator[None]:
     """Open around `completion_outputs`, and until backward is done."""
-    if model.fast is None:
+    with widening(model.network), nullcontext() if model.fast is None else following(model.network):
         yield
-    else:
-        with following(model.network):
-            yield
 
 
 def completion_outputs(
