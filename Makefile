@@ -43,8 +43,10 @@ compare: setup
 	$(BIN)/python experiments/comparison.py --write
 
 # Speed and memory against peers: three to four hours on two cores, on a machine that does nothing else.
+# With VLLM=..., an environment with vLLM's CPU build, that takes part in sampling.
 benchmarks: setup
-	for name in sampling online_dpo scaling; do \
+	$(BIN)/python benchmarks/sampling.py $(if $(VLLM),--vllm $(VLLM)) --output benchmarks/results/sampling.json
+	for name in online_dpo scaling operations; do \
 		$(BIN)/python benchmarks/$$name.py --output benchmarks/results/$$name.json || exit 1; \
 	done
 	for shape in short long; do \

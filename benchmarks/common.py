@@ -207,10 +207,11 @@ def gemm_peak(dtype_name: str = "bfloat16", seconds: float = 2.0) -> float:
     """
     import torch
 
-    from palate.model.widened import has_bfloat16
+    from palate.model.widened import widens
 
-    device = torch.device("cuda" if on_gpu() else "cpu")
-    dtype = getattr(torch, dtype_name) if has_bfloat16(device) else torch.float32
+    device = "cuda" if on_gpu() else "cpu"
+    asked = getattr(torch, dtype_name)
+    dtype = torch.float32 if widens(torch.empty(0, dtype=asked, device=device)) else asked
     best = 0.0
     for m, k, n in ((2048, 2048, 2048), (4096, 1024, 4096), (2048, 576, 49152), (2048, 576, 1536)):
         a, b = torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)

@@ -32,7 +32,7 @@ def main() -> None:
 
 def tables() -> dict[str, list[str]]:
     """Lines of each table, by name. Other machines' results, in `NAME_MACHINE.json`, come below."""
-    made = {"sampling": sampling, "online_dpo": online_dpo, "scaling": scaling}
+    made = {"sampling": sampling, "online_dpo": online_dpo, "scaling": scaling, "operations": operations}
     found: dict[str, list[str]] = {}
     for name, table in made.items():
         for file in sorted(RESULTS.glob(f"{name}*.json"), key=lambda file: len(file.stem)):
@@ -129,6 +129,17 @@ def scaling(result: dict[str, Any]) -> list[str]:
             ),
             f"**{one['padded_over_fast']:.2f}**",
         )
+    return lines
+
+
+def operations(result: dict[str, Any]) -> list[str]:
+    """What both sides have to compute, by the shapes alone."""
+    lines = row("work", "prompt tokens, mean and most", "Palate (TFLOP)", "peer (TFLOP)", "peer over Palate")
+    lines += ["|---" * 5 + "|"]
+    for name, one in result["counted"].items():
+        prompt = f"{one['mean_prompt']:.0f}, {one['longest_prompt']}"
+        work = (f"{one[side + '_tflop']:.2f}" for side in ("palate", "peer"))
+        lines += row(name.replace(" ", " `") + "`", prompt, *work, f"**{one['ratio']:.2f}**")
     return lines
 
 

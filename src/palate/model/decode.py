@@ -21,7 +21,7 @@ from palate.model.layout import PackedLayout, positions
 from palate.model.lean import states_of
 from palate.model.rows import Row, cut
 from palate.model.sampling import Barred, choose
-from palate.model.widened import widening
+from palate.model.widened import widening, widens
 
 PREFILL_TOKENS = 4096
 """Prompt tokens computed in one forward pass."""
@@ -156,7 +156,7 @@ class KeyValueStore:
 
     Per layer: prompts (slots, kv heads, longest, D), rows (slots, kv heads, rows, new tokens, D). Keys that
     come in half precision are kept in float32 on a CPU, which has no product of the one with a sum in the
-    other.
+    other; values too, where their products would be widened at every step.
     """
 
     def __init__(self, slots: int, rows: int, longest: int, new_tokens: int, device: torch.device) -> None:
@@ -177,12 +177,13 @@ class KeyValueStore:
             prompts = (self.slots, heads, self.longest, size)
             own = (self.slots, heads, self.rows, self.new_tokens, size)
             of_keys = torch.float32 if like.device.type == "cpu" else like.dtype
+            of_values = torch.float32 if widens(like) else like.dtype
             # Zeros, not what memory holds: a masked key still meets 0 * value, and a NaN would survive that.
             self.layers[index] = (
                 like.new_zeros(prompts, dtype=of_keys),
-                like.new_zeros(prompts),
+                like.new_zeros(prompts, dtype=of_values),
                 like.new_zeros(own, dtype=of_keys),
-                like.new_zeros(own),
+                like.new_zeros(own, dtype=of_values),
             )
         return self.layers[index]
 
@@ -261,7 +262,8 @@ class Step:
             weights.view(slots * kv, rows * group, -1)[:, :, : self.longest], shared_values
         )
         out = (
-            found.view(slots, kv, rows, group, size)
+            found.to(query.dtype)
+            .view(slots, kv, rows, group, size)
             .transpose(1, 2)
             .reshape(slots * rows, 1, kv * group, size)
         )

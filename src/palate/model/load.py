@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from palate.model.codec import Codec
 from palate.model.embedded import CACHED_AS, embedded_model
 from palate.model.fast import FastPath, fast_path
 from palate.model.rundir import model_in
-from palate.model.widened import has_bfloat16, recomputing
+from palate.model.widened import checkpoint_options, has_bfloat16
 
 Head = Literal["lm", "scalar"]
 
@@ -179,7 +179,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     if not trainable:
         network.requires_grad_(False)
     elif cfg.checkpointing:
-        how = {"use_reentrant": False, "context_fn": partial(recomputing, network)}
+        how = {"use_reentrant": False, **checkpoint_options(network)}
         network.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
     fresh = peft is not None and adapter is None
     fast = fast_path(network, codec, cfg.model, scores=head == "scalar") if cfg.fast else None

@@ -1,13 +1,14 @@
-"""Products of bfloat16 on a processor without units for it: in float32, with all else kept as it is.
+"""Products of bfloat16 on an x86 processor without units for it: in float32, with all else kept as it is.
 
 Without such units PyTorch's own products of bfloat16 run at a fraction of float32's rate. Here weights are
-widened block by block into a buffer that the caches hold, so that a bfloat16 model takes half the memory of a
-float32 one and nearly none of its speed. A product of two bfloat16 numbers is exact in float32, and so the
-result is what those units give: rounded once, at the end.
+widened block by block into a buffer that the caches hold, so that a bfloat16 model takes half a float32 one's
+memory at nearly its speed. As with such units, products are exact, sums are float32, and the result is
+rounded once.
 """
 
 from __future__ import annotations
 
+import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 BLOCK_ELEMENTS = 1 << 21
-"""Elements of a weight that are widened at a time: 8 MiB in float32."""
+"""Elements of a weight, or of a result, that are in work at a time: 8 MiB in float32."""
 FEW_ROWS = 128
 """Rows up to which, in float32 on a CPU, `W x^T` is the faster of the two ways to a product."""
 
@@ -34,35 +35,47 @@ def has_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def lacks_units(device: torch.device) -> bool:
+    """Whether float32 is the faster way to products of bfloat16. Found on x86, and believed there alone."""
+    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return device.type == "cpu" and on_x86 and not has_bfloat16(device)
+
+
 def widens(tensor: Tensor) -> bool:
     """Whether products with this tensor are better computed in float32."""
-    return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and not has_bfloat16(tensor.device)
+    return tensor.dtype == torch.bfloat16 and lacks_units(tensor.device)
 
 
 def widening(network: Any) -> AbstractContextManager[Any]:
     """Within it, products of a network that `widens` are computed in float32; those of backward follow.
 
-    What is checkpointed needs `recomputing` beside it.
+    What is checkpointed needs `checkpoint_options` beside it.
     """
     return _Widening() if widens(next(network.parameters())) else nullcontext()
 
 
-def recomputing(network: Any) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Contexts of a checkpointed layer's forward and of its recomputation, which runs outside of `widening`:
-    no mode reaches into backward.
+def checkpoint_options(network: Any) -> dict[str, Any]:
+    """What torch's `checkpoint` of a network's layers needs: no mode reaches into backward, where they are
+    computed again, so each pass opens its own.
     """
-    return nullcontext(), widening(network)
+    return {"context_fn": _both_passes} if widens(next(network.parameters())) else {}
+
+
+def _both_passes() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return _Widening(), _Widening()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias of bfloat16 tensors. x (..., K), weight (N, K), the result (..., N)."""
-    flat = x.reshape(-1, x.shape[-1])
+    if weight.dim() != 2:
+        return torch.nn.functional.linear(x, weight, bias)
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     arguments = [t for t in (x, weight, bias) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in arguments):
         found: Tensor = _Linear.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
     else:
         found = times(flat, weight, bias, x.dtype).contiguous()
-    return found.view(*x.shape[:-1], len(weight))
+    return found if x.dim() == 2 else found.view(*x.shape[:-1], len(weight))
 
 
 def times(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -70,12 +83,12 @@ def times(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) ->
 
     x (M, K), weight (N, K), the result (M, N) with any strides.
     """
-    wide, few = x.float(), len(x) <= FEW_ROWS
+    wide, few = x.detach().float(), len(x) <= FEW_ROWS
     out = wide.new_empty((len(weight), len(x)) if few else (len(x), len(weight)), dtype=dtype)
-    for rows, block in _blocks(weight):
+    for rows, block in _blocks(weight, len(x)):
         found = block @ wide.t() if few else wide @ block.t()
         if bias is not None:
-            found += bias[rows, None] if few else bias[rows]
+            found += bias.detach()[rows, None] if few else bias.detach()[rows]
         out[rows if few else (slice(None), rows)] = found
     return out.t() if few else out
 
@@ -92,17 +105,23 @@ def through(slope: Tensor, weight: Tensor) -> Tensor:
 _buffers = threading.local()
 
 
-def _blocks(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Some rows of a weight after the other, in float32. A block is overwritten by the next."""
+def _blocks(weight: Tensor, tokens: int = 1) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows of a weight after the other, in float32. A block is overwritten by the next.
+
+    Their product with so many tokens, too, is no larger than a block.
+    """
     if not hasattr(_buffers, "kept"):
-        _buffers.kept = torch.empty(BLOCK_ELEMENTS)
-    count, width = weight.shape
-    size = max(1, BLOCK_ELEMENTS // width)
-    for start in range(0, count, size):
-        rows = slice(start, min(start + size, count))
+        with torch.inference_mode(False):  # else whoever comes later could not write to it
+            _buffers.kept = torch.empty(BLOCK_ELEMENTS, dtype=torch.float32, device="cpu")
+    width = weight.shape[1]
+    for rows in _slices(len(weight), max(1, BLOCK_ELEMENTS // max(width, tokens))):
         elements = (rows.stop - rows.start) * width
-        kept = _buffers.kept if elements <= BLOCK_ELEMENTS else torch.empty(elements)
-        yield rows, kept[:elements].view(-1, width).copy_(weight[rows])
+        kept = _buffers.kept if elements <= BLOCK_ELEMENTS else torch.empty(elements, dtype=torch.float32)
+        yield rows, kept[:elements].view(-1, width).copy_(weight.detach()[rows])
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 class _Linear(torch.autograd.Function):
@@ -110,7 +129,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         found = times(x, weight, bias, x.dtype)
         # No view of anything: whoever adds to it in place must be allowed to.
         return found.clone(memory_format=torch.contiguous_format) if found._is_view() else found
@@ -122,11 +142,14 @@ class _Linear(torch.autograd.Function):
         slope = d_out.float()
         d_x = d_weight = d_bias = None
         if ctx.needs_input_grad[0]:
-            d_x = through(slope, weight).to(x.dtype)
+            d_x = through(slope, weight).to(d_out.dtype)
         if ctx.needs_input_grad[1]:
-            d_weight = (slope.t() @ x.float()).to(weight.dtype)
+            wide = x.float()
+            d_weight = x.new_empty(slope.shape[1], x.shape[1])
+            for rows in _slices(len(d_weight), max(1, BLOCK_ELEMENTS // x.shape[1])):
+                d_weight[rows] = slope[:, rows].t() @ wide
         if ctx.needs_input_grad[2]:
-            d_bias = slope.sum(0).to(weight.dtype)
+            d_bias = slope.sum(0).to(d_out.dtype)
         return d_x, d_weight, d_bias
 
 
@@ -134,16 +157,25 @@ class _Linear(torch.autograd.Function):
 
 
 class _Widening(TorchFunctionMode):
-    """Takes the place of products that a model's own code asks for, where an argument is bfloat16."""
+    """Takes the place of products of bfloat16 that a model's own code asks for, by the names in `INSTEAD`.
+
+    What goes by another name (einsum, convolutions, products of grouped experts), or writes to `out`, is left
+    to PyTorch: right, and slow.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         instead = INSTEAD.get(func)
-        if instead is None or not _is_narrow(args[0] if args else None):
+        factors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+        if instead is None or not factors or not all(map(_is_narrow, factors)) or kwargs.keys() & _ASKED:
             return func(*args, **kwargs)
         return instead(*args, **kwargs)
+
+
+_ASKED = {"out", "out_dtype"}
+"""Arguments of those who want the result elsewhere, or in a format of their choice."""
 
 
 def _is_narrow(value: Any) -> bool:
@@ -164,6 +196,13 @@ def _in_float32(func: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return widened
 
 
+def _addmm(add: Tensor, x: Tensor, matrix: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """add + x matrix, which is how GPT-2 writes a linear layer."""
+    if add.dim() == 1 and beta == alpha == 1 and len(add) == matrix.shape[1]:
+        return linear(x, matrix.t(), add)
+    return _in_float32(torch.addmm)(add, x, matrix, beta=beta, alpha=alpha)
+
+
 def _in_place(func: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """An operation that overwrites its first argument, from the one that does not."""
     widened = _in_float32(func)
@@ -175,13 +214,15 @@ def _in_place(func: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 _PLAIN: tuple[Any, ...] = (
-    *(torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm),
-    *(Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.addmm, Tensor.baddbmm),
+    *(torch.matmul, torch.mm, torch.bmm, torch.baddbmm),
+    *(Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.baddbmm),
     scaled_dot_product_attention,
 )
 INSTEAD: dict[Any, Callable[..., Tensor]] = {
     torch.nn.functional.linear: linear,
     **{func: _in_float32(func) for func in _PLAIN},
+    torch.addmm: _addmm,
+    Tensor.addmm: _addmm,
     Tensor.addmm_: _in_place(torch.addmm),
     Tensor.baddbmm_: _in_place(torch.baddbmm),
 }

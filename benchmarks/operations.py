@@ -1,0 +1,101 @@
+"""Operations in matrix products of both sides of `sampling.py` and `online_dpo.py`, counted from the shapes.
+
+    python benchmarks/operations.py
+
+Counted are products with weights, two operations for each weight and token, padding included where a side
+pads; not those of attention, which are few at these lengths. Nothing is timed, so the ratios are the same on
+every machine: what a side gains beyond them, it gains in the rate at which it works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common import arguments, finish, prompts
+from online_dpo import SHAPES as STEPS
+from sampling import SHAPES as SAMPLES
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens that go through the layers, and through the head."""
+
+    body: int
+    head: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.body + other.body, self.head + other.head)
+
+    def times(self, passes: int) -> Work:
+        """The same so many times."""
+        return Work(passes * self.body, passes * self.head)
+
+
+def sampled(lengths: list[int], n: int, new: int, *, shared: bool) -> Work:
+    """n completions of `new` tokens for prompts of these lengths; the last token goes through no layer.
+
+    Shared, a prompt and its first logits are computed once; else for every row, and as long as the longest.
+    """
+    rows = n * len(lengths)
+    if shared:
+        return Work(sum(lengths) + rows * (new - 1), len(lengths) + rows * (new - 1))
+    return Work(rows * (max(lengths) + new - 1), rows * new)
+
+
+def forward(lengths: list[int], n: int, new: int, *, shared: bool) -> Work:
+    """One pass over prompts and completions; unshared, the head computes the prompts' logits as well."""
+    rows = n * len(lengths)
+    if shared:
+        return Work(sum(lengths) + rows * new, rows * new)
+    return Work(rows * (max(lengths) + new), rows * (max(lengths) + new))
+
+
+def step(lengths: list[int], n: int, new: int, *, shared: bool) -> Work:
+    """One of online DPO on all weights: sampling, the reference, forward, and twice that backward.
+
+    Palate's head, of which a tile is kept no longer than it is needed, makes its logits again in backward.
+    """
+    one = forward(lengths, n, new, shared=shared)
+    again = Work(0, one.head) if shared else Work(0, 0)
+    return sampled(lengths, n, new, shared=shared) + one.times(4) + again
+
+
+def main() -> None:
+    given = arguments(__doc__ or "")
+    from transformers import AutoModelForCausalLM
+
+    from palate.cli.quiet import quiet_libraries
+    from palate.config import ModelConfig
+    from palate.model import embedded_model, load_model
+    from palate.types import Prompt
+
+    quiet_libraries()
+    codec = load_model(ModelConfig(dtype="bfloat16", fast=False), trainable=False).codec
+    network = AutoModelForCausalLM.from_pretrained(embedded_model())
+    head = network.get_output_embeddings().weight.numel()
+    matrices = [p.numel() for p in network.parameters() if p.dim() == 2]
+    body = sum(matrices) - network.get_input_embeddings().weight.numel()
+
+    def operations(work: Work) -> int:
+        return 2 * (work.body * body + work.head * head)
+
+    detail: dict[str, dict[str, float]] = {}
+    for kind, shapes, count in (("sampling", SAMPLES, sampled), ("step", STEPS, step)):
+        for name, s in shapes.items():
+            lengths = [len(codec.prompt_ids(Prompt(text))) for text in prompts(s["count"], s["tokens"])]
+            n = s.get("n", 2)
+            ours, theirs = (count(lengths, n, s["new"], shared=shared) for shared in (True, False))
+            detail[f"{kind} {name}"] = {
+                "longest_prompt": max(lengths),
+                "mean_prompt": round(sum(lengths) / len(lengths), 1),
+                "palate_tflop": round(operations(ours) / 1e12, 3),
+                "peer_tflop": round(operations(theirs) / 1e12, 3),
+                "layers_ratio": round(theirs.body / ours.body, 2),
+                "ratio": round(operations(theirs) / operations(ours), 2),
+            }
+    ratios = {name: found["ratio"] for name, found in detail.items()}
+    finish(given, {"dtype": "any", "counted": detail}, ratios)
+
+
+if __name__ == "__main__":
+    main()
