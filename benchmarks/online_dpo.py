@@ -16,7 +16,8 @@ counted once, over all seconds of the stage. TRL computes all rows of the step a
 without accumulation; Palate divides them by its default budget of tokens.
 
     python benchmarks/online_dpo.py
-    python benchmarks/online_dpo.py --dtype float32 --shapes short --no-default
+    python benchmarks/online_dpo.py --dtype float32 --shapes short --trl best  # not TRL's defaults
+    python benchmarks/online_dpo.py --dtype bfloat16 --trl                     # Palate alone
 """
 
 from __future__ import annotations
@@ -202,12 +203,12 @@ def trl_worker(kind: str, shape: str, dtype: str) -> Any:
     return work
 
 
-def measured(shape: str, dtype: str, runs: int, *, default: bool) -> dict[str, list[dict[str, float]]]:
-    """What every side measured on a shape, run by run."""
-    kinds = [("palate", "live"), ("trl", "best")]
+def measured(shape: str, dtype: str, runs: int, *, trl: list[str]) -> dict[str, list[dict[str, float]]]:
+    """What Palate and the given kinds of TRL measured on a shape, run by run."""
+    kinds = [("palate", "live"), *(("trl", kind) for kind in trl if kind == "best")]
     if dtype == "bfloat16":
         kinds.append(("palate", "masters"))
-    if default and shape == "short":
+    if "default" in trl and shape == "short":
         kinds.append(("trl", "default"))
     state = {"masters": "float32"}
     peers = peer(PEER)
@@ -226,7 +227,12 @@ def main() -> None:
         __doc__ or "",
         dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
         shapes={"nargs": "*", "default": list(SHAPES), "choices": list(SHAPES)},
-        no_default={"action": "store_true", "help": "leave out TRL at its defaults, which is slow"},
+        trl={
+            "nargs": "*",
+            "default": ["best", "default"],
+            "choices": ["best", "default"],
+            "help": "kinds of TRL, if any, beside Palate",
+        },
     )
     if given.worker:
         side, *rest = given.worker
@@ -242,20 +248,18 @@ def main() -> None:
         "rows": {},
     }
     last: dict[str, float] = {}
-    ours = "palate masters" if dtype == "bfloat16" else "palate live"
+    ours = "palate masters" if dtype == "bfloat16" else "palate live"  # its default in that format
     before = gemm_peak(dtype)
     for shape in given.shapes:
         say(shape)
-        found = measured(shape, dtype, given.runs, default=not given.no_default)
+        found = measured(shape, dtype, given.runs, trl=given.trl)
         medians = {name: {key: median(rows, key) for key in rows[0]} for name, rows in found.items()}
         detail["measured"][shape], detail["rows"][shape] = medians, found
-        seconds = medians[ours]["seconds"]
-        last[f"{shape}_best"] = round(medians["trl best"]["seconds"] / seconds, 2)
-        if "trl default" in medians:
-            last[f"{shape}_default"] = round(medians["trl default"]["seconds"] / seconds, 2)
-        last[f"memory_{shape}"] = round(
-            medians["palate live"]["memory_gb"] / medians["trl best"]["memory_gb"], 2
-        )
+        for kind in ("best", "default"):
+            if (theirs := medians.get(f"trl {kind}")) is not None:
+                last[f"{shape}_{kind}"] = round(theirs["seconds"] / medians[ours]["seconds"], 2)
+        if (best := medians.get("trl best")) is not None:
+            last[f"memory_{shape}"] = round(medians["palate live"]["memory_gb"] / best["memory_gb"], 2)
     peak = max(before, gemm_peak(dtype))
     detail["gemm_peak_gflops"] = round(peak / 1e9)
     for name in ("learner", "sampler"):
