@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from palate.errors import RunError
+from palate.errors import AGAIN, RunError
 from palate.learn import Pairwise, Policy
 from palate.losses import PAIR_LOSSES
 from palate.model import LoadedModel
@@ -351,7 +351,7 @@ def test_a_save_that_fails_leaves_what_was_there(
             checkpoints.save(policy, position)
         if raised is RunError:
             assert "cannot be written: No space left on device" in str(caught.value)
-            assert "everything up to step 2 is safe: free some space" in str(caught.value)
+            assert f"everything up to step 2 is safe: free some space and {AGAIN}" in str(caught.value)
         assert checkpoints.latest == opened(saved).latest
     assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
 

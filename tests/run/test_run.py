@@ -24,6 +24,8 @@ from palate.run import Display, Run
 from palate.run.status import read_status
 from palate.types import Completion, Demonstration, Group, Prompt
 
+SAFELY = r"run the same command again \(without --overwrite\)"
+
 
 def rows(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
@@ -287,7 +289,7 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path: Path) -> None:
             run._metrics = Path("/dev/full").open("a")  # noqa: SIM115 - the run closes it
             run.log(0, {"loss": 1.0})
 
-    told = r"metrics\.jsonl' cannot be written: No space left on device; what is in the journal"
+    told = r"metrics\.jsonl' cannot be written: No space left on device; what is in the journal .*" + SAFELY
     with pytest.raises(RunError, match=told):
         work()
     # The row is safe, and the run is in nobody's hands any more.
@@ -415,7 +417,7 @@ def test_a_summary_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("palate.run.run.write_exports", full)
     with (
         pytest.raises(
-            RunError, match=r"summary\.json' cannot be written: No space left on device; what is in"
+            RunError, match=r"summary\.json' cannot be written: No space left on device; .*" + SAFELY
         ),
         Run(RunConfig(output=tmp_path / "run"), method="toy") as run,
     ):
