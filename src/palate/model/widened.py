@@ -168,10 +168,10 @@ class _Widening(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         instead = INSTEAD.get(func)
-        factors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
-        if instead is None or not factors or not all(map(_is_narrow, factors)) or kwargs.keys() & _ASKED:
+        if instead is None or kwargs.keys() & _ASKED:
             return func(*args, **kwargs)
-        return instead(*args, **kwargs)
+        factors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+        return (instead if factors and all(map(_is_narrow, factors)) else func)(*args, **kwargs)
 
 
 _ASKED = {"out", "out_dtype"}
