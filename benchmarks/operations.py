@@ -62,16 +62,14 @@ def step(lengths: list[int], n: int, new: int, *, shared: bool) -> Work:
 
 def main() -> None:
     given = arguments(__doc__ or "")
-    from transformers import AutoModelForCausalLM
-
     from palate.cli.quiet import quiet_libraries
     from palate.config import ModelConfig
-    from palate.model import embedded_model, load_model
+    from palate.model import load_model
     from palate.types import Prompt
 
     quiet_libraries()
-    codec = load_model(ModelConfig(dtype="bfloat16", fast=False), trainable=False).codec
-    network = AutoModelForCausalLM.from_pretrained(embedded_model())
+    model = load_model(ModelConfig(dtype="bfloat16", fast=False), trainable=False)
+    codec, network = model.codec, model.network
     head = network.get_output_embeddings().weight.numel()
     matrices = [p.numel() for p in network.parameters() if p.dim() == 2]
     body = sum(matrices) - network.get_input_embeddings().weight.numel()

@@ -225,7 +225,7 @@ def test_the_oracle_sees_a_product_that_is_left(
 
 @pytest.mark.parametrize("way", ["lora", "full", "plain"])
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
-def test_numbers_are_nearer_to_float32s(
+def test_numbers_are_as_near_to_float32s_as_with_units(
     kind: str, way: str, directory_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def logps(dtype: str, *, units: bool) -> Tensor:

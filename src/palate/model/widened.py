@@ -1,9 +1,9 @@
 """Products of bfloat16 on an x86 processor without units for it: in float32, with all else kept as it is.
 
 Without such units PyTorch's own products of bfloat16 run at a fraction of float32's rate. Here weights are
-widened block by block into a buffer that the caches hold, so that a bfloat16 model takes half a float32 one's
-memory at nearly its speed. As with such units, products are exact, sums are float32, and the result is
-rounded once.
+widened block by block into a buffer that the caches hold, so that a bfloat16 model has nearly a float32 one's
+speed and half its weights' memory. As with such units, products are exact, sums are float32, and the result
+is rounded once.
 """
 
 from __future__ import annotations
