@@ -36,7 +36,7 @@ from machine import machine
 from palate.annotate import RewardModel
 from palate.cli.quiet import quiet_libraries
 from palate.config import MethodConfig, Sampling
-from palate.methods.report import fresh_logps
+from palate.loops.report import fresh_logps
 from palate.model import Snapshot
 from palate.types import Completion, Group, Prompt
 

@@ -72,7 +72,7 @@ def child(arguments: list[str]) -> int:
     from palate.annotate import FunctionScorer
     from palate.journal import Journal
     from palate.learn import Learner, Optimizer
-    from palate.model.decode import Decoder
+    from palate.model.fast.decode import Decoder
     from palate.run import Run
     from palate.run.checkpoints import Checkpoints
 

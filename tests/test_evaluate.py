@@ -17,7 +17,7 @@ from palate.errors import AnnotatorError
 from palate.evaluate import Evaluation, compare, wilson
 from palate.journal import Journal
 from palate.learn import Policy
-from palate.model.forward import TokenValues
+from palate.model.plain.forward import TokenValues
 from palate.testing import ScriptedJudge, ScriptedScorer, tiny_model, tiny_policy
 from palate.types import Completion, Finish, Group, Prompt
 

@@ -14,9 +14,9 @@ from palate.config import MethodConfig, RewardConfig
 from palate.errors import DataError, ModelError, RunError
 from palate.journal import Journal
 from palate.learn import Learner, Likelihood, Policy, Ranking
-from palate.methods.base import Method, Recipe
-from palate.methods.offline import OfflineConfig, PairBatches, fit
-from palate.methods.records import read_pairs
+from palate.loops.offline import OfflineConfig, PairBatches, fit
+from palate.loops.records import read_pairs
+from palate.method import Method, Recipe
 from palate.model import engine, load
 from palate.run import Run
 from palate.types import Example, Pair, Prompt

@@ -16,9 +16,9 @@ from palate.errors import ConfigError
 from palate.evaluate import Evaluation, compare, wilson
 from palate.journal import key_of
 from palate.learn import Learner, Policy
+from palate.loops.records import content_key, pairs_of, tell_same
+from palate.loops.report import fresh_logps
 from palate.methods import METHODS, Method
-from palate.methods.records import content_key, pairs_of, tell_same
-from palate.methods.report import fresh_logps
 from palate.model import Snapshot
 from palate.run import Display, Run
 from palate.types import Example, Pair, Prompt

@@ -262,7 +262,7 @@ def test_an_interrupted_answer_leaves_the_model_as_it_was(
             return choose(*given, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr("palate.model.decode.choose", interrupt)
+            patch.setattr("palate.model.fast.decode.choose", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 speaker.answer("hi", "", FEW, 0)
         assert speaker.turns == []

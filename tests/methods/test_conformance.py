@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import palate
+from palate import method as declared
+from palate import methods
 from palate.config import Config, MethodConfig, Sampling
 from palate.errors import AnnotatorError, ConfigError, DataError, RunError
-from palate.methods import METHODS, base
+from palate.methods import METHODS
 from palate.testing import END
 
 NAMES = pytest.mark.parametrize("name", sorted(METHODS))
@@ -76,7 +78,7 @@ def options(tiny: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """A tiny run's options by the name of its method. A method in rounds has one, unless it is told."""
 
     def make(name: str, **changes: Any) -> dict[str, Any]:
-        kind = "pairs" if changes.get("variant") == base.DIRECT else METHODS[name].learns_from
+        kind = "pairs" if changes.get("variant") == declared.DIRECT else METHODS[name].learns_from
         for part in ("train", "held_out"):
             rows = ROWS[kind] if part == "train" else ROWS[kind][:3]
             (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -118,7 +120,7 @@ def rows_of(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_a_file_with_a_method_is_a_method() -> None:
-    files = Path(str(base.__file__)).parent.glob("*.py")
+    files = Path(str(methods.__file__)).parent.glob("*.py")
     declared = {
         f.stem.replace("_", "-") for f in files if re.search(r"^METHOD\b", f.read_text(), re.MULTILINE)
     }
@@ -143,7 +145,7 @@ def test_it_says_what_it_is_and_whose(name: str) -> None:
     assert method.paper.split("arXiv:")[1][:10] in opening  # the module cites the same paper
     assert 10 < len(method.summary) < 100
     assert "\n" not in method.summary
-    assert method.group in base.METHOD_GROUPS
+    assert method.group in declared.METHOD_GROUPS
 
 
 @NAMES

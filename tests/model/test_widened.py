@@ -20,7 +20,7 @@ from palate.config import Sampling
 from palate.learn import Pairwise
 from palate.losses import PAIR_LOSSES
 from palate.model import widened
-from palate.model.head import LMHead
+from palate.model.fast.head import LMHead
 from palate.model.widened import FEW_ROWS, INSTEAD, widening
 from palate.testing import KINDS, tiny_model, tiny_policy
 from palate.types import Comparison, Prompt
@@ -290,7 +290,7 @@ def test_no_more_is_kept_for_backward_than_it_needs(trained: tuple[bool, bool], 
 
 
 def test_a_trained_head(without_units: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("palate.model.head.TILE_ELEMENTS", 40)
+    monkeypatch.setattr("palate.model.fast.head.TILE_ELEMENTS", 40)
     made = []
     for dtype in (torch.bfloat16, torch.float64):
         leaves = [whole(9, 4), whole(11, 4, seed=1), whole(11, seed=2)]

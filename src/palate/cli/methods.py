@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from palate.method import METHOD_GROUPS
 from palate.methods import METHODS, Method
-from palate.methods.base import METHOD_GROUPS
 from palate.methods.source import SOURCE, UNBUILT, Unbuilt
 
 QUESTIONS = {

@@ -27,7 +27,7 @@ from palate.model import (
     load_model,
 )
 from palate.model.engine import Observer, unobserved
-from palate.model.fast import FastPath
+from palate.model.fast.probe import FastPath
 from palate.model.load import Head
 from palate.model.paths import batched_scores, batches, completion_outputs, completion_scores, computing
 from palate.types import Record

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from palate.methods.base import Method
+from palate.method import Method
 
 
 def _found() -> dict[str, Method]:

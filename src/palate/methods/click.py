@@ -21,12 +21,12 @@ from pydantic import Field
 
 from palate.annotate import Annotator
 from palate.learn import Anchored, Likelihood, Pairwise, Policy, anchors
+from palate.loops.candidates import draw, fit_round
+from palate.loops.offline import fit
+from palate.loops.rounds import OF_ROUNDS, RoundsConfig, prompts_of_round
+from palate.loops.texts import check_columns, with_targets
 from palate.losses import PAIR_LOSSES
-from palate.methods.base import Method, Recipe
-from palate.methods.candidates import draw, fit_round
-from palate.methods.offline import fit
-from palate.methods.rounds import OF_ROUNDS, RoundsConfig, prompts_of_round
-from palate.methods.texts import check_columns, with_targets
+from palate.method import Method, Recipe
 from palate.run import Run
 from palate.select import by_likelihood_rank, select_pairs
 from palate.types import AnchoredPair, Pair, Prompt

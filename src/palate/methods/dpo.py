@@ -16,9 +16,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from palate.learn import CachedReference, Pairwise, Policy
+from palate.loops.offline import OfflineConfig, PairBatches, fit
 from palate.losses import PAIR_LOSSES
-from palate.methods.base import Method, Recipe
-from palate.methods.offline import OfflineConfig, PairBatches, fit
+from palate.method import Method, Recipe
 from palate.run import Run
 from palate.types import Pair
 

@@ -19,11 +19,11 @@ from pydantic import Field
 
 from palate.annotate import Annotator
 from palate.learn import CachedReference, Pairwise, Policy
+from palate.loops.offline import always, fit
+from palate.loops.pair_rounds import PairRounds, labeller, pairs_of_round
+from palate.loops.records import read_pairs
 from palate.losses import PAIR_LOSSES
-from palate.methods.base import Method, Recipe
-from palate.methods.offline import always, fit
-from palate.methods.pair_rounds import PairRounds, labeller, pairs_of_round
-from palate.methods.records import read_pairs
+from palate.method import Method, Recipe
 from palate.run import Run
 from palate.types import Prompt
 

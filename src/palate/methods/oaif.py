@@ -20,9 +20,9 @@ from palate.annotate import Annotator
 from palate.config import BatchConfig, MethodConfig, RewardConfig, Sampling
 from palate.data import Stream
 from palate.learn import Pairwise, Policy
+from palate.loops.report import group_numbers
 from palate.losses import PAIR_LOSSES
-from palate.methods.base import Method, Recipe
-from palate.methods.report import group_numbers
+from palate.method import Method, Recipe
 from palate.run import Run
 from palate.select import best_vs_worst, select_pairs
 from palate.types import Prompt

@@ -19,11 +19,11 @@ from pydantic import Field, model_validator
 
 from palate.annotate import Annotator
 from palate.learn import PairwiseCringe, Policy
-from palate.methods.base import DIRECT, Method, Recipe
-from palate.methods.offline import fit
-from palate.methods.pair_rounds import PairRounds, labeller, pairs_of_round
-from palate.methods.records import read_pairs
-from palate.methods.rounds import OF_ROUNDS
+from palate.loops.offline import fit
+from palate.loops.pair_rounds import PairRounds, labeller, pairs_of_round
+from palate.loops.records import read_pairs
+from palate.loops.rounds import OF_ROUNDS
+from palate.method import DIRECT, Method, Recipe
 from palate.run import Run
 from palate.types import Pair, Prompt
 

@@ -23,11 +23,11 @@ from palate.annotate import Annotator
 from palate.config import Numbers
 from palate.data import read_demonstrations
 from palate.learn import Likelihood, Policy
-from palate.methods.base import Method, Recipe
-from palate.methods.offline import fit
-from palate.methods.records import content_key
-from palate.methods.report import sample_numbers
-from palate.methods.rounds import RoundsConfig, prompts_of_round, threshold
+from palate.loops.offline import fit
+from palate.loops.records import content_key
+from palate.loops.report import sample_numbers
+from palate.loops.rounds import RoundsConfig, prompts_of_round, threshold
+from palate.method import Method, Recipe
 from palate.run import Run
 from palate.select import above_threshold, select_completions
 from palate.types import Example, Group, Prompt

@@ -28,8 +28,8 @@ from palate.annotate import Ranker, against_first, labels, question
 from palate.calibration import annotator_quality, before_and_after, ranking_quality
 from palate.config import MethodConfig
 from palate.learn import Learner, Likelihood, Policy, Ranking
-from palate.methods.base import Method, Recipe
-from palate.methods.offline import PairBatches, fit
+from palate.loops.offline import PairBatches, fit
+from palate.method import Method, Recipe
 from palate.model import Outputs
 from palate.run import Run
 from palate.types import Example, Pair

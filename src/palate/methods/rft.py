@@ -22,11 +22,11 @@ from palate.annotate import Annotator
 from palate.config import Sampling, split_commas
 from palate.errors import RunError
 from palate.learn import Likelihood, Policy
-from palate.methods.base import Method, Recipe
-from palate.methods.offline import fit
-from palate.methods.records import content_key
-from palate.methods.report import sample_numbers
-from palate.methods.rounds import RoundsConfig, prompts_of_round
+from palate.loops.offline import fit
+from palate.loops.records import content_key
+from palate.loops.report import sample_numbers
+from palate.loops.rounds import RoundsConfig, prompts_of_round
+from palate.method import Method, Recipe
 from palate.run import Run
 from palate.select import select_completions, top_k
 from palate.types import Example, Group, Prompt

@@ -20,11 +20,11 @@ from pydantic import Field, model_validator
 from palate.annotate import Annotator
 from palate.config import Names
 from palate.learn import Policy, RankedGroups
-from palate.methods.base import Method, Recipe
-from palate.methods.candidates import draw, fit_round
-from palate.methods.offline import fit
-from palate.methods.rounds import OF_ROUNDS, RoundsConfig, prompts_of_round
-from palate.methods.texts import check_columns
+from palate.loops.candidates import draw, fit_round
+from palate.loops.offline import fit
+from palate.loops.rounds import OF_ROUNDS, RoundsConfig, prompts_of_round
+from palate.loops.texts import check_columns
+from palate.method import Method, Recipe
 from palate.run import Run
 from palate.select import best_vs_worst, select_pairs
 from palate.types import Group, Pair, Prompt

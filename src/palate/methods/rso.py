@@ -21,11 +21,11 @@ from pydantic import Field, model_validator
 
 from palate.annotate import Annotator
 from palate.learn import CachedReference, Pairwise, Policy
+from palate.loops.candidates import draw, fit_round
+from palate.loops.offline import OfflineConfig, PairBatches, fit
+from palate.loops.pairing import Ask, paired
 from palate.losses import PAIR_LOSSES
-from palate.methods.base import Method, Recipe
-from palate.methods.candidates import draw, fit_round
-from palate.methods.offline import OfflineConfig, PairBatches, fit
-from palate.methods.pairing import Ask, paired
+from palate.method import Method, Recipe
 from palate.run import Run
 from palate.select import rejection_sample
 from palate.types import Pair, Prompt

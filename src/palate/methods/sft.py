@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from palate.learn import Likelihood, Policy
-from palate.methods.base import Method, Recipe
-from palate.methods.offline import OfflineConfig, PairBatches, fit
+from palate.loops.offline import OfflineConfig, PairBatches, fit
+from palate.method import Method, Recipe
 from palate.run import Run
 from palate.types import Example
 

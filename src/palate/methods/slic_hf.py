@@ -19,12 +19,12 @@ from pydantic import Field, model_validator
 
 from palate.annotate import Annotator
 from palate.learn import Anchored, Pairwise, Policy
+from palate.loops.candidates import draw, fit_round
+from palate.loops.offline import OfflineConfig, PairBatches, fit
+from palate.loops.pairing import Ask, paired, with_best
+from palate.loops.texts import check_columns, with_targets
 from palate.losses import PAIR_LOSSES
-from palate.methods.base import Method, Recipe
-from palate.methods.candidates import draw, fit_round
-from palate.methods.offline import OfflineConfig, PairBatches, fit
-from palate.methods.pairing import Ask, paired, with_best
-from palate.methods.texts import check_columns, with_targets
+from palate.method import Method, Recipe
 from palate.run import Run
 from palate.types import AnchoredPair, Group, Pair, Prompt
 

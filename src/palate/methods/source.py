@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from palate.methods.recipe import Answer, Cells, Recipe
+from palate.recipe import Answer, Cells, Recipe
 
 _ANSWERS: Mapping[str, Answer] = MappingProxyType({"O": "yes", "X": "no", "-": "partly"})
 

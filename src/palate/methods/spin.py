@@ -20,11 +20,11 @@ from pydantic import Field
 
 from palate.errors import RunError
 from palate.learn import CachedReference, Pairwise, Policy
+from palate.loops.offline import OfflineConfig, PairBatches, always, fit
+from palate.loops.report import group_numbers
+from palate.loops.rounds import MAY_CHANGE
 from palate.losses import PAIR_LOSSES
-from palate.methods.base import Method, Recipe
-from palate.methods.offline import OfflineConfig, PairBatches, always, fit
-from palate.methods.report import group_numbers
-from palate.methods.rounds import MAY_CHANGE
+from palate.method import Method, Recipe
 from palate.model import Snapshot
 from palate.run import Run
 from palate.select import Drop, same

@@ -2,7 +2,8 @@
 
 from palate.model.codec import Codec
 from palate.model.embedded import embedded_model
-from palate.model.forward import (
+from palate.model.load import LoadedModel, load_model
+from palate.model.plain.forward import (
     Outputs,
     TokenValues,
     lm_outputs,
@@ -11,7 +12,6 @@ from palate.model.forward import (
     row_sizes,
     scalar_outputs,
 )
-from palate.model.load import LoadedModel, load_model
 from palate.model.snapshot import Snapshot
 
 __all__ = [

@@ -10,10 +10,10 @@ import torch
 
 from palate.config import Sampling
 from palate.journal import Journal, key_of
-from palate.model.decode import Decoder
-from palate.model.fast import head_of
-from palate.model.generate import generated
+from palate.model.fast.decode import Decoder
+from palate.model.fast.probe import head_of
 from palate.model.load import LoadedModel
+from palate.model.plain.generate import generated
 from palate.model.rows import Row
 from palate.model.sampling import row_uniforms
 from palate.types import Completion, Group, Prompt

@@ -35,7 +35,7 @@ from palate.config import EMBEDDED, ModelConfig
 from palate.errors import ModelError
 from palate.model.codec import Codec
 from palate.model.embedded import CACHED_AS, embedded_model
-from palate.model.fast import FastPath, fast_path
+from palate.model.fast.probe import FastPath, fast_path
 from palate.model.rundir import model_in
 from palate.model.widened import checkpoint_options, has_bfloat16
 

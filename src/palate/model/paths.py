@@ -8,8 +8,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from palate.model.attention import following
-from palate.model.forward import (
+from palate.model.fast.attention import following
+from palate.model.fast.packed import packed_batches, packed_outputs, packed_scores
+from palate.model.load import LoadedModel
+from palate.model.plain.forward import (
     Outputs,
     TokenValues,
     lm_outputs,
@@ -18,8 +20,6 @@ from palate.model.forward import (
     row_sizes,
     scalar_outputs,
 )
-from palate.model.load import LoadedModel
-from palate.model.packed import packed_batches, packed_outputs, packed_scores
 from palate.model.widened import widening
 from palate.types import Record
 

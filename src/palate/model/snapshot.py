@@ -10,9 +10,9 @@ import torch
 from palate.config import Sampling
 from palate.journal import Journal, key_of
 from palate.model.engine import Observer, sample, unobserved
-from palate.model.forward import TokenValues, ragged
 from palate.model.load import LoadedModel
 from palate.model.paths import batched_logps
+from palate.model.plain.forward import TokenValues, ragged
 from palate.types import Group, Prompt, Record
 
 Weights = Callable[[], AbstractContextManager[LoadedModel]]

@@ -7,7 +7,7 @@ import pytest
 
 from palate.annotate import scored
 from palate.learn import Policy
-from palate.methods.candidates import Candidates, draw
+from palate.loops.candidates import Candidates, draw
 from palate.methods.oaif import OAIFConfig
 from palate.run import Run
 from palate.select import Drop, top_k

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from palate.model.attention import Attention
+from palate.model.fast.attention import Attention
 
 Shape = Sequence[tuple[int, Sequence[int]]]
 """Per record, the length of its prompt and of each completion."""

@@ -20,8 +20,8 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from palate.model.attention import Attention
-from palate.model.segments import Segments, Shape
+from palate.model.fast.attention import Attention
+from palate.model.fast.segments import Segments, Shape
 
 log = logging.getLogger("palate")
 

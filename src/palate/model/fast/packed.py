@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from palate.model.forward import Outputs
-from palate.model.head import LMHead, scores_of
-from palate.model.layout import PackedLayout, ending, positions, predicting
-from palate.model.lean import states_of
+from palate.model.fast.head import LMHead, scores_of
+from palate.model.fast.layout import PackedLayout, ending, positions, predicting
+from palate.model.fast.lean import states_of
+from palate.model.fast.segments import Shape
 from palate.model.load import LoadedModel
-from palate.model.segments import Shape
+from palate.model.plain.forward import Outputs
 from palate.types import Record
 
 

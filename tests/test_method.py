@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from palate.config import BatchConfig, MethodConfig
 from palate.learn import Policy
+from palate.method import Method, Recipe
 from palate.methods import METHODS
-from palate.methods.base import Method, Recipe
 
 
 class TwoWays(MethodConfig, BatchConfig):

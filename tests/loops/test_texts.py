@@ -6,7 +6,7 @@ import pytest
 
 from palate.errors import DataError
 from palate.learn import Policy
-from palate.methods.texts import check_columns, from_column, with_targets
+from palate.loops.texts import check_columns, from_column, with_targets
 from palate.testing import tiny_policy
 from palate.types import AnchoredPair, Pair, Prompt
 

@@ -11,8 +11,8 @@ import torch
 import palate
 from palate.errors import RunError
 from palate.learn import Likelihood, Policy
+from palate.loops.pair_rounds import implicit_rewards
 from palate.methods import METHODS
-from palate.methods.pair_rounds import implicit_rewards
 from palate.types import Example, Group, Prompt
 
 

@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 from palate.config import MethodConfig, RewardConfig, RunConfig, Sampling
 from palate.data import Stream
 from palate.errors import RunError
-from palate.methods.base import DIRECT
-from palate.methods.offline import PairBatches
-from palate.methods.records import once
+from palate.loops.offline import PairBatches
+from palate.loops.records import once
+from palate.method import DIRECT
 from palate.run import Run
 from palate.types import Group, Prompt
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from palate.methods import METHODS
-from palate.methods.recipe import Recipe
 from palate.methods.source import SOURCE, UNBUILT
+from palate.recipe import Recipe
 
 POLICY, BOTH = ("policy",), ("policy", "reference")
 
@@ -67,7 +67,7 @@ def test_where_we_differ_from_the_article() -> None:
 
 # ---- The page that has the table ---------------------------------------------------------------------
 
-PAGE = (Path(__file__).parents[2] / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
 
 
 def table(heading: str) -> list[list[str]]:
@@ -101,4 +101,4 @@ def test_the_page_explains_where_we_differ() -> None:
 
 def test_every_method_has_its_page() -> None:
     for name in METHODS:
-        assert (Path(__file__).parents[2] / "docs" / "methods" / f"{name}.md").is_file(), name
+        assert (Path(__file__).parents[1] / "docs" / "methods" / f"{name}.md").is_file(), name

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from palate.model.attention import Attention
-from palate.model.flex import FEW_SEGMENTS, Blocks, trusted
-from palate.model.segments import Segments, Shape
+from palate.model.fast.attention import Attention
+from palate.model.fast.flex import FEW_SEGMENTS, Blocks, trusted
+from palate.model.fast.segments import Segments, Shape
 
 
 class PackedLayout:

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 
 from palate.config import ModelConfig
-from palate.model import flex, load_model
-from palate.model.attention import Attention
-from palate.model.layout import PackedLayout, positions
-from palate.model.lean import states_of
+from palate.model import load_model
+from palate.model.fast import flex
+from palate.model.fast.attention import Attention
+from palate.model.fast.layout import PackedLayout, positions
+from palate.model.fast.lean import states_of
 from palate.model.paths import computing
 from palate.testing import tiny_model
 
@@ -145,7 +146,7 @@ def test_a_model_computes_the_same_states_through_it(
         return [hidden, *(gradient for gradient in found if gradient is not None)]
 
     plain = gradients()
-    monkeypatch.setattr("palate.model.layout.trusted", lambda query, key, how: True)
+    monkeypatch.setattr("palate.model.fast.layout.trusted", lambda query, key, how: True)
     used = []
     attend = flex.Blocks.attend
     monkeypatch.setattr(flex.Blocks, "attend", lambda self, *given: used.append(1) or attend(self, *given))
@@ -244,7 +245,7 @@ def test_prompts_alone_and_few_segments_go_one_after_the_other(monkeypatch: pyte
     def never(*given: object) -> bool:
         raise AssertionError
 
-    monkeypatch.setattr("palate.model.layout.trusted", never)
+    monkeypatch.setattr("palate.model.fast.layout.trusted", never)
     for shape in ([(2, ())] * flex.FEW_SEGMENTS, [(2, (1, 1))]):
         length = sum(prompt + sum(sizes) for prompt, sizes in shape)
         given = torch.ones(1, 1, length, 4)

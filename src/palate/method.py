@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from palate.config import MethodConfig
 from palate.learn import Learner, Policy
-from palate.methods.recipe import Recipe
+from palate.recipe import Recipe
 from palate.run import Run
 
 __all__ = ["DIRECT", "METHOD_GROUPS", "Data", "Method", "Recipe"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from palate.model.codec import Codec
-from palate.model.head import HeadValues, scores_of
+from palate.model.fast.head import HeadValues, scores_of
 from palate.model.load import LoadedModel
 from palate.types import Record
 

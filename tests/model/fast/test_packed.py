@@ -10,7 +10,7 @@ from torch import Tensor
 
 from palate.config import ModelConfig
 from palate.model import LoadedModel, Outputs, lm_outputs, load_model
-from palate.model.packed import packed_batches, packed_outputs
+from palate.model.fast.packed import packed_batches, packed_outputs
 from palate.model.paths import computing
 from palate.testing import tiny_model
 from palate.types import Comparison, Completion, Example, Group, Prompt, Record

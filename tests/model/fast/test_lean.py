@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from palate.learn import Policy
-from palate.model import lean
-from palate.model.attention import following
-from palate.model.layout import PackedLayout, positions
+from palate.model.fast import lean
+from palate.model.fast.attention import following
+from palate.model.fast.layout import PackedLayout, positions
 from palate.testing import KINDS, tiny_config, tiny_model, tiny_policy
 
 LEAN = ("llama", "mistral", "qwen2", "qwen3")

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from palate.config import Sampling
-from palate.model.attention import Attention, following
 from palate.model.codec import Codec
-from palate.model.head import LMHead, product
-from palate.model.layout import PackedLayout, positions
-from palate.model.lean import states_of
+from palate.model.fast.attention import Attention, following
+from palate.model.fast.head import LMHead, product
+from palate.model.fast.layout import PackedLayout, positions
+from palate.model.fast.lean import states_of
 from palate.model.rows import Row, cut
 from palate.model.sampling import Barred, choose
 from palate.model.widened import widening, widens

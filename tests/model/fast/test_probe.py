@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 from palate.config import ModelConfig, Sampling
 from palate.learn import Policy
 from palate.model import LoadedModel, lm_outputs, load_model
-from palate.model.attention import Attention
-from palate.model.decode import KeyValueStore
 from palate.model.engine import sample
-from palate.model.head import LMHead
-from palate.model.layout import PackedLayout, ending, positions, predicting
-from palate.model.packed import packed_batches
+from palate.model.fast.attention import Attention
+from palate.model.fast.decode import KeyValueStore
+from palate.model.fast.head import LMHead
+from palate.model.fast.layout import PackedLayout, ending, positions, predicting
+from palate.model.fast.packed import packed_batches
 from palate.model.paths import (
     batched_logps,
     batched_scores,
@@ -252,7 +252,7 @@ def test_with_the_adapter_off_the_base_is_sampled(directory_of: Callable[[str], 
 def test_head_against_autograd_in_float64(
     softcap: float | None, bias: bool, train_head: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("palate.model.head.TILE_ELEMENTS", 3 * 11)  # three tokens a tile: 7 = 3 + 3 + 1
+    monkeypatch.setattr("palate.model.fast.head.TILE_ELEMENTS", 3 * 11)  # three tokens a tile: 7 = 3 + 3 + 1
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
     weight = torch.randn(11, 5, generator=generator, requires_grad=train_head)

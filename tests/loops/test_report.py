@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from palate.methods.report import fresh_logps, group_numbers, sample_numbers
+from palate.loops.report import fresh_logps, group_numbers, sample_numbers
 from palate.select import Drop
 from palate.types import Completion, Finish, Group, Prompt
 

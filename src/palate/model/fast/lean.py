@@ -22,7 +22,7 @@ from torch.nn.functional import linear, silu
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import SiLUActivation
 
-from palate.model.attention import Attention, Layout
+from palate.model.fast.attention import Attention, Layout
 from palate.model.widened import checkpoint_options
 
 States = Callable[[Tensor, Tensor, Layout], Tensor]

@@ -11,10 +11,10 @@ from palate.annotate import Annotator
 from palate.config import Sampling
 from palate.errors import RunError
 from palate.learn import Objective, Policy
-from palate.methods.offline import PairBatches, fit
-from palate.methods.records import once
-from palate.methods.report import fresh_logps, group_numbers
-from palate.methods.texts import from_column
+from palate.loops.offline import PairBatches, fit
+from palate.loops.records import once
+from palate.loops.report import fresh_logps, group_numbers
+from palate.loops.texts import from_column
 from palate.run import Run
 from palate.select import Drop, distinct, select_completions
 from palate.types import Group, Prompt, Record

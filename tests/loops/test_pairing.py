@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from palate.annotate import scored
-from palate.methods.pairing import drawn_pairs, paired, with_best
+from palate.loops.pairing import drawn_pairs, paired, with_best
 from palate.select import Drop
 from palate.testing import ScriptedScorer
 from palate.types import AnchoredPair, Completion, Group, Pair, Prompt

@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from palate.annotate import Annotator
 from palate.errors import RunError
-from palate.methods.report import group_numbers
-from palate.methods.rounds import RoundsConfig, prompts_of_round
+from palate.loops.report import group_numbers
+from palate.loops.rounds import RoundsConfig, prompts_of_round
 from palate.model import Snapshot
 from palate.run import Run
 from palate.select import best_vs_worst, select_pairs

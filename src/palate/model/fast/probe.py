@@ -17,14 +17,14 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from palate.config import Sampling
-from palate.model.attention import Attention, NotUnderstood, following
 from palate.model.codec import Codec
-from palate.model.decode import Decoder
-from palate.model.head import LMHead
-from palate.model.layout import PackedLayout, ending, positions, predicting
-from palate.model.lean import states_of
+from palate.model.fast.attention import Attention, NotUnderstood, following
+from palate.model.fast.decode import Decoder
+from palate.model.fast.head import LMHead
+from palate.model.fast.layout import PackedLayout, ending, positions, predicting
+from palate.model.fast.lean import states_of
+from palate.model.fast.segments import Shape
 from palate.model.rows import Row
-from palate.model.segments import Shape
 from palate.model.widened import widening
 
 log = logging.getLogger("palate")

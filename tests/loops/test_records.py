@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from palate.errors import DataError
-from palate.methods.records import content_key, pairs_of
+from palate.loops.records import content_key, pairs_of
 from palate.testing import tiny_policy
 from palate.types import Comparison, Completion, Example, Pair, Prompt
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from palate.config import Config, MethodConfig, RewardConfig, Sampling
 from palate.data import Stream
 from palate.learn import Learner, Objective
-from palate.methods.base import DIRECT
+from palate.method import DIRECT
 from palate.run import Run
 from palate.types import Record
 

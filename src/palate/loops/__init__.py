@@ -1,0 +1,1 @@
+"""Loops that several methods share: fitting records, rounds, candidates, pairing."""
