@@ -3,7 +3,8 @@
 python experiments/frontier.py          # write docs/frontier-light.svg and docs/frontier-dark.svg
 python experiments/frontier.py --check  # exit with an error if the committed charts are not up to date
 
-Each point is one method: mean gold reward and mean KL over its seeds, from experiments/results/all_methods.jsonl.
+Each point is one method: mean gold reward and mean KL over its seeds. The rows are those of
+experiments/results/all_methods.jsonl.
 """
 
 from __future__ import annotations
