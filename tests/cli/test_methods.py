@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from palate.methods.source import SOURCE, UNBUILT
+from palate.article import SOURCE, UNBUILT
 
 from palate.cli import main
 from palate.methods import METHODS

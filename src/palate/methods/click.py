@@ -33,7 +33,7 @@ Record = Pair | AnchoredPair
 
 
 class Common(MethodConfig):
-    """Fields of both ways. Margin and weight of the paper's code are 20 and 0.5, 15 and 0.1, or 15 and 0.3."""
+    """Fields of both ways. The code has margin and weight 20 and 0.5, 15 and 0.1, or 15 and 0.3."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
 
