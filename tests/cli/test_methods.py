@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from palate.article import SOURCE, UNBUILT
 
+from palate.article import SOURCE, UNBUILT
 from palate.cli import main
 from palate.methods import METHODS
 

@@ -83,9 +83,8 @@ def asked(policy: Policy, pair: Pair, chosen_first: bool) -> Example:
     """The ranker's question about a pair, and the label of the better completion to answer."""
     codec = policy.model.codec
     texts = [completion.text for completion in (pair.completions if chosen_first else pair.completions[::-1])]
-    return Example(
-        annotate.question(codec, pair.prompt, *texts), annotate.labels(codec)[0 if chosen_first else 1]
-    )
+    label = annotate.labels(codec)[0 if chosen_first else 1]
+    return Example(annotate.question(codec, pair.prompt, *texts), label)
 
 
 def load(cfg: RewardModelConfig, *, total_steps: int, seed: int) -> Learner:

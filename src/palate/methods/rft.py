@@ -74,14 +74,15 @@ def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFT
         examples = [Example(g.prompt, g.completions[0]) for g in pool]
         if cfg.restart:
             policy.restore(start, version=policy.version, updates=0)
-            # The learner compares them with its own, which it has no more.
+            # The learner compares sampled log-probabilities with its own; those of other weights differ.
             examples = [Example(e.prompt, replace(e.completion, logps=None)) for e in examples]
         policy.optimizer.restart(total_steps=cfg.total_steps(len(examples)))
         numbers = {"round": t + 1, **loops.sample_numbers(groups), **_pool_numbers(pool)}
-        each = f"round {t}"
-        loops.fit(
-            policy, examples, lambda b, _: learn.Likelihood.per_token(b), cfg, run, name=each, numbers=numbers
-        )
+        loops.fit(policy, examples, _likelihood, cfg, run, name=f"round {t}", numbers=numbers)
+
+
+def _likelihood(batch: Sequence[Example], _: int) -> learn.Likelihood:
+    return learn.Likelihood.per_token(batch)
 
 
 def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "all", "none"]) -> list[Group]:

@@ -79,10 +79,9 @@ def spin(
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)), lr=lr)
         identical = {select.Drop.IDENTICAL: len(groups) - len(rounds[-1])}
         numbers = {"round": t + 1, "beta": beta} | loops.group_numbers(groups, identical, kept=len(pairs))
-        loops.fit(
-            policy, pairs, loops.always(objective), cfg, run, unseen, name=f"round {t}", numbers=numbers
-        )
-        del objective, opponent  # with them, a copy of the weights, while others are sampled from
+        each = loops.always(objective)
+        loops.fit(policy, pairs, each, cfg, run, unseen, name=f"round {t}", numbers=numbers)
+        del each, objective, opponent  # they hold a copy of the weights
 
 
 def against(examples: Sequence[Example], groups: Sequence[Group]) -> list[Pair]:
