@@ -105,6 +105,12 @@ def test_the_configuration_of_every_method_loads_without_torch() -> None:
     assert not loaded & SLOW
 
 
+def test_what_follows_from_the_methods_is_up_to_date() -> None:
+    script = ROOT.parents[1] / "docs" / "methods" / "generate.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_methods_are_all_public_configurations() -> None:
     configs = {way.config.__name__ for method in palate.METHODS.values() for way in method.ways}
     assert configs <= set(palate.__all__)
