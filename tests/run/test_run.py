@@ -17,7 +17,7 @@ from torch import Tensor
 
 from palate.config import RunConfig, Sampling
 from palate.errors import NonFiniteError, RunError
-from palate.learn import Policy
+from palate.learn import Needs, Policy
 from palate.methods.oaif import OAIFConfig
 from palate.model import Outputs
 from palate.run import Display, Run
@@ -335,8 +335,7 @@ def test_what_was_trained_can_be_used_when_its_run_is_over(toy: Any) -> None:
 class Broken:
     """A loss that is no number from some step on."""
 
-    ref = None
-    top_logits = 0
+    needs = Needs()
 
     def __call__(self, outputs: Outputs, records: Any) -> tuple[Tensor, dict[str, Tensor]]:
         assert outputs.logps is not None

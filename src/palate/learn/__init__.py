@@ -3,7 +3,7 @@
 from palate.learn.cringe import PairwiseCringe
 from palate.learn.learner import Learner, Metrics, Policy
 from palate.learn.likelihood import Anchored, Likelihood, anchors
-from palate.learn.objective import CachedReference, Objective, Pairwise, Reference
+from palate.learn.objective import CachedReference, Needs, Objective, Pairwise, Reference
 from palate.learn.optim import Optimizer
 from palate.learn.ranking import RankedGroups, Ranking
 
@@ -13,6 +13,7 @@ __all__ = [
     "Learner",
     "Likelihood",
     "Metrics",
+    "Needs",
     "Objective",
     "Optimizer",
     "Pairwise",
