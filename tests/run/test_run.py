@@ -163,8 +163,8 @@ def test_summary(tmp_path: Path) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that goes when it is told to."""
     clock = SimpleNamespace(now=100.0)
-    fake = SimpleNamespace(perf_counter=lambda: clock.now, strftime=lambda form: "now")
-    monkeypatch.setattr("palate.run.run.time", fake)
+    fake = SimpleNamespace(perf_counter=lambda: clock.now)
+    monkeypatch.setattr("palate.run.clock.time", fake)
     return clock
 
 
@@ -286,7 +286,7 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path: Path) -> None:
 
     def work() -> None:
         with run:
-            run._metrics = Path("/dev/full").open("a")  # noqa: SIM115 - the run closes it
+            run._metrics._file = Path("/dev/full").open("a")  # noqa: SIM115 - the run closes it
             run.log(0, {"loss": 1.0})
 
     told = r"metrics\.jsonl' cannot be written: No space left on device; what is in the journal .*" + SAFELY

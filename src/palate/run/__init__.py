@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from palate.run.display import Display, plain
 
 if TYPE_CHECKING:
-    from palate.run.run import Metrics, Run
+    from palate.run.metrics import Metrics
+    from palate.run.run import Run
 
 __all__ = ["Display", "Metrics", "Run", "plain"]
 
