@@ -6,6 +6,7 @@ from .likelihood import Anchored as Anchored
 from .likelihood import Likelihood as Likelihood
 from .likelihood import anchors as anchors
 from .objective import CachedReference as CachedReference
+from .objective import Needs as Needs
 from .objective import Objective as Objective
 from .objective import Pairwise as Pairwise
 from .objective import Reference as Reference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +18,7 @@ from torch import Tensor
 from palate.config import LearnerConfig, OptimConfig
 from palate.errors import NonFiniteError, RunError
 from palate.journal import Journal
-from palate.learn.objective import Objective
+from palate.learn.objective import Needs, Objective
 from palate.learn.optim import Optimizer
 from palate.model import (
     LoadedModel,
@@ -36,6 +37,9 @@ R = TypeVar("R", bound=Record)
 
 Metrics = dict[str, float]
 
+POLICY = "policy"
+"""The name of a learner that is not given another one."""
+
 FLOAT32_GAP = 1e-2
 """Nats by which the log-probability of one token may differ between sampler and learner in float32."""
 
@@ -50,6 +54,8 @@ class Learner:
         model: what `load_model` gives, with head `lm` or `scalar`.
         cfg: optimisation numbers, `lr` among them.
         total_steps: updates that the learning-rate schedule spans.
+        name: tells the learners of a run apart, such as a critic from the policy; lower-case letters, digits
+            and `-`, since it names a directory in the run's checkpoints.
 
     Attributes:
         version: updates done so far.
@@ -59,9 +65,9 @@ class Learner:
         journal: where samples and reference log-probabilities are kept, under `name`; None for nowhere.
     """
 
-    name = "policy"
-
-    def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int) -> None:
+    def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int, name: str = POLICY) -> None:
+        assert re.fullmatch(r"[a-z][a-z0-9-]*", name), f"{name!r} cannot name a learner"
+        self.name = name
         self.model = model
         self.cfg = cfg
         self.version = 0
@@ -73,9 +79,11 @@ class Learner:
         self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
 
     @classmethod
-    def load(cls, cfg: LearnerConfig, *, total_steps: int, seed: int = 0, head: Head = "lm") -> Self:
+    def load(
+        cls, cfg: LearnerConfig, *, total_steps: int, seed: int = 0, head: Head = "lm", name: str = POLICY
+    ) -> Self:
         """Load a model for learning; see `load_model` for what `cfg.model` may be and what is raised."""
-        return cls(load_model(cfg, head=head, seed=seed), cfg, total_steps=total_steps)
+        return cls(load_model(cfg, head=head, seed=seed), cfg, total_steps=total_steps, name=name)
 
     def update(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
         """One optimizer step on the mean loss of the records.
@@ -92,14 +100,15 @@ class Learner:
             NonFiniteError: the third time in a row that loss or gradient is not finite.
         """
         assert records, "nothing to learn from; a method skips such a step"
+        needs = self._needs(objective)
         meter = _Meter()
         learning_rate = self.optimizer.learning_rate()
         self.optimizer.drop_gradients()  # of an update that was interrupted
         for batch in batches(self.model, records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
-            ref_logps = None if objective.ref is None else objective.ref.logps(micro)
+            ref_logps = None if needs.ref is None else needs.ref.logps(micro)
             with self._training():
-                made = self._forward(micro, objective)
+                made = self._forward(micro, needs)
                 outputs = replace(made, ref_logps=ref_logps, version=self.version)
                 loss, numbers = objective(outputs, micro)
                 (loss.sum() / len(records)).backward()  # type: ignore[no-untyped-call]
@@ -137,9 +146,10 @@ class Learner:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_SKIPPED:
+            who = "" if self.name == POLICY else f" of the {self.name}"
             milder = "" if self.model.dtype == torch.float32 else " or with --dtype float32"
             raise NonFiniteError(
-                f"{what} at update {self.version + 1}, the {self.skipped_in_a_row}rd time in a row; the "
+                f"{what} at update {self.version + 1}{who}, the {self.skipped_in_a_row}rd time in a row; the "
                 "weights are as they were before, and the batch is saved beside the run's checkpoints as "
                 f"nonfinite.jsonl. Begin another run with a lower --lr{milder}, in another --output; with "
                 "--model RUN it begins with this one's weights, which then are its reference",
@@ -152,12 +162,13 @@ class Learner:
     @torch.no_grad()
     def measure(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
         """The metrics of `update` without learning, for held-out records."""
+        needs = self._needs(objective)
         meter = _Meter()
         for batch in batches(self.model, records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
-            ref_logps = None if objective.ref is None else objective.ref.logps(micro)
+            ref_logps = None if needs.ref is None else needs.ref.logps(micro)
             with computing(self.model):
-                outputs = replace(self._forward(micro, objective), ref_logps=ref_logps)
+                outputs = replace(self._forward(micro, needs), ref_logps=ref_logps)
             loss, numbers = objective(outputs, micro)
             meter.add({"loss": loss.detach(), **numbers})
             meter.add_tokens(outputs, micro, None)
@@ -172,10 +183,16 @@ class Learner:
         """Write the model (or its adapter) in Hugging Face layout."""
         self.model.save(directory)
 
-    def _forward(self, records: Sequence[R], objective: Objective[R]) -> Outputs:
-        if self.model.head == "scalar":
+    def _needs(self, objective: Objective[R]) -> Needs:
+        needs, head = objective.needs, self.model.head
+        assert needs.head == head, f"{type(objective).__name__} reads head {needs.head!r}, not {head!r}"
+        return needs
+
+    def _forward(self, records: Sequence[Record], needs: Needs) -> Outputs:
+        """The outputs of the model's head, as far as they are needed."""
+        if needs.head == "scalar":
             return completion_scores(self.model, records)
-        return completion_outputs(self.model, records, statistics=True, top_logits=objective.top_logits)
+        return completion_outputs(self.model, records, statistics=True, top_logits=needs.top_logits)
 
     @contextmanager
     def _training(self) -> Iterator[None]:
@@ -199,9 +216,9 @@ class Learner:
 class Policy(Learner):
     """A learner of a language model that gives frozen snapshots of itself."""
 
-    def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int) -> None:
+    def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int, name: str = POLICY) -> None:
         assert model.head == "lm", "a policy is a language model"
-        super().__init__(model, cfg, total_steps=total_steps)
+        super().__init__(model, cfg, total_steps=total_steps, name=name)
         self._held: weakref.WeakSet[Snapshot] = weakref.WeakSet()
 
     def snapshot(self) -> Snapshot:
