@@ -18,7 +18,7 @@ from palate.config import RunConfig
 from palate.errors import AGAIN, NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.state import fingerprint
-from palate.model.engine import unobserved
+from palate.model.rollouts import unobserved
 from palate.run.annotating import journaled
 from palate.run.checkpoints import Checkpoints, Position
 from palate.run.directory import RunDirectory, now_text
@@ -108,7 +108,7 @@ class Run:
             closing.callback(self._place.release)
             closing.callback(self.journal.close)
             for learner in self._attached:  # it may be used on, and then keeps nothing
-                learner.observe, learner.journal = unobserved, None
+                learner.observe, learner.memory = unobserved, None
             closing.callback(self._trackers.close)
             if error is not None:
                 closing.enter_context(suppress(OSError))  # the first error is the one to tell
@@ -131,7 +131,7 @@ class Run:
         Raises:
             RunError: the run began with other weights.
         """
-        learner.observe, learner.journal = self.observe, self.journal
+        learner.observe, learner.memory = self.observe, self.journal
         self._attached.append(learner)
         self.require_same(
             f"the weights of {learner.name}", fingerprint(learner), f"the model {learner.model.source}"
