@@ -206,7 +206,6 @@ def gemm_peak(dtype_name: str = "bfloat16", seconds: float = 2.0) -> float:
     Of bfloat16 on a processor without units for it: float32's, which is several times its own there.
     """
     import torch
-
     from palate.model.widened import widens
 
     device = "cuda" if on_gpu() else "cpu"

@@ -45,10 +45,11 @@ SHAPES = {
 
 def palate_worker(dtype: str) -> Any:
     """Palate's sampling engine."""
+    from palate.model.engine import sample
+
     from palate.cli.quiet import quiet_libraries
     from palate.config import ModelConfig, Sampling
     from palate.model import load_model
-    from palate.model.engine import sample
     from palate.types import Prompt
 
     quiet_libraries()

@@ -66,8 +66,8 @@ class ModelConfig(Config):
     """Scale of the adapter: its output counts lora_alpha / lora_rank times."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the live weights; the optimizer keeps float32 copies of trained ones. `auto` is
-    bfloat16 where the processor computes in it (AVX512-BF16, AMX, recent GPUs), float32 elsewhere; there
-    bfloat16 halves the memory of live weights and takes somewhat longer, its products computed in float32."""
+    bfloat16 where the processor computes in it (AVX512-BF16, AMX, recent GPUs), float32 elsewhere. A CPU
+    without bfloat16 units (these, or ARM bf16) is refused bfloat16, which would be slower than float32."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; `auto` is `cuda` where there is one, else `cpu`."""
     max_length: int | None = Field(None, ge=2)

@@ -1,13 +1,12 @@
-"""The journal of a run: one SQLite file that keeps whatever was costly to come by, as soon as it is there.
+"""The journal of a run: one SQLite file that keeps every costly result as soon as it is there.
 
-What is asked for a second time, by a run that is resumed or that meets the same text again, is answered
-from here. Keys say all that an answer depends on, so a method replays from its beginning and pays for
-nothing twice; it does not know that it is resumed.
+It is the run's `Memory`: a run that resumes, or that meets the same text again, gets its answers from here.
+Keys contain everything that an answer depends on, so a method runs again from its beginning and pays for
+nothing twice, without any code for resuming.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,19 +17,23 @@ from typing import Any
 import numpy as np
 
 from palate.errors import AGAIN, RunError
+from palate.memory import Logps, Purpose, content_key, group_key, key_of
 from palate.types import Completion, Group, Prompt
+
+__all__ = ["FORMAT", "Journal", "Reward", "content_key", "group_key", "key_of"]
 
 Reward = tuple[str, float | None, Mapping[str, float | None]]
 """Content of a completion, its reward, and the reward's parts by name."""
 
-FORMAT = 1
-"""Written into every journal; one of another format is refused."""
+FORMAT = 2
+"""Written into every journal; a journal of another format is refused."""
 
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE prompts (id TEXT PRIMARY KEY, content TEXT NOT NULL);
 CREATE TABLE chunks (
-    key TEXT PRIMARY KEY, version INTEGER NOT NULL, place TEXT NOT NULL, written TEXT NOT NULL
+    key TEXT PRIMARY KEY, purpose TEXT NOT NULL, version INTEGER NOT NULL, place TEXT NOT NULL,
+    written TEXT NOT NULL
 );
 CREATE TABLE completions (
     chunk TEXT NOT NULL, prompt INTEGER NOT NULL, sample INTEGER NOT NULL,
@@ -53,7 +56,7 @@ CREATE TABLE metrics (id INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT NOT NULL
 
 
 class Journal:
-    """What a run has sampled, had annotated and measured.
+    """Samples, annotations and measurements of a run.
 
     Every `keep` is one transaction, on disk when it returns. Not for several threads or processes: the
     run's lock keeps others away.
@@ -84,7 +87,11 @@ class Journal:
                 self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
             (found,) = self._db.execute("PRAGMA user_version").fetchone()
         if found != FORMAT:
-            raise RunError(f"journal {str(path)!r} has format {found}, expected {FORMAT}: use that Palate")
+            self.close()
+            raise RunError(
+                f"journal {str(path)!r} has format {found}, expected {FORMAT}: another version of Palate "
+                "wrote it, so resume the run with that version, or start it again with --overwrite"
+            )
 
     def close(self) -> None:
         """Let go of the file."""
@@ -93,7 +100,7 @@ class Journal:
     # -- completions -------------------------------------------------------------------------------
 
     def completions(self, key: str) -> list[tuple[Completion, ...]] | None:
-        """The chunk of a key: completions of each of its prompts; None if it was never sampled."""
+        """Return the chunk of a key, the completions of each of its prompts; None if it was never sampled."""
         with self._explained("read"):
             rows = self._db.execute(
                 "SELECT prompt, text, token_ids, finish, version, logps, sampling_logps FROM completions"
@@ -112,8 +119,10 @@ class Journal:
         version: int,
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Completion]],
+        *,
+        purpose: Purpose = "completion",
     ) -> None:
-        """Keep a chunk that was sampled from one version of a policy."""
+        """Keep a chunk that one version of a policy has sampled."""
         rows = [
             (
                 *(key, i, j, prompt.id, content_key(prompt, c), group_key(Group(prompt, tuple(own)))),
@@ -126,7 +135,8 @@ class Journal:
         ]
         with self._transaction():
             self._db.execute(
-                "INSERT INTO chunks VALUES (?, ?, ?, datetime('now'))", (key, version, self.place)
+                "INSERT INTO chunks VALUES (?, ?, ?, ?, datetime('now'))",
+                (key, purpose, version, self.place),
             )
             self._db.executemany(
                 "INSERT OR IGNORE INTO prompts VALUES (?, ?)",
@@ -159,22 +169,21 @@ class Journal:
 
     # -- log-probabilities -------------------------------------------------------------------------
 
-    def logps(self, keys: Sequence[str]) -> list[np.ndarray[Any, np.dtype[np.float32]]] | None:
-        """Token log-probabilities of each key, float32; None unless all are known."""
+    def logps(self, keys: Sequence[str]) -> list[Logps] | None:
+        """Return the token log-probabilities of each key, float32; None unless all keys are known."""
         with self._explained("read"):
             rows = [self._db.execute("SELECT logps FROM logps WHERE key = ?", (k,)).fetchone() for k in keys]
         return None if None in rows else [np.frombuffer(row[0], np.float32) for row in rows]
 
-    def keep_logps(self, version: int, found: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> None:
-        """Keep token log-probabilities under one version of a policy; what is there already stays.
+    def keep_logps(self, version: int, logps: Mapping[str, Logps]) -> None:
+        """Keep token log-probabilities under one version of a policy; known keys stay as they are.
 
-        The last bits of a row depend on what was computed beside it, and a run that is resumed must find
-        what the first one used.
+        The last bits of a row depend on the rows of its batch, and a resumed run must get the same numbers.
         """
         with self._transaction():
             self._db.executemany(
                 "INSERT OR IGNORE INTO logps VALUES (?, ?, ?)",
-                [(key, version, values.astype(np.float32).tobytes()) for key, values in found.items()],
+                [(key, version, values.astype(np.float32).tobytes()) for key, values in logps.items()],
             )
 
     # -- metrics -----------------------------------------------------------------------------------
@@ -235,8 +244,8 @@ class Journal:
             tables = ("chunks", "rewards", "logps", "metrics")
             return not any(self._db.execute(f"SELECT 1 FROM {t} LIMIT 1").fetchone() for t in tables)
 
-    def table(self) -> Iterator[dict[str, Any]]:
-        """Every completion with its prompt and its reward, for exports, in the order of sampling."""
+    def table(self, purpose: Purpose = "completion") -> Iterator[dict[str, Any]]:
+        """Yield every completion of a purpose with its prompt and its reward, in the order of sampling."""
         with self._explained("read"):
             rows = self._db.execute(
                 "SELECT k.place, p.content, c.text, c.finish, c.version, length(c.token_ids) / 4,"
@@ -245,7 +254,8 @@ class Journal:
                 "   WHERE r.group_content = c.group_content AND r.sample = c.sample LIMIT 1),"
                 "  (SELECT reward FROM rewards r WHERE r.content = c.content LIMIT 1))"
                 " FROM chunks k JOIN completions c ON c.chunk = k.key JOIN prompts p ON p.id = c.prompt_id"
-                " ORDER BY k.rowid, c.prompt, c.sample"
+                " WHERE k.purpose = ? ORDER BY k.rowid, c.prompt, c.sample",
+                (purpose,),
             ).fetchall()
         for place, prompt, text, finish, version, tokens, reward in rows:
             yield {
@@ -280,31 +290,6 @@ class Journal:
             raise RunError(
                 f"journal {str(self.path)!r} cannot be {done}: {told}; {_advice(error)}"
             ) from error
-
-
-def key_of(*parts: Any) -> str:
-    """A key of all that an answer depends on: 32 hex digits, the same in every process.
-
-    Args:
-        parts: whatever JSON has words for; other things by their `repr`.
-    """
-    text = json.dumps(parts, sort_keys=True, default=_in_words, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def content_key(prompt: Prompt, completion: Completion) -> str:
-    """Key of a prompt with a completion, by their content."""
-    return key_of(prompt.id, completion.token_ids, completion.text, completion.finish)
-
-
-def group_key(group: Group) -> str:
-    """Key of a prompt with several completions, in their order."""
-    return key_of([content_key(group.prompt, c) for c in group.completions])
-
-
-def _in_words(value: Any) -> Any:
-    """What JSON has no words for; an array by all of its numbers, of which `repr` leaves out the middle."""
-    return [str(value.dtype), value.tolist()] if isinstance(value, np.ndarray) else repr(value)
 
 
 def _advice(error: sqlite3.Error) -> str:

@@ -12,7 +12,6 @@ from scipy import stats
 from palate.learn import Needs, PairwiseCringe, Policy
 from palate.learn.cringe import contrast_logits
 from palate.model import Outputs, TokenValues, ragged
-from palate.model.paths import completion_outputs, computing
 from palate.types import Comparison, Completion, Pair, Prompt
 
 MakePolicy = Callable[..., Policy]
@@ -153,8 +152,8 @@ SAMPLED = PairwiseCringe(seed=5, k=4, b=10.0, tau=10.0, alpha=1.0)
 
 
 def losses_of(policy: Policy, records: list[Pair], objective: PairwiseCringe = SAMPLED) -> list[float]:
-    with torch.no_grad(), computing(policy.model):
-        found = completion_outputs(policy.model, records, top_logits=objective.needs.top_logits)
+    with torch.no_grad(), policy.model.computing():
+        found = policy.model.outputs(records, top_logits=objective.needs.top_logits)
         return objective(found, records)[0].tolist()
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from palate.config import LearnerConfig, OptimConfig
 from palate.errors import NonFiniteError, RunError
-from palate.journal import Journal
 from palate.learn.objective import Needs, Objective
 from palate.learn.optim import Optimizer
+from palate.memory import Memory
 from palate.model import (
     LoadedModel,
     Outputs,
@@ -27,10 +27,9 @@ from palate.model import (
     TokenValues,
     load_model,
 )
-from palate.model.engine import Observer, unobserved
-from palate.model.fast.probe import FastPath
-from palate.model.load import Head
-from palate.model.paths import batched_scores, batches, completion_outputs, completion_scores, computing
+from palate.model.batched import batched_scores
+from palate.model.loaded import Head
+from palate.model.rollouts import Observer, unobserved
 from palate.types import Record
 
 R = TypeVar("R", bound=Record)
@@ -62,7 +61,7 @@ class Learner:
         skipped: updates left out because loss or gradient was not finite; `skipped_in_a_row` of late.
         observe: told of work done, for progress and timing.
         micro_batch_tokens: most tokens in one forward and backward pass.
-        journal: where samples and reference log-probabilities are kept, under `name`; None for nowhere.
+        memory: keeps samples and reference log-probabilities, under `name`; None outside a run.
     """
 
     def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int, name: str = POLICY) -> None:
@@ -73,7 +72,7 @@ class Learner:
         self.version = 0
         self.skipped = self.skipped_in_a_row = 0
         self.observe: Observer = unobserved
-        self.journal: Journal | None = None
+        self.memory: Memory | None = None
         few = 1024 if model.device.type == "cpu" else 8192
         self.micro_batch_tokens = cfg.micro_batch_tokens or few
         self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
@@ -104,7 +103,7 @@ class Learner:
         meter = _Meter()
         learning_rate = self.optimizer.learning_rate()
         self.optimizer.drop_gradients()  # of an update that was interrupted
-        for batch in batches(self.model, records, self.micro_batch_tokens):
+        for batch in self.model.batches(records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if needs.ref is None else needs.ref.logps(micro)
             with self._training():
@@ -164,10 +163,10 @@ class Learner:
         """The metrics of `update` without learning, for held-out records."""
         needs = self._needs(objective)
         meter = _Meter()
-        for batch in batches(self.model, records, self.micro_batch_tokens):
+        for batch in self.model.batches(records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if needs.ref is None else needs.ref.logps(micro)
-            with computing(self.model):
+            with self.model.computing():
                 outputs = replace(self._forward(micro, needs), ref_logps=ref_logps)
             loss, numbers = objective(outputs, micro)
             meter.add({"loss": loss.detach(), **numbers})
@@ -191,8 +190,8 @@ class Learner:
     def _forward(self, records: Sequence[Record], needs: Needs) -> Outputs:
         """The outputs of the model's head, as far as they are needed."""
         if needs.head == "scalar":
-            return completion_scores(self.model, records)
-        return completion_outputs(self.model, records, statistics=True, top_logits=needs.top_logits)
+            return self.model.scores(records)
+        return self.model.outputs(records, statistics=True, top_logits=needs.top_logits)
 
     @contextmanager
     def _training(self) -> Iterator[None]:
@@ -203,7 +202,7 @@ class Learner:
         try:
             for module in recomputing:
                 module.training = True
-            with computing(self.model):
+            with self.model.computing():
                 yield
         finally:
             for module in recomputing:
@@ -228,7 +227,7 @@ class Policy(Learner):
             lambda: nullcontext(self.model),
             micro_batch_tokens=self.micro_batch_tokens,
             observe=lambda stage, amount: self.observe(stage, amount),
-            journal=lambda: self.journal,
+            memory=lambda: self.memory,
             name=self.name,
         )
         self._held.add(snapshot)
@@ -251,8 +250,7 @@ def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextMan
     """The weights as they are now, in the cheapest form that stays as it is."""
     if model.peft is None:
         # `requires_grad` stays on: torch multiplies by another kernel where it is off, with other last bits.
-        network = copy.deepcopy(model.network)
-        kept = replace(model, network=network, fast=None if model.fast is None else FastPath(network))
+        kept = replace(model, network=copy.deepcopy(model.network))
         return lambda: nullcontext(kept)
 
     if model.fresh_adapter and version == 0:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palate.losses import PairLoss
 from palate.model import Outputs, Snapshot, TokenValues, ragged
-from palate.model.load import Head
+from palate.model.loaded import Head
 from palate.types import Completion, Pair, Record
 
 R_contra = TypeVar("R_contra", bound=Record, contravariant=True)

@@ -16,7 +16,7 @@ from palate.errors import NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.learner import POLICY
 from palate.learn.state import fingerprint
-from palate.model.engine import unobserved
+from palate.model.rollouts import unobserved
 from palate.run.annotating import journaled
 from palate.run.checkpoints import Checkpoints, Position
 from palate.run.clock import Clock
@@ -99,7 +99,7 @@ class Run:
             closing.callback(self._place.release)
             closing.callback(self.journal.close)
             for learner in self._attached:  # it may be used on, and then keeps nothing
-                learner.observe, learner.journal = unobserved, None
+                learner.observe, learner.memory = unobserved, None
             if error is not None:
                 closing.enter_context(suppress(OSError))  # the first error is the one to tell
             closing.callback(self._metrics.close)
@@ -124,7 +124,7 @@ class Run:
             RunError: the run began with other weights of one of them.
         """
         for learner in learners:
-            learner.observe, learner.journal = self.observe, self.journal
+            learner.observe, learner.memory = self.observe, self.journal
             self._attached.append(learner)
             whose = "the model" if learner.name == POLICY else f"the {learner.name}'s model"
             told = f"{whose} {learner.model.source}"

@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers.activations import SiLUActivation
 
 from palate.model.fast.attention import Attention, Layout
-from palate.model.widened import checkpoint_options
 
 States = Callable[[Tensor, Tensor, Layout], Tensor]
 """Last hidden states, after the final norm, (B, T, H), of input ids and position ids, int64 (B, T) on any
@@ -108,8 +107,7 @@ def _through_layers(
         )
         if layer.training and layer.gradient_checkpointing:
             # Nothing in a layer is random: the settings have dropout at 0.
-            how = {"use_reentrant": False, "preserve_rng_state": False, **checkpoint_options(layer)}
-            hidden = checkpoint(computed, hidden, **how)
+            hidden = checkpoint(computed, hidden, use_reentrant=False, preserve_rng_state=False)
         else:
             hidden = computed(hidden)
     return normalised(hidden, model.norm).view(embedded.shape)

@@ -19,10 +19,9 @@ from transformers import (
 from palate.config import Sampling
 from palate.errors import ModelError
 from palate.model.codec import Codec
-from palate.model.load import LoadedModel
+from palate.model.loaded import LoadedModel
 from palate.model.rows import Row, cut
 from palate.model.sampling import Barred, choose
-from palate.model.widened import widening
 
 
 @torch.no_grad()
@@ -31,9 +30,7 @@ def generated(model: LoadedModel, groups: Sequence[Sequence[Row]], sampling: Sam
     rows = [row for group in groups for row in group]
     for start in range(0, len(rows), sampling.sampling_rows):
         chunk = rows[start : start + sampling.sampling_rows]
-        with widening(model.network):
-            made = _generate(model, chunk, sampling)
-        yield made
+        yield _generate(model, chunk, sampling)
 
 
 def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> int:

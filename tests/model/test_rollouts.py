@@ -11,7 +11,8 @@ from palate.config import ModelConfig, Sampling
 from palate.errors import DataError
 from palate.journal import Journal
 from palate.model import LoadedModel, lm_outputs, load_model
-from palate.model.engine import sample
+from palate.model.fast.engine import FastEngine
+from palate.model.rollouts import sample
 from palate.model.rows import Row
 from palate.model.sampling import restricted_logps
 from palate.testing import tiny_model
@@ -30,7 +31,7 @@ PROMPTS = [
 def load(directory: str, engine: str = "fast") -> LoadedModel:
     cfg = ModelConfig(model=directory, dtype="float32", device="cpu", fast=engine == "fast")
     model = load_model(cfg, trainable=False)
-    assert (model.fast is not None) == (engine == "fast")
+    assert isinstance(model.engine, FastEngine) == (engine == "fast")
     return model
 
 
@@ -365,7 +366,7 @@ def full(groups: list[Group]) -> list[tuple]:
 def kept(model: LoadedModel, journal: Journal | None, prompts=MANY, **options) -> list[Group]:
     more = {key: options.pop(key) for key in ("seed", "version", "name", "observe") if key in options}
     sampling = Sampling(**{"max_new_tokens": 5, "sampling_rows": 2, "temperature": 0.7} | options)
-    return sample(model, prompts, 2, sampling, journal=journal, **{"seed": 0, "version": 3} | more)
+    return sample(model, prompts, 2, sampling, memory=journal, **{"seed": 0, "version": 3} | more)
 
 
 @pytest.fixture
