@@ -45,7 +45,7 @@ SHAPES = {
 
 def palate_worker(dtype: str) -> Any:
     """Palate's sampling engine."""
-    from palate.model.engine import sample
+    from palate.model.rollouts import sample
 
     from palate.cli.quiet import quiet_libraries
     from palate.config import ModelConfig, Sampling

@@ -91,7 +91,7 @@ def load(cfg: RewardModelConfig, *, total_steps: int, seed: int) -> Learner:
     """What is trained: a learner with a scalar head, or a policy for a ranker."""
     if cfg.kind == "ranker":
         return Policy.load(cfg, total_steps=total_steps, seed=seed)
-    return Learner.load(cfg, total_steps=total_steps, seed=seed, head="scalar")
+    return learn.Learner.load(cfg, total_steps=total_steps, seed=seed, head="scalar")
 
 
 def _of_ranker(policy: Policy, pairs: Sequence[Pair]) -> dict[str, float]:
