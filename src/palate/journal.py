@@ -89,8 +89,8 @@ class Journal:
         if found != FORMAT:
             self.close()
             raise RunError(
-                f"journal {str(path)!r} has format {found}, expected {FORMAT}: another version of Palate "
-                "wrote it, so resume the run with that version, or start it again with --overwrite"
+                f"journal {str(path)!r} has format {found}, expected {FORMAT}; resume the run with the version "
+                "of Palate that wrote it, or start it again with --overwrite"
             )
 
     def close(self) -> None:
