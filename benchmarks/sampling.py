@@ -45,11 +45,10 @@ SHAPES = {
 
 def palate_worker(dtype: str) -> Any:
     """Palate's sampling engine."""
-    from palate.model.rollouts import sample
-
     from palate.cli.quiet import quiet_libraries
     from palate.config import ModelConfig, Sampling
     from palate.model import load_model
+    from palate.model.rollouts import sample
     from palate.types import Prompt
 
     quiet_libraries()

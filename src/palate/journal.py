@@ -85,12 +85,12 @@ class Journal:
                 raise sqlite3.DatabaseError(verdict)
             if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
-            (found,) = self._db.execute("PRAGMA user_version").fetchone()
-        if found != FORMAT:
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version != FORMAT:
             self.close()
             raise RunError(
-                f"journal {str(path)!r} has format {found}, expected {FORMAT}: another version of Palate "
-                "wrote it, so resume the run with that version, or start it again with --overwrite"
+                f"journal {str(path)!r} has format {version}, expected {FORMAT}; resume the run with "
+                "the version of Palate that wrote it, or start it again with --overwrite"
             )
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class Journal:
         for prompt, text, ids, finish, version, logps, sampling in rows:
             completion = Completion(text, _ints(ids), finish, version, _floats(logps), _floats(sampling))
             groups.setdefault(prompt, []).append(completion)
-        return [tuple(found) for found in groups.values()] or None
+        return [tuple(completions) for completions in groups.values()] or None
 
     def keep_completions(
         self,
@@ -155,14 +155,14 @@ class Journal:
             ).fetchall()
         return [(reward, json.loads(parts)) for reward, parts in rows] or None
 
-    def keep_rewards(self, found: Sequence[tuple[str, str, Sequence[Reward]]]) -> None:
-        """Keep what annotating some groups gave: key, content of the group, rewards of its completions."""
+    def keep_rewards(self, annotated: Sequence[tuple[str, str, Sequence[Reward]]]) -> None:
+        """Keep the annotations of some groups: key, content of the group, rewards of its completions."""
         with self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO rewards VALUES (?, ?, ?, ?, ?, ?)",
                 [
                     (key, j, content, group, reward, json.dumps(parts))
-                    for key, group, rewards in found
+                    for key, group, rewards in annotated
                     for j, (content, reward, parts) in enumerate(rewards)
                 ],
             )
@@ -196,14 +196,14 @@ class Journal:
     def metrics(self) -> list[dict[str, Any]]:
         """All rows, in order."""
         with self._explained("read"):
-            found = self._db.execute("SELECT row FROM metrics ORDER BY id").fetchall()
-        return [json.loads(row) for (row,) in found]
+            rows = self._db.execute("SELECT row FROM metrics ORDER BY id").fetchall()
+        return [json.loads(row) for (row,) in rows]
 
     def metrics_of(self, key: str) -> dict[str, Any] | None:
         """The row of a key."""
         with self._explained("read"):
-            found = self._db.execute("SELECT row FROM metrics WHERE key = ?", (key,)).fetchone()
-        return None if found is None else dict(json.loads(found[0]))
+            row = self._db.execute("SELECT row FROM metrics WHERE key = ?", (key,)).fetchone()
+        return None if row is None else dict(json.loads(row[0]))
 
     def rewind(self, metrics: int, version: int | None) -> None:
         """Go back to an earlier state: that many rows of metrics, and nothing of later versions.
@@ -239,7 +239,7 @@ class Journal:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def is_empty(self) -> bool:
-        """Whether nothing was sampled, annotated or measured yet."""
+        """Return True if nothing was sampled, annotated or measured yet."""
         with self._explained("read"):
             tables = ("chunks", "rewards", "logps", "metrics")
             return not any(self._db.execute(f"SELECT 1 FROM {t} LIMIT 1").fetchone() for t in tables)
@@ -286,9 +286,9 @@ class Journal:
         try:
             yield
         except sqlite3.Error as error:
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise RunError(
-                f"journal {str(self.path)!r} cannot be {done}: {told}; {_advice(error)}"
+                f"journal {str(self.path)!r} cannot be {done}: {reason}; {_advice(error)}"
             ) from error
 
 

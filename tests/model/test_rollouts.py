@@ -398,12 +398,12 @@ def test_only_the_chunk_that_is_missing_is_sampled_again(
     expected = kept(model, None)
     real, left = Journal.keep_completions, cut
 
-    def cut_off(self: Journal, *chunk) -> None:
+    def cut_off(self: Journal, *chunk, **options) -> None:
         nonlocal left
         if left == 0:
             raise KeyboardInterrupt
         left -= 1
-        real(self, *chunk)
+        real(self, *chunk, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "keep_completions", cut_off)
@@ -415,6 +415,15 @@ def test_only_the_chunk_that_is_missing_is_sampled_again(
     sizes = sorted(range(len(MANY)), key=lambda i: len(model.codec.prompt_ids(MANY[i])))
     missing = [c for i in sizes[4 * cut :] for c in expected[i].completions]
     assert sum(told) == sum(len(c.token_ids) for c in missing)
+
+
+def test_a_purpose_has_chunks_of_its_own(model: LoadedModel, journal: Journal) -> None:
+    answers = full(kept(model, journal))
+    verdicts = full(kept(model, journal, purpose="verdict"))
+    assert verdicts == answers  # the same draws, whatever they are for
+    assert len(list(journal.table())) == len(list(journal.table("verdict"))) == len(answers)
+    assert full(kept(model, journal, purpose="verdict")) == answers
+    assert len(list(journal.table("verdict"))) == len(answers)
 
 
 def test_a_chunk_that_is_lost_comes_out_the_same(model: LoadedModel, journal: Journal) -> None:

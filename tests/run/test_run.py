@@ -254,6 +254,16 @@ def test_the_completions_are_a_table(toy: Any) -> None:
     assert [row["reward"] for row in table] == [float(sum(map(ord, text)) % 101) for text in toy.asked]
 
 
+def test_only_completions_of_the_policy_are_exported(tmp_path: Path) -> None:
+    with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
+        run.journal.keep_completions("a", 0, [Prompt("Q")], [[Completion("answer", (1,))]])
+        verdict = [[Completion("the first", (2,))]]
+        run.journal.keep_completions("b", 0, [Prompt("Which is better?")], verdict, purpose="verdict")
+        run.finish({})
+    table = pyarrow.parquet.read_table(run.directory / "completions.parquet").to_pylist()
+    assert [row["completion"] for row in table] == ["answer"]
+
+
 def test_prompts_of_both_kinds_make_one_table(tmp_path: Path) -> None:
     chat = Prompt(({"role": "user", "content": "näive"},))
     with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:

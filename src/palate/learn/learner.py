@@ -58,8 +58,9 @@ class Learner:
 
     Attributes:
         version: updates done so far.
-        skipped: updates left out because loss or gradient was not finite; `skipped_in_a_row` of late.
-        observe: told of work done, for progress and timing.
+        skipped: updates left out because loss or gradient was not finite.
+        skipped_in_a_row: the latest of them, since the last update.
+        observe: takes reports of work, for progress and timing.
         micro_batch_tokens: most tokens in one forward and backward pass.
         memory: keeps samples and reference log-probabilities, under `name`; None outside a run.
     """
@@ -247,7 +248,7 @@ class Policy(Learner):
 
 
 def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextManager[LoadedModel]]:
-    """The weights as they are now, in the cheapest form that stays as it is."""
+    """Return the present weights in the cheapest form that does not change."""
     if model.peft is None:
         # `requires_grad` stays on: torch multiplies by another kernel where it is off, with other last bits.
         kept = replace(model, network=copy.deepcopy(model.network))

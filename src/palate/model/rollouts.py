@@ -67,7 +67,7 @@ def sample(
     by_length = sorted(range(len(asked)), key=lambda i: len(asked[i].ids))
     size = max(1, CHUNK * sampling.sampling_rows // n)
     options = sampling.model_dump(exclude={"sampling_rows"})
-    found: dict[int, tuple[Completion, ...]] = {}
+    by_index: dict[int, tuple[Completion, ...]] = {}
     for start in range(0, len(asked), size):
         chunk = by_length[start : start + size]
         own = [asked[i] for i in chunk]
@@ -78,13 +78,13 @@ def sample(
             completions = _sampled(model.engine, model, own, n, sampling, seed, version, observe)
             if memory is not None:
                 memory.keep_completions(key, version, [a.prompt for a in own], completions, purpose=purpose)
-        found |= dict(zip(chunk, completions, strict=True))
-    return [Group(prompt, found[i]) for i, prompt in enumerate(prompts)]
+        by_index |= dict(zip(chunk, completions, strict=True))
+    return [Group(prompt, by_index[i]) for i, prompt in enumerate(prompts)]
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A prompt, its tokens, and how many times it came before in the same call."""
+    """A prompt, its tokens, and the number of its earlier occurrences in the same call."""
 
     prompt: Prompt
     ids: tuple[int, ...]

@@ -43,7 +43,7 @@ def remove_exports(directory: Path) -> None:
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """What `summary.json` has; None if it is not there, or is no summary any more."""
+    """Return the content of `summary.json`; None if the file is missing or damaged."""
     try:
         found = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -16,7 +16,7 @@ TILE_ELEMENTS = 15 << 19
 """Tokens x vocabulary of one tile: 30 MiB in float32. Blocks of 32 MiB and more the C library asks of the
 system each time, and every page's first touch then costs as much as the arithmetic on it."""
 ACCELERATOR_TILES = 8
-"""How many times larger a tile is on an accelerator, which has an allocator of its own."""
+"""Tiles are this many times larger on an accelerator, which has an allocator of its own."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -26,8 +26,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if x.dtype != torch.float32 or x.device.type != "cpu" or len(x) > FEW_ROWS:
         return nn.functional.linear(x, weight, bias)
-    found = weight @ x.t() if bias is None else torch.addmm(bias[:, None], weight, x.t())
-    return found.t()
+    transposed = weight @ x.t() if bias is None else torch.addmm(bias[:, None], weight, x.t())
+    return transposed.t()
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,19 @@ class LMHead:
         self, hidden: Tensor, targets: Tensor, *, statistics: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability, entropy and top1 of each target token; see `values`."""
-        found = self.values(hidden, targets, statistics=statistics)
-        return found.logps, found.entropy, found.top1
+        values = self.values(hidden, targets, statistics=statistics)
+        return values.logps, values.entropy, values.top1
 
     def values(
         self, hidden: Tensor, targets: Tensor, *, statistics: bool = False, top_logits: int = 0
     ) -> HeadValues:
-        """What the head says of each target token.
+        """Compute the head's numbers for each target token.
 
         Args:
             hidden: (M, H), may carry gradient.
             targets: int64 (M,).
             statistics: compute entropy and top1; zeros otherwise.
-            top_logits: K, how many of the likeliest tokens to give with their logits; at most V come.
+            top_logits: K, the number of likeliest tokens to return with their logits; at most V.
         """
         return HeadValues(
             *_TargetValues.apply(  # type: ignore[no-untyped-call]
@@ -151,8 +151,8 @@ class _TargetValues(torch.autograd.Function):
                 torch.cat((logits[:, None], top), 1),
                 torch.cat((by_logit[:, None], by_top), 1),
             )
-        found = (_through_tiles if ctx.trains_head else _through_slopes)(ctx, by_logp[:, None], single)
-        return *found, None, None, None, None
+        through = _through_tiles if ctx.trains_head else _through_slopes
+        return *through(ctx, by_logp[:, None], single), None, None, None, None
 
 
 class _Logits(NamedTuple):

@@ -42,7 +42,7 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def states_of(network: Any, *, times: Product = linear) -> States:
-    """How to compute hidden states of a causal model whose layers follow layouts: here, or by itself.
+    """Return a function that computes hidden states of a causal model whose layers follow layouts.
 
     Args:
         network: the model.
@@ -53,7 +53,7 @@ def states_of(network: Any, *, times: Product = linear) -> States:
 
 
 def kind_of(network: Any) -> str | None:
-    """Which kind of model this is, None if its layers are not to be computed here.
+    """Return the kind of a model, or None if the model must compute its layers itself.
 
     Only if all that is passed over is just what its class says: a hook, or a forward of its own as offloading
     gives a module, must not be.
@@ -74,7 +74,7 @@ def kind_of(network: Any) -> str | None:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Whether calling it does more than its class says."""
+    """Return True if calling a module does more than its class says."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -175,7 +175,7 @@ def projected(x: Tensor, layer: Any, times: Product) -> Tensor:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a LoRA layer is base + scaling * B A and nothing else, or the base where it is switched off."""
+    """Return True if a LoRA layer is just base + scaling * B A, or the base while it is switched off."""
     if type(layer.base_layer) is not nn.Linear or layer.merged:
         return False
     if layer.disable_adapters:

@@ -33,8 +33,8 @@ def packed_outputs(
     tokens = [t for r in records for c in r.completions for t in c.token_ids]
     targets = torch.tensor(tokens, device=model.device)
     predicted_from = hidden.index_select(0, predicting(shape).to(model.device))
-    found = head.values(predicted_from, targets, statistics=statistics, top_logits=top_logits)
-    return Outputs.of(found, [size for _, sizes in shape for size in sizes], statistics=statistics)
+    values = head.values(predicted_from, targets, statistics=statistics, top_logits=top_logits)
+    return Outputs.of(values, [size for _, sizes in shape for size in sizes], statistics=statistics)
 
 
 def packed_scores(model: LoadedModel, records: Sequence[Record]) -> Outputs:

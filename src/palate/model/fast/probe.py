@@ -39,7 +39,7 @@ def disagreement(network: Any, codec: Codec, head: Head) -> str | None:
 
 
 _FOREIGN = (NotUnderstood, TypeError, AttributeError, RuntimeError, ValueError, IndexError)
-"""What a foreign architecture may do with arguments that it was not made for."""
+"""Errors that an unknown architecture may raise for arguments that it does not know."""
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ class _Watched(PackedLayout):
         return super().attend(layer, query, key, value, how)
 
     def misses_window(self, network: Any) -> bool:
-        """Whether the network's configuration has a window, and no layer has asked for one."""
+        """Return True if the configuration has a sliding window, but no layer has asked for one."""
         config = network.config.get_text_config().to_dict()
         kinds = config.get("layer_types") or ("sliding_attention",)
         in_force = config.get("sliding_window") and config.get("use_sliding_window", True)
@@ -143,7 +143,7 @@ def _rows(ids: Tensor, shape: tuple[int, Sequence[int]]) -> list[Tensor]:
 
 
 def _rounding(network: Any, ids: Tensor) -> float:
-    """How far rounding may move a log-probability, in nats: in half precision, by the size of the logits."""
+    """Return the effect that rounding may have on a log-probability, in nats."""
     logits = network(input_ids=ids[None].to(network.device), use_cache=False).logits
     if logits.dtype == torch.float32:
         return 1e-3
@@ -151,7 +151,7 @@ def _rounding(network: Any, ids: Tensor) -> float:
 
 
 def _sampler_gap(network: Any, head: LMHead, codec: Codec, ids: list[Tensor]) -> float:
-    """How far the sampling engine's log-probabilities of its first tokens are from the plain way's."""
+    """Return the largest difference of the decoder's log-probabilities from the plain ones, in nats."""
     sampling = Sampling.model_validate({"max_new_tokens": 3})
     prompts = [tuple(row[:prompt].tolist()) for row, (prompt, _) in zip(ids, PROBE, strict=True)]
     groups = [[Row(prompt, np.full(3, 0.3 + 0.4 * j)) for j in range(2)] for prompt in prompts]
@@ -162,8 +162,8 @@ def _sampler_gap(network: Any, head: LMHead, codec: Codec, ids: list[Tensor]) ->
     rows = [row for group in groups for row in group]
     shapes = [(len(row.prompt_ids), (len(row.tokens),)) for row in rows]
     wanted = _plain_logps(network, shapes, [torch.tensor([*row.prompt_ids, *row.tokens]) for row in rows])
-    found = torch.tensor([logp for row in rows for logp in row.logps], device=wanted.device)
-    return float((found - wanted).abs().max())
+    sampled = torch.tensor([logp for row in rows for logp in row.logps], device=wanted.device)
+    return float((sampled - wanted).abs().max())
 
 
 def _packed_hidden(network: Any, layout: _Watched, ids: list[Tensor]) -> Tensor:
@@ -178,10 +178,10 @@ def _packed_logps(network: Any, head: LMHead, layout: _Watched, ids: list[Tensor
 
 
 def _plain_logps(network: Any, shape: Shape, ids: list[Tensor]) -> Tensor:
-    found = []
+    logps = []
     for row, record in zip(ids, shape, strict=True):
         for whole in _rows(row, record):
             given = whole[None].to(network.device)
             logits = network(input_ids=given, use_cache=False).logits[0, record[0] - 1 : -1].float()
-            found.append(logits.log_softmax(-1).gather(-1, given[0, record[0] :, None])[:, 0])
-    return torch.cat(found)
+            logps.append(logits.log_softmax(-1).gather(-1, given[0, record[0] :, None])[:, 0])
+    return torch.cat(logps)

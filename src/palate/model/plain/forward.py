@@ -1,7 +1,7 @@
-"""Log-probabilities of completions by the plain way: padded batches and the model's own forward.
+"""Outputs of completions from padded batches and the model's own forward.
 
-It fits every causal model, since sequences are padded on the right, where no real token can see it,
-and serves faster ways as their oracle.
+They are right for every causal model: sequences are padded on the right, where no real token can see the
+padding. The tests compare the fast engine with them.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def rows_of(records: Sequence[Record], codec: Codec, device: torch.device) -> Ro
 def lm_outputs(
     model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
 ) -> Outputs:
-    """Log-probabilities of the completions' tokens, in float32.
+    """Compute log-probabilities of the completions' tokens, in float32.
 
     Args:
         model: a causal language model.
         records: prompts with completions, N completions in all.
-        statistics: also entropy and top1.
-        top_logits: also so many of the largest logits in each token's place, and the token's own.
+        statistics: compute entropy and top1, too.
+        top_logits: number of the largest logits to return at each token's position, with the token's own.
     """
     rows = rows_of(records, model.codec, model.device)
     first = int(rows.prompt_lengths.min()) - 1  # position p predicts token p + 1
@@ -74,15 +74,15 @@ def lm_outputs(
     where = (at >= rows.prompt_lengths[:, None]) & (at < rows.lengths[:, None])  # (N, K)
     scored = logits[where].float()  # (M, V): every completion token once, nothing else
     targets = rows.input_ids[:, first + 1 :][where]
-    found = HeadValues.of_logits(scored, targets, statistics=statistics, top_logits=top_logits)
-    return Outputs.of(found, (rows.lengths - rows.prompt_lengths).tolist(), statistics=statistics)
+    values = HeadValues.of_logits(scored, targets, statistics=statistics, top_logits=top_logits)
+    return Outputs.of(values, (rows.lengths - rows.prompt_lengths).tolist(), statistics=statistics)
 
 
 def scalar_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
-    """A sequence classifier's score at the last token of each completion.
+    """Compute a sequence classifier's score at the last token of each completion.
 
-    The head is applied here: transformers looks for the last token that is no padding, and where
-    padding and end token are the same that is not the last token.
+    The head is applied here, because transformers reads the last token that is no padding, which is not the
+    last token if padding and end token are the same.
     """
     rows = rows_of(records, model.codec, model.device)
     hidden = model.network.base_model(
