@@ -30,6 +30,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
+from transformers.pytorch_utils import Conv1D
 
 from palate.config import EMBEDDED, ModelConfig
 from palate.errors import ModelError
@@ -158,7 +159,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
             if trainable and not cfg.lora:
                 network, peft = peft.merge_and_unload().requires_grad_(True), None
         elif trainable and cfg.lora:
-            peft = get_peft_model(network, _lora(cfg, head), autocast_adapter_dtype=False)
+            peft = get_peft_model(network, _lora(cfg, head, network), autocast_adapter_dtype=False)
     if peft is not None:
         # Parameters alone: buffers, such as the frequencies of rotary embeddings, keep the float32 they have.
         for parameter in peft.parameters():
@@ -308,13 +309,14 @@ def _tokenizer(source: str, adapter: str | None, cfg: ModelConfig) -> Any:
     return AutoTokenizer.from_pretrained(adapter if own else source, trust_remote_code=cfg.trust_remote_code)
 
 
-def _lora(cfg: ModelConfig, head: Head) -> LoraConfig:
+def _lora(cfg: ModelConfig, head: Head, network: nn.Module) -> LoraConfig:
     return LoraConfig(
         r=cfg.lora_rank,
         lora_alpha=cfg.lora_alpha,
         target_modules="all-linear",
         lora_dropout=0.0,
         task_type="CAUSAL_LM" if head == "lm" else CLASSIFIER,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),  # GPT-2's layers
     )
 
 
