@@ -99,8 +99,8 @@ def test_the_reward_rises(train: Callable[..., Trained], loss: str, n: int, lora
 
 
 def test_a_reward_that_says_nothing_is_not_raised(train: Callable[..., Trained]) -> None:
-    # A run on rewards that are drawn at random is a random walk, which takes another path on every processor. So
-    # the mean of two walks is compared with the rise that the same run has when the reward says something.
+    # A run on rewards that are drawn at random is a random walk, which takes another path on each processor.
+    # So the mean of two walks is compared with the rise of the same run on a reward that says something.
     def walk(seed: int) -> float:
         noise = random.Random(seed)
         true: list[float] = []
