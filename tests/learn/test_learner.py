@@ -564,7 +564,7 @@ def test_a_scalar_head_learns_preferences(tiny: str, model: dict) -> None:
     learner = scalar_learner(tiny, **model, lr=3e-3)
     history = [learner.update(pairs_of(learner), RewardPairs()) for _ in range(40)]
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=0.1)
-    # Now and then a step is too long and the loss jumps, on each processor at another step. A median ignores it.
+    # Now and then a step is too long and the loss jumps, on each processor elsewhere. A median ignores it.
     assert median(row["loss"] for row in history[-10:]) < 0.1
     assert median(row["accuracy"] for row in history[-10:]) == 1.0
     # No tokens are predicted, so nothing is said of them.
