@@ -15,6 +15,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from palate.config import ModelConfig
 from palate.errors import ModelError
@@ -32,6 +33,7 @@ def fresh_adapter(network: Any, cfg: ModelConfig, head: Head) -> Any:
         target_modules="all-linear",
         lora_dropout=0.0,
         task_type="CAUSAL_LM" if head == "lm" else CLASSIFIER,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),  # GPT-2's layers
     )
     return get_peft_model(network, lora, autocast_adapter_dtype=False)
 

@@ -151,8 +151,10 @@ def test_a_model_computes_the_same_states_through_it(
     monkeypatch.setattr(flex.Blocks, "attend", lambda self, *given: used.append(1) or attend(self, *given))
     found = gradients()
     assert len(used) == 2  # layers
+    # Gradients reach thousands, and a small element is the sum of large ones: the rounding of each element
+    # follows the norm of the whole tensor. Against float64, either path is off by about 8 eps of it.
     for ours, theirs in zip(found, plain, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert (ours - theirs).norm() <= 100 * torch.finfo(torch.float32).eps * theirs.norm()
 
 
 @pytest.mark.usefixtures("uncompiled")
