@@ -173,7 +173,7 @@ def _shown(
 def _measure_fresh(
     learner: Learner, prompts: Sequence[Prompt], cfg: Any, run: Run, known: Evaluation | None = None
 ) -> None:
-    """Measure `logps/fresh`: the policy's log-probability of its own samples, to compare with training data."""
+    """Measure `logps/fresh`: the policy's log-probability of its own samples."""
     if not prompts or not isinstance(learner, Policy):
         return
 
