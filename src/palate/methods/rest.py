@@ -44,7 +44,7 @@ class ReSTConfig(loops.RoundsConfig):
     threshold_by: Literal["reward", "quantile"] = "reward"
     """Whether thresholds are rewards, in the paper from 0 to 1, or quantiles of the set's rewards."""
     lr_decay: float = Field(0.5, gt=0, le=1)
-    """What the learning rate is multiplied by from one Improve step to the next; each round begins anew."""
+    """Factor of the learning rate from one Improve step to the next; each round starts at the full rate."""
     reduce: Literal["token", "mean", "sum"] = "token"
     """All tokens of a batch count alike, or all completions, by the mean or the sum of their tokens."""
     demonstrations: str | None = None

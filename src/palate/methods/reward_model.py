@@ -88,7 +88,7 @@ def asked(policy: Policy, pair: Pair, chosen_first: bool) -> Example:
 
 
 def load(cfg: RewardModelConfig, *, total_steps: int, seed: int) -> Learner:
-    """What is trained: a learner with a scalar head, or a policy for a ranker."""
+    """Load a learner with a scalar head, or a policy for a ranker."""
     if cfg.kind == "ranker":
         return learn.Policy.load(cfg, total_steps=total_steps, seed=seed)
     return learn.Learner.load(cfg, total_steps=total_steps, seed=seed, head="scalar")
@@ -100,7 +100,7 @@ def _of_ranker(policy: Policy, pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def _of_scores(learner: Learner, ranking: learn.Ranking, pairs: Sequence[Pair]) -> dict[str, float]:
-    """With the objective's own numbers, all from one pass."""
+    """Return the quality of the ranking and the objective's own metrics, all from one pass."""
     loss, numbers = ranking(model.Outputs(scores=learner.scores(pairs)), pairs)
     means = {name: float(values.double().mean()) for name, values in {"loss": loss, **numbers}.items()}
     return {**ranking_quality(pairs, numbers["margin"].tolist()).numbers(), **means}
