@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,21 +11,8 @@ from palate.testing import tiny_policy
 MakeRun = Callable[..., Path]
 
 
-@pytest.fixture(name="describe")
-def describe_fixture() -> MakeRun:
-    """Writes the `config.json` of a run."""
-    return describe
-
-
-def describe(directory: Path, *, method: str = "oaif", started: str | None = None, **config: Any) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    found = {"method": method, "config": config, "versions": {}} | ({"started": started} if started else {})
-    (directory / "config.json").write_text(json.dumps(found))
-    return directory
-
-
 @pytest.fixture
-def make_run(tmp_path: Path, tiny: str) -> MakeRun:
+def make_run(tmp_path: Path, tiny: str, describe: MakeRun) -> MakeRun:
     """Runs with a checkpoint whose weights are far from the base model's."""
 
     def make(

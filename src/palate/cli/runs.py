@@ -15,10 +15,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from palate.cli.directories import UNREADABLE, description, holds_run, latest_numbers, read_json
 from palate.errors import PalateError, RunError
 from palate.run.display import plain
-from palate.run.status import read_status
+from palate.rundir import (
+    UNREADABLE,
+    holds_run,
+    latest_numbers,
+    read_description,
+    read_status,
+    read_summary,
+)
 
 WHERE = Path("runs")
 
@@ -148,8 +154,8 @@ def _folders(directory: Path) -> list[Path]:
 def _read(directory: Path) -> Listed:
     name = str(directory)
     try:
-        told = description(directory)
-        summary, latest = _summary(directory), latest_numbers(directory)
+        told = read_description(directory)
+        summary, latest = read_summary(directory) or {}, latest_numbers(directory)
         figures = _numbers(summary, RESULTS) or dict(list(_numbers(latest, LATEST).items())[:1])
         started = told.get("started") if isinstance(told.get("started"), str) else None
         known: dict[str, Any] = {"method": told["method"], "started": started, "figures": figures}
@@ -164,16 +170,6 @@ def _read(directory: Path) -> Listed:
     except UNREADABLE as error:
         reason = str(error) if isinstance(error, PalateError) else f"{type(error).__name__}: {error}"
         return Listed(name, "unreadable", _line(reason), age=_age(None, directory))
-
-
-def _summary(directory: Path) -> Mapping[str, Any]:
-    try:
-        found = read_json(directory / "summary.json")
-    except FileNotFoundError:
-        return {}
-    if not isinstance(found, Mapping):
-        raise RunError(f"{str(directory / 'summary.json')!r} holds no summary of a run")
-    return found
 
 
 def _age(started: str | None, directory: Path) -> float:

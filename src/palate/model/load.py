@@ -36,8 +36,8 @@ from palate.errors import ModelError
 from palate.model.codec import Codec
 from palate.model.embedded import CACHED_AS, embedded_model
 from palate.model.fast.probe import FastPath, fast_path
-from palate.model.rundir import model_in
 from palate.model.widened import checkpoint_options, has_bfloat16
+from palate.rundir import model_in
 
 Head = Literal["lm", "scalar"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from palate.report.catalogue import PANELS, TRAINING, Curve, Line, Panel
-from palate.report.read import RunRecord
+from palate.rundir import RunRecord
 
 MOST_OTHERS = 36
 """Curves of metrics that no panel names; a method may log any."""

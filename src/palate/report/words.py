@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from palate.report.read import RunRecord
+from palate.rundir import RunRecord
 
 MINUS = "\N{MINUS SIGN}"
 

@@ -23,10 +23,11 @@ from palate.run.annotating import journaled
 from palate.run.checkpoints import Checkpoints, Position
 from palate.run.directory import RunDirectory, now_text
 from palate.run.display import Display
-from palate.run.exports import finite, read_summary, remove_exports, write_exports
-from palate.run.status import Status, read_status, write_status
+from palate.run.exports import earlier_summary, finite, remove_exports, write_exports
+from palate.run.status import write_status
 from palate.run.trackers import Trackers, check_trackers
 from palate.run.watch import DeadSteps, save_batch
+from palate.rundir import Status, read_status
 from palate.types import Group
 
 Number = float | int
@@ -296,7 +297,7 @@ class Run:
             The summary that is there now.
         """
         self._take_up()
-        if self._new_steps == 0 and (there := read_summary(self.directory)) is not None:
+        if self._new_steps == 0 and (there := earlier_summary(self.directory)) is not None:
             return there
         self._place.keep()
         with self._writing("summary.json"):
