@@ -1,7 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,3 +32,18 @@ def make_run(tmp_path: Path, tiny: str, describe: MakeRun) -> MakeRun:
         return run
 
     return make
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Stands in for `write_report`: what it was given, or first of all what it shall raise."""
+    calls: list[Any] = []
+
+    def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
+        if calls and isinstance(calls[0], Exception):
+            raise calls[0]
+        calls.append((list(runs), output))
+        return output or runs[0] / "report.html"
+
+    monkeypatch.setitem(sys.modules, "palate.report", SimpleNamespace(write_report=write_report))  # type: ignore[arg-type]
+    return calls

@@ -7,7 +7,6 @@ its errors are told again here in words that name the flag, or the key with file
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from palate.cli.near import near
 from palate.config import Config
 from palate.errors import ConfigError
 
@@ -87,11 +87,6 @@ def offered(cls: type[Config]) -> list[str]:
 def flag_name(field: str) -> str:
     """`--max-new-tokens` of `max_new_tokens`."""
     return "--" + field.replace("_", "-")
-
-
-def near(word: str, words: Iterable[str]) -> str | None:
-    """The one of `words` that `word` may have been meant as."""
-    return next(iter(difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.65)), None)
 
 
 def plain(hint: Any) -> Any:

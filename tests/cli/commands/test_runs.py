@@ -11,7 +11,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from palate.cli import main
-from palate.cli.runs import STYLES, Listed, listed, show
+from palate.cli.commands.runs import STYLES, Listed, listed, show
 from palate.rundir import LOCK
 
 MakeRun = Callable[..., Path]

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from palate.cli.command import Command, Json
 from palate.errors import PalateError, RunError
 from palate.run.display import plain
 from palate.rundir import (
@@ -75,7 +77,14 @@ class Listed:
     """Seconds since it began, for the order."""
 
 
-def runs(directory: Path | None = None, *, json: bool = False) -> int:
+def runs(
+    directory: Annotated[
+        Path | None, Parameter(help="Where to look; `runs` if not given.", show_default=False)
+    ] = None,
+    /,
+    *,
+    json: Json = False,
+) -> int:
     """List the runs in a directory, the newest first."""
     where = directory or WHERE
     if directory is not None and not where.is_dir():
@@ -235,3 +244,12 @@ def _interval(name: str, figures: Mapping[str, float]) -> str:
     if not {f"{name}_low", f"{name}_high"} <= figures.keys():
         return ""
     return f" [{figures[f'{name}_low']:.2f}, {figures[f'{name}_high']:.2f}]"
+
+
+COMMAND = Command(
+    name="runs",
+    help="List runs: how far they are and what came of them.",
+    call=runs,
+    usage="Usage: palate runs [DIRECTORY] [OPTIONS]",
+    order=3,
+)
