@@ -52,7 +52,7 @@ class ChatConfig(Config):
 
 
 class Fake:
-    """The program's commands, none of which does its work: each call is noted, and `outcome` is what comes of it.
+    """The program's commands, none of which does its work: calls are noted, and `outcome` gives their result.
 
     `run`, `chat` and `sample` have options of their own; the others have those of the real ones.
     """
@@ -274,7 +274,6 @@ def test_every_file_is_a_command() -> None:
             "unexpected 'b': a value follows its flag, and `palate chat --help` lists the flags",
         ),
         ("chat a --seed x", "--seed is 'x', expected a whole number"),
-        ("report", "no run is given, write `palate report RUN`, as `palate report runs/oaif`"),
         ("report --output", "--output has no value, expected `--output FILE`"),
         ("report a --opne", "unknown flag --opne; did you mean --open? `palate report --help` lists them"),
         ("runs --jsn", "unknown flag --jsn; did you mean --json? `palate runs --help` lists them"),
