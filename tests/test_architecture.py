@@ -27,7 +27,7 @@ LAYERS = (
     ("run", "evaluate"),
     ("calibration",),
     ("recipe",),
-    ("method",),
+    ("method", "article"),
     ("loops",),
     ("methods",),
     ("launch", "testing"),

@@ -6,9 +6,9 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pytest
+from palate.methods.source import SOURCE, UNBUILT
 
 from palate.methods import METHODS
-from palate.methods.source import SOURCE, UNBUILT
 from palate.recipe import Recipe
 
 POLICY, BOTH = ("policy",), ("policy", "reference")

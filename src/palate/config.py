@@ -36,9 +36,15 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 class Config(BaseModel):
-    """Base of all configuration: frozen, and a key that is not a field is an error."""
+    """Base of all configuration: frozen, and a key that is not a field is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    pydantic builds a class's validator when it is first used: the command line lists all methods and uses
+    the configuration of one.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
+    )
 
     def part(self, cls: type[T]) -> T:
         """The fields that belong to `cls`, as a `cls`."""

@@ -16,8 +16,7 @@ from palate.errors import ConfigError
 from palate.evaluate import Evaluation, compare, wilson
 from palate.journal import key_of
 from palate.learn import Learner, Policy
-from palate.loops.records import content_key, pairs_of, tell_same
-from palate.loops.report import fresh_logps
+from palate.loops import PairRounds, content_key, fresh_logps, pairs_of, tell_same
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.run import Display, Run
@@ -47,7 +46,7 @@ def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> 
 
     Args:
         method: name of a method, as in `palate methods`.
-        cfg: its configuration, of the class `METHODS[method].config`.
+        cfg: its configuration, of the class of one of the method's ways, as `METHODS[method].config`.
         display: where progress is shown.
 
     Raises:
@@ -56,13 +55,11 @@ def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> 
     if method not in METHODS:
         raise ConfigError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
     chosen = METHODS[method]
-    if not isinstance(cfg, chosen.config):
-        raise ConfigError(f"{method} takes a {chosen.config.__name__}, got a {type(cfg).__name__}")
+    way = chosen.way_of(cfg)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    _, data = chosen.way(cfg)
     with Run(cfg, method=method, display=display) as run:
-        return _PROCEDURES[data](chosen, cfg, run)
+        return _PROCEDURES[way.learns_from](chosen, cfg, run)
 
 
 # ---- A procedure for each kind of data -------------------------------------------------------------
@@ -71,8 +68,8 @@ def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> 
 def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     prompts = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     held_out = _held_out(read_prompts, cfg) or []
-    own = getattr(cfg, "label", None) == "implicit"  # the policy is its own judge
-    annotate = _optional_annotator(cfg, run) if own else run.annotator(_annotator(cfg, run))
+    own_judge = isinstance(cfg, PairRounds) and cfg.label == "implicit"
+    annotate = _optional_annotator(cfg, run) if own_judge else run.annotator(_annotator(cfg, run))
     run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
     policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
     _attach(policy, (*prompts, *held_out), run)
@@ -81,7 +78,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = _shown(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
     _measure_fresh(policy, shown, cfg, run)
-    method.train(policy, annotate, prompts, cfg, run)
+    method.way_of(cfg).train(policy, annotate, prompts, cfg, run)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
     evaluation = _compared(start, policy, held_out, annotate, cfg, run)
     _measure_fresh(policy, shown, cfg, run, evaluation)
@@ -138,8 +135,7 @@ def _on_records(
     others = [record.prompt for record in records]
     shown = _shown(method, learner, prompts, others, cfg, all_held_out=start is not None)
     _measure_fresh(learner, shown, cfg, run)
-    call, _ = method.way(cfg)
-    call(learner, records, cfg, run, held_out=held_out)
+    method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
     summarise = _measured if method.summarise is None else method.summarise
     numbers = {**counts, **summarise(learner, run, held_out)}
     evaluation = _compared(start, learner, prompts, annotate, cfg, run)
@@ -241,7 +237,8 @@ def _measured(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) ->
 
 
 def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner:
-    return method.learner(cfg, total_steps=steps, seed=run.seed("adapter"))
+    load = Policy.load if method.learner is None else method.learner
+    return load(cfg, total_steps=steps, seed=run.seed("adapter"))
 
 
 def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run) -> None:

@@ -108,7 +108,12 @@ def _add(app: App, command: Command) -> None:
     from palate.cli.flags import command as with_flags
 
     action = with_flags(
-        command.config, command.call, name=command.name, help=command.help, first=command.first
+        command.config,
+        command.call,
+        name=command.name,
+        help=command.help,
+        first=command.first,
+        configure=command.configure,
     )
     app.command(action, **options)
 

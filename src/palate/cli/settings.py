@@ -8,7 +8,7 @@ its errors are told again here in words that name the flag, or the key with file
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,9 @@ from palate.config import Config
 from palate.errors import ConfigError
 
 C = TypeVar("C", bound=Config)
+
+Configure = Callable[[Mapping[str, Any]], Any]
+"""From values of fields by name to a configuration."""
 
 MOST_MISTAKES = 3
 """A message tells of so many mistakes at once."""
@@ -51,7 +54,12 @@ class _Given:
 
 
 def load_config(
-    cls: type[C], *, file: Path | None, flags: Mapping[str, Any], base: Mapping[str, Any] | None = None
+    cls: type[C],
+    *,
+    file: Path | None,
+    flags: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    configure: Configure | None = None,
 ) -> C:
     """A `cls` from `flags` over the YAML `file` over `base` over the defaults of `cls`.
 
@@ -60,6 +68,8 @@ def load_config(
         file: YAML with fields by name; dashes in keys count as underscores.
         flags: values by field name, as text or already converted.
         base: values that stand in for defaults of `cls`.
+        configure: makes the configuration from the values by name, if not `cls` itself: of a class with the
+            fields of `cls` or some of them.
 
     Raises:
         ConfigError: naming up to three mistakes.
@@ -69,9 +79,12 @@ def load_config(
     entries, mistakes = _from_file(cls, file) if file is not None else ({}, [])
     given |= entries | {name: _Given(value, flag_name(name)) for name, value in flags.items()}
     try:
-        config = cls.model_validate({name: _unmixed(cls, name, entry.value) for name, entry in given.items()})
+        values = {name: _unmixed(cls, name, entry.value) for name, entry in given.items()}
+        config = cls.model_validate(values) if configure is None else configure(values)
     except ValidationError as error:
         mistakes += _mistakes(cls, error, given, file)
+    except ConfigError as error:
+        mistakes.append(str(error))
     if mistakes:
         more = len(mistakes) - MOST_MISTAKES
         raise ConfigError("; ".join(mistakes[:MOST_MISTAKES]) + (f"; and {more} more" if more > 0 else ""))

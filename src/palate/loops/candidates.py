@@ -11,7 +11,8 @@ from palate.annotate import Annotator
 from palate.config import Sampling
 from palate.errors import RunError
 from palate.learn import Objective, Policy
-from palate.loops.offline import PairBatches, fit
+from palate.loops.config import Batches
+from palate.loops.offline import fit
 from palate.loops.records import once
 from palate.loops.report import fresh_logps, group_numbers
 from palate.loops.texts import from_column
@@ -107,7 +108,7 @@ def fit_round(
     policy: Policy,
     records: Sequence[R],
     objective: Callable[[Sequence[R], int], Objective[R]],
-    cfg: PairBatches,
+    cfg: Batches,
     run: Run,
     *,
     numbers: Mapping[str, float],

@@ -4,50 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 
 from palate.annotate import Annotator
 from palate.errors import RunError
+from palate.loops.config import PairRounds
 from palate.loops.report import group_numbers
-from palate.loops.rounds import RoundsConfig, prompts_of_round
+from palate.loops.rounds import prompts_of_round
 from palate.model import Snapshot
 from palate.run import Run
 from palate.select import best_vs_worst, select_pairs
 from palate.types import Group, Pair, Prompt
-
-
-class PairRounds(RoundsConfig):
-    """Whence the pairs of a round come."""
-
-    rounds: int = Field(3, ge=1)
-    """Rounds of labelling and learning; the first one on `pairs`, where they are given."""
-    n: int = Field(4, ge=2)
-    """Completions per prompt; the best and the worst make the pair."""
-    tie: float = Field(0.0, ge=0)
-    """Rewards that differ by no more than this are a tie, and the pair is dropped."""
-    label: Literal["annotator", "implicit"] = "annotator"
-    """Who says what is better: the reward, or the policy's own log-ratio to its reference."""
-    pairs: str | None = None
-    """Preference pairs from data, read with the split, limit and map of the prompts; the first round learns
-    from them instead of samples."""
-    mix_pairs: bool = False
-    """Learn from `pairs` in the later rounds as well, beside the policy's own."""
-
-    @model_validator(mode="after")
-    def _pairs_fit(self) -> Self:
-        if self.pairs is None and self.label == "implicit":
-            raise ValueError(
-                "label is implicit and no pairs are given: before it has learnt anything the policy is its "
-                "own reference and prefers nothing; give pairs for the first round"
-            )
-        if self.pairs is None and self.mix_pairs:
-            raise ValueError("mix_pairs is on and no pairs are given; give pairs, or leave it out")
-        if self.pairs is not None and self.rounds == 1:
-            raise ValueError("rounds is 1 and that round learns from pairs, so nothing is sampled; give more")
-        return self
 
 
 def pairs_of_round(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Literal
 
 from palate.annotate import Annotator
+from palate.loops.config import Ask, Pairing
 from palate.select import (
     Drop,
     Selected,
@@ -19,12 +19,6 @@ from palate.select import (
     tournament_pairs,
 )
 from palate.types import AnchoredPair, Group, Pair
-
-Ask = Literal["scores", "comparisons"]
-"""What an annotator is asked: a score for each candidate, once, or which of two is the better one."""
-
-Pairing = Literal["tournament", "first-round", "drawn", "best-vs-worst"]
-"""A knock-out tournament; its first round; as many pairs as candidates, drawn from all; the extremes."""
 
 
 def paired(

@@ -4,57 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
-
-from palate.config import MethodConfig, RewardConfig, RunConfig, Sampling
 from palate.data import Stream
 from palate.errors import RunError
-from palate.loops.offline import PairBatches
+from palate.loops.config import RoundsConfig
 from palate.loops.records import once
-from palate.method import DIRECT
 from palate.run import Run
 from palate.types import Group, Prompt
-
-MAY_CHANGE = RunConfig.may_change_bits - {"steps", "epochs"} | {"rounds"}
-"""Stages follow each other: one that is done cannot be made longer, but more of them may come."""
-
-
-class RoundsConfig(PairBatches, MethodConfig, RewardConfig, Sampling):
-    """What methods in rounds share. Epochs and steps are those of one stage of learning."""
-
-    may_change_bits: ClassVar = MAY_CHANGE
-    may_grow: ClassVar = frozenset({"rounds"})
-    unoffered: ClassVar = frozenset({"eval_every"})  # what is held out are prompts, for before and after
-    has_threshold: ClassVar[bool] = False
-    """One for the rewards of all prompts."""
-
-    rounds: int = Field(1, ge=1)
-    """How often the policy as it is then is sampled from, and learns from what is selected."""
-    prompts_per_round: int | None = Field(None, ge=1)
-    """Prompts sampled from in a round, each round going on where the last one stopped; all if not given."""
-
-    @model_validator(mode="after")
-    def _comparable_rewards(self) -> Self:
-        what = self.compares_rewards
-        ranker = next((spec for spec in self.reward if spec.startswith("ranker:")), None)
-        if what is not None and ranker is not None:
-            raise ValueError(
-                f"reward is {ranker!r}, whose numbers are of each prompt's own comparisons, and {what}; "
-                "take a reward that scores, such as model:ID"
-            )
-        return self
-
-    @property
-    def compares_rewards(self) -> str | None:
-        """What sets rewards of different prompts or rounds against each other, if anything does."""
-        held = self.has_threshold and getattr(self, "variant", None) != DIRECT
-        return "its rewards are held against a threshold" if held else None
-
-
-OF_ROUNDS = frozenset({"rounds", "prompts_per_round"})
-"""Fields of rounds of sampling."""
 
 
 def prompts_of_round(prompts: Sequence[Prompt], index: int, cfg: RoundsConfig, run: Run) -> list[Prompt]:

@@ -14,25 +14,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from palate.annotate import Annotator
+from palate import learn, loops, select
 from palate.config import Sampling, split_commas
 from palate.errors import RunError
-from palate.learn import Likelihood, Policy
-from palate.loops.offline import fit
-from palate.loops.records import content_key
-from palate.loops.report import sample_numbers
-from palate.loops.rounds import RoundsConfig, prompts_of_round
 from palate.method import Method, Recipe
-from palate.run import Run
-from palate.select import select_completions, top_k
 from palate.types import Example, Group, Prompt
 
+if TYPE_CHECKING:
+    from palate.annotate import Annotator
+    from palate.learn import Policy
+    from palate.run import Run
 
-class RFTConfig(RoundsConfig):
+
+class RFTConfig(loops.RoundsConfig):
     """Numbers of rejection-sampling fine-tuning."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
@@ -67,10 +65,10 @@ def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFT
     start = {f"weight/{name}": p.detach().clone() for name, p in policy.model.trained() if cfg.restart}
     pool: list[Group] = []
     for t in range(cfg.rounds):
-        asked = prompts_of_round(prompts, t, cfg, run)
+        asked = loops.prompts_of_round(prompts, t, cfg, run)
         groups = policy.snapshot().sample(asked, cfg.n, cfg.sampling_of(t), seed=run.seed("sample", t))
         groups = annotate(groups)
-        pool = pooled(pool, select_completions(groups, partial(top_k, k=1)).groups, cfg.pool)
+        pool = pooled(pool, select.select_completions(groups, partial(select.top_k, k=1)).groups, cfg.pool)
         if not pool:
             raise RunError(f"round {t + 1}: no completion has a usable reward; see what the reward says")
         examples = [Example(g.prompt, g.completions[0]) for g in pool]
@@ -79,9 +77,11 @@ def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFT
             # The learner compares them with its own, which it has no more.
             examples = [Example(e.prompt, replace(e.completion, logps=None)) for e in examples]
         policy.optimizer.restart(total_steps=cfg.total_steps(len(examples)))
-        numbers = {"round": t + 1, **sample_numbers(groups), **_pool_numbers(pool)}
+        numbers = {"round": t + 1, **loops.sample_numbers(groups), **_pool_numbers(pool)}
         each = f"round {t}"
-        fit(policy, examples, lambda b, _: Likelihood.per_token(b), cfg, run, name=each, numbers=numbers)
+        loops.fit(
+            policy, examples, lambda b, _: learn.Likelihood.per_token(b), cfg, run, name=each, numbers=numbers
+        )
 
 
 def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "all", "none"]) -> list[Group]:
@@ -93,7 +93,7 @@ def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "a
         return [*pool, *best] if how == "all" else list(best)
     kept: dict[str, Group] = {}
     for group in (*pool, *best):
-        asked = content_key([group.prompt])  # with its columns: a reward that reads them is another's
+        asked = loops.content_key([group.prompt])  # with its columns: a reward that reads them is another's
         if asked not in kept or _reward(group) > _reward(kept[asked]):
             kept[asked] = group
     return list(kept.values())
@@ -116,5 +116,6 @@ METHOD = Method(
     paper="Touvron et al. 2023, arXiv:2307.09288",
     group="online",
     learns_from="prompts",
+    batches_of="completion",
     recipe=Recipe("human", "current", "each round", ("policy", "reward model")),
 )

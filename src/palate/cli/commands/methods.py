@@ -60,9 +60,9 @@ def methods(*, json: Json = False) -> int:
 
 def method_rows() -> Iterator[dict[str, Any]]:
     """A row per method, with our cells and, under `source`, those of the article, None where it has none."""
+    from palate.article import SOURCE, UNBUILT, Unbuilt
     from palate.method import METHOD_GROUPS, Method
     from palate.methods import METHODS
-    from palate.methods.source import SOURCE, UNBUILT, Unbuilt
 
     known: list[Method | Unbuilt] = [*METHODS.values(), *UNBUILT]
     for method in sorted(known, key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):

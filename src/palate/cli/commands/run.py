@@ -36,7 +36,13 @@ class Methods(Mapping[str, Command]):
     def __getitem__(self, name: str) -> Command:
         """The command of a method."""
         method = self._methods[name]
-        return Command(name, method.summary, partial(run, name), config=method.config)
+        return Command(
+            name,
+            method.summary,
+            partial(run, name),
+            config=method.options,
+            configure=method.configure,
+        )
 
     def __iter__(self) -> Iterator[str]:
         """The names of the methods."""
