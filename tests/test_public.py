@@ -74,7 +74,6 @@ HEAVY = {"torch", "transformers", "peft", "datasets", "pyarrow", "scipy", "numpy
         "import palate",
         "import palate; palate.PalateError; palate.Prompt; palate.ConfigError",
         "from palate.cli import main; assert main(['--version']) == 0",
-        "from palate.cli import main; assert main(['--help']) == 0",
         "from palate.cli import main; assert main(['--beta']) == 2",
     ],
 )

@@ -21,6 +21,9 @@ from palate.errors import ConfigError, PalateError
 MISTAKE, INTERRUPTED, CUT_OFF = 2, 130, 141
 """Exit codes: a user's mistake, Ctrl-C, and stdout closed by its reader (as shells count signals)."""
 
+_UNUSED: Any = object()
+"""Stands for cyclopts' console of errors, which are ours to print: it would load rich."""
+
 HELP = {"--help", "-h"}
 
 
@@ -121,7 +124,13 @@ def _add(app: App, command: Command) -> None:
 def _dispatch(tokens: list[str], commands: Commands) -> int:
     try:
         app = build_app(tokens, commands)
-        code = app(tokens, print_error=False, exit_on_error=False, result_action="return_value")
+        code = app(
+            tokens,
+            print_error=False,
+            exit_on_error=False,
+            error_console=_UNUSED,
+            result_action="return_value",
+        )
     except CycloptsError as error:
         raise ConfigError(explain(error, commands)) from None
     return code or 0
