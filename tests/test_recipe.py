@@ -6,8 +6,8 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pytest
-from palate.methods.source import SOURCE, UNBUILT
 
+from palate.article import SOURCE, UNBUILT
 from palate.methods import METHODS
 from palate.recipe import Recipe
 

@@ -1,4 +1,4 @@
-"""From a method's name and configuration to a finished run: what `palate run` and `palate.train` do."""
+"""A whole run from a method's name and its configuration: the work of `palate run` and `palate.train`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run."""
+    """A finished run and its results."""
 
     run: Run
     learner: Learner
@@ -36,8 +36,8 @@ class Outcome:
 
     @property
     def policy(self) -> Policy:
-        """The learner of a method that trains a policy, as all do but those that train a reward model."""
-        assert isinstance(self.learner, Policy), "what was trained is no policy; it is in `learner`"
+        """The learner as a policy; methods that train a reward model have none."""
+        assert isinstance(self.learner, Policy), "the run trained no policy; `learner` has the trained model"
         return self.learner
 
 
@@ -47,10 +47,10 @@ def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> 
     Args:
         method: name of a method, as in `palate methods`.
         cfg: its configuration, of the class of one of the method's ways, as `METHODS[method].config`.
-        display: where progress is shown.
+        display: shows progress.
 
     Raises:
-        PalateError: something that the user can mend; the text says what.
+        PalateError: a mistake that the user can correct; the message says how.
     """
     if method not in METHODS:
         raise ConfigError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
@@ -124,8 +124,8 @@ def _on_records(
     run: Run,
     counts: Mapping[str, float],
 ) -> Outcome:
-    """Train on records from data, and sum up what was measured on the held-out ones."""
-    learner.optimizer.total_steps = cfg.total_steps(len(records))  # without those that were left out
+    """Train on records from data, and summarise the measurements on the held-out records."""
+    learner.optimizer.total_steps = cfg.total_steps(len(records))  # dropped records do not count
     measured = held_out and annotate is not None
     start = learner.snapshot() if measured and isinstance(learner, Policy) else None
     prompts = list({record.prompt.id: record.prompt for record in held_out}.values())
@@ -155,11 +155,11 @@ def _shown(
     *,
     all_held_out: bool,
 ) -> Sequence[Prompt]:
-    """The prompts of `_measure_fresh`: the held-out ones where all of them are compared on, else a few.
+    """Return the prompts of `_measure_fresh`: all held-out prompts if they are compared on, else a few.
 
-    There are none where every step has samples of the policy as it is, and tells of them.
+    There are none if every step samples from the current policy and logs the same number.
     """
-    samples = isinstance(learner, Policy) and isinstance(cfg, Sampling)  # a ranker is no policy that answers
+    samples = isinstance(learner, Policy) and isinstance(cfg, Sampling)  # a ranker does not complete prompts
     if not samples or method.recipe.judged == "each step":
         return ()
     if all_held_out:
@@ -173,17 +173,17 @@ def _shown(
 def _measure_fresh(
     learner: Learner, prompts: Sequence[Prompt], cfg: Any, run: Run, known: Evaluation | None = None
 ) -> None:
-    """How likely the policy finds what it says itself, to lie beside what it learns from (`logps/fresh`)."""
+    """Measure `logps/fresh`: the policy's log-probability of its own samples."""
     if not prompts or not isinstance(learner, Policy):
         return
 
-    def found() -> dict[str, float]:
+    def metrics() -> dict[str, float]:
         if known is not None:
             return fresh_logps(known.after)
-        # With the seed of `compare`, which finds them in the journal.
+        # With the seed of `compare`, which then reads them from the journal.
         return fresh_logps(learner.snapshot().sample(prompts, 1, cfg.sampling, seed=2 * run.seed("evaluate")))
 
-    run.measure("fresh", found)
+    run.measure("fresh", metrics)
 
 
 def _compared(
@@ -194,7 +194,7 @@ def _compared(
     cfg: Any,
     run: Run,
 ) -> Evaluation | None:
-    """Save first, then measure: a failing reward must not cost the training."""
+    """Save, then compare with the start: a failing reward must not cost the training."""
     run.save(learner)
     if start is None or annotate is None or not prompts or not isinstance(learner, Policy):
         return None
@@ -215,10 +215,10 @@ def _finish(
 
 
 def _measured(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) -> dict[str, float]:
-    """What was measured on the held-out records at the start and at the end.
+    """Return the first and the last measurement on the held-out records.
 
-    Where a policy ranks pairs, that is the share ranked rightly by the implicit reward, else the loss. The
-    interval takes prompts for trials: several pairs of one prompt say less than pairs of several.
+    For pairs it is the share that the implicit reward ranks as the data do, else the loss. The interval
+    counts prompts as trials: several pairs of one prompt say less than pairs of several prompts.
     """
     ranked = [row["eval_rewards/accuracies"] for row in run.measured if "eval_rewards/accuracies" in row]
     losses = [row["eval_loss"] for row in run.measured if "eval_loss" in row]
@@ -242,23 +242,23 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
 
 
 def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run) -> None:
-    """Once all that the run began with is known to be the same, begin or go on."""
+    """Check the prompts' tokens against those that the run began with, then start or resume."""
     codec = learner.model.codec
-    asked = key_of([codec.prompt_ids(prompt) for prompt in prompts])
-    told = f"what the tokenizer or chat template of {learner.model.source} makes of the prompts"
-    run.require_same("the prompts in tokens", asked, told)
+    tokens = key_of([codec.prompt_ids(prompt) for prompt in prompts])
+    subject = f"what the tokenizer or chat template of {learner.model.source} makes of the prompts"
+    run.require_same("the prompts in tokens", tokens, subject)
     run.attach(learner)
 
 
 def _held_out(read: Callable[..., T], cfg: Any) -> T | None:
-    """What a reader makes of the held-out data, if there are any."""
+    """Read the held-out data; None if there are none."""
     if cfg.eval_data is None:
         return None
     return read(cfg.eval_data, split=cfg.eval_split, columns=cfg.map, limit=cfg.eval_limit)
 
 
 def _optional_annotator(cfg: MethodConfig, run: Run) -> Annotator | None:
-    """What scores before and after, for methods that do without it in between."""
+    """Return the annotator for the comparison before and after, of a method that trains without one."""
     return run.annotator(_annotator(cfg, run)) if isinstance(cfg, RewardConfig) and cfg.reward else None
 
 
@@ -268,9 +268,9 @@ def _annotator(cfg: RewardConfig, run: Run) -> Annotator:
         if not isinstance(cfg, ModelConfig)
         else {"device": cfg.device, "trust_remote_code": cfg.trust_remote_code, "fast": cfg.fast}
     )
-    found = annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
+    annotate = annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
     for path in files_of(cfg.reward):
         run.require_same(
             f"the reward in {path}", key_of(path.read_text("utf-8")), f"the reward in {str(path)!r}"
         )
-    return found
+    return annotate

@@ -8,9 +8,9 @@ configuration tells the way.
 
 Text from files and flags becomes a configuration in three steps, none of which imports torch:
 
-    METHOD.options                 one class with the fields of all ways, for help and for unknown keys
-    METHOD.choose(values)          the way that `variant` takes; refuses fields that do nothing in it
-    way.config.model_validate(...) the configuration
+    METHOD.options             one class with the fields of all ways, for help and for unknown keys
+    METHOD.choose(values)      the class of the way that `variant` takes; refuses fields that do nothing in it
+    cls.model_validate(...)    the configuration, of the values that are fields of the class
 
 `METHOD.configure(values)` does the last two at once.
 """
@@ -142,8 +142,8 @@ class Method:
             variant=(values, self.config.model_fields[VARIANT]),
         )
 
-    def choose(self, values: Mapping[str, Any]) -> Way:
-        """Return the way that `values` take by their `variant`.
+    def choose(self, values: Mapping[str, Any]) -> type[MethodConfig]:
+        """Return the configuration class of the way that `values` take by their `variant`.
 
         Args:
             values: of fields by name; text, as in flags, or converted.
@@ -152,7 +152,8 @@ class Method:
             ConfigError: fields are given that do nothing in this way; their default value is no request.
         """
         way = self.variant(values.get(VARIANT))
-        idle = [name for name in self._idle(way) if self._asks(name, values)]
+        others = (name for name in self.options.model_fields if name not in way.config.model_fields)
+        idle = [name for name in others if self._asks(name, values)]
         if idle:
             variant = values.get(VARIANT, self.options.model_fields[VARIANT].default)
             takers = [w for w in self.ways if all(name in w.config.model_fields for name in idle)]
@@ -161,7 +162,7 @@ class Method:
                 f"{' and '.join(idle)} would do nothing; leave {'it' if len(idle) == 1 else 'them'} out, or "
                 f"take variant {' or '.join(value for w in takers for value in w.variants) or 'another'}"
             )
-        return way
+        return way.config
 
     def configure(self, values: Mapping[str, Any]) -> MethodConfig:
         """Return the configuration of the way that `values` take.
@@ -170,13 +171,9 @@ class Method:
             ConfigError: fields are given that do nothing in this way.
             pydantic.ValidationError: a value is missing or wrong.
         """
-        way = self.choose(values)
-        idle = self._idle(way)
-        return way.config.model_validate({name: v for name, v in values.items() if name not in idle})
-
-    def _idle(self, way: Way) -> list[str]:
-        """Fields of the other ways alone."""
-        return [name for name in self.options.model_fields if name not in way.config.model_fields]
+        config = self.choose(values)
+        idle = self.options.model_fields.keys() - config.model_fields.keys()
+        return config.model_validate({name: value for name, value in values.items() if name not in idle})
 
     def _asks(self, name: str, values: Mapping[str, Any]) -> bool:
         """Whether `values` give a field, and something else than its default."""

@@ -1,4 +1,4 @@
-"""The paths that answer at once load no library that takes long to load. Their times are in benchmarks/startup.py."""
+"""The paths that answer at once load no library that is slow to load. `benchmarks/startup.py` has their times."""
 
 from __future__ import annotations
 

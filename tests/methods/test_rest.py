@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from palate import loops
 from palate.errors import RunError
-from palate.methods import rest as module
 from palate.methods.rest import ReSTConfig
 from palate.types import Example, Group
 
@@ -67,8 +67,8 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Example]]:
         seen.append(examples)
         fit(policy, examples, *args, **options)
 
-    fit = module.fit
-    monkeypatch.setattr(module, "fit", spy)
+    fit = loops.fit
+    monkeypatch.setattr(loops, "fit", spy)
     return seen
 
 

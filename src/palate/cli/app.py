@@ -116,7 +116,7 @@ def _add(app: App, command: Command) -> None:
         name=command.name,
         help=command.help,
         first=command.first,
-        configure=command.configure,
+        choose=command.choose,
     )
     app.command(action, **options)
 

@@ -27,8 +27,8 @@ class Command:
         call: does the work and returns the exit code, None for 0. It takes the configuration; without one,
             its own parameters are the flags, as cyclopts reads them.
         config: the configuration class whose fields are the flags, with `--config FILE` besides.
-        configure: makes the configuration from values of fields by name, text or converted, where `config`
-            does not do it itself.
+        choose: gives the class that values of fields, by name, are for, where `config` has the fields of
+            several classes together.
         first: the field that is given as the first word instead of by a flag.
         usage: the line that begins the help, where the standard one does not do.
         order: its place in the list of commands.
@@ -38,7 +38,7 @@ class Command:
     help: str
     call: Callable[..., int | None]
     config: type[Config] | None = None
-    configure: Callable[[Mapping[str, Any]], Config] | None = None
+    choose: Callable[[Mapping[str, Any]], type[Config]] | None = None
     first: str | None = None
     usage: str | None = None
     order: int = 0

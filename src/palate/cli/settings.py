@@ -26,9 +26,6 @@ from palate.errors import ConfigError
 
 C = TypeVar("C", bound=Config)
 
-Configure = Callable[[Mapping[str, Any]], Any]
-"""From values of fields by name to a configuration."""
-
 MOST_MISTAKES = 3
 """A message tells of so many mistakes at once."""
 
@@ -59,7 +56,7 @@ def load_config(
     file: Path | None,
     flags: Mapping[str, Any],
     base: Mapping[str, Any] | None = None,
-    configure: Configure | None = None,
+    choose: Callable[[Mapping[str, Any]], type[C]] | None = None,
 ) -> C:
     """A `cls` from `flags` over the YAML `file` over `base` over the defaults of `cls`.
 
@@ -68,8 +65,8 @@ def load_config(
         file: YAML with fields by name; dashes in keys count as underscores.
         flags: values by field name, as text or already converted.
         base: values that stand in for defaults of `cls`.
-        configure: makes the configuration from the values by name, if not `cls` itself: of a class with the
-            fields of `cls` or some of them.
+        choose: of a method with several ways, whose fields `cls` has together: gives the class that the
+            values are for (`palate.method.Method.choose`). Fields of the others are left out.
 
     Raises:
         ConfigError: naming up to three mistakes.
@@ -78,9 +75,10 @@ def load_config(
     given = {name: _Given(value, name) for name, value in (base or {}).items()}
     entries, mistakes = _from_file(cls, file) if file is not None else ({}, [])
     given |= entries | {name: _Given(value, flag_name(name)) for name, value in flags.items()}
+    values = {name: _unmixed(cls, name, entry.value) for name, entry in given.items()}
     try:
-        values = {name: _unmixed(cls, name, entry.value) for name, entry in given.items()}
-        config = cls.model_validate(values) if configure is None else configure(values)
+        chosen = cls if choose is None else choose(values)
+        config = chosen.model_validate({k: value for k, value in values.items() if k in chosen.model_fields})
     except ValidationError as error:
         mistakes += _mistakes(cls, error, given, file)
     except ConfigError as error:

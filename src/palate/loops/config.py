@@ -57,9 +57,9 @@ class RoundsConfig(MethodConfig, RewardConfig, Sampling, Batches):
     """The method compares the rewards of all prompts with one threshold."""
 
     rounds: int = Field(1, ge=1)
-    """How often the policy as it is then is sampled from, and learns from what is selected."""
+    """Rounds of sampling from the policy, selecting and learning."""
     prompts_per_round: int | None = Field(None, ge=1)
-    """Prompts sampled from in a round, each round going on where the last one stopped; all if not given."""
+    """Prompts of a round, each round continuing where the last one stopped; all if not given."""
 
     @model_validator(mode="after")
     def _comparable_rewards(self) -> Self:
@@ -88,7 +88,7 @@ class PairRounds(RoundsConfig):
     tie: float = Field(0.0, ge=0)
     """Rewards that differ by no more than this are a tie, and the pair is dropped."""
     label: Literal["annotator", "implicit"] = "annotator"
-    """Who says what is better: the reward, or the policy's own log-ratio to its reference."""
+    """The judge of the completions: the reward, or the policy's own log-ratio to its reference."""
     pairs: str | None = None
     """Preference pairs from data, read with the split, limit and map of the prompts; the first round learns
     from them instead of samples."""

@@ -1,4 +1,4 @@
-"""The loop of methods that learn from a fixed set of records."""
+"""The loop over a fixed set of records."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ def fit(
     numbers: Mapping[str, float] = MappingProxyType({}),
     measure: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
-    """Take shuffled batches, one optimizer step each, and measure on the held-out records as asked.
+    """Take one optimizer step on each shuffled batch, and measure on the held-out records.
 
     Args:
         policy: trained in place.
-        records: what there is to learn from.
-        objective: of a batch, given it and a seed of its own; most methods have one for all.
-        cfg: batch size, passes, when to measure.
-        run: one stage of it.
+        records: to learn from.
+        objective: gives the objective of a batch, from the batch and a seed; most methods use one for all.
+        cfg: batch size and passes; of `PairBatches`, also the steps between measurements.
+        run: the run that this is one stage of.
         held_out: measured before, after, and every `cfg.eval_every` steps.
-        name: tells the shuffles of several stages apart.
-        numbers: written beside every step's metrics.
-        measure: what is measured, if not the objective's metrics on the held-out records.
+        name: name of the stage, which seeds its shuffles.
+        numbers: logged with every step's metrics.
+        measure: gives the measurement, instead of the objective's metrics on the held-out records.
     """
     every = cfg.eval_every if isinstance(cfg, PairBatches) else None
     stream = Stream(records, seed=run.seed(name))
     steps = cfg.total_steps(len(records))
 
-    def found() -> Mapping[str, float]:
+    def metrics_now() -> Mapping[str, float]:
         if measure is not None:
             return measure()
         return policy.measure(held_out, objective(held_out, run.seed(name, "eval")))
 
     def look() -> None:
         if held_out or measure is not None:
-            run.measure(name, lambda: named(found()))
+            run.measure(name, lambda: named(metrics_now()))
 
     look()
     for step in run.steps(steps, policy):
@@ -60,14 +60,14 @@ def fit(
         run.log(step, metrics, numbers, {"epoch": (step + 1) * cfg.batch_size / len(records)})
         if step + 1 == steps or (every and (step + 1) % every == 0):
             look()
-    look()  # the run knows it, unless there were more steps before than now
+    look()  # for a run resumed with fewer steps, whose loop is empty; any other has this measurement already
 
 
 def always(objective: Objective[R]) -> Callable[[Sequence[R], int], Objective[R]]:
-    """One objective for every batch of `fit`."""
+    """Return one objective for every batch of `fit`."""
     return lambda *_: objective
 
 
-def named(found: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of held-out records, under TRL's names."""
-    return {f"eval_{name}": value for name, value in found.items()}
+def named(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics of held-out records under TRL's names."""
+    return {f"eval_{name}": value for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""What methods share whose rounds learn from pairs: who labels the policy's completions, and what is kept."""
+"""Rounds that learn from pairs: labels of the policy's completions, and the pairs of a round."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def pairs_of_round(
     cfg: PairRounds,
     run: Run,
 ) -> tuple[list[Pair], dict[str, float]]:
-    """What a round learns from, and the numbers of its samples.
+    """Return the pairs that a round learns from, and the metrics of its samples.
 
     Args:
         index: of the round, from 0.
         policy: sampled from.
         label: annotates the samples.
-        prompts: all there are.
-        human: pairs from data; with any, the first round takes them and samples nothing.
+        prompts: all prompts of the data.
+        human: pairs from data; if there are any, the first round takes them and samples nothing.
         cfg, run: of the method.
 
     Raises:
@@ -46,10 +46,10 @@ def pairs_of_round(
     groups = label(policy.sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", index)))
     pairs, dropped = select_pairs(groups, partial(best_vs_worst, tie=cfg.tie))
     if not pairs:
-        told = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise RunError(
-            f"round {index + 1}: none of {len(groups)} prompts gave a pair to learn from ({told}). tie: take "
-            "a finer reward, a larger --n, or a smaller --tie; identical: raise --temperature or "
+            f"round {index + 1}: none of {len(groups)} prompts gave a pair to learn from ({reasons}). "
+            "tie: take a finer reward, a larger --n, or a smaller --tie; identical: raise --temperature or "
             "--max-new-tokens; unusable: see why the reward gives nothing"
         )
     numbers = {"round": index + 1, **group_numbers(groups, dropped)}
@@ -65,10 +65,13 @@ def labeller(
     cfg: PairRounds,
     run: Run,
 ) -> Annotator:
-    """Who labels a round's samples: the annotator, or the policy by its implicit reward, kept in the run."""
+    """Return the annotator of a round's samples: the given one, or the policy's implicit reward.
+
+    The run stores implicit rewards like any others.
+    """
     if cfg.label == "annotator":
         return annotate
-    assert ref is not None, "what the policy is compared with"
+    assert ref is not None, "an implicit reward has a reference"
     own = partial(implicit_rewards, policy=policy, ref=ref, beta=beta)
     return run.annotator(own, name=f"implicit reward of round {index}")
 

@@ -1,4 +1,4 @@
-"""What methods in rounds share: the numbers of a round, its prompts, a threshold for its rewards."""
+"""The prompts of a round, and a threshold for its rewards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from palate.types import Group, Prompt
 
 
 def prompts_of_round(prompts: Sequence[Prompt], index: int, cfg: RoundsConfig, run: Run) -> list[Prompt]:
-    """What a round, counted from 0, samples from; no row twice."""
+    """Return the prompts that a round, counted from 0, samples from; no row twice."""
     drawn = prompts
     if cfg.prompts_per_round is not None:
         drawn = Stream(prompts, seed=run.seed("prompts")).batch(index, cfg.prompts_per_round)
@@ -23,15 +23,16 @@ def prompts_of_round(prompts: Sequence[Prompt], index: int, cfg: RoundsConfig, r
 
 
 def threshold(groups: Sequence[Group], given: float, by: Literal["reward", "quantile"], where: str) -> float:
-    """The reward above which completions are learnt from.
+    """Return the reward above which completions are learnt from.
 
-    With a quantile q, those are the best and at most the share 1 - q of all; more only where more are best.
+    A quantile q keeps at most the share 1 - q of all completions, but always all that have the highest
+    reward.
 
     Args:
         groups: with rewards.
         given: the reward, or q.
-        by: which of the two it is.
-        where: begins the message.
+        by: "reward" or "quantile", the meaning of `given`.
+        where: the start of an error's sentence.
 
     Raises:
         RunError: no completion is above it.

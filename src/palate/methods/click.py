@@ -33,7 +33,7 @@ Record = Pair | AnchoredPair
 
 
 class Common(MethodConfig):
-    """Fields of both ways. Margin and weight of the paper's code are 20 and 0.5, 15 and 0.1, or 15 and 0.3."""
+    """Fields of both ways. The code has margin and weight 20 and 0.5, 15 and 0.1, or 15 and 0.3."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
 
@@ -86,9 +86,7 @@ def click(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: C
     for t in range(cfg.rounds):
         asked = loops.prompts_of_round(prompts, t, cfg, run)
         candidates = loops.draw(policy, asked, cfg.n, cfg.sampling, run, t).annotated(annotate)  # Y+, Y-
-        pairs, dropped = select.select_pairs(
-            candidates.groups, rule
-        )  # (y+, y-), where log pi(y-) > log pi(y+)
+        pairs, dropped = select.select_pairs(candidates.groups, rule)  # log pi(y-) > log pi(y+)
         loops.fit_round(
             policy,
             _anchored(policy, pairs, cfg),
@@ -117,14 +115,10 @@ def _anchored(policy: Policy, pairs: Sequence[Pair], cfg: Common) -> list[Record
 
 def _objective(batch: Sequence[Record], cfg: Common) -> learn.Anchored:
     """L_LM + alpha max(0, margin + log pi(y-) - log pi(y+))."""
-    likelihood = (
-        learn.Likelihood.per_token(learn.anchors(batch))
-        if cfg.likelihood == "token"
-        else learn.Likelihood("sum")
-    )
-    return learn.Anchored(
-        learn.Pairwise(losses.PAIR_LOSSES["click"], cfg.beta), likelihood, pair_weight=cfg.pair_weight
-    )
+    per_token = cfg.likelihood == "token"
+    likelihood = learn.Likelihood.per_token(learn.anchors(batch)) if per_token else learn.Likelihood("sum")
+    contrast = learn.Pairwise(losses.PAIR_LOSSES["click"], cfg.beta)
+    return learn.Anchored(contrast, likelihood, pair_weight=cfg.pair_weight)
 
 
 METHOD = Method(

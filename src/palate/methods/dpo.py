@@ -40,9 +40,8 @@ def dpo(
 ) -> None:
     """Train `policy` in place on preference pairs."""
     ref = learn.CachedReference(policy.snapshot())  # pi_ref: what training starts from
-    objective = learn.Pairwise(
-        losses.PAIR_LOSSES["dpo"], cfg.beta, ref, {"label_smoothing": cfg.label_smoothing}
-    )
+    smoothing = {"label_smoothing": cfg.label_smoothing}
+    objective = learn.Pairwise(losses.PAIR_LOSSES["dpo"], cfg.beta, ref, smoothing)
     loops.fit(policy, pairs, lambda *_: objective, cfg, run, held_out)
 
 

@@ -47,23 +47,22 @@ def iterative_dpo(
 ) -> None:
     """Train `policy` in place on rounds of its own labelled completions."""
     ref = policy.snapshot()
-    start = ref if cfg.ref == "start" else None  # held for nothing, it would be a copy of the weights
+    start = ref if cfg.ref == "start" else None  # an unused snapshot would hold a copy of the weights
     human = [] if cfg.pairs is None else loops.read_pairs(policy, cfg.pairs, cfg, run)[0]
 
     for t in range(cfg.rounds):
         now = policy.snapshot()  # M_t
-        # An implicit reward is against what M_t was trained against: the reference of the round before.
+        # The reference of an implicit reward is the one that M_t was trained with: that of the round before.
         label = loops.labeller(annotate, t, now, ref, cfg.beta, cfg, run)
         pairs, numbers = loops.pairs_of_round(t, now, label, prompts, human, cfg, run)
-        del label  # with it, what it holds of an old reference
+        del label  # it may hold an old reference
         ref = now if start is None else start
-        del now  # where the reference stays, it would be another copy
+        del now  # a second copy of the weights, where the reference stays
         objective = learn.Pairwise(losses.PAIR_LOSSES["dpo"], cfg.beta, learn.CachedReference(ref))
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)))
-        loops.fit(
-            policy, pairs, loops.always(objective), cfg, run, name=f"round {t}", numbers=numbers
-        )  # M_t+1
-        del objective
+        each = loops.always(objective)
+        loops.fit(policy, pairs, each, cfg, run, name=f"round {t}", numbers=numbers)  # M_t+1
+        del each, objective
 
 
 METHOD = Method(

@@ -44,7 +44,7 @@ class ReSTConfig(loops.RoundsConfig):
     threshold_by: Literal["reward", "quantile"] = "reward"
     """Whether thresholds are rewards, in the paper from 0 to 1, or quantiles of the set's rewards."""
     lr_decay: float = Field(0.5, gt=0, le=1)
-    """What the learning rate is multiplied by from one Improve step to the next; each round begins anew."""
+    """Factor of the learning rate from one Improve step to the next; each round starts at the full rate."""
     reduce: Literal["token", "mean", "sum"] = "token"
     """All tokens of a batch count alike, or all completions, by the mean or the sum of their tokens."""
     demonstrations: str | None = None
@@ -69,14 +69,14 @@ class ReSTConfig(loops.RoundsConfig):
 
 def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: ReSTConfig, run: Run) -> None:
     """Train `policy` in place to imitate its own completions of high reward."""
-    data = _demonstrations(policy, annotate, cfg, run)
+    shown = _demonstrations(policy, annotate, cfg, run)
     assert cfg.lr is not None
     for g in range(cfg.rounds):
         asked = loops.prompts_of_round(prompts, g, cfg, run)  # Grow
         groups = annotate(policy.snapshot().sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", g)))
         for i, given in enumerate(cfg.thresholds):  # Improve
-            tau = loops.threshold([*groups, *data], given, cfg.threshold_by, f"round {g + 1}")
-            kept, _ = select.select_completions([*groups, *data], partial(select.above_threshold, tau=tau))
+            tau = loops.threshold([*groups, *shown], given, cfg.threshold_by, f"round {g + 1}")
+            kept, _ = select.select_completions([*groups, *shown], partial(select.above_threshold, tau=tau))
             examples = [Example(group.prompt, c) for group in kept for c in group.completions]
             numbers = {
                 **loops.sample_numbers(groups),
@@ -87,10 +87,8 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
             }
             steps = cfg.total_steps(len(examples))
             policy.optimizer.restart(total_steps=steps, lr=cfg.lr * cfg.lr_decay**i)
-            name = f"round {g} improve {i}"
-            loops.fit(
-                policy, examples, partial(_likelihood, cfg.reduce), cfg, run, name=name, numbers=numbers
-            )
+            name, objective = f"round {g} improve {i}", partial(_likelihood, cfg.reduce)
+            loops.fit(policy, examples, objective, cfg, run, name=name, numbers=numbers)
 
 
 def _demonstrations(policy: Policy, annotate: Annotator, cfg: ReSTConfig, run: Run) -> list[Group]:

@@ -83,13 +83,12 @@ def asked(policy: Policy, pair: Pair, chosen_first: bool) -> Example:
     """The ranker's question about a pair, and the label of the better completion to answer."""
     codec = policy.model.codec
     texts = [completion.text for completion in (pair.completions if chosen_first else pair.completions[::-1])]
-    return Example(
-        annotate.question(codec, pair.prompt, *texts), annotate.labels(codec)[0 if chosen_first else 1]
-    )
+    label = annotate.labels(codec)[0 if chosen_first else 1]
+    return Example(annotate.question(codec, pair.prompt, *texts), label)
 
 
 def load(cfg: RewardModelConfig, *, total_steps: int, seed: int) -> Learner:
-    """What is trained: a learner with a scalar head, or a policy for a ranker."""
+    """Load a learner with a scalar head, or a policy for a ranker."""
     if cfg.kind == "ranker":
         return Policy.load(cfg, total_steps=total_steps, seed=seed)
     return Learner.load(cfg, total_steps=total_steps, seed=seed, head="scalar")
@@ -101,7 +100,7 @@ def _of_ranker(policy: Policy, pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def _of_scores(learner: Learner, ranking: learn.Ranking, pairs: Sequence[Pair]) -> dict[str, float]:
-    """With the objective's own numbers, all from one pass."""
+    """Return the quality of the ranking and the objective's own metrics, all from one pass."""
     loss, numbers = ranking(model.Outputs(scores=learner.scores(pairs)), pairs)
     means = {name: float(values.double().mean()) for name, values in {"loss": loss, **numbers}.items()}
     return {**ranking_quality(pairs, numbers["margin"].tolist()).numbers(), **means}

@@ -36,11 +36,11 @@ class RFTConfig(loops.RoundsConfig):
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
 
     rounds: int = Field(4, ge=1)
-    """How often the policy as it is then is sampled from; epochs and steps count for each."""
+    """Rounds of sampling from the policy and learning; epochs and steps count for each."""
     n: int = Field(10, ge=2)
     """Completions per prompt, of which the best is kept."""
     pool: Literal["best", "all", "none"] = "best"
-    """What earlier rounds add: for each prompt the best of all rounds stays; or each round's; or nothing."""
+    """Completions of earlier rounds that stay: per prompt the best of all, each round's, or none."""
     restart: bool = True
     """Begin each round's training with the weights of the start; without, with those of the last round."""
     temperature: float = Field(1.2, gt=0)
@@ -50,12 +50,12 @@ class RFTConfig(loops.RoundsConfig):
 
     @property
     def compares_rewards(self) -> str | None:
-        """Its pool, where the best of several rounds stays."""
+        """The pool, if it keeps the best of several rounds."""
         compares = self.pool == "best" and self.rounds > 1
         return "pool best compares those of several rounds (all and none do not)" if compares else None
 
     def sampling_of(self, index: int) -> Sampling:
-        """How a round, counted from 0, samples."""
+        """Return the sampling options of a round, counted from 0."""
         each = self.temperatures or (self.temperature,)
         return self.sampling.model_copy(update={"temperature": each[min(index, len(each) - 1)]})
 
@@ -74,20 +74,23 @@ def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFT
         examples = [Example(g.prompt, g.completions[0]) for g in pool]
         if cfg.restart:
             policy.restore(start, version=policy.version, updates=0)
-            # The learner compares them with its own, which it has no more.
+            # The learner compares sampled log-probabilities with its own; those of other weights differ.
             examples = [Example(e.prompt, replace(e.completion, logps=None)) for e in examples]
         policy.optimizer.restart(total_steps=cfg.total_steps(len(examples)))
         numbers = {"round": t + 1, **loops.sample_numbers(groups), **_pool_numbers(pool)}
-        each = f"round {t}"
-        loops.fit(
-            policy, examples, lambda b, _: learn.Likelihood.per_token(b), cfg, run, name=each, numbers=numbers
-        )
+        loops.fit(policy, examples, _likelihood, cfg, run, name=f"round {t}", numbers=numbers)
+
+
+def _likelihood(batch: Sequence[Example], _: int) -> learn.Likelihood:
+    return learn.Likelihood.per_token(batch)
 
 
 def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "all", "none"]) -> list[Group]:
-    """What is learnt from, of what the rounds before and this one kept; see `RFTConfig.pool` for `how`.
+    """Return the groups to learn from, out of the pool so far and this round's best.
 
-    Groups are of one completion each, with its reward; of equal ones the earlier stays.
+    Args:
+        pool, best: groups of one completion each, with its reward; of two equal rewards the earlier stays.
+        how: see `RFTConfig.pool`.
     """
     if how != "best":
         return [*pool, *best] if how == "all" else list(best)

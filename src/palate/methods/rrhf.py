@@ -73,10 +73,8 @@ def rrhf(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RR
         asked = loops.prompts_of_round(prompts, t, cfg, run)
         candidates = loops.draw(policy, asked, cfg.n, cfg.sampling, run, t, texts=cfg.texts)  # y_1..k ~ rho
         candidates = candidates.annotated(annotate)  # r_1..k
-        groups = [
-            g for g in candidates.groups if isinstance(select.best_vs_worst(g), Pair)
-        ]  # some reward differs
         _, dropped = select.select_pairs(candidates.groups, select.best_vs_worst)
+        groups = [g for g in candidates.groups if isinstance(select.best_vs_worst(g), Pair)]  # r differ
         numbers = candidates.numbers(dropped, len(groups))
         loops.fit_round(policy, groups, lambda *_: objective, cfg, run, numbers=numbers, round_=t)
 

@@ -32,15 +32,11 @@ def sft(
     policy: Policy, examples: Sequence[Example], cfg: SFTConfig, run: Run, *, held_out: Sequence[Example] = ()
 ) -> None:
     """Train `policy` in place on demonstrations."""
-    loops.fit(
-        policy,
-        examples,
-        lambda batch, _: learn.Likelihood.per_token(batch),
-        cfg,
-        run,
-        held_out,
-        name="examples",
-    )
+
+    def objective(batch: Sequence[Example], _: int) -> learn.Likelihood:
+        return learn.Likelihood.per_token(batch)
+
+    loops.fit(policy, examples, objective, cfg, run, held_out, name="examples")
 
 
 METHOD = Method(

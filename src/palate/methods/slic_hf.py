@@ -115,9 +115,9 @@ def _anchored(
     """The pairs, each with what is to stay likely where that is not its better completion."""
     if cfg.anchor == "target":
         return loops.with_targets(policy, pairs, cfg.target)
-    return (
-        loops.with_best(pairs, groups) if cfg.anchor == "best" and groups else list(pairs)
-    )  # or its own better
+    if cfg.anchor == "best" and groups:
+        return loops.with_best(pairs, groups)
+    return list(pairs)  # a pair's own better completion, or nothing
 
 
 METHOD = Method(

@@ -37,7 +37,7 @@ class SPINConfig(loops.OfflineConfig, loops.PairBatches):
     may_grow: ClassVar = loops.RoundsConfig.may_grow
 
     rounds: int = Field(4, ge=1)
-    """Times that the opponent is renewed; epochs or steps count for each."""
+    """Rounds, each with a new opponent; epochs or steps count for each."""
     epochs: float = Field(2.0, gt=0)
     """Passes over the pairs of a round."""
     loss: Literal["dpo", "hinge_norm"] = "dpo"
@@ -79,14 +79,13 @@ def spin(
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)), lr=lr)
         identical = {select.Drop.IDENTICAL: len(groups) - len(rounds[-1])}
         numbers = {"round": t + 1, "beta": beta} | loops.group_numbers(groups, identical, kept=len(pairs))
-        loops.fit(
-            policy, pairs, loops.always(objective), cfg, run, unseen, name=f"round {t}", numbers=numbers
-        )
-        del objective, opponent  # with them, a copy of the weights, while others are sampled from
+        each = loops.always(objective)
+        loops.fit(policy, pairs, each, cfg, run, unseen, name=f"round {t}", numbers=numbers)
+        del each, objective, opponent  # they hold a copy of the weights
 
 
 def against(examples: Sequence[Example], groups: Sequence[Group]) -> list[Pair]:
-    """Demonstrations over the answers to the same prompts, without those that are the same."""
+    """Return pairs of a demonstration, chosen, and the answer to its prompt, unless the two are the same."""
     pairs = [Pair(e.prompt, e.completion, g.completions[0]) for e, g in zip(examples, groups, strict=True)]
     return [pair for pair in pairs if not select.same(pair.chosen, pair.rejected)]
 
@@ -96,7 +95,7 @@ def _answered(opponent: Snapshot, examples: Sequence[Example], cfg: SPINConfig, 
 
 
 def _summary(policy: Policy, run: Run, held_out: Sequence[Example]) -> dict[str, float]:
-    """The held-out demonstrations before and after; an accuracy is of one round, which begins at one half."""
+    """Return held-out log-probabilities before and after; an accuracy describes one round alone."""
     logps = [row["eval_logps/chosen"] for row in run.measured if "eval_logps/chosen" in row]
     if not logps:
         return {}

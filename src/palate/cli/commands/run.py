@@ -41,7 +41,7 @@ class Methods(Mapping[str, Command]):
             method.summary,
             partial(run, name),
             config=method.options,
-            configure=method.configure,
+            choose=method.choose,
         )
 
     def __iter__(self) -> Iterator[str]:
