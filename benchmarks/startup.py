@@ -2,9 +2,8 @@
 
     python benchmarks/startup.py [--repeats 7] [--out FILE]
 
-Each line is a process of its own, started again and again. `seconds` is the best wall-clock time, `cpu_seconds`
-the least processor time: on a machine that others use as well, the second is what the first would be without
-them.
+Each line is a process of its own, started again and again. `seconds` is the best wall-clock time and
+`cpu_seconds` the least processor time, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations

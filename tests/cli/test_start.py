@@ -1,4 +1,4 @@
-"""The paths that answer at once load no library that is slow to load. `benchmarks/startup.py` has their times."""
+"""Paths that answer at once load no library that is slow to load. `benchmarks/startup.py` has their times."""
 
 from __future__ import annotations
 

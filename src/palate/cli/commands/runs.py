@@ -18,6 +18,7 @@ from rich.text import Text
 
 from palate.cli.command import Command, Json
 from palate.errors import PalateError, RunError
+from palate.metrics import label
 from palate.run.display import plain
 from palate.rundir import (
     UNREADABLE,
@@ -48,13 +49,8 @@ STOPPED = ("interrupted", "failed", "killed")
 RESULTS = ("reward_before", "reward_after", "win_rate", "win_rate_low", "win_rate_high",
            "accuracy_before", "accuracy_after", "accuracy_low", "accuracy_high")  # fmt: skip
 """Numbers of `summary.json`."""
-LATEST = {
-    "objective/scores": "reward",
-    "eval_rewards/accuracies": "held-out accuracy",
-    "rewards/accuracies": "accuracy",
-    "loss": "loss",
-}
-"""Metrics that stand for a run which has no result, the best first, and what they are called."""
+LATEST = ("objective/scores", "eval_rewards/accuracies", "rewards/accuracies", "loss")
+"""Metrics that stand for a run without a result, the best first."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +224,7 @@ def _result(figures: Mapping[str, float]) -> str:
     parts = [_change("reward", figures), _change("accuracy", figures)]
     if "win_rate" in figures:
         parts.insert(1, f"wins {figures['win_rate']:.2f}{_interval('win_rate', figures)}")
-    parts += [f"{label} {figures[name]:.3f}" for name, label in LATEST.items() if name in figures]
+    parts += [f"{label(name)} {figures[name]:.3f}" for name in LATEST if name in figures]
     return ", ".join(filter(None, parts))
 
 
