@@ -68,7 +68,7 @@ def reward_model(
     held_out: Sequence[Pair] = (),
 ) -> None:
     """Train `learner` in place: one with a scalar head, or a policy for a ranker."""
-    if isinstance(learner, Policy):
+    if isinstance(learner, learn.Policy):
         rng = Random(run.seed("order"))
         examples = [asked(learner, pair, rng.random() < 0.5) for pair in pairs]
         measure = partial(_of_ranker, learner, held_out) if held_out else None
@@ -90,8 +90,8 @@ def asked(policy: Policy, pair: Pair, chosen_first: bool) -> Example:
 def load(cfg: RewardModelConfig, *, total_steps: int, seed: int) -> Learner:
     """Load a learner with a scalar head, or a policy for a ranker."""
     if cfg.kind == "ranker":
-        return Policy.load(cfg, total_steps=total_steps, seed=seed)
-    return Learner.load(cfg, total_steps=total_steps, seed=seed, head="scalar")
+        return learn.Policy.load(cfg, total_steps=total_steps, seed=seed)
+    return learn.Learner.load(cfg, total_steps=total_steps, seed=seed, head="scalar")
 
 
 def _of_ranker(policy: Policy, pairs: Sequence[Pair]) -> dict[str, float]:
