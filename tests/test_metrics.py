@@ -49,7 +49,8 @@ def test_what_is_shown_is_declared() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("objective/scores", True), (f"{PART}length", True), ("pairs/dropped_tie", True), ("logps/fresh", True),
+        ("objective/scores", True), (f"{PART}length", True), ("pairs/dropped_tie", True),
+        ("logps/fresh", True),
         ("loss", False), ("objective/kl", False), ("eval_objective/scores", False), ("unheard", False),
     ],
 )  # fmt: skip
