@@ -20,7 +20,7 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding=
 LAYERS = (
     ("errors", "types", "metrics", "declared"),
     ("config", "memory", "rundir"),
-    ("losses", "select", "data", "journal"),
+    ("losses", "advantages", "select", "data", "journal"),
     ("model",),
     ("annotate",),
     ("learn",),
@@ -122,7 +122,7 @@ def test_an_import_that_points_down_is_none(file: str, code: str) -> None:
     assert faults(file, ast.parse(code)) == []
 
 
-@pytest.mark.parametrize("file", [f for f in TREES if part_of(f) in ("losses", "select")])
+@pytest.mark.parametrize("file", [f for f in TREES if part_of(f) in ("losses", "advantages", "select")])
 def test_pure_parts_import_no_more_than_torch(file: str) -> None:
     allowed = {"torch", "palate", "__future__", "collections", "dataclasses", "enum", "math", "operator",
                "random", "types", "typing", "lazy_loader"}  # fmt: skip
