@@ -27,7 +27,7 @@ from palate.model import (
     TokenValues,
     load_model,
 )
-from palate.model.batched import batched_scores
+from palate.model.batched import batched_scores, batched_values
 from palate.model.loaded import Head
 from palate.model.rollouts import Observer, unobserved
 from palate.types import Record
@@ -50,7 +50,7 @@ class Learner:
     """Weights, optimizer and schedule, updated by objectives over records.
 
     Args:
-        model: what `load_model` gives, with head `lm` or `scalar`.
+        model: what `load_model` gives, with head `lm`, `scalar` or `value`.
         cfg: optimisation numbers, `lr` among them.
         total_steps: updates that the learning-rate schedule spans.
         name: tells the learners of a run apart, such as a critic from the policy; lower-case letters, digits
@@ -179,6 +179,11 @@ class Learner:
         """A scalar head's number for every completion of the records, in order. (N,)"""
         return batched_scores(self.model, records, self.micro_batch_tokens)
 
+    @torch.no_grad()
+    def values(self, records: Sequence[Record]) -> TokenValues:
+        """A value head's number before every token of the records' completions, in order. (N, T)"""
+        return batched_values(self.model, records, self.micro_batch_tokens)
+
     def save(self, directory: Path) -> None:
         """Write the model (or its adapter) in Hugging Face layout."""
         self.model.save(directory)
@@ -192,6 +197,8 @@ class Learner:
         """The outputs of the model's head, as far as they are needed."""
         if needs.head == "scalar":
             return self.model.scores(records)
+        if needs.head == "value":
+            return self.model.values(records)
         return self.model.outputs(records, statistics=True, top_logits=needs.top_logits)
 
     @contextmanager

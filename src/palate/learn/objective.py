@@ -33,7 +33,7 @@ class Needs:
 
     Attributes:
         head: of the learner's model. `lm` gives log-probabilities of tokens, `scalar` a score of each
-            completion.
+            completion, `value` a number for each token.
         ref: the learner asks it for log-probabilities of the same micro-batch, first and without gradient;
             None for an objective without a reference.
         top_logits: number of largest logits in each token's place, beside the token's own logit; 0 for

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -42,7 +43,9 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
 
     Args:
         cfg: model, adapter, dtype, device.
-        head: `lm` for token probabilities, `scalar` for one number per text.
+        head: `lm` for token probabilities, `scalar` for one number per text, `value` for one number per
+        token. A
+            value head starts as the head of a reward model if the model is one; else it is zero.
         seed: of a fresh adapter's or head's random start.
         trainable: False loads for sampling or scoring only, without a fresh adapter.
 
@@ -74,7 +77,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         name=cfg.model,
         chat_template=template,
     )
-    if head == "scalar":
+    if head != "lm":
         _set_unused_pad(network, codec)
     network.eval()
     if not trainable:
@@ -111,7 +114,7 @@ def _network(
     for key in dropout:
         setattr(config, key, 0.0)
     options = {"config": config, "dtype": dtype, "trust_remote_code": trust, "use_safetensors": True}
-    if head == "scalar":
+    if head != "lm":
         config.num_labels = 1
         network, info = AutoModelForSequenceClassification.from_pretrained(
             source, output_loading_info=True, **options
@@ -120,7 +123,10 @@ def _network(
             raise ModelError(
                 f"model {cfg.model!r} is no causal model, so no scalar head can read its last token"
             )
-        if not new_head and any("score" in key for key in info["missing_keys"]):
+        missing = any("score" in key for key in info["missing_keys"])
+        if missing and head == "value":
+            nn.init.zeros_(network.score.weight)  # the first advantages are then plain returns
+        elif missing and not new_head:
             # Without this, transformers makes up a random head and every reward is noise.
             raise ModelError(
                 f"model {cfg.model!r} has no reward head (score.weight); is it a language model?"

@@ -19,7 +19,8 @@ from palate.model.outputs import Outputs
 from palate.model.rows import Row
 from palate.types import Record
 
-Head = Literal["lm", "scalar"]
+Head = Literal["lm", "scalar", "value"]
+"""Token probabilities, one number per completion, or one number per token."""
 
 
 class SamplingEngine(Protocol):
@@ -60,6 +61,9 @@ class Engine(SamplingEngine, Protocol):
     def scores(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
         """Compute a scalar head's output at the last token of each completion. `Outputs.scores` is (N,)."""
 
+    def values(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
+        """Compute a value head's output before each token of the completions. `Outputs.values` is (N, T)."""
+
     def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
         """Return indices of records to compute together, at most `budget` tokens each, padding included.
 
@@ -77,7 +81,7 @@ class LoadedModel:
     Attributes:
         network: the transformers model itself; with LoRA, it contains the adapter's layers.
         codec: the tokenizer with the chat template.
-        head: `lm` for a language model, `scalar` for a reward model.
+        head: `lm` for a language model, `scalar` for a reward model, `value` for a value function.
         source: the name that the model was loaded by.
         engine: samples from the network and computes its outputs.
         peft: wraps the network, for switching the adapter off and for saving; None without an adapter.
@@ -139,6 +143,10 @@ class LoadedModel:
     def scores(self, records: Sequence[Record]) -> Outputs:
         """Compute a scalar head's output for each completion; see `Engine.scores`."""
         return self.engine.scores(self, records)
+
+    def values(self, records: Sequence[Record]) -> Outputs:
+        """Compute a value head's output before each token; see `Engine.values`."""
+        return self.engine.values(self, records)
 
     def batches(self, records: Sequence[Record], budget: int) -> list[list[int]]:
         """Return indices of records to compute together; see `Engine.batches`."""

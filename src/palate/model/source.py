@@ -61,7 +61,7 @@ def _adapted(name: str, path: Path, head: Head, *, trainable: bool) -> Source:
         raise ModelError(f"adapter {name!r} has no adapter_model.safetensors; pickles are not read")
     with explained(name):
         adapter = PeftConfig.from_pretrained(str(path))
-    if head == "scalar" and adapter.task_type != CLASSIFIER and not trainable:
+    if head != "lm" and adapter.task_type != CLASSIFIER and not trainable:
         raise ModelError(f"adapter {name!r} has no reward head; is it a language model's?")
     if head == "lm" and adapter.task_type == CLASSIFIER:
         raise ModelError(f"adapter {name!r} is a reward model's, which writes nothing")

@@ -33,9 +33,9 @@ def disagreement(network: Any, codec: Codec, head: Head) -> str | None:
 
     Args:
         network, codec: the model to try.
-        head: `scalar` for a classifier with one output, of which the scores count.
+        head: `lm`, or another one for a classifier with one output, of which the hidden states count.
     """
-    return _scores_disagree(network) if head == "scalar" else _logps_disagree(network, codec)
+    return _scores_disagree(network) if head != "lm" else _logps_disagree(network, codec)
 
 
 _FOREIGN = (NotUnderstood, TypeError, AttributeError, RuntimeError, ValueError, IndexError)
