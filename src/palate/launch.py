@@ -18,7 +18,7 @@ from palate.journal import key_of
 from palate.learn import Learner, Policy
 from palate.loops import PairRounds, content_key, fresh_logps, pairs_of, tell_same
 from palate.methods import METHODS, Method
-from palate.model import Snapshot
+from palate.model import Snapshot, share_loaded, weight_bytes
 from palate.run import Display, Run
 from palate.types import Example, Pair, Prompt
 
@@ -72,13 +72,15 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     annotate = _optional_annotator(cfg, run) if own_judge else run.annotator(_annotator(cfg, run))
     run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
     policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
-    _attach(policy, (*prompts, *held_out), run)
+    others = () if method.beside is None else method.beside(policy, cfg, seed=run.seed("beside"))
+    _attach(policy, (*prompts, *held_out), run, *others)
+    _report_weights(run, policy, *others)
     for prompt in (*prompts, *held_out):
         policy.model.codec.room(prompt, need=cfg.max_new_tokens)
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = _shown(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
     _measure_fresh(policy, shown, cfg, run)
-    method.way_of(cfg).train(policy, annotate, prompts, cfg, run)
+    method.way_of(cfg).train(policy, annotate, prompts, cfg, run, *others)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
     evaluation = _compared(start, policy, held_out, annotate, cfg, run)
     _measure_fresh(policy, shown, cfg, run, evaluation)
@@ -241,13 +243,32 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
     return load(cfg, total_steps=steps, seed=run.seed("adapter"))
 
 
-def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run) -> None:
-    """Check the prompts' tokens against those that the run began with, then start or resume."""
+def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run, *others: Learner) -> None:
+    """Check the prompts' tokens against those that the run began with, then start or resume.
+
+    Args:
+        learner: the run's model.
+        prompts: of the data.
+        run: the run.
+        others: further learners of the method.
+    """
     codec = learner.model.codec
     tokens = key_of([codec.prompt_ids(prompt) for prompt in prompts])
     subject = f"what the tokenizer or chat template of {learner.model.source} makes of the prompts"
     run.require_same("the prompts in tokens", tokens, subject)
-    run.attach(learner)
+    run.attach(learner, *others)
+
+
+def _report_weights(run: Run, *learners: Learner) -> None:
+    """Show the memory that the weights of several learners take."""
+    share_loaded(learners[0].model)
+    if len(learners) > 1:
+        names, models = [learner.name for learner in learners], [learner.model for learner in learners]
+        apart = sum(weight_bytes(model) for model in models)
+        run.display.say(
+            f"weights of {' and '.join(names)}: {weight_bytes(*models) / 1e6:,.0f} MB; without sharing their "
+            f"frozen weights it would be {apart / 1e6:,.0f} MB"
+        )
 
 
 def _held_out(read: Callable[..., T], cfg: Any) -> T | None:

@@ -51,7 +51,8 @@ class Way:
     """One way to run a method.
 
     Attributes:
-        train: the algorithm. On prompts it takes `(policy, annotate, prompts, cfg, run)`; on pairs and
+        train: the algorithm. On prompts it takes `(policy, annotate, prompts, cfg, run)`, and the
+            method's other learners; on pairs and
             demonstrations `(policy, records, cfg, run, *, held_out=())`, with `Pair` or `Example` records.
         config: its configuration. Where a method has several ways, its field `variant` lists the values that
             take this way.
@@ -84,6 +85,9 @@ class Method:
         others: further ways, each taken by its own values of `variant`.
         learner: loads the learner from (cfg, *, total_steps, seed); None loads a `Policy`. A learner that is
             no policy cannot be sampled from, and so is not compared with the start.
+        beside: loads the other learners of a run, such as a value function, from (learner, cfg, *, seed);
+        `train` on
+            prompts takes them as further arguments. None for a method with one learner.
         summarise: numbers for `summary.json` from (learner, run, held-out records), after training; None
             gives the first and the last measurement on the held-out records.
     """
@@ -98,6 +102,7 @@ class Method:
     batches_of: Unit = "pair"
     others: tuple[Way, ...] = ()
     learner: Callable[..., Learner] | None = None
+    beside: Callable[..., tuple[Learner, ...]] | None = None
     summarise: Callable[[Any, Run, Sequence[Any]], dict[str, float]] | None = None
 
     @property

@@ -8,6 +8,10 @@ from .config import PairBatches as PairBatches
 from .config import Pairing as Pairing
 from .config import PairRounds as PairRounds
 from .config import RoundsConfig as RoundsConfig
+from .critic import load_critic as load_critic
+from .critic import mean_reward as mean_reward
+from .critic import pretraining as pretraining
+from .critic import price_of_kl as price_of_kl
 from .offline import always as always
 from .offline import fit as fit
 from .pair_rounds import implicit_rewards as implicit_rewards
@@ -23,6 +27,10 @@ from .records import tell_same as tell_same
 from .report import fresh_logps as fresh_logps
 from .report import group_numbers as group_numbers
 from .report import sample_numbers as sample_numbers
+from .rl_config import PolicyGradients as PolicyGradients
+from .rollouts import learn_phase as learn_phase
+from .rollouts import roll_out as roll_out
+from .rollouts import usable as usable
 from .rounds import prompts_of_round as prompts_of_round
 from .rounds import threshold as threshold
 from .texts import check_columns as check_columns

@@ -25,6 +25,7 @@ from palate.model.fast.engine import FastEngine
 from palate.model.fast.probe import disagreement
 from palate.model.loaded import Engine, Head, LoadedModel
 from palate.model.plain.engine import PlainEngine
+from palate.model.shared import FROZEN
 from palate.model.source import find_source
 
 log = logging.getLogger("palate")
@@ -82,6 +83,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     network.eval()
     if not trainable:
         network.requires_grad_(False)
+        FROZEN.add(network)
     elif cfg.checkpointing:
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     fresh = peft is not None and adapter is None

@@ -7,10 +7,15 @@ shared.
 
 from __future__ import annotations
 
+from weakref import WeakSet
+
 import torch
 from torch import nn
 
 from palate.model.loaded import LoadedModel
+
+FROZEN: WeakSet[nn.Module] = WeakSet()
+"""Networks in memory that were loaded for scoring or sampling alone, such as a reward model's."""
 
 
 def share_frozen(model: LoadedModel, base: LoadedModel) -> int:
@@ -23,16 +28,29 @@ def share_frozen(model: LoadedModel, base: LoadedModel) -> int:
     Returns:
         The number of bytes that are held once instead of twice.
     """
+    return _share(model.network, base)
+
+
+def _share(network: nn.Module, base: LoadedModel) -> int:
     frozen = {_place(name): p for name, p in base.network.named_parameters() if not p.requires_grad}
     saved = 0
-    for name, own in list(model.network.named_parameters()):
+    for name, own in list(network.named_parameters()):
         theirs = frozen.get(_place(name))
         if own.requires_grad or theirs is None or theirs is own or not _same(own, theirs):
             continue
         module, _, attribute = name.rpartition(".")
-        setattr(model.network.get_submodule(module), attribute, theirs)
+        setattr(network.get_submodule(module), attribute, theirs)
         saved += own.numel() * own.element_size()
     return saved
+
+
+def share_loaded(base: LoadedModel) -> int:
+    """Let every model that was loaded for scoring or sampling alone take the frozen weights of `base`.
+
+    Returns:
+        The number of bytes that are held once instead of twice.
+    """
+    return sum(_share(network, base) for network in list(FROZEN) if network is not base.network)
 
 
 def weight_bytes(*models: LoadedModel) -> int:

@@ -84,6 +84,7 @@ class Run:
         self._attached: list[Learner] = []
         self._measured: dict[str, Metrics] = {}
         self._taken_up = False
+        self._last: Metrics | None = None
         if not self._place.resumed:
             self._take_up()
 
@@ -206,6 +207,21 @@ class Run:
         self.journal.place = f"after step {self._base}"
 
     @property
+    def step_count(self) -> int:
+        """Steps done by the stages that are finished."""
+        return self._base
+
+    @property
+    def last_step(self) -> Metrics | None:
+        """The metrics of the latest step that was logged, also before the run was interrupted; None before
+        the first one.
+        """
+        if self._last is None:
+            rows = [row for row in self.journal.metrics() if "step_time" in row]
+            self._last = rows[-1] if rows else None
+        return self._last
+
+    @property
     def seconds(self) -> float:
         """Wall-clock seconds of the run, over all of its starts."""
         return self._clock.seconds
@@ -228,6 +244,7 @@ class Run:
         for part in metrics:
             row |= part
         row = self._metrics.sum_tokens(row) | self._clock.metrics()
+        self._last = row
         self._write(row)
         self.display.metrics(row, samples)
         self._metrics.require_pairs(row)
