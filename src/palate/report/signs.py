@@ -8,9 +8,9 @@ thumb of ours, not of a paper; they are named and explained here, and a report s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
+from palate.report.rl_signs import entropy_collapses, steps_too_long, value_useless
+from palate.report.sign import Sign
 from palate.report.spans import ends, late, latest_samples, length_link, quarters, rounds, third_quarter
 from palate.report.words import count, interval, number, percent, signed, unit
 from palate.rundir import RunRecord
@@ -42,20 +42,6 @@ CHANCE = 0.5
 """What a coin scores, and a model against itself."""
 OVERFIT = 0.05
 """How far the last held-out loss may lie above the lowest one, as a share of it."""
-
-Level = Literal["note", "worry"]
-
-
-@dataclass(frozen=True)
-class Sign:
-    """Something seen in a run: what, in numbers; what it means; what to do."""
-
-    key: str
-    level: Level
-    title: str
-    seen: str
-    means: str
-    do: str
 
 
 def signs(run: RunRecord) -> list[Sign]:
@@ -386,4 +372,7 @@ SIGNS: tuple[Callable[[RunRecord], Sign | None], ...] = (
     overfits,
     skipped_updates,
     sampler_gap,
+    value_useless,
+    entropy_collapses,
+    steps_too_long,
 )
