@@ -102,6 +102,13 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, BatchConfig):
                     f"{name} is {getattr(self, name)}, expected {getattr(plain, name)}: policy gradients are "
                     "right for samples from the policy as it is"
                 )
+        ranker = next((spec for spec in self.reward if spec.startswith("ranker:")), None)
+        if ranker is not None and self.estimator != "rloo":
+            raise ValueError(
+                f"reward is {ranker!r}, which compares the completions of a prompt, and {self.estimator} "
+                "compares rewards of different prompts; take --estimator rloo, or a reward that scores, such "
+                "as model:ID"
+            )
         if self.value_model is not None and self.estimator != "gae":
             raise ValueError(
                 f"value_model is {self.value_model!r}, but the estimator {self.estimator} has no value "
