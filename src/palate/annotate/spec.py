@@ -11,6 +11,7 @@ from typing import Any
 from palate.annotate.base import Annotator, Scorer, penalised, scored
 from palate.annotate.function import load_function
 from palate.annotate.ranker import Ranker, against_first
+from palate.annotate.registry import Registry
 from palate.annotate.reward_model import RewardModel
 from palate.annotate.rules import length, regex, sentiment
 from palate.errors import AnnotatorError
@@ -57,24 +58,55 @@ def scorer(spec: str, **model_options: Any) -> Scorer:
         AnnotatorError: it names nothing that can score.
     """
     kind, colon, argument = spec.partition(":")
-    if spec == "sentiment":
-        return sentiment()
-    if kind == "length" and colon:
-        if not argument.isdecimal():
-            raise AnnotatorError(
-                f"reward {spec!r} is no length rule; expected length:WORDS, such as length:40"
-            )
-        return length(int(argument))
-    if kind == "regex" and colon:
-        return regex(argument)
-    if kind == "model" and colon:
-        return RewardModel.load(argument, **model_options)
+    if kind in REWARDS:
+        found: Scorer = REWARDS[kind](argument if colon else None, **model_options)
+        return found
     if colon and kind:
         return load_function(spec)
-    raise AnnotatorError(
+    raise unknown(spec)
+
+
+def unknown(spec: str) -> AnnotatorError:
+    """The error for a spec that names nothing."""
+    others = "".join(f", {kind}" for kind in REWARDS if kind not in _OWN)
+    return AnnotatorError(
         f"reward {spec!r} is unknown; expected sentiment, length:WORDS, regex:PATTERN, module:function, "
-        "file.py:function, model:ID or ranker:ID"
+        f"file.py:function, model:ID{others} or ranker:ID"
     )
+
+
+def _sentiment(argument: str | None, **_: Any) -> Scorer:
+    if argument is not None:
+        raise unknown(f"sentiment:{argument}")
+    return sentiment()
+
+
+def _length(argument: str | None, **_: Any) -> Scorer:
+    if argument is None:
+        raise unknown("length")
+    if not argument.isdecimal():
+        raise AnnotatorError(
+            f"reward {f'length:{argument}'!r} is no length rule; expected length:WORDS, such as length:40"
+        )
+    return length(int(argument))
+
+
+def _regex(argument: str | None, **_: Any) -> Scorer:
+    if argument is None:
+        raise unknown("regex")
+    return regex(argument)
+
+
+def _model(argument: str | None, **model_options: Any) -> Scorer:
+    if argument is None:
+        raise unknown("model")
+    return RewardModel.load(argument, **model_options)
+
+
+_OWN = {"sentiment": _sentiment, "length": _length, "regex": _regex, "model": _model}
+
+REWARDS = Registry("palate.rewards", _OWN)
+"""What makes a scorer of a spec, by the word in front of the colon."""
 
 
 def _compared(specs: Sequence[str], **model_options: Any) -> Annotator:
