@@ -186,7 +186,7 @@ class Fault:
     """
 
     status: int = 200
-    body: bytes = b""
+    body: bytes = b'{"error": {"message": "as told"}}'
     headers: tuple[tuple[str, str], ...] = ()
     action: str = "reply"
 
@@ -264,7 +264,7 @@ class FaultyServer:
                 self._at_once -= 1
 
     def _fail(self, handler: http.server.BaseHTTPRequestHandler, fault: Fault) -> None:
-        whole = fault.body or b'{"error": {"message": "as told"}}'
+        whole = fault.body
         handler.close_connection = fault.action != "reply"
         if fault.action == "hang":
             self._over.wait(20)
@@ -286,7 +286,7 @@ class FaultyServer:
     def _send(self, handler: http.server.BaseHTTPRequestHandler, fault: Fault, sent: bytes) -> None:
         handler.send_response(fault.status)
         handler.send_header("content-type", "application/json")
-        whole = len(fault.body or b'{"error": {"message": "as told"}}')
+        whole = len(fault.body)
         handler.send_header("content-length", str(whole * (100 if fault.action == "trickle" else 1)))
         for name, value in fault.headers:
             handler.send_header(name, value)

@@ -95,6 +95,8 @@ class Client:
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             never_sent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
+            if isinstance(cause, Unwanted):  # it was answered, and would be again
+                raise TransportError(str(cause), billed=True) from None
             note = self.hide(f"the connection failed ({type(cause).__name__}: {str(cause)[:200]})")
             raise TransportError(note, again=True, billed=not never_sent) from None
 
@@ -119,6 +121,10 @@ class Client:
         )
 
 
+class Unwanted(httpx2.RemoteProtocolError):
+    """A reply that is not read to its end."""
+
+
 class _Bounded(httpx2.AsyncByteStream):
     """A reply that ends with an error where it grows too long."""
 
@@ -130,7 +136,7 @@ class _Bounded(httpx2.AsyncByteStream):
         async for chunk in self._stream:
             size += len(chunk)
             if size > LARGEST:
-                raise httpx2.RemoteProtocolError(f"the reply is longer than {LARGEST} bytes")
+                raise Unwanted(f"the reply is longer than {LARGEST} bytes")
             yield chunk
 
     async def aclose(self) -> None:
@@ -139,6 +145,6 @@ class _Bounded(httpx2.AsyncByteStream):
 
 async def _bound(response: httpx2.Response) -> None:
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise httpx2.RemoteProtocolError("the reply is compressed, which was not asked for")
+        raise Unwanted("the reply is compressed, which was not asked for")
     assert isinstance(response.stream, httpx2.AsyncByteStream)
     response.stream = _Bounded(response.stream)

@@ -7,15 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from palate.annotate.judges.desk import Desk
-from palate.annotate.judges.records import Question, Verdict, labels_of
+from palate.annotate.judges.records import POINTS, SCORES, Question, Verdict, labels_of
 from palate.annotate.judges.template import Template
 from palate.types import Completion, Prompt
-
-SCORES = tuple(map(str, range(1, 11)))
-"""The scale of d-RLAIF (Lee et al. 2023, arXiv:2309.00267)."""
-
-POINTS = tuple(map(str, range(6)))
-"""The additive rubric's sums (as in Yuan et al. 2024, arXiv:2401.10020)."""
 
 
 class Bench:

@@ -19,6 +19,12 @@ PROTOCOL = 1
 LABELS = (("A", "B"), ("B", "A"), ("X", "Y"), ("Y", "X"), ("P", "Q"), ("Q", "P"))
 """Pairs of labels, of which each comparison draws one: no completion can know which label it will have."""
 
+SCORES = tuple(map(str, range(1, 11)))
+"""The scale of d-RLAIF (Lee et al. 2023, arXiv:2309.00267)."""
+
+POINTS = tuple(map(str, range(6)))
+"""The additive rubric's sums (as in Yuan et al. 2024, arXiv:2401.10020)."""
+
 Status = Literal["ok", "unparsed", "refused", "cut", "no_logprobs", "failed"]
 """How a question ended. Only `failed` is a matter of transport and is asked again; the others were paid."""
 

@@ -97,6 +97,7 @@ class ServerModel:
         self.pace = Pace(options.at_once, options.requests_per_minute, options.tokens_per_minute)
         self.dialect = Dialect()
         self._gives_logprobs: bool | None = None if options.logprobs else False
+        self._without = 0
         self._served: set[str] = set()
 
     def ask(self, asked: Mapping[str, Question], desk: Desk) -> None:
@@ -109,9 +110,9 @@ class ServerModel:
 
     async def _ask_all(self, asked: Mapping[str, Question], desk: Desk) -> None:
         waiting = iter(asked.items())
-        if self._gives_logprobs is None:
+        while self._gives_logprobs is None and (next_one := next(waiting, None)) is not None:
             # One goes ahead, so that a wrong key or a server without log-probs is found by one request.
-            key, question = next(waiting)
+            key, question = next_one
             if await self._ask_one(key, question, desk) in FATAL:
                 return
         workers = [self._work(waiting, desk) for _ in range(min(self.options.at_once, len(asked)))]
@@ -134,8 +135,8 @@ class ServerModel:
         verdict = talk.described(verdict)
         if verdict.status == "failed":
             desk.note_failure(key, verdict)
-        elif question.wants_logprobs and verdict.status in ("ok", "unparsed", "no_logprobs"):
-            self._gives_logprobs = verdict.note != NO_LOGPROBS
+        elif question.wants_logprobs:
+            verdict = self._learnt(verdict)
         if talk.request is not None:
             desk.ledger.done(talk.request, talk.last, question, key, self.name, verdict)
         served = verdict.served_model
@@ -143,6 +144,20 @@ class ServerModel:
             self._served.add(served)
             desk.say(f"judge {self.name}: the server answers as {served!r}")
         return verdict.http_status
+
+    def _learnt(self, verdict: Verdict) -> Verdict:
+        """Take note of a server without log-probabilities: two replies without, and none with them.
+
+        A reply without them from a server that gives them is a fault, and no reason to sample.
+        """
+        if verdict.status in ("ok", "unparsed"):
+            self._gives_logprobs = True
+        elif verdict.note == NO_LOGPROBS:
+            if self._gives_logprobs:
+                return replace(verdict, status="unparsed")
+            self._without += 1
+            self._gives_logprobs = False if self._without == 2 else self._gives_logprobs
+        return verdict
 
     def body(
         self, messages: list[dict[str, str]], limit: int, *, logprobs: bool, temperature: float

@@ -175,4 +175,4 @@ class Talk:
         if isinstance(error, TransportError) and error.wait is not None:
             return error.wait
         first = self._options.backoff
-        return float(tenacity.wait_exponential_jitter(initial=first, max=60 * first, jitter=first)(state))
+        return float(tenacity.wait_exponential_jitter(multiplier=first, max=60 * first, jitter=first)(state))
