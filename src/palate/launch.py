@@ -9,20 +9,24 @@ from typing import Any, TypeVar
 
 import torch
 
-from palate.annotate import Annotator, annotator, files_of
-from palate.config import MethodConfig, ModelConfig, RewardConfig, Sampling
+from palate.annotate import Annotator, Judge, annotator, files_of
+from palate.config import MethodConfig, RewardConfig, Sampling
 from palate.data import read_comparisons, read_demonstrations, read_prompts
-from palate.errors import ConfigError
+from palate.errors import AnnotatorError, ConfigError
 from palate.evaluate import Evaluation, compare, wilson
 from palate.journal import key_of
 from palate.learn import Learner, Policy
 from palate.loops import PairRounds, content_key, fresh_logps, pairs_of, tell_same
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
-from palate.run import Display, Run
+from palate.run import Display, Run, judge_annotator, own_judge
+from palate.run.judging import model_options
 from palate.types import Example, Pair, Prompt
 
 T = TypeVar("T")
+
+COSTS = ("judge/verdicts", "judge/tokens", "judge/cost")
+"""Numbers of a judge that hold for the whole run."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,16 @@ class Outcome:
         return self.learner
 
 
-def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> Outcome:
+def train(
+    method: str, cfg: MethodConfig, *, judge: str | Judge | None = None, display: Display | None = None
+) -> Outcome:
     """Do a whole run: load, measure, train, save, measure again.
 
     Args:
         method: name of a method, as in `palate methods`.
         cfg: its configuration, of the class of one of the method's ways, as `METHODS[method].config`.
+        judge: the judge of completions, instead of the configuration's reward: as `--judge` has it, or an
+            object of the `Judge` protocol.
         display: shows progress.
 
     Raises:
@@ -56,20 +64,29 @@ def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> 
         raise ConfigError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
     chosen = METHODS[method]
     way = chosen.way_of(cfg)
+    if isinstance(judge, str):
+        if not isinstance(cfg, RewardConfig):
+            raise ConfigError(f"{method} takes no reward, so it takes no judge")
+        cfg = type(cfg).model_validate({**cfg.model_dump(), "judge": judge})
+        judge = None
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     with Run(cfg, method=method, display=display) as run:
-        return _PROCEDURES[way.learns_from](chosen, cfg, run)
+        annotate = _annotator(cfg, run, judge)
+        return _PROCEDURES[way.learns_from](chosen, cfg, run, annotate)
 
 
 # ---- A procedure for each kind of data -------------------------------------------------------------
 
 
-def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
+def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
     prompts = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     held_out = _held_out(read_prompts, cfg) or []
-    own_judge = isinstance(cfg, PairRounds) and cfg.label == "implicit"
-    annotate = _optional_annotator(cfg, run) if own_judge else run.annotator(_annotator(cfg, run))
+    if annotate is None and not (isinstance(cfg, PairRounds) and cfg.label == "implicit"):
+        raise AnnotatorError(
+            "no reward is given; name at least one, such as --reward sentiment, or a judge, such as "
+            "--judge local:MODEL"
+        )
     run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
     policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
     _attach(policy, (*prompts, *held_out), run)
@@ -85,8 +102,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     return _finish(policy, evaluation, numbers, run)
 
 
-def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
-    annotate = _optional_annotator(cfg, run)
+def _from_pairs(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
     rows, same = read_comparisons(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     unseen, _ = _held_out(read_comparisons, cfg) or ([], 0)
     learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
@@ -99,8 +115,7 @@ def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
     return _on_records(method, learner, pairs, held_out, annotate, cfg, run, counts)
 
 
-def _from_demonstrations(method: Method, cfg: Any, run: Run) -> Outcome:
-    annotate = _optional_annotator(cfg, run)
+def _from_demonstrations(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
     rows = read_demonstrations(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     unseen = _held_out(read_demonstrations, cfg) or []
     learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
@@ -209,6 +224,7 @@ def _finish(
     if evaluation is not None:
         summary |= evaluation.summary()
     checkpoint = run.save(learner).relative_to(run.directory)
+    summary |= {name.replace("/", "_"): number for name, number in run.meter().items() if name in COSTS}
     summary |= {"seconds": round(run.seconds, 1), "checkpoint": str(checkpoint)}
     summary = run.finish(summary, evaluation.samples() if evaluation is not None else ())
     return Outcome(run, learner, summary, evaluation)
@@ -257,20 +273,26 @@ def _held_out(read: Callable[..., T], cfg: Any) -> T | None:
     return read(cfg.eval_data, split=cfg.eval_split, columns=cfg.map, limit=cfg.eval_limit)
 
 
-def _optional_annotator(cfg: MethodConfig, run: Run) -> Annotator | None:
-    """Return the annotator for the comparison before and after, of a method that trains without one."""
-    return run.annotator(_annotator(cfg, run)) if isinstance(cfg, RewardConfig) and cfg.reward else None
+def _annotator(cfg: MethodConfig, run: Run, judge: Judge | None) -> Annotator | None:
+    """Return the annotator that the configuration names; None if it names none.
 
-
-def _annotator(cfg: RewardConfig, run: Run) -> Annotator:
-    options = (
-        {}
-        if not isinstance(cfg, ModelConfig)
-        else {"device": cfg.device, "trust_remote_code": cfg.trust_remote_code, "fast": cfg.fast}
+    Methods that train without one use it for the comparison before and after.
+    """
+    if judge is not None:
+        return own_judge(judge, run)
+    if not isinstance(cfg, RewardConfig) or not (cfg.reward or cfg.judge):
+        return None
+    if cfg.judge is not None:
+        return judge_annotator(cfg, run)
+    annotate = annotator(
+        cfg.reward,
+        missing_eos_penalty=cfg.missing_eos_penalty,
+        kept=run.ledger(),
+        say=run.display.say,
+        **model_options(cfg),
     )
-    annotate = annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
     for path in files_of(cfg.reward):
         run.require_same(
             f"the reward in {path}", key_of(path.read_text("utf-8")), f"the reward in {str(path)!r}"
         )
-    return annotate
+    return run.annotator(annotate)

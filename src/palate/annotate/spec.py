@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from palate.annotate.base import Annotator, Scorer, penalised, scored
-from palate.annotate.function import load_function
+from palate.annotate.function import Answers, FunctionScorer, load_function
 from palate.annotate.ranker import Ranker, against_first
 from palate.annotate.registry import Registry
 from palate.annotate.reward_model import RewardModel
@@ -20,12 +20,21 @@ _RANKER = "ranker:"
 _WEIGHT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
 
 
-def annotator(specs: Sequence[str], *, missing_eos_penalty: float = 0.0, **model_options: Any) -> Annotator:
+def annotator(
+    specs: Sequence[str],
+    *,
+    missing_eos_penalty: float = 0.0,
+    kept: Answers | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **model_options: Any,
+) -> Annotator:
     """The annotator for `--reward` values such as `sentiment` and `0.5*length:40`.
 
     Args:
         specs: one per reward, each with an optional weight in front.
         missing_eos_penalty: taken off the reward of completions that were cut.
+        kept: where functions' rewards are kept as they come, so that a failure costs none of them.
+        say: tells people of failures that passed.
         model_options: passed to `RewardModel.load`.
 
     Raises:
@@ -41,6 +50,9 @@ def annotator(specs: Sequence[str], *, missing_eos_penalty: float = 0.0, **model
             raise AnnotatorError(f"reward {spec!r} has the weight {weight}; expected a finite number")
         weights.append(weight)
         scorers.append(scorer(name, **model_options))
+    for found in scorers:
+        if isinstance(found, FunctionScorer):
+            found.kept, found.say = kept, say
     return penalised(scored(*scorers, weights=weights), missing_eos=missing_eos_penalty)
 
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO, cast
 from cyclopts import App, CycloptsError, Parameter
 
 from palate.cli.mistakes import explain
-from palate.errors import ConfigError, PalateError
+from palate.errors import BudgetError, ConfigError, PalateError
 
 if TYPE_CHECKING:
     from palate.config import Config
 
 MISTAKE, INTERRUPTED, CUT_OFF = 2, 130, 141
-"""Exit codes: a user's mistake, Ctrl-C, and stdout closed by its reader (as shells count signals)."""
+"""Exit codes: a user's mistake; Ctrl-C, or a spending limit; stdout closed by its reader. As shells count."""
 
 Json = Annotated[
     bool, Parameter(negative=(), help="Print JSON, and nothing else on stdout.", show_default=False)
@@ -94,6 +94,9 @@ def main(
     try:
         code = _dispatch(tokens, methods, actions)
         sys.stdout.flush()
+    except BudgetError as error:
+        _complain(str(error))
+        return INTERRUPTED
     except PalateError as error:
         _complain(str(error))
         return MISTAKE

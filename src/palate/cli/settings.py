@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from palate.config import Config
+from palate.config import Config, judge_block
 from palate.errors import ConfigError
 
 C = TypeVar("C", bound=Config)
@@ -146,6 +146,13 @@ def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[s
             meant = near(name, offered(cls))
             advice = f"did you mean `{meant}`?" if meant else "--help lists what there is"
             mistakes.append(f"unknown key `{key}`{place}, {advice}")
+        elif name == "judge" and isinstance(value, Mapping):
+            try:
+                block = judge_block(value)
+            except ValueError as error:
+                mistakes.append(f"{error}{place}")
+                continue
+            entries |= {part: _Given(own, f"judge.{part}", place) for part, own in block.items()}
         elif name in entries:
             mistakes.append(f"`{key}`{place} is given already{entries[name].place}, keep one")
         else:

@@ -70,6 +70,11 @@ class RoundsConfig(MethodConfig, RewardConfig, Sampling, Batches):
                 f"reward is {ranker!r}, whose numbers are of each prompt's own comparisons, and {what}; "
                 "take a reward that scores, such as model:ID"
             )
+        if what is not None and self.judge is not None and self.judge_mode == "pairwise":
+            raise ValueError(
+                f"judge_mode is pairwise, whose numbers are of each prompt's own comparisons, and {what}; "
+                "take score or rubric"
+            )
         return self
 
     @property

@@ -27,6 +27,8 @@ SHOWN = (
     ("completions/mean_length", "tokens each", "{:.1f}"),
     ("val/contain_eos_token", "ended", "{:.0%}"),
     ("pairs/dropped", "dropped", "{:.0f}"),
+    ("judge/verdicts", "verdicts", "{:.0f}"),
+    ("judge/cost", "judge $", "{:.4f}"),
     ("grad_norm", "grad norm", "{:.3f}"),
 )
 """Metrics worth a live look: name, label, format."""

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from palate.annotate import Annotator
+from palate.annotate.judges.ledger import Ledger
 from palate.config import RunConfig
-from palate.errors import NonFiniteError, RunError
+from palate.errors import BudgetError, NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.learner import POLICY
 from palate.learn.state import fingerprint
@@ -45,6 +46,7 @@ class Run:
     Attributes:
         directory: where it is.
         journal: what is kept; attach it by `attach` and `annotator`.
+        meter: gives further numbers of each step, such as the cost of a judge.
 
     Args:
         cfg: the run's configuration; all of it is written, `output`, `seed` and the like are used.
@@ -82,6 +84,8 @@ class Run:
         self._within = False
         self._attached: list[Learner] = []
         self._measured: dict[str, Metrics] = {}
+        self._ledger: Ledger | None = None
+        self.meter: Callable[[], Metrics] = dict
         self._taken_up = False
         if not self._place.resumed:
             self._take_up()
@@ -98,6 +102,8 @@ class Run:
         with ExitStack() as closing:  # each of them, whatever becomes of the others
             closing.callback(self._place.release)
             closing.callback(self.journal.close)
+            if self._ledger is not None:
+                closing.callback(self._ledger.close)
             for learner in self._attached:  # it may be used on, and then keeps nothing
                 learner.observe, learner.memory = unobserved, None
             if error is not None:
@@ -140,6 +146,26 @@ class Run:
             return kept(groups)
 
         return annotated
+
+    def ledger(self, cache: Path | None = None) -> Ledger:
+        """The ledger of what was asked of judges and functions; it is part of the journal.
+
+        Args:
+            cache: a file of verdicts that several runs share.
+        """
+        if self._ledger is None:
+            self._ledger = Ledger(self.directory / "journal.db", cache)
+        return self._ledger
+
+    @property
+    def learners(self) -> Sequence[Learner]:
+        """The learners that were attached, the run's model first."""
+        return tuple(self._attached)
+
+    @property
+    def id(self) -> str:
+        """Identity of the run; it moves with the directory."""
+        return self._place.id
 
     def require_same(self, name: str, value: str, told: str) -> None:
         """Note something that a run must not change while it is interrupted.
@@ -226,7 +252,7 @@ class Run:
         row: dict[str, float] = {"step": self._base + step + 1}
         for part in metrics:
             row |= part
-        row = self._metrics.sum_tokens(row) | self._clock.metrics()
+        row = self._metrics.sum_tokens(row) | dict(self.meter()) | self._clock.metrics()
         self._write(row)
         self.display.metrics(row, samples)
         self._metrics.require_pairs(row)
@@ -317,13 +343,13 @@ class Run:
             return  # it was refused, or stopped, before it did anything
         if error is None:
             self._status = replace(self._status, state="finished")
-        elif isinstance(error, KeyboardInterrupt):
-            self._status = replace(self._status, state="interrupted")
+        elif isinstance(error, KeyboardInterrupt | BudgetError):
+            self._status = replace(self._status, state="interrupted", reason=str(error))
         else:
             self._status = replace(self._status, state="failed", reason=str(error) or type(error).__name__)
         if isinstance(error, NonFiniteError):
             save_batch(self.directory / "nonfinite.jsonl", error)
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | BudgetError):
             latest = self._checkpoints.latest
             where = f" after step {latest.position.steps}" if latest else ""
             self.display.say(

@@ -35,7 +35,7 @@ class LocalModel:
 
     Args:
         snapshot: gives the model to ask, which may be another one each time.
-        codec: of that model.
+        codec: gives that of the model.
         name: for people.
         identity: gives all that tells the model from others, for keys.
         max_tokens: that the judge may write for a verdict in text.
@@ -46,7 +46,7 @@ class LocalModel:
     def __init__(
         self,
         snapshot: Callable[[], Snapshot],
-        codec: Codec,
+        codec: Callable[[], Codec],
         *,
         name: str,
         identity: Callable[[], Mapping[str, Any]],
@@ -54,7 +54,7 @@ class LocalModel:
         mass: float = MASS,
         longest: int = 8000,
     ) -> None:
-        self.name, self._snapshot, self._codec = name, snapshot, codec
+        self.name, self._snapshot, self._get_codec = name, snapshot, codec
         self._identity = identity
         self._options = {"max_tokens": max_tokens, "mass": mass, "longest": longest}
         self._max_tokens, self._mass, self._longest = max_tokens, mass, longest
@@ -70,7 +70,13 @@ class LocalModel:
         model = load_model(cfg, trainable=False)
         snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=8192, name=f"judge:{name}")
         identity = {"model": name, "weights": weights_digest(model)}
-        return cls(lambda: snapshot, model.codec, name=f"local:{name}", identity=lambda: identity, **options)
+        return cls(
+            lambda: snapshot, lambda: model.codec, name=f"local:{name}", identity=lambda: identity, **options
+        )
+
+    @property
+    def _codec(self) -> Codec:
+        return self._get_codec()
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -162,7 +168,7 @@ class LocalModel:
         temperature = 0.0 if question.wants_logprobs else 1.0
         sampling = Sampling.model_validate({"temperature": temperature, "max_new_tokens": limit})
         seed = int(question.nonce[:8], 16)
-        (group,) = self._snapshot().sample([prompt], 1, sampling, seed=seed)
+        (group,) = self._snapshot().sample([prompt], 1, sampling, seed=seed, purpose="verdict")
         (written,) = group.completions
         return written.text, len(written.token_ids), written.finish
 
