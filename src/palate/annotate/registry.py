@@ -34,7 +34,7 @@ class Registry(Mapping[str, Maker]):
         entry = self._plugins()[kind]
         try:
             maker = entry.load()
-        except Exception as error:  # another package's import may raise anything
+        except (ImportError, AttributeError) as error:
             raise AnnotatorError(
                 f"{kind!r} comes from the entry point {entry.value!r}, whose import fails: "
                 f"{type(error).__name__}: {error}"

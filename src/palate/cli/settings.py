@@ -152,12 +152,17 @@ def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[s
             except ValueError as error:
                 mistakes.append(f"{error}{place}")
                 continue
-            entries |= {part: _Given(own, f"judge.{part}", place) for part, own in block.items()}
+            entries |= {part: _Given(own, f"judge.{_short(part)}", place) for part, own in block.items()}
         elif name in entries:
             mistakes.append(f"`{key}`{place} is given already{entries[name].place}, keep one")
         else:
             entries[name] = _Given(value, name, place)
     return entries, mistakes
+
+
+def _short(field: str) -> str:
+    """The name of a judge's field within its block."""
+    return "model" if field == "judge" else field.removeprefix("judge_")
 
 
 def _read_yaml(file: Path) -> dict[str, tuple[Any, int]]:

@@ -121,10 +121,10 @@ def test_verdicts_are_sampled_where_there_are_no_log_probs(open_court: Open) -> 
     court = open_court(no_logprobs)
     pairs = [(f"{i} is longer", f"{i}") for i in range(5)]
     assert ask(court, *pairs) == [1.0] * 5
-    # One request finds out; then samples of each, in text, until the model ends by itself.
-    assert len(court.server.requests) == 1 + 5 * court.bench.samples
-    assert all("logprobs" not in body and body["max_tokens"] > 1 for body in court.server.requests[1:])
-    labels = {body["messages"][0]["content"].split("letter ")[1][:6] for body in court.server.requests[1:]}
+    # Two requests find out; then samples of each, in text, until the model ends by itself.
+    assert len(court.server.requests) == 2 + 5 * court.bench.samples
+    assert all("logprobs" not in body and body["max_tokens"] > 1 for body in court.server.requests[2:])
+    labels = {body["messages"][0]["content"].split("letter ")[1][:6] for body in court.server.requests[2:]}
     assert len(labels) > 1  # drawn anew for each sample
 
 
