@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from palate.report.read import OF_SAMPLES, Points, RunRecord
+from palate.metrics import of_samples
+from palate.rundir import RunRecord
+from palate.rundir.record import Points
 
 TRAINING, HELD_OUT = "training", "held out"
 """Labels of what is logged of a step's work, and of what is measured."""
@@ -61,7 +63,7 @@ class Curve:
     def read(self, run: RunRecord) -> Line:
         """The line of a run; without points if the run has not the metric."""
         points = run.curve(self.metric) if self.of is None else self.of(run)
-        once = not run.fresh and len(points[0]) == 1 and self.metric.startswith(OF_SAMPLES)
+        once = not run.fresh and len(points[0]) == 1 and of_samples(self.metric)
         band = self._band(run, points)
         return Line(points, self.label, band=band, measured=self.measured, once=once)
 
@@ -328,6 +330,15 @@ PANELS = (
             Curve("sampling/sampling_logp_difference/max", "largest"),
         ),
     ),
+    Panel(
+        "judge",
+        "The judge",
+        "share",
+        "Questions without a usable verdict, and pairs of which one place wins whatever stands there.",
+        (Curve("judge/unusable", "unusable"), Curve("judge/orders_disagree", "orders disagree")),
+        rate=True,
+    ),
+    Panel("judge_cost", "Cost of the judge", "$", "Since the run began.", (Curve("judge/cost"),)),
     Panel(
         "speed",
         "Sampling speed",

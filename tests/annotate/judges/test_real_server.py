@@ -77,8 +77,14 @@ def test_oaif_with_a_real_server(server: LlamaServer, tmp_path: Path) -> None:
         "model": tiny_model(tmp_path / "policy"),
         "data": str(prompts),
         "output": tmp_path / "run",
-        "dtype": "float32", "device": "cpu", "lora": False, "fresh_prompts": 0,
-        "max_new_tokens": 8, "steps": 2, "batch_size": 4, "max_dead_steps": 3,
+        "dtype": "float32",
+        "device": "cpu",
+        "lora": False,
+        "fresh_prompts": 0,
+        "max_new_tokens": 8,
+        "steps": 2,
+        "batch_size": 4,
+        "max_dead_steps": 3,
         "judge": {"model": f"server:smollm2@{server.url}", "label_mass": 0.0, "timeout": 120.0},
     }
     outcome = train("oaif", METHODS["oaif"].configure(given))
