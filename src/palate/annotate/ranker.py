@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache
 
 from palate.annotate.base import Annotator, Judge, in_both_orders
+from palate.annotate.judges.records import Question
+from palate.annotate.judges.template import Template
 from palate.config import ModelConfig
 from palate.errors import ModelError
 from palate.model import Codec, Snapshot, load_model
-from palate.types import Completion, Content, Group, Prompt
+from palate.types import Completion, Group, Prompt
 
 LABELS = ("A", "B")
 """What the model says for the completion shown first, and for the one shown second."""
 
 EPSILON = 1e-4
 """Probabilities are kept this far from 0 and 1, where their logit would be infinite."""
-
-_QUESTION = """\
-Somebody asked:
-
-{prompt}
-
-Answer {a}:
-
-{first}
-
-Answer {b}:
-
-{second}
-
-Which answer is better? Say {a} or {b}, and nothing else."""
 
 _OPENING = "\n\nBetter answer:\n"
 """Behind the question, where no chat template opens the model's turn."""
@@ -148,7 +137,9 @@ def labels(codec: Codec) -> tuple[Completion, Completion]:
 
 
 def question(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:
-    """What the ranker is asked about two texts, in this order.
+    """What the ranker is asked about two texts, in this order: the file `judges/templates/ranker.jinja`.
+
+    As for every judge, the texts stand between marks that they cannot contain, without control tokens.
 
     Texts that do not fit into the model's context are cut at their end, the longer one first.
 
@@ -171,16 +162,13 @@ def question(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:
 
 
 def _asked(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:
-    text = _QUESTION.format(
-        prompt=_text(prompt.content), first=first, second=second, a=LABELS[0], b=LABELS[1]
-    )
+    text = Question(_template(), prompt.content, (first, second), LABELS).render(sys.maxsize)
     return Prompt(text if codec.has_template else text + _OPENING, where=prompt.where)
 
 
-def _text(content: Content) -> str:
-    if isinstance(content, str):
-        return content
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in content)
+@cache
+def _template() -> Template:
+    return Template.load("pairwise", name="ranker")
 
 
 def _tokens(codec: Codec, text: str) -> list[int]:

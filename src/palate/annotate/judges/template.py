@@ -67,15 +67,21 @@ class Template:
             )
 
     @classmethod
-    def load(cls, mode: Mode, path: Path | None = None) -> Template:
-        """The template in a file, or the one that comes with Palate.
+    def load(cls, mode: Mode, path: Path | None = None, *, name: str | None = None) -> Template:
+        """The template in a file, or one that comes with Palate.
+
+        Args:
+            mode: what it asks for.
+            path: of the file; Palate's own if not given.
+            name: of Palate's own template; that of the mode if not given.
 
         Raises:
             AnnotatorError: the file cannot be read or used.
         """
         if path is None:
-            text = resources.files(__package__).joinpath("templates", f"{mode}.jinja").read_text("utf-8")
-            return cls(text, mode, name=mode)
+            own = name or mode
+            text = resources.files(__package__).joinpath("templates", f"{own}.jinja").read_text("utf-8")
+            return cls(text, mode, name=own)
         try:
             text = path.expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
