@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 Message = Mapping[str, Any]
-"""One chat turn, `{"role": ..., "content": ...}`. A turn may have further keys that a chat template reads, such
-as `reasoning_content` or `tool_calls`; a turn that only calls tools may have no content."""
+"""One chat turn, `{"role": ..., "content": ...}`. A turn may have further keys that a chat template reads,
+such as `reasoning_content` or `tool_calls`; a turn that only calls tools may have no content."""
 
 Content = str | tuple[Message, ...]
 """A text (*standard* format) or a list of chat turns (*conversational* format)."""
@@ -36,8 +36,8 @@ class Prompt:
     variables: Mapping[str, Any] = field(default_factory=dict)
     """Values for the chat template beside the turns: `tools`, and a row's own template arguments."""
     token_ids: tuple[int, ...] | None = field(default=None, compare=False)
-    """The tokens before a completion from data, where these differ from the tokens that sampling starts after;
-    else None. They belong to one model's tokenizer."""
+    """The tokens before a completion from data, where these differ from the tokens that sampling starts
+    after; else None. They belong to one model's tokenizer."""
 
     @cached_property
     def id(self) -> str:

@@ -74,9 +74,9 @@ CALL = {"type": "function", "function": {"name": "tide", "arguments": {"port": "
         ({"prompt": "A fish?", "responses": ["A whale.", "A ling."], "rewards": [-1.5, 0.5]},
          "A fish?", "A ling.", "A whale."),
         # other spellings
-        ({"prompt": [U], "chosen": {"content": "A ling."}, "rejected": {"content": "A whale."}}, (U,), (A,), (B,)),
-        ({"chosen": json.dumps([U, A]), "rejected": json.dumps([U, B])}, (U,), (A,), (B,)),
-        ({"system": "Be brief.", "chosen": [U, A], "rejected": [U, B]}, (S, U), (A,), (B,)),
+        ({"prompt": [U], "chosen": {"content": "A ling."}, "rejected": {"content": "A whale."}}, (U,), (A,),
+        (B,)), ({"chosen": json.dumps([U, A]), "rejected": json.dumps([U, B])}, (U,), (A,), (B,)), ({"system":
+        "Be brief.", "chosen": [U, A], "rejected": [U, B]}, (S, U), (A,), (B,)),
     ],
 )  # fmt: skip
 def test_comparisons(data, row, prompt, chosen, rejected):
@@ -235,8 +235,8 @@ def test_lines_that_are_no_json_are_bad_rows(tmp_path):
     account = Account(max_bad_rows=0.5)
     assert [prompt.content for prompt in read_prompts(str(path), account=account)] == ["a", "b"]
     assert sorted(account.reasons) == ["the line is not JSON", "the line is not UTF-8"]
+    path.write_bytes(b"no\nno\n")
     with pytest.raises(ValueError, match="so no row is left"):
-        path.write_bytes(b"no\nno\n")
         read_prompts(str(path), account=Account())
 
 

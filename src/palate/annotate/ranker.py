@@ -10,7 +10,7 @@ from palate.annotate.base import Annotator, Judge
 from palate.config import ModelConfig
 from palate.errors import AnnotatorError, ModelError
 from palate.model import Codec, Snapshot, load_model
-from palate.types import Completion, Content, Group, Prompt
+from palate.types import Completion, Content, Group, Prompt, said
 
 LABELS = ("A", "B")
 """What the model says for the completion shown first, and for the one shown second."""
@@ -183,7 +183,7 @@ def _asked(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:
 def _text(content: Content) -> str:
     if isinstance(content, str):
         return content
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in content)
+    return "\n\n".join(f"{turn['role'].capitalize()}: {said(turn)}" for turn in content)
 
 
 def _tokens(codec: Codec, text: str) -> list[int]:

@@ -17,7 +17,7 @@ _MOST_LISTED = 10_000
 
 
 class RowError(DataError):
-    """A row of data cannot be used. `where` names the row, `reason` is the kind of fault without its details."""
+    """A row of data cannot be used. `where` names the row, `reason` is the kind of fault."""
 
     def __init__(self, message: str, where: str = "", reason: str = "") -> None:
         super().__init__(message)
@@ -63,7 +63,8 @@ class Account:
 
     Args:
         strict: the first row that cannot be used raises its error.
-        max_bad_rows: the share of rows that may be skipped before `check` refuses the data; one row always may.
+        max_bad_rows: the share of rows that may be skipped before `check` refuses the data; one row always
+        may.
     """
 
     strict: bool = False
@@ -143,9 +144,9 @@ class Account:
         for name, tally in self.lost.items():
             if tally.count > allowed:
                 raise DataError(
-                    f"{source}: the chat template does not render {name} of the answers ({tally}), so it would "
-                    "not be learnt; choose a template that does with --chat-template, put it into the content, "
-                    "or take it out of the data."
+                    f"{source}: the chat template does not render {name} of the answers ({tally}), so it "
+                    "would not be learnt; choose a template that does with --chat-template, put it into the "
+                    "content, or take it out of the data."
                 )
 
     def _commonest(self) -> str:

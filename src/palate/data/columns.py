@@ -1,8 +1,8 @@
 """One row under our column names, and the error for a row that does not fit.
 
-Our names are TRL's. A row may also have the names of other toolkits (`dialects`), where they can mean one thing
-only. `system` becomes the system turn, `history` the turns before the prompt; `tools` and `chat_template_kwargs`
-go to the chat template.
+Our names are TRL's. A row may also have the names of other toolkits (`dialects`), where they can mean one
+thing only. `system` becomes the system turn, `history` the turns before the prompt; `tools` and
+`chat_template_kwargs` go to the chat template.
 """
 
 from __future__ import annotations
@@ -196,9 +196,8 @@ class Fields:
             if not isinstance(tool, Mapping):
                 raise self.fault(f"a tool is {kind(tool)}", "an object with the tool's name and parameters")
         # A bare description is what OpenAI's form has under `function`.
-        bare = [{"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
+        return [{"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
                 for tool in tools]  # fmt: skip
-        return bare
 
 
 def read_fields(
@@ -233,7 +232,7 @@ def read_fields(
 
 def _fields(row: Row, columns: Mapping[str, str], account: Account) -> Fields:
     filled = {name: value for name, value in row.columns.items() if value is not None}
-    names = {ours: (columns.get(ours, ours),) for ours in NAMES}
+    names: dict[str, tuple[str, ...]] = {ours: (columns.get(ours, ours),) for ours in NAMES}
     for ours, theirs in columns.items():  # a column that is mapped is no longer what its own name says
         if theirs in NAMES and theirs != ours and theirs not in columns:
             names.pop(theirs, None)
@@ -244,8 +243,8 @@ def _fields(row: Row, columns: Mapping[str, str], account: Account) -> Fields:
     }
     if free:
         taken = frozenset(names) | {ours for ours in columns if ours in ("prompt", "messages")}
-        for ours, (value, theirs) in translate(Foreign(free, taken)).items():
-            values[ours], names[ours] = value, theirs
+        for ours, (value, made_of) in translate(Foreign(free, taken)).items():
+            values[ours], names[ours] = value, made_of
     if isinstance(free.get("history"), list) and ("instruction" in free or "query" in free):
         values["history"], names["history"] = free["history"], ("history",)
     if values.get("chosen") is MESSAGES:
@@ -261,9 +260,9 @@ def _fields(row: Row, columns: Mapping[str, str], account: Account) -> Fields:
 def _last_answer(messages: Any) -> dict[str, Any]:
     """Messages parted into what is answered and the answer, where they end in an answer."""
     turns = turns_in_text(messages) if isinstance(messages, str) else messages
-    if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
-        if (turns[-1].get("role") or turns[-1].get("from")) in ("assistant", "gpt"):
-            return {"messages": turns[:-1], "chosen": [turns[-1]]}
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    if isinstance(last, Mapping) and (last.get("role") or last.get("from")) in ("assistant", "gpt"):
+        return {"messages": turns[:-1], "chosen": [last]}
     return {"messages": messages}
 
 

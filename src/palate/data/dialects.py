@@ -1,13 +1,13 @@
 """Rows as other toolkits write them, under our column names.
 
-| toolkit | columns |
-|---|---|
-| Llama-Factory, Alpaca | `instruction`, `input`, `output` (a text, or the better and the worse one), `system`, `history` |
-| Llama-Factory, ShareGPT | `conversations` of `from` and `value`, `system`, `tools`, `kto_tag` |
-| ms-swift | `messages` or `query` and `response`, `rejected_response`, `rejected_messages`, `system`, `history`, `label` |
-| OpenAI fine-tuning | `messages`, `tools`; `input` with messages, `preferred_output`, `non_preferred_output` |
-| distilabel, UltraFeedback | `instruction`, `generation`, `generations` with `ratings`, `completions` with scores, `system_prompt` |
-| RLHFlow | `prompt`, `responses`, `rewards` |
+- Llama-Factory and Alpaca: `instruction`, `input`, `output` (a text, or the better and the worse one),
+  `system`, `history`; ShareGPT: `conversations` of `from` and `value`, `system`, `tools`, `kto_tag`.
+- ms-swift: `messages` or `query` and `response`, `rejected_response`, `rejected_messages`, `system`,
+  `history`, `label`.
+- OpenAI fine-tuning: `messages`, `tools`; `input` with messages, `preferred_output`, `non_preferred_output`.
+- distilabel and UltraFeedback: `instruction`, `generation`, `generations` with `ratings`, `completions` with
+  scores, `system_prompt`.
+- RLHFlow: `prompt`, `responses`, `rewards`.
 
 A name of ours in the same row goes first, and so does a map. `question`, `problem` and `answer` are not taken
 unasked: such rows often need a second column (a context, a choice of answers), and leaving it out would go
@@ -88,7 +88,7 @@ def _conversations(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[s
 def _ms_swift(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
     if "messages" in row.taken and row.has("rejected_messages"):
         yield "chosen", (MESSAGES, ("messages",))
-        yield "rejected", row.first("rejected_messages")  # type: ignore[misc]
+        yield "rejected", (row.columns["rejected_messages"], ("rejected_messages",))
         return
     worse = row.first("rejected_response")
     if worse is not None:
@@ -99,7 +99,7 @@ def _ms_swift(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, V
         elif "messages" in row.taken | found.keys():
             yield "chosen", (LAST_ANSWER, ())
     if row.has("query") and (row.has("response") or row.has("rejected_response")):
-        yield "prompt", row.first("query")  # type: ignore[misc]
+        yield "prompt", (row.columns["query"], ("query",))
 
 
 MESSAGES, LAST_ANSWER = object(), object()
@@ -122,11 +122,11 @@ def _alpaca(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Val
 def _answers(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
     known = row.taken | found.keys()
     if (
-        row.has("input")
+        isinstance(row.columns.get("input"), str)
         and "prompt" not in known
         and (known >= {"chosen", "rejected"} or row.has("generations"))
     ):
-        yield "prompt", row.first("input")  # type: ignore[misc]
+        yield "prompt", (row.columns["input"], ("input",))
     if row.columns.get("context"):
         return  # the question is not whole without it
     asked = row.has("query") or row.has("instruction")

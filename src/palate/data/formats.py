@@ -5,8 +5,9 @@ answers it is a tuple of one assistant turn. A row that mixes them becomes a con
 is then one user turn. Names of columns are in `columns`, those of other toolkits in `dialects`.
 
 `columns={"prompt": "question"}` maps our names to the data's. Every reader raises DataError for a source that
-it cannot use. With an `account`, it skips rows that cannot be used, and notes them and all that is not used; the
-error comes when they are too many. Without one, the first such row raises its error, naming the file and the line.
+it cannot use. With an `account`, it skips rows that cannot be used, and notes them and all that is not used;
+the error comes when they are too many. Without one, the first such row raises its error, naming the file and
+the line.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _read(
 
 
 def _prompt_of(record: object) -> Prompt:
-    return record if isinstance(record, Prompt) else record.prompt  # type: ignore[attr-defined, no-any-return]
+    return record if isinstance(record, Prompt) else record.prompt  # type: ignore[attr-defined]
 
 
 def _prompt(row: Fields) -> Prompt:

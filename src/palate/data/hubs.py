@@ -1,4 +1,4 @@
-"""Data sets that the library `datasets` reads: saved ones, clones and folders of files, and those of the hub."""
+"""Data sets that the library `datasets` reads: saved ones, folders of files such as clones, and the hub's."""
 
 from __future__ import annotations
 

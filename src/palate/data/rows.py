@@ -2,8 +2,8 @@
 
 Sources are tried in this order:
 1. `everyday`, the prompts that come with the package;
-2. what is on disk: a directory saved by `datasets`, or a file of a suffix that is read;
-3. `owner/name`, a data set on the hub.
+2. what is on disk: a folder saved by `datasets` or with data files in it, or a file of a suffix that is read;
+3. `owner/name` or `owner/name:configuration`, a data set on the hub.
 Whether a name that is not on disk means a file or the hub is read off the name alone: it is a path if
 it has a suffix of data files, starts with `.`, `/` or `~`, or is not of the form `owner/name`.
 Nothing here unpickles.
@@ -107,8 +107,8 @@ def _open(source: str, split: str) -> Iterator[Row]:
     other = _HUB_CONFIG.fullmatch(source)
     hint = f" A configuration is named as {other[1]}:{other[2]}." if other else ""
     raise DataError(
-        f"{source} does not exist; expected `{BUILT_IN}`, a file ({_KINDS}), a folder of such files or saved by "
-        f"`datasets`, or a hub id as owner/name or owner/name:configuration.{hint}"
+        f"{source} does not exist; expected `{BUILT_IN}`, a file ({_KINDS}), a folder of such files or saved "
+        f"by `datasets`, or a hub id as owner/name or owner/name:configuration.{hint}"
         f"{_neighbour(path)}{near(source, [BUILT_IN])}"
     )
 

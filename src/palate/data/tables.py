@@ -70,8 +70,8 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
     except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
         place = f" after row {number}" if number else ""
         raise DataError(
-            f"{source} cannot be read as a table{place} ({first_line(error)}); expected a line of names, then as "
-            "many values in every row, quoted where they have commas or line breaks."
+            f"{source} cannot be read as a table{place} ({first_line(error)}); expected a line of names, "
+            "then as many values in every row, quoted where they have commas or line breaks."
         ) from error
     for row in torn:
         where = f"{source} line {row.number}" if row.number else source

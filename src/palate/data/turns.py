@@ -1,7 +1,8 @@
 """Chat turns as the data have them, to turns with a role and a text each.
 
-Read are the turns of OpenAI and TRL (`role`, `content`), of ShareGPT (`from`, `value`), their tool calls, texts
-given as lists of parts, and lists of turns given as JSON text. Keys that a chat template may read are kept.
+Read are the turns of OpenAI and TRL (`role`, `content`), of ShareGPT (`from`, `value`), their tool calls,
+texts given as lists of parts, and lists of turns given as JSON text. Keys that a chat template may read are
+kept.
 """
 
 from __future__ import annotations

@@ -51,11 +51,14 @@ TEMPLATES = {
     "ends for readers": EACH
     + TURN
     + DONE
-    + "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- else -%}{{- '<eos>' -}}{%- endif -%}",
-    "system in the last turn": EACH + "{%- if m['role'] == 'user' -%}"
-    "{{- '<|im_start|>' + (messages[0]['content'] + '\\n\\n' if loop.last and messages[0]['role'] == 'system' else '')"
-    " + m['content'] + '<|im_end|>' -}}{%- elif m['role'] == 'assistant' -%}{{- m['content'] + '<|im_end|>' -}}"
-    "{%- endif -%}" + DONE,
+    + "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}"
+    + "{%- else -%}{{- '<eos>' -}}{%- endif -%}",
+    "system in the last turn": EACH
+    + "{%- set first = messages[0]['content'] + '\\n\\n' if messages[0]['role'] == 'system' else '' -%}"
+    + "{%- if m['role'] == 'user' -%}"
+    + "{{- '<|im_start|>' + (first if loop.last else '') + m['content'] + '<|im_end|>' -}}"
+    + "{%- elif m['role'] == 'assistant' -%}{{- m['content'] + '<|im_end|>' -}}{%- endif -%}"
+    + DONE,
     "no end": EACH
     + "{{- m['role'] + ': ' + m['content'] + '\\n' -}}"
     + DONE

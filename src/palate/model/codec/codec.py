@@ -42,7 +42,7 @@ class _Asked:
     ids: tuple[int, ...]
     same_chars: int = 0
     same_tokens: int = 0
-    """Up to its last control token, a prompt has the same tokens whatever follows: so many characters and tokens."""
+    """How many characters and tokens stay the same whatever follows: those before the last control token."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class _Answered:
 class Codec:
     """A tokenizer with its chat template, end tokens and length limit.
 
-    A text prompt becomes a user turn if the model has a chat template and stays text otherwise. An answer from
-    data is learnt as the template renders the finished conversation: prompt and completion together are the
-    beginning of that rendering, in tokens. What others than the assistant write is never read as control
+    A text prompt becomes a user turn if the model has a chat template and stays text otherwise. An answer
+    from data is learnt as the template renders the finished conversation: prompt and completion together are
+    the beginning of that rendering, in tokens. What others than the assistant write is never read as control
     tokens: `<|im_end|>` in a user's turn is seven characters of text. In answers from data it is the token.
 
     Args:
@@ -180,7 +180,7 @@ class Codec:
         return prompt, tuple(self._completion(prompt, a, start, room) for a in made)
 
     def completion(self, prompt: Prompt, content: Content, finish: Finish = "eos") -> Completion:
-        """Return an answer from data that continues exactly where sampling starts, to lie beside sampled ones.
+        """Return an answer from data that continues where sampling starts, to lie beside sampled ones.
 
         Where the template renders finished conversations from another point (it opens a thought for sampling,
         say), the answer is what the rendering has behind the opening; an opened thought is closed first.
@@ -369,9 +369,9 @@ class Codec:
         content = prompt.content
         if isinstance(content, str) and self._opening and content.rstrip().endswith(self._opening):
             raise RowError(
-                f"{prompt.where or 'a prompt'}: the prompt is rendered by a chat template already (it ends with "
-                f"{self._opening!r}); expected the words of the turns. Give the turns as a list, or prompt and "
-                "answer together in a column `text`, which is learnt as it stands.",
+                f"{prompt.where or 'a prompt'}: the prompt is rendered by a chat template already (it ends "
+                f"with {self._opening!r}); expected the words of the turns. Give the turns as a list, or the "
+                "prompt and its answer together in a column `text`, which is learnt as it stands.",
                 prompt.where,
             )
 

@@ -113,7 +113,7 @@ class Encoder:
             yield done, len(text), False
 
     def _letters(self, text: str, *, first: bool) -> Encoded:
-        """Without any control token: special ones are switched off, others are cut behind their first letter."""
+        """Tokenise without control tokens: special ones are off, others are cut behind their first letter."""
         cuts = [m.start() + 1 for m in self.pattern.finditer(text) if m[0] in self._weak]
         ids: list[int] = []
         ends: list[int] = []

@@ -1,12 +1,12 @@
 """Where the answer stands in a conversation that the chat template has rendered with it.
 
-The template decides what comes before an answer, what it makes of it and what it puts behind it. So nothing here
-puts an answer together: the finished conversation is rendered as a whole, and the answer is looked up in it.
+The template decides what comes before an answer, what it makes of it and what it puts behind it. So nothing
+here puts an answer together: the finished conversation is rendered as a whole, and the answer is looked up in
+it.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ class Finisher:
     # -- where it ends -----------------------------------------------------------------------------
 
     def close_with(self, ends: Sequence[str]) -> None:
-        """Set the texts of the tokens that end a completion: the first of them in the tail closes an answer."""
+        """Set the texts of the tokens that end a completion; the first one in the tail closes an answer."""
         found = next((m for m in self._control.finditer(self.tail) if m[0] in ends), None)
         self._stop = found.end() if found else len(self.tail.rstrip())
 
@@ -157,4 +157,12 @@ class Finisher:
 
 
 def _shared(one: str, other: str) -> int:
-    return len(os.path.commonprefix((one, other)))
+    """How many characters two texts both begin with, by halving."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -33,7 +33,7 @@ class Witness:
         Yields:
             The name, and whether it is a part of the answer, the last turn.
         """
-        for number, turn in enumerate(turns):
+        for number in range(len(turns)):
             last = number == len(turns) - 1
             yield from ((name, last) for name in self._of_turn(turns, number, variables, text))
         tools = variables.get("tools")

@@ -1,9 +1,9 @@
 """A model's chat template: conversations to text, and the parts of the text that people typed.
 
-A user may type `<|im_end|>`, a tool may return it. Such text must reach the model as letters, and must not change
-how the template renders the rest. So a conversation is always rendered as it is. Where somebody other than the
-assistant wrote something that reads like a control token, a second rendering with private marks around it says
-where in the first one it stands.
+A user may type `<|im_end|>`, a tool may return it. Such text must reach the model as letters, and must not
+change how the template renders the rest. So a conversation is always rendered as it is. Where somebody other
+than the assistant wrote something that reads like a control token, a second rendering with private marks
+around it says where in the first one it stands.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PROBE = "palateprobe"
 _PROBE_CALL = '{"palate": "probe"}'
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - says what happened, as KeyboardInterrupt does
     """The chat template cannot render a conversation; the text is the template's own reason."""
 
 
@@ -118,7 +118,7 @@ class ChatTemplate:
             raise
 
     def render(self, turns: Sequence[Message], variables: Mapping[str, Any], *, ask: bool) -> Rendering:
-        """Render the turns, and find what looks like control tokens in the turns of others than the assistant.
+        """Render the turns, and find what looks like control tokens in turns that are not the assistant's.
 
         Raises:
             Refused: the template does not take this conversation.
@@ -144,10 +144,9 @@ class ChatTemplate:
             rendered = self.text(marked, _each_string(variables, mark), ask=ask)
         except Refused:
             rendered = ""
-        spans, plain, opened = [], 0, 0
-        for char in re.finditer(f"[{begin}{end}]", rendered):
-            at = char.start() - plain
-            plain += 1
+        spans, opened = [], 0
+        for before, char in enumerate(re.finditer(f"[{begin}{end}]", rendered)):
+            at = char.start() - before
             if char[0] == begin:
                 opened = at
             else:
@@ -172,7 +171,7 @@ class ChatTemplate:
     # -- one turn ----------------------------------------------------------------------------------
 
     def _ready(self, turn: Message) -> dict[str, Any]:
-        """The turn in the form that templates expect: reasoning under its usual keys, calls as they take them."""
+        """The turn as templates expect it: reasoning under its usual keys, calls as they take them."""
         ready = dict(turn)
         thought = next((turn[key] for key in REASONING if turn.get(key) is not None), None)
         if thought is not None:
@@ -184,7 +183,7 @@ class ChatTemplate:
         return ready
 
     def _wants_parts(self) -> bool:
-        """Whether the template renders a turn's text only as a part of a list, as those of vision models do."""
+        """Whether the template renders only texts that are parts of a list, as those of vision models do."""
         for parts in (False, True):
             self._in_parts = parts
             try:
