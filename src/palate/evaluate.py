@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-from scipy.special import ndtri
+from typing import TYPE_CHECKING, Any
 
 from palate.annotate import Annotator
 from palate.config import Sampling
-from palate.model import Snapshot
 from palate.types import Group, Prompt
+
+if TYPE_CHECKING:
+    from palate.model import Snapshot
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ def wilson(rate: float, trials: int, *, confidence: float = 0.95) -> tuple[float
     """
     if trials == 0:
         return 0.0, 1.0
+    from scipy.special import ndtri  # the configuration of reward models imports this file, and must be fast
+
     z = float(ndtri(0.5 + confidence / 2))
     centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))

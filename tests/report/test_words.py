@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palate.methods import METHODS
-from palate.report.read import RunRecord
 from palate.report.words import (
     best_figures,
     count,
@@ -24,7 +23,7 @@ from palate.report.words import (
     unsampled,
     what_was_run,
 )
-from palate.run.status import Status
+from palate.rundir import RunRecord, Status
 
 Record = Callable[..., RunRecord]
 
@@ -202,7 +201,7 @@ def test_what_was_run_of_each_method(record: Record, method: str) -> None:
     assert f": 4 steps of 4 {unit}" in said
     assert (f", {reward} by r:" in said) == bool(reward)
     assert said.startswith(f"{method} ({given['variant']}) " if "variant" in given else method)
-    if METHODS[method].direct is not None:
+    if METHODS[method].others:
         said = what_was_run(record(config={**config, "variant": "direct"}, method=method))
         assert f"{method} (direct) trained m" in said
         assert said.endswith("on d, measured by r: 4 steps of 4 pairs.")

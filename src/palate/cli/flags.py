@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
+from palate.cli.descriptions import description
 from palate.cli.settings import flag_name, is_union, load_config, offered, plain
 from palate.config import Config, MethodConfig
 from palate.errors import ConfigError
@@ -32,6 +33,7 @@ def command(
     help: str,
     base: Mapping[str, Any] | None = None,
     first: str | None = None,
+    choose: Callable[[Mapping[str, Any]], type[C]] | None = None,
 ) -> Callable[..., R]:
     """A function for `cyclopts.App.command`: its flags and `--config FILE` become a `cls`, handed to `run`.
 
@@ -42,6 +44,7 @@ def command(
         help: one line on the command.
         base: values that stand in for defaults of `cls`, in the help as well.
         first: the field that is given as the command's first word instead of by a flag; it must be there.
+        choose: as of `load_config`.
     """
     assert "config" not in cls.model_fields, "the flag --config names the file"
 
@@ -52,7 +55,7 @@ def command(
             given[first] = words[0]
         flags = {field: _value(cls, field, value) for field, value in given.items()}
         file = Path(config) if config is not None else None
-        return run(load_config(cls, file=file, flags=flags, base=base))
+        return run(load_config(cls, file=file, flags=flags, base=base, choose=choose))
 
     parameters = [*_first(cls, first), *_parameters(cls, base or {})]
     vars(action)["__signature__"] = inspect.Signature(parameters)
@@ -82,7 +85,7 @@ def panels(cls: type[Config]) -> dict[str, list[str]]:
 
 def _first(cls: type[Config], field: str | None) -> Iterator[inspect.Parameter]:
     if field is not None:
-        about = Parameter(help=_description(cls, field), metavar=field.upper(), show_default=False)
+        about = Parameter(help=description(cls, field), metavar=field.upper(), show_default=False)
         only = inspect.Parameter.POSITIONAL_ONLY
         yield inspect.Parameter(field, only, default="", annotation=Annotated[str, about])
 
@@ -113,7 +116,7 @@ def _field_parameter(
     parameter = Parameter(
         name=flag_name(name),
         negative=_negative(name) if hint is bool else (),
-        help=" ".join([*_description(cls, name).split(), *notes]),
+        help=" ".join([*description(cls, name).split(), *notes]),
         metavar=None if hint is bool else metavar(hint),
         show_default=_default(name, default) or False,
         json_list=False,
@@ -127,12 +130,6 @@ def _parameter(name: str, hint: Any, parameter: Parameter) -> inspect.Parameter:
     # what was given alone. It has the type of the hint, since cyclopts checks it where pydantic is loaded.
     keyword_only = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, keyword_only, default=hint(), annotation=Annotated[hint, parameter])
-
-
-def _description(cls: type[Config], name: str) -> str:
-    """The text under a field; a class that changes only the default keeps the text of its part."""
-    fields = (part.model_fields.get(name) for part in cls.__mro__ if issubclass(part, Config))
-    return next((field.description for field in fields if field and field.description), "")
 
 
 def _negative(name: str) -> str:

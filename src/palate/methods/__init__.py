@@ -1,22 +1,17 @@
-"""The methods, one file each. A file with a METHOD is a method: adding one takes no other step."""
+"""The methods, one file each: adding a file adds a method.
+
+`METHODS` finds the files and imports a method when it is asked for, so that the command line imports the one
+method that it runs.
+"""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
-from types import MappingProxyType
 
+from palate.declared import Declared
 from palate.method import Method
 
-
-def _found() -> dict[str, Method]:
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    methods = [module.METHOD for module in modules if "METHOD" in vars(module)]
-    return {method.name: method for method in sorted(methods, key=lambda m: m.name)}
-
-
-METHODS: Mapping[str, Method] = MappingProxyType(_found())
-"""Every method by its name on the command line."""
+METHODS: Mapping[str, Method] = Declared(__name__, __path__, "METHOD")
+"""Every method by its name on the command line, which is its file's name with dashes."""
 
 __all__ = ["METHODS", "Method"]

@@ -1,4 +1,4 @@
-"""What a run leaves for other programs to read."""
+"""Files of a finished run for other programs to read."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from palate.data import write_rows
+from palate.errors import RunError
 from palate.journal import Journal
 from palate.run.status import write_json
-
-SUMMARY, SAMPLES, COMPLETIONS = "summary.json", "samples.jsonl", "completions.parquet"
+from palate.rundir import read_summary
+from palate.rundir.files import COMPLETIONS, SAMPLES, SUMMARY
 
 
 def write_exports(
     directory: Path, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], journal: Journal
 ) -> None:
-    """Write what tells of a run's end: the summary, samples, and every completion with its reward.
+    """Write the summary, samples, and every completion of the policy with its reward.
 
     Args:
-        directory: of the run.
+        directory: the run's.
         summary: numbers by name.
         samples: rows of held-out prompts; no file if there are none.
         journal: has the completions; no file if there are none.
@@ -42,13 +43,12 @@ def remove_exports(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def read_summary(directory: Path) -> dict[str, Any] | None:
-    """What `summary.json` has; None if it is not there, or is no summary any more."""
+def earlier_summary(directory: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that finished before; None if there is none, or it is damaged."""
     try:
-        found = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return read_summary(directory)
+    except RunError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def finite(numbers: Mapping[str, Any]) -> dict[str, Any]:

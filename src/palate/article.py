@@ -1,0 +1,80 @@
+"""The table of the blog article that this family of methods follows, and its methods that are not built.
+
+docs/methods/README.md lists the cells in which our own table differs, with reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from palate.recipe import Answer, Cells, Recipe
+
+_ANSWERS: Mapping[str, Answer] = MappingProxyType({"O": "yes", "X": "no", "-": "partly"})
+
+
+def _cells(marks: str, models: str) -> Cells:
+    """Return cells from four marks: O is yes, X is no, - is partly (a triangle in the article)."""
+    a, b, c, d = (_ANSWERS[mark] for mark in marks)
+    return Cells(a, b, c, d, models)
+
+
+SOURCE: Mapping[str, Cells] = MappingProxyType(
+    {
+        "rlhf": _cells("XOOO", "4"),
+        "rlaif": _cells("XOOX", "4"),
+        "rest": _cells("XOOO", "4"),
+        "slic-hf": _cells("XXXO", "2 (1)"),
+        "dpo": _cells("XXXO", "2 (1)"),
+        "ipo": _cells("XXXO", "2 (1)"),
+        "rrhf": _cells("X-XO", "1 (2)"),
+        "click": _cells("X-XO", "1 (2)"),
+        "spin": _cells("O-OO", "2 (1)"),
+        "rft": _cells("XOOO", "2"),
+        "rso": _cells("XOXO", "3"),
+        "iterative-dpo": _cells("XOOO", "3 (2)"),
+        "self-rewarding": _cells("-OOO", "2 (1)"),
+        "oaif": _cells("OOOX", "2 (1)"),
+    }
+)
+"""The article's rows in its order, under our names."""
+
+
+@dataclass(frozen=True)
+class Unbuilt:
+    """A method of the article that is not built here."""
+
+    name: str
+    group: str
+    paper: str
+    recipe: Recipe
+
+
+UNBUILT = (
+    Unbuilt(
+        "rlhf",
+        "RL",
+        "Ouyang et al. 2022, arXiv:2203.02155",
+        Recipe("human", "current", "each step", ("policy", "reference", "reward model", "value")),
+    ),
+    Unbuilt(
+        "rlaif",
+        "RL",
+        "Lee et al. 2023, arXiv:2309.00267",
+        Recipe(
+            "model",
+            "current",
+            "each step",
+            ("policy", "reference", "reward model", "value"),
+            ("policy", "reference", "value"),  # d-RLAIF asks the labelling model for the reward itself
+            external=True,
+        ),
+    ),
+    Unbuilt(
+        "self-rewarding",
+        "online",
+        "Yuan et al. 2024, arXiv:2401.10020",
+        Recipe("human seed", "current", "each round", ("policy", "reference"), ("policy",)),
+    ),
+)

@@ -1,0 +1,80 @@
+"""`palate methods`: what each method needs, beside what the article that the family follows says of it."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from palate.cli.command import Command, Json
+
+QUESTIONS = {
+    "no_human_preferences": "no human\nlabels",
+    "unbiased_data": "unbiased\ndata",
+    "online_feedback": "online\nfeedback",
+    "no_external_api": "no API\ncost",
+    "models": "models",
+}
+"""The table's columns, by the name of the cell."""
+
+WIDE = 100
+"""Columns of a terminal from which on there is room for the paper."""
+
+NOTES = (
+    "With each method's standard recipe. Unbiased data are drawn from the policy that learns; models are "
+    "those in memory, in brackets with the alternative recipe.",
+    "`palate run METHOD --help` explains a method; docs/methods/README.md says how the table comes about.",
+)
+
+
+def methods(*, json: Json = False) -> int:
+    """Print the table of methods."""
+    rows = list(method_rows())
+    if json:
+        print(jsonlib.dumps(rows, indent=2))
+        return 0
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    titles = ["method", "group", *QUESTIONS.values(), *(["paper"] if console.width >= WIDE else [])]
+    for title in titles:
+        table.add_column(title, no_wrap=True)
+    for row in rows:
+        name = row["name"] if row["built"] else f"({row['name']})"
+        cells = (
+            name,
+            row["group"],
+            *(row[question] for question in QUESTIONS),
+            row["paper"].split(", arXiv")[0],
+        )
+        table.add_row(*cells[: len(titles)])
+    console.print(table)
+    unbuilt = ", ".join(row["name"] for row in rows if not row["built"])
+    for note in (*NOTES, f"Not built: {unbuilt}."):
+        console.print(note, soft_wrap=True, highlight=False)
+    return 0
+
+
+def method_rows() -> Iterator[dict[str, Any]]:
+    """A row per method, with our cells and, under `source`, those of the article, None where it has none."""
+    from palate.article import SOURCE, UNBUILT, Unbuilt
+    from palate.method import METHOD_GROUPS, Method
+    from palate.methods import METHODS
+
+    known: list[Method | Unbuilt] = [*METHODS.values(), *UNBUILT]
+    for method in sorted(known, key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):
+        source = SOURCE.get(method.name)
+        yield {
+            "name": method.name,
+            "group": method.group,
+            "paper": method.paper,
+            "built": method.name in METHODS,
+            **asdict(method.recipe.cells),
+            "source": None if source is None else asdict(source),
+        }
+
+
+COMMAND = Command(name="methods", help="Show the methods and what each needs.", call=methods, order=5)

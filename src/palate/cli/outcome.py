@@ -1,0 +1,93 @@
+"""What a finished run has changed, shown in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from palate.errors import PalateError
+from palate.evaluate import Evaluation
+from palate.launch import Outcome
+from palate.run import plain
+
+BESIDE = 3
+"""Prompts shown with both answers at the end of a run."""
+
+
+def show_outcome(outcome: Outcome, console: Console) -> None:
+    """Print what was measured, and where checkpoint, summary and report are; the report is written first."""
+    if "accuracy_after" in outcome.summary:
+        show_accuracy(outcome.summary, console)
+    if "loss_after" in outcome.summary:
+        before, after = (outcome.summary[f"loss_{when}"] for when in ("before", "after"))
+        console.print(f"\nheld-out loss ({outcome.summary['held_out']})  {before:.4f} -> {after:.4f}")
+    if outcome.evaluation is not None:
+        show_evaluation(outcome.evaluation, console)
+    directory = outcome.run.directory
+    console.print(Text(plain(f"\ncheckpoint  {directory / outcome.summary['checkpoint']}")), soft_wrap=True)
+    console.print(Text(plain(f"summary     {directory / 'summary.json'}")), soft_wrap=True)
+    show_report(directory, console)
+
+
+def show_evaluation(found: Evaluation, console: Console) -> None:
+    """The table of before and after, and some prompts with both answers."""
+    table = Table(title=f"held-out prompts ({found.compared})", title_justify="left", pad_edge=False)
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("mean reward", f"{found.reward_before:.3f}", f"{found.reward_after:.3f}")
+    interval = f"{found.win_rate:.3f} [{found.win_rate_low:.3f}, {found.win_rate_high:.3f}]"
+    table.add_row("win rate over before, 95 % interval", "", interval)
+    table.add_row("KL from before (nats per completion)", "", f"{found.kl:.2f}")
+    table.add_row("mean length (tokens)", f"{found.length_before:.1f}", f"{found.length_after:.1f}")
+    table.add_row("share that ended by itself", f"{found.eos_before:.2f}", f"{found.eos_after:.2f}")
+    console.print()
+    console.print(table)
+    for old, new in list(zip(found.before, found.after, strict=True))[:BESIDE]:
+        console.print()
+        console.print(Text(plain(old.prompt.text), style="bold italic"))
+        for label, group in (("before", old), ("after", new)):
+            reward = group.rewards[0] if group.rewards else None
+            score = "" if reward is None else f" ({reward:+.2f})"
+            console.print(Text.assemble((f"{label}{score}  ", "cyan"), plain(group.completions[0].text)))
+
+
+def show_accuracy(summary: Mapping[str, Any], console: Console) -> None:
+    """How often a learner ranks held-out pairs as the data do."""
+    interval = "{accuracy_after:.3f} [{accuracy_low:.3f}, {accuracy_high:.3f}]".format(**summary)
+    table = Table(title=f"held-out pairs ({summary['held_out_pairs']})", title_justify="left", pad_edge=False)
+    for column in ("", "before", "after, 95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("ranked as in the data", f"{summary['accuracy_before']:.3f}", interval)
+    for label, cells in _quality(summary):
+        table.add_row(label, *cells)
+    console.print()
+    console.print(table)
+
+
+def _quality(summary: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """What more is known of a reward model: a label, and what is before and after."""
+    if "accuracy_shorter_after" in summary:
+        interval = "{accuracy_shorter_after:.3f} [{accuracy_shorter_low:.3f}, {accuracy_shorter_high:.3f}]"
+        label = f"the same where the shorter is better ({summary['shorter_pairs']})"
+        yield label, (f"{summary['accuracy_shorter_before']:.3f}", interval.format(**summary))
+    if "ece_after" in summary:
+        yield "calibration error (ECE)", (f"{summary['ece_before']:.3f}", f"{summary['ece_after']:.3f}")
+        yield "ranked so by preferring the longer", ("", f"{summary['longer_wins']:.3f}")
+
+
+def show_report(directory: Path, console: Console) -> None:
+    """Write the run's report and say where it is; what was trained stands without one."""
+    from palate.report import write_report
+
+    try:
+        text = f"report      {write_report([directory])}"
+    except (PalateError, OSError) as error:
+        line = Text(plain(f"palate: the run is done, but its report cannot be written: {error}"))
+        Console(stderr=True).print(line, soft_wrap=True)
+    else:
+        console.print(Text(plain(text)), soft_wrap=True)
