@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +114,18 @@ class Account:
         """Count a row whose answer has a part that cannot be learnt, for the template does not render it."""
         _count(self.lost, name, where)
         self.leave(name, where)
+
+    def use(self, names: Collection[str] | None) -> None:
+        """Take back that columns are not used: a reward function may read them. None means all columns."""
+        named = list(self.unused) if names is None else [f"column '{name}'" for name in names]
+        for name in named:
+            if name.startswith("column '"):
+                self.unused.pop(name, None)
+
+    @property
+    def dropped_rows(self) -> int:
+        """The number of sound rows that nothing is learnt from."""
+        return sum(tally.count for tally in self.dropped.values())
 
     @property
     def bad(self) -> int:

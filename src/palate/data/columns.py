@@ -260,7 +260,8 @@ def _fields(row: Row, columns: Mapping[str, str], account: Account) -> Fields:
 def _last_answer(messages: Any) -> dict[str, Any]:
     """Messages parted into what is answered and the answer, where they end in an answer."""
     turns = turns_in_text(messages) if isinstance(messages, str) else messages
-    last = turns[-1] if isinstance(turns, list) and turns else None
+    turns = turns if isinstance(turns, list) else []
+    last = turns[-1] if turns else None
     if isinstance(last, Mapping) and (last.get("role") or last.get("from")) in ("assistant", "gpt"):
         return {"messages": turns[:-1], "chosen": [last]}
     return {"messages": messages}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from palate.errors import ModelError
 from palate.model.codec.encoder import Encoder
 from palate.model.codec.finished import Finished, Finisher
 from palate.model.codec.left_out import Witness
+from palate.model.codec.parts import Answered, Asked, closing, shared, turn_of
 from palate.model.codec.template import ChatTemplate, Refused, Rendering, Span
 from palate.types import (
     Comparison,
@@ -32,27 +33,6 @@ MOST_PROMPTS = 1 << 16
 
 _NOT_SAID = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id")
 """Attributes of tokenizers that name tokens which are no part of what a model says."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A prompt as sampling begins from it."""
-
-    rendering: Rendering
-    ids: tuple[int, ...]
-    same_chars: int = 0
-    same_tokens: int = 0
-    """How many characters and tokens stay the same whatever follows: those before the last control token."""
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """A prompt with an answer, as tokens; the answer begins at token `start`."""
-
-    ids: tuple[int, ...]
-    start: int
-    text: str
-    finish: Finish
 
 
 class Codec:
@@ -117,7 +97,12 @@ class Codec:
         not_said = {getattr(tokenizer, attribute, None) for attribute in _NOT_SAID}
         self._not_said = self.end_ids | {i for i in not_said if i is not None}
         self._opening = self._find_opening()
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, Asked] = {}
+
+    def keep_date(self, now: datetime) -> None:
+        """Set the date that the chat template prints from here on."""
+        self.template.now = now
+        self._asked.clear()
 
     # -- to tokens ---------------------------------------------------------------------------------
 
@@ -170,7 +155,7 @@ class Codec:
             made = [self._text_row(str(c), f) for c, f in zip(contents, finishes, strict=True)]
         else:
             made = [self._answered(prompt, c, f) for c, f in zip(contents, finishes, strict=True)]
-        start = min([answered.start for answered in made] + [_shared([answered.ids for answered in made])])
+        start = min([answered.start for answered in made] + [shared([answered.ids for answered in made])])
         before = made[0].ids[:start]
         if not before:  # a causal model needs one token to predict from
             before, start = self._first(), 0
@@ -192,12 +177,12 @@ class Codec:
         if made.token_ids is None or prompt.content == "":
             return completion
         asked = self._ask(prompt.to_sample())
-        finished = self._finish(prompt, _turn(content), asked)
+        finished = self._finish(prompt, turn_of(content), asked)
         end = finished.close if finish == "length" else finished.stop
         if finished.text.startswith(asked.rendering.text):
             rest = finished.text[len(asked.rendering.text) : end]
         else:
-            rest = _closing(asked.rendering.text) + finished.text[finished.start : end].lstrip("\n")
+            rest = closing(asked.rendering.text) + finished.text[finished.start : end].lstrip("\n")
         ids = self._encoder.behind(rest)
         ids = ids if finish == "length" or (ids and ids[-1] in self.end_ids) else (*ids, self.end_id)
         room = self.room(prompt)
@@ -234,7 +219,7 @@ class Codec:
         Raises:
             DataError: the chat template refuses the conversation.
         """
-        return self._finish(prompt, _turn(content), self._ask(prompt.to_sample())).text
+        return self._finish(prompt, turn_of(content), self._ask(prompt.to_sample())).text
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer, chat template included."""
@@ -242,14 +227,14 @@ class Codec:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _ask(self, prompt: Prompt) -> _Asked:
+    def _ask(self, prompt: Prompt) -> Asked:
         if prompt.id not in self._asked:
             if len(self._asked) >= MOST_PROMPTS:
                 self._asked.clear()
             self._asked[prompt.id] = self._opened(prompt)
         return self._asked[prompt.id]
 
-    def _opened(self, prompt: Prompt) -> _Asked:
+    def _opened(self, prompt: Prompt) -> Asked:
         if not self.has_template and isinstance(prompt.content, str):
             rendering = Rendering(prompt.content, self._spans(prompt.content))
         else:
@@ -264,11 +249,11 @@ class Codec:
         before = () if self.has_template else self._encoder.before
         encoded = self._encoder.encode(rendering.text, rendering.typed)
         chars, tokens = self._encoder.settled(rendering.text, rendering.typed, encoded)
-        return _Asked(rendering, (*before, *encoded.ids) or self._first(), chars, tokens)
+        return Asked(rendering, (*before, *encoded.ids) or self._first(), chars, tokens)
 
-    def _answered(self, prompt: Prompt, content: Content, finish: Finish) -> _Answered:
+    def _answered(self, prompt: Prompt, content: Content, finish: Finish) -> Answered:
         asked = self._ask(prompt.to_sample())
-        turn = self._without_end(_turn(content), prompt)
+        turn = self._without_end(turn_of(content), prompt)
         finished = self._finish(prompt, turn, asked)
         cut = finish == "length"
         text = finished.text[: finished.close if cut else finished.stop]
@@ -294,9 +279,9 @@ class Codec:
         words = said(turn)
         if set(turn) - {"role", "content"}:
             words = self.text(ids[start:])
-        return _Answered(ids, start, words, finish)
+        return Answered(ids, start, words, finish)
 
-    def _finish(self, prompt: Prompt, turn: Message, asked: _Asked) -> Finished:
+    def _finish(self, prompt: Prompt, turn: Message, asked: Asked) -> Finished:
         if not self.has_template and isinstance(prompt.content, str):
             whole = prompt.content + said(turn)
             return Finished(whole, asked.rendering.typed, len(prompt.content), len(whole), len(whole))
@@ -310,7 +295,7 @@ class Codec:
             (self.account.lose if lost else self.account.leave)(name, prompt.where)
         return finished
 
-    def _text_row(self, text: str, finish: Finish) -> _Answered:
+    def _text_row(self, text: str, finish: Finish) -> Answered:
         """A text that is learnt as it stands, its control tokens as such."""
         whole = text.rstrip() if text.rstrip().endswith(tuple(self._ends)) else text
         ids = self._encoder.encode(whole).ids
@@ -319,9 +304,9 @@ class Codec:
         if finish != "length" and ids[-1] not in self.end_ids:
             ids = (*ids, self.end_id)
         start = len(before) or 1
-        return _Answered(ids, start if len(ids) > start else 0, text, finish)
+        return Answered(ids, start if len(ids) > start else 0, text, finish)
 
-    def _completion(self, prompt: Prompt, answered: _Answered, start: int, room: int) -> Completion:
+    def _completion(self, prompt: Prompt, answered: Answered, start: int, room: int) -> Completion:
         ids = answered.ids[start:]
         if not ids:
             raise RowError(
@@ -379,25 +364,9 @@ class Codec:
         where = prompt.where or "a prompt"
         return RowError(f"{where}: the chat template of {self.name} refuses it: {error}", prompt.where)
 
-    def _other_start(self, asked: _Asked, finished: Finished) -> str:
+    def _other_start(self, asked: Asked, finished: Finished) -> str:
         key = "answers are learnt as the chat template renders them, from another point than sampling starts"
         if any(note.startswith(key) for note in self.account.notes):
             return next(note for note in self.account.notes if note.startswith(key))
         sampled, learnt = asked.rendering.text[-24:], finished.text[max(0, finished.start - 12) :][:36]
         return f"{key}: sampling follows {sampled!r}, the rendering has {learnt!r}"
-
-
-def _turn(content: Content) -> Message:
-    return {"role": "assistant", "content": content} if isinstance(content, str) else content[0]
-
-
-def _closing(opened: str) -> str:
-    """What closes a thought that the template opens at the end of a prompt, as in `<think>`."""
-    tag = opened.rstrip().rpartition("<")[2]
-    return f"\n</{tag}\n\n" if tag.endswith(">") and tag[:-1].isalpha() else ""
-
-
-def _shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
-    pairs = zip(*rows, strict=False)
-    return next((n for n, tokens in enumerate(pairs) if len(set(tokens)) > 1), min(map(len, rows)))
