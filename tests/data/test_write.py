@@ -44,6 +44,7 @@ def test_parquet_has_the_columns_of_all_rows(tmp_path):
         ("p.jsonl", [{"a": float("nan")}], "p.jsonl is not written: row 1 is no JSON (Out of range float"),
         ("p.jsonl", [{"a": "\ud83d"}], "p.jsonl is not written: row 1 is no JSON ('utf-8' codec"),
         ("p.parquet", [{"a": 1}, {"a": "x"}], "p.parquet is not written: column 'a' is not of one type ("),
+        ("p.parquet", [{"a": {}}], "p.parquet is not written as Parquet ("),
         ("p.parquet", [{"a": "\ud83d"}], "p.parquet is not written: column 'a' is not of one type ("),
     ],
 )

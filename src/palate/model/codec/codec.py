@@ -14,7 +14,7 @@ from palate.model.codec.encoder import Encoder
 from palate.model.codec.finished import Finished, Finisher
 from palate.model.codec.left_out import Witness
 from palate.model.codec.parts import Answered, Asked, closing, shared, turn_of
-from palate.model.codec.template import ChatTemplate, Refused, Rendering, Span
+from palate.model.codec.template import TEMPLATE_ERRORS, ChatTemplate, Refused, Rendering, Span
 from palate.types import (
     Comparison,
     Completion,
@@ -77,7 +77,7 @@ class Codec:
             self._encoder = Encoder(tokenizer, self.template.literals())
             self.template.mark_control(self._encoder.pattern)
             self._finisher = Finisher(self.template, self._encoder.pattern)
-        except Exception as error:  # a template is a program that others wrote: it may raise anything
+        except (Refused, *TEMPLATE_ERRORS) as error:
             raise ModelError(f"the chat template of {name} cannot be used: {error}") from error
         self._witness = Witness(self.template)
         eos = [*eos_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]

@@ -36,6 +36,17 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which toolkits keep the thoughts of a turn; templates read one of the first two."""
 
 _PRIVATE = range(0xE000, 0xF8FF)
+TEMPLATE_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Errors of templates: they are programs that others wrote, which meet rows that nobody thought of."""
+
 _PROBE = "palateprobe"
 _PROBE_CALL = '{"palate": "probe"}'
 
@@ -112,10 +123,8 @@ class ChatTemplate:
                     add_generation_prompt=ask,
                 )
             )
-        except Exception as error:  # a template is a program that others wrote: it may raise anything
-            if isinstance(error, TemplateError) or turns:
-                raise Refused(f"{error}" or type(error).__name__) from error
-            raise
+        except TEMPLATE_ERRORS as error:
+            raise Refused(f"{error}" or type(error).__name__) from error
 
     def render(self, turns: Sequence[Message], variables: Mapping[str, Any], *, ask: bool) -> Rendering:
         """Render the turns, and find what looks like control tokens in turns that are not the assistant's.
@@ -223,7 +232,7 @@ class ChatTemplate:
                 text = str(
                     template.render(messages=[asked, turn], strftime_now=self.now.strftime, **self._special)
                 )
-            except Exception:  # as in `text`: refused, whatever the reason
+            except TEMPLATE_ERRORS:
                 continue
             if "palate" in text:
                 return text
