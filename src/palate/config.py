@@ -7,11 +7,13 @@ its help on the command line.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 T = TypeVar("T", bound="Config")
 
@@ -31,8 +33,34 @@ def split_commas(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
 
 
+def _read_values(given: Any) -> Any:
+    """Read the values of a mapping as JSON where they are; the whole may be the JSON text of an object."""
+    if isinstance(given, str):
+        given = _json(given)
+    return {key: _json(value) for key, value in given.items()} if isinstance(given, Mapping) else given
+
+
+def _json(text: Any) -> Any:
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return text
+
+
+def expand_home(given: Any) -> Any:
+    """Replace a leading `~` by the user's home directory, also behind a weight: `0.5*~/rewards.py:score`."""
+    if isinstance(given, list | tuple):
+        return [expand_home(one) for one in given]
+    return (
+        re.sub(r"^([\d.]+\*)?~(?=/)", lambda m: f"{m[1] or ''}{Path.home()}", given)
+        if isinstance(given, str)
+        else given
+    )
+
+
 Numbers = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Values = Annotated[Mapping[str, Any], BeforeValidator(_read_values)]
 
 
 class Config(BaseModel):
@@ -74,6 +102,9 @@ class ModelConfig(Config):
     """A Jinja file that replaces the model's chat template. Text prompts for a model with a template
     become a user turn; for one without, they stay text, and chat rows are laid out as `User:` and
     `Assistant:`."""
+    chat_template_kwargs: Values = Field(default_factory=dict)
+    """Values that the chat template reads besides the turns, as `enable_thinking=false`; a row's own column
+    `chat_template_kwargs` wins."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     fast: bool = True
@@ -81,6 +112,11 @@ class ModelConfig(Config):
     `generate` and padded batches."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. It can do anything on this machine."""
+
+    @field_validator("chat_template", mode="before")
+    @classmethod
+    def _at_home(cls, given: Any) -> Any:
+        return expand_home(given)
 
 
 class OptimConfig(Config):
@@ -154,6 +190,11 @@ class DataConfig(Config):
     """Other names of columns, as `prompt=instruction`."""
     limit: int | None = Field(None, ge=1)
     """Use the first so many rows."""
+    max_bad_rows: float = Field(0.01, ge=0, le=1)
+    """Share of rows that may be skipped because they cannot be used; one row always may. They are listed in
+    skipped.jsonl. Above it, the run is refused."""
+    strict: bool = False
+    """Refuse the data at the first row that cannot be used."""
     eval_data: str | None = None
     """Held-out data of the same form, for measuring before and after; none if not given."""
     eval_split: str = "test"
@@ -266,6 +307,11 @@ class RewardConfig(JudgeConfig, Config):
                 raise ValueError(f"{idle} is given, and no judge that it is for; give judge, or leave it out")
         return self
 
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _at_home(cls, given: Any) -> Any:
+        return expand_home(given)
+
 
 class RunConfig(Config):
     """Run"""
@@ -302,6 +348,11 @@ class RunConfig(Config):
     """CPU threads; as many as there are cores if not given."""
     report_to: Names = ()
     """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`."""
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _output_at_home(cls, given: Any) -> Any:
+        return expand_home(given)
 
 
 class LearnerConfig(ModelConfig, OptimConfig):

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from palate.annotate import Annotator, Judge, annotator, files_of
 from palate.config import MethodConfig, RewardConfig, Sampling
-from palate.data import read_comparisons, read_demonstrations, read_prompts
+from palate.data import Account, read_comparisons, read_demonstrations, read_prompts
 from palate.errors import AnnotatorError, ConfigError
 from palate.evaluate import Evaluation, compare, wilson
 from palate.journal import key_of
 from palate.learn import Learner, Policy
-from palate.loops import PairRounds, content_key, fresh_logps, pairs_of, tell_same
+from palate.loops import PairRounds, account_of, content_key, fresh_logps, pairs_of, records_of
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.run import Display, Run, judge_annotator, own_judge
 from palate.run.judging import model_options
 from palate.types import Example, Pair, Prompt
 
-T = TypeVar("T")
+_NO_FUNCTIONS = ("length:", "regex:", "model:", "ranker:", "judge:")
+"""Rewards that read no columns of the data."""
 
 COSTS = ("judge/verdicts", "judge/tokens", "judge/cost")
 """Numbers of a judge that hold for the whole run."""
@@ -80,8 +82,8 @@ def train(
 
 
 def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
-    prompts = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
-    held_out = _held_out(read_prompts, cfg) or []
+    prompts, account = _rows(read_prompts, cfg)
+    held_out, others = _rows(read_prompts, cfg, held_out=True)
     if annotate is None and not (isinstance(cfg, PairRounds) and cfg.label == "implicit"):
         raise AnnotatorError(
             "no reward is given; name at least one, such as --reward sentiment, or a judge, such as "
@@ -89,9 +91,10 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
         )
     run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
     policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
+    prompts = _fitting(policy, prompts, cfg.data, account, cfg)
+    held_out = _fitting(policy, held_out, cfg.eval_data, others, cfg)
+    _report(run, cfg, account, others)
     _attach(policy, (*prompts, *held_out), run)
-    for prompt in (*prompts, *held_out):
-        policy.model.codec.room(prompt, need=cfg.max_new_tokens)
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = _shown(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
     _measure_fresh(policy, shown, cfg, run)
@@ -103,23 +106,26 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
 
 
 def _from_pairs(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
-    rows, same = read_comparisons(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
-    unseen, _ = _held_out(read_comparisons, cfg) or ([], 0)
+    rows, account = _rows(read_comparisons, cfg)
+    unseen, others = _rows(read_comparisons, cfg, held_out=True)
     learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
-    pairs, cut_same = pairs_of(learner, rows, cfg.data)
-    held_out = pairs_of(learner, unseen, cfg.eval_data)[0] if unseen else []
+    pairs = pairs_of(learner, rows, cfg.data, account)
+    held_out = pairs_of(learner, unseen, cfg.eval_data, others) if unseen else []
+    _report(run, cfg, account, others)
     run.require_same("the pairs", content_key([*pairs, *held_out]), "the data")
     _attach(learner, [pair.prompt for pair in (*pairs, *held_out)], run)
-    tell_same(run, same + cut_same)
-    counts = {"pairs": len(pairs), "pairs_dropped": same + cut_same}
+    counts = {"pairs": len(pairs), "pairs_dropped": account.dropped_rows}
     return _on_records(method, learner, pairs, held_out, annotate, cfg, run, counts)
 
 
 def _from_demonstrations(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
-    rows = read_demonstrations(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
-    unseen = _held_out(read_demonstrations, cfg) or []
+    rows, account = _rows(read_demonstrations, cfg)
+    unseen, others = _rows(read_demonstrations, cfg, held_out=True)
     learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
-    examples, held_out = ([learner.model.codec.example(row) for row in part] for part in (rows, unseen))
+    example = learner.model.codec.example
+    examples = records_of(learner, rows, cfg.data, account, example)
+    held_out = records_of(learner, unseen, cfg.eval_data, others, example) if unseen else []
+    _report(run, cfg, account, others)
     run.require_same("the demonstrations", content_key([*examples, *held_out]), "the data")
     _attach(learner, [example.prompt for example in (*examples, *held_out)], run)
     counts = {"demonstrations": len(examples)}
@@ -143,11 +149,11 @@ def _on_records(
     learner.optimizer.total_steps = cfg.total_steps(len(records))  # dropped records do not count
     measured = held_out and annotate is not None
     start = learner.snapshot() if measured and isinstance(learner, Policy) else None
-    prompts = list({record.prompt.id: record.prompt for record in held_out}.values())
+    prompts = list({record.prompt.id: record.prompt.to_sample() for record in held_out}.values())
     if annotate is not None:
         for prompt in prompts:
             learner.model.codec.room(prompt, need=cfg.max_new_tokens)
-    others = [record.prompt for record in records]
+    others = [record.prompt.to_sample() for record in records]
     shown = _shown(method, learner, prompts, others, cfg, all_held_out=start is not None)
     _measure_fresh(learner, shown, cfg, run)
     method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
@@ -254,7 +260,11 @@ def _measured(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) ->
 
 def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner:
     load = Policy.load if method.learner is None else method.learner
-    return load(cfg, total_steps=steps, seed=run.seed("adapter"))
+    learner = load(cfg, total_steps=steps, seed=run.seed("adapter"))
+    # A template that prints the date must not render other prompts when the run resumes on another day.
+    started = run.remember("date of chat templates", datetime.now().isoformat())
+    learner.model.codec.keep_date(datetime.fromisoformat(started))
+    return learner
 
 
 def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run) -> None:
@@ -266,11 +276,38 @@ def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run) -> None:
     run.attach(learner)
 
 
-def _held_out(read: Callable[..., T], cfg: Any) -> T | None:
-    """Read the held-out data; None if there are none."""
-    if cfg.eval_data is None:
-        return None
-    return read(cfg.eval_data, split=cfg.eval_split, columns=cfg.map, limit=cfg.eval_limit)
+def _rows(read: Callable[..., Any], cfg: Any, *, held_out: bool = False) -> tuple[list[Any], Account]:
+    """Read the data, or the held-out data if there are any, with an account of them."""
+    account = account_of(cfg)
+    if held_out and cfg.eval_data is None:
+        return [], account
+    source, split, limit = (
+        (cfg.eval_data, cfg.eval_split, cfg.eval_limit) if held_out else (cfg.data, cfg.split, cfg.limit)
+    )
+    rows = read(source, split=split, columns=cfg.map, limit=limit, account=account)
+    return (rows[0] if isinstance(rows, tuple) else rows), account
+
+
+def _fitting(
+    policy: Learner, prompts: Sequence[Prompt], source: str, account: Account, cfg: Any
+) -> list[Prompt]:
+    """The prompts that the chat template takes and that leave room for a completion."""
+
+    def fitting(prompt: Prompt) -> Prompt:
+        policy.model.codec.room(prompt, need=cfg.max_new_tokens)
+        return prompt
+
+    return records_of(policy, prompts, source, account, fitting) if prompts else []
+
+
+def _report(run: Run, cfg: Any, account: Account, held_out: Account) -> None:
+    """Show what becomes of the data, without the columns that a reward function or the method reads."""
+    functions = any(":" in spec and not spec.startswith(_NO_FUNCTIONS) for spec in getattr(cfg, "reward", ()))
+    named = {value for _, value in cfg if isinstance(value, str)}
+    for source, one in ((cfg.data, account), (cfg.eval_data, held_out)):
+        if source is not None:
+            one.use(None if functions else named)
+            run.report_data(source, one)
 
 
 def _annotator(cfg: MethodConfig, run: Run, judge: Judge | None) -> Annotator | None:

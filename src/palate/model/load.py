@@ -73,6 +73,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         max_length=_max_length(cfg, network.config, tokenizer),
         name=cfg.model,
         chat_template=template,
+        variables=cfg.chat_template_kwargs,
     )
     if head == "scalar":
         _set_unused_pad(network, codec)

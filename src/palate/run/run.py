@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +13,7 @@ from typing import Any, Self
 from palate.annotate import Annotator
 from palate.annotate.judges.ledger import Ledger
 from palate.config import RunConfig
+from palate.data import Account, write_rows
 from palate.errors import BudgetError, NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.learner import POLICY
@@ -88,6 +89,7 @@ class Run:
         self._ledger: Ledger | None = None
         self.meter: Callable[[], Metrics] = dict
         self._taken_up = False
+        self._accounts: dict[str, Account] = {}
         if not self._place.resumed:
             self._take_up()
 
@@ -187,6 +189,28 @@ class Run:
                 f"{told} is not what the run in {str(self.directory)!r} began with (hash {value[:12]}, was "
                 f"{known[:12]}); bring the old one back, or start anew with --overwrite or another --output"
             )
+
+    def remember(self, name: str, value: str) -> str:
+        """Return a value as it was when the run began; `value` if it begins with this call."""
+        known = self.journal.fact(name)
+        if known is None:
+            self.journal.keep_fact(name, value)
+        return value if known is None else known
+
+    def report_data(self, source: str, account: Account) -> None:
+        """Show what is skipped and not used of a data set; keep it in config.json and skipped.jsonl.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        self._accounts[source] = account
+        for line in account.lines():
+            self.display.say(f"{source}: {line}")
+        with writing(self.directory / "config.json"):
+            self._place.add("data", {name: one.summary() for name, one in self._accounts.items()})
+        rows = [asdict(row) for one in self._accounts.values() for row in one.skipped]
+        if rows:
+            write_rows(self.directory / "skipped.jsonl", rows)
 
     # -- clock -------------------------------------------------------------------------------------
 

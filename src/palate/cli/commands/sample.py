@@ -97,8 +97,10 @@ def _rows(groups: list[Group]) -> Iterator[dict[str, Any]]:
             else:
                 turn = {"role": "assistant", "content": answer}
                 texts = {"prompt": [dict(turn) for turn in content], "completion": [turn]}
+            tools = group.prompt.variables.get("tools")
             yield {
                 **texts,
+                **({"tools": tools} if tools else {}),
                 "finish": completion.finish,
                 "tokens": len(completion.token_ids),
                 "logp": sum(completion.logps or ()),
