@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         PalateError,
         RunError,
     )
-    from palate.evaluate import Evaluation, compare, wilson
+    from palate.evaluate import Evaluation, compare, kl_from
     from palate.journal import Journal
     from palate.launch import Outcome, train
     from palate.learn import (
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
         top_k,
         tournament_pairs,
     )
+    from palate.statistics import Rate, rate_interval, wilson
     from palate.types import AnchoredPair, Comparison, Completion, Demonstration, Example, Group, Pair, Prompt
 
 _HOME = {
@@ -111,7 +112,7 @@ _HOME = {
         "PalateError",
         "RunError",
     ),
-    "evaluate": ("Evaluation", "compare", "wilson"),
+    "evaluate": ("Evaluation", "compare", "kl_from"),
     "journal": ("Journal",),
     "launch": ("Outcome", "train"),
     "learn": (
@@ -160,6 +161,7 @@ _HOME = {
         "top_k",
         "tournament_pairs",
     ),
+    "statistics": ("Rate", "rate_interval", "wilson"),
     "types": (
         "AnchoredPair",
         "Comparison",
@@ -217,6 +219,7 @@ __all__ = [
     "Ranker",
     "Ranking",
     "RankingQuality",
+    "Rate",
     "ReSTConfig",
     "RewardModel",
     "RewardModelConfig",
@@ -241,10 +244,12 @@ __all__ = [
     "expected_calibration_error",
     "first_round_pairs",
     "judged",
+    "kl_from",
     "load_function",
     "load_model",
     "pair_of_two",
     "ranking_quality",
+    "rate_interval",
     "read_comparisons",
     "read_demonstrations",
     "read_prompts",

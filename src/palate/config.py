@@ -137,6 +137,12 @@ class Sampling(Config):
         """The sampling options alone."""
         return self.part(Sampling)
 
+    @property
+    def unrestricted(self) -> Sampling:
+        """The options that draw from the model itself: temperature 1, nothing barred or made rarer."""
+        kept = {"max_new_tokens", "stop", "sampling_rows"}
+        return Sampling(**{name: getattr(self, name) for name in kept})
+
 
 class DataConfig(Config):
     """Data"""

@@ -13,7 +13,7 @@ from palate.annotate import Annotator, annotator, files_of
 from palate.config import MethodConfig, ModelConfig, RewardConfig, Sampling
 from palate.data import read_comparisons, read_demonstrations, read_prompts
 from palate.errors import ConfigError
-from palate.evaluate import Evaluation, compare, wilson
+from palate.evaluate import Evaluation, compare
 from palate.journal import key_of
 from palate.learn import Learner, Policy
 from palate.loops.records import content_key, pairs_of, tell_same
@@ -221,19 +221,17 @@ def _finish(
 def _measured(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) -> dict[str, float]:
     """What was measured on the held-out records at the start and at the end.
 
-    Where a policy ranks pairs, that is the share ranked rightly by the implicit reward, else the loss. The
-    interval takes prompts for trials: several pairs of one prompt say less than pairs of several.
+    Where a policy ranks pairs, that is the share ranked rightly by the implicit reward, else the loss.
     """
-    ranked = [row["eval_rewards/accuracies"] for row in run.measured if "eval_rewards/accuracies" in row]
+    ranked = [row for row in run.measured if "eval_rewards/accuracies" in row]
     losses = [row["eval_loss"] for row in run.measured if "eval_loss" in row]
     if ranked:
-        low, high = wilson(ranked[-1], len({record.prompt.id for record in held_out}))
         return {
             "held_out_pairs": len(held_out),
-            "accuracy_before": ranked[0],
-            "accuracy_after": ranked[-1],
-            "accuracy_low": low,
-            "accuracy_high": high,
+            "accuracy_before": ranked[0]["eval_rewards/accuracies"],
+            "accuracy_after": ranked[-1]["eval_rewards/accuracies"],
+            "accuracy_low": ranked[-1]["eval_rewards/accuracies_low"],
+            "accuracy_high": ranked[-1]["eval_rewards/accuracies_high"],
         }
     if losses:
         return {"held_out": len(held_out), "loss_before": losses[0], "loss_after": losses[-1]}

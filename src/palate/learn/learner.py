@@ -17,7 +17,7 @@ from torch import Tensor
 from palate.config import LearnerConfig, OptimConfig
 from palate.errors import NonFiniteError, RunError
 from palate.journal import Journal
-from palate.learn.objective import Objective
+from palate.learn.objective import Objective, accuracy_interval
 from palate.learn.optim import Optimizer
 from palate.model import (
     LoadedModel,
@@ -151,8 +151,9 @@ class Learner:
 
     @torch.no_grad()
     def measure(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
-        """The metrics of `update` without learning, for held-out records."""
+        """The metrics of `update` without learning, for held-out records; the accuracy has an interval."""
         meter = _Meter()
+        outcomes: list[tuple[float, str]] = []
         for batch in batches(self.model, records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if objective.ref is None else objective.ref.logps(micro)
@@ -161,7 +162,9 @@ class Learner:
             loss, numbers = objective(outputs, micro)
             meter.add({"loss": loss.detach(), **numbers})
             meter.add_tokens(outputs, micro, None)
-        return meter.result()
+            ranked = numbers["rewards/accuracies"].tolist() if "rewards/accuracies" in numbers else ()
+            outcomes += [(rate, record.prompt.id) for rate, record in zip(ranked, micro, strict=False)]
+        return meter.result() | accuracy_interval(outcomes)
 
     @torch.no_grad()
     def scores(self, records: Sequence[Record]) -> Tensor:
