@@ -85,9 +85,11 @@ class OptimConfig(Config):
     lr: float | None = Field(None, gt=0)
     """Peak learning rate; if not given, the method's own for LoRA or for all weights."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: kept, or falling to zero at the last step."""
+    """Learning rate after the warm-up: kept, or falling to `final_lr_ratio` at the last step."""
+    final_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Learning rate at the end of a linear or cosine schedule, as a share of the peak."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rate rises from zero; fewer than there are steps."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW), on matrices only."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -98,6 +100,24 @@ class OptimConfig(Config):
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Bound on tokens, padding included, in one forward and backward pass; changes memory, not results. If it
     is not given, 1024 on a CPU, where more makes nothing faster, and 8192 elsewhere."""
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> Self:
+        check_warmup(self.warmup_steps, getattr(self, "steps", None))
+        return self
+
+
+def check_warmup(warmup_steps: int, steps: int | None) -> None:
+    """Refuse a warm-up that takes all of the steps, for the learning rate would never reach its peak.
+
+    Raises:
+        ValueError: it does; nothing is known to be wrong where the steps are not known.
+    """
+    if steps is not None and warmup_steps and warmup_steps >= steps:
+        raise ValueError(
+            f"warmup_steps is {warmup_steps}, but there are only {steps} steps, so the learning rate would not "
+            "reach its peak; lower warmup_steps, or take more steps or epochs"
+        )
 
 
 class Sampling(Config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -95,4 +96,5 @@ def threshold(groups: Sequence[Group], given: float, by: Literal["reward", "quan
             f"{where}: all {len(rewards)} rewards are {rewards[-1]:g}, so none is above any quantile of "
             "them; take a finer reward, or raise --temperature"
         )
-    return min(rewards[max(0, math.ceil(given * len(rewards)) - 1)], below[-1])
+    # The decimal as it was written: 0.55 of 100 are 55, but the float nearest to 0.55 lies above it.
+    return min(rewards[max(0, math.ceil(Fraction(repr(given)) * len(rewards)) - 1)], below[-1])

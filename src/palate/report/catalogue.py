@@ -233,7 +233,7 @@ PANELS = (
         "implicit",
         "Implicit rewards",
         "implicit reward",
-        "Beta times how much likelier than at the start a text has become.",
+        "Beta times how much likelier a text is than under the reference.",
         (Curve("rewards/chosen", "chosen"), Curve("rewards/rejected", "rejected")),
         guide=0.0,
     ),
