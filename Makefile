@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: setup demo check test soak compare benchmarks clean
+.PHONY: setup demo check test generate soak compare benchmarks clean
 
 setup: .venv/.ready
 
@@ -31,6 +31,10 @@ check: setup
 
 test: check
 	$(BIN)/pytest -n $(WORKERS)
+
+# The exports, the table and the drafts that follow from the files in src/palate/methods/.
+generate: setup
+	$(BIN)/python docs/methods/generate.py --write
 
 # Kills runs at random moments and resumes them: ten minutes. The figures are in docs/durability.md.
 soak: setup

@@ -187,7 +187,7 @@ def peer(requirement: str) -> Path | None:
 def compute_dtype(name: str) -> str:
     """`auto` is what Palate would take here: bfloat16 where the processor computes in it, else float32."""
     from palate.config import ModelConfig
-    from palate.model.load import resolve
+    from palate.model.device import resolve
 
     return str(resolve(ModelConfig.model_validate({"dtype": name}))[1]).removeprefix("torch.")
 
@@ -201,17 +201,11 @@ def anonymous_memory() -> int:
 
 
 def gemm_peak(dtype_name: str = "bfloat16", seconds: float = 2.0) -> float:
-    """Best rate of a large matrix product here, in FLOP/s, over some shapes.
-
-    Of bfloat16 on a processor without units for it: float32's, which is several times its own there.
-    """
+    """Return the best rate of a large matrix product here, in FLOP/s, over some shapes."""
     import torch
 
-    from palate.model.widened import widens
-
     device = "cuda" if on_gpu() else "cpu"
-    asked = getattr(torch, dtype_name)
-    dtype = torch.float32 if widens(torch.empty(0, dtype=asked, device=device)) else asked
+    dtype = getattr(torch, dtype_name)
     best = 0.0
     for m, k, n in ((2048, 2048, 2048), (4096, 1024, 4096), (2048, 576, 49152), (2048, 576, 1536)):
         a, b = torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)

@@ -68,7 +68,7 @@ def main() -> None:
     from palate.types import Prompt
 
     quiet_libraries()
-    model = load_model(ModelConfig(dtype="bfloat16", fast=False), trainable=False)
+    model = load_model(ModelConfig(fast=False), trainable=False)
     codec, network = model.codec, model.network
     head = network.get_output_embeddings().weight.numel()
     matrices = [p.numel() for p in network.parameters() if p.dim() == 2]

@@ -48,7 +48,7 @@ def palate_worker(dtype: str) -> Any:
     from palate.cli.quiet import quiet_libraries
     from palate.config import ModelConfig, Sampling
     from palate.model import load_model
-    from palate.model.engine import sample
+    from palate.model.rollouts import sample
     from palate.types import Prompt
 
     quiet_libraries()

@@ -29,8 +29,12 @@ AT_LENGTH, AT_COMPLETIONS = 400, 4
 class NegativeLogLikelihood:
     """Of all completions of a prompt together."""
 
-    ref = None
-    top_logits = 0
+    @property
+    def needs(self) -> Any:
+        """Log-probabilities alone."""
+        from palate.learn import Needs
+
+        return Needs()
 
     def __call__(self, outputs: Any, records: Any) -> tuple[Any, dict[str, Any]]:
         """Loss of each prompt. (R,)"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +20,14 @@ from palate.testing import tiny_model, tiny_policy
 
 torch.set_num_threads(1)
 quiet_libraries()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bfloat16_everywhere() -> Iterator[None]:
+    """Let tests compute in bfloat16 on a CPU without units for it, where it is slow but right."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("palate.model.device.has_bfloat16", lambda device: True)
+        yield
 
 
 @pytest.fixture(scope="session")

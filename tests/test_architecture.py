@@ -19,7 +19,7 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding=
 
 LAYERS = (
     ("errors", "types"),
-    ("config",),
+    ("config", "memory"),
     ("losses", "select", "data", "journal", "statistics"),
     ("model",),
     ("annotate",),
@@ -30,14 +30,14 @@ LAYERS = (
     ("method",),
     ("loops",),
     ("methods",),
-    ("launch", "testing"),
+    ("launch", "testing", "article"),
     ("report",),
     ("cli",),
 )
 """From the bottom. A part imports from the layers below its own, and nothing from its neighbours."""
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 
-MOST_LINES, LONGEST_FUNCTION = 400, 60
+MOST_LINES, LONGEST_FUNCTION, PAGE = 400, 60, 50
 COPY, SHORTEST_COPY = 0.9, 8
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -46,10 +46,6 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 def part_of(file: str) -> str:
     """`model` of `model/codec.py`, `select` of `select.py`."""
     return file.split("/")[0].removesuffix(".py")
-
-
-def guards_types(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -82,11 +78,6 @@ def faults(file: str, tree: ast.AST) -> list[str]:
     mine = part_of(file)
     if mine == "__main__":
         return []
-    if mine == "__init__":
-        # Type checkers alone follow these; at run time the names are looked up when they are used.
-        skipped = [n for top in ast.walk(tree) if guards_types(top) for n in ast.walk(top)]
-        kept = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) and n not in skipped]
-        tree = ast.Module(kept, [])  # type: ignore[arg-type]
     found = []
     for module, line in imports(tree):
         if module.split(".")[0] != "palate":
@@ -125,7 +116,6 @@ def test_an_import_that_points_up_is_found(file: str, code: str) -> None:
     [
         ("cli/app.py", "from palate.launch import train"),
         ("model/load.py", "from palate.model.codec import Codec\nimport torch"),
-        ("__init__.py", "if TYPE_CHECKING:\n    from palate.types import Group"),
     ],
 )
 def test_an_import_that_points_down_is_none(file: str, code: str) -> None:
@@ -135,7 +125,7 @@ def test_an_import_that_points_down_is_none(file: str, code: str) -> None:
 @pytest.mark.parametrize("file", [f for f in TREES if part_of(f) in ("losses", "select")])
 def test_pure_parts_import_no_more_than_torch(file: str) -> None:
     allowed = {"torch", "palate", "__future__", "collections", "dataclasses", "enum", "math", "operator",
-               "random", "types", "typing"}  # fmt: skip
+               "random", "types", "typing", "lazy_loader"}  # fmt: skip
     assert {module.split(".")[0] for module, _ in imports(TREES[file])} <= allowed
     ours = {module for module, _ in imports(TREES[file]) if module.startswith("palate")}
     own = {m for m in ours if m.startswith(f"palate.{part_of(file)}.")}
@@ -150,11 +140,6 @@ def test_files_are_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
-@pytest.mark.parametrize("file", [f"methods/{name.replace('-', '_')}.py" for name in METHODS])
-def test_a_method_is_one_page(file: str) -> None:
-    assert len((SOURCE / file).read_text(encoding="utf-8").splitlines()) <= 120
-
-
 def length(function: Function) -> int:
     """Lines from `def` to the end, the docstring left out: explaining is free."""
     assert function.end_lineno is not None
@@ -164,6 +149,13 @@ def length(function: Function) -> int:
         assert first.end_lineno is not None
         lines -= first.end_lineno - first.lineno + 1
     return lines
+
+
+@pytest.mark.parametrize("file", [f"methods/{name.replace('-', '_')}.py" for name in METHODS])
+def test_the_algorithm_of_a_method_is_one_page(file: str) -> None:
+    # Its numbers and its prose do not count: a method may have many options and explain them all.
+    code = [node for node in TREES[file].body if isinstance(node, Function)]
+    assert sum(map(length, code)) <= PAGE
 
 
 @pytest.mark.parametrize("file", TREES)
@@ -263,7 +255,7 @@ def test_no_function_is_nearly_another() -> None:
 
 
 def test_a_copy_with_other_names_is_found() -> None:
-    code = ast.unparse(next(f for f in functions(TREES["model/engine.py"]) if f.name == "sample"))
+    code = ast.unparse(next(f for f in functions(TREES["model/rollouts.py"]) if f.name == "sample"))
     trees = {
         "a.py": ast.parse(code),
         "b.py": ast.parse(code.replace("def sample", "def draw").replace("n:", "k:")),

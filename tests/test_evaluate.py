@@ -213,13 +213,13 @@ def test_an_evaluation_that_is_done_again_costs_nothing(
     found, told = [], []
     for _ in range(2):
         policy = make_policy(model={"fast": False})
-        policy.journal = Journal(tmp_path / "journal.db")
+        policy.memory = Journal(tmp_path / "journal.db")
         stages: list[str] = []
         policy.observe = lambda stage, amount, stages=stages: stages.append(stage)
         before, after = policy.snapshot(), policy.snapshot()
         found.append(compare(before, after, PROMPTS, ANNOTATE, SAMPLING, seed=1))
         told.append(stages)
-        policy.journal.close()
+        policy.memory.close()
     assert found[0] == found[1]
     assert "sample" in told[0]
     assert told[1] == []

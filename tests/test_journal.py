@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from palate.errors import RunError
 from palate.journal import FORMAT, Journal, Reward, content_key, group_key, key_of
+from palate.memory import Memory
 from palate.types import Completion, Content, Finish, Group, Prompt
 
 
@@ -117,6 +118,23 @@ def test_a_prompt_may_be_there_twice(journal: Journal) -> None:
     kept = [[completion("first")], [completion("second")]]
     journal.keep_completions("k", 0, [Prompt("Q"), Prompt("Q")], kept)
     assert [g[0].text for g in journal.completions("k") or []] == ["first", "second"]
+
+
+def test_texts_of_another_purpose_are_kept_but_are_no_completions_of_the_policy(journal: Journal) -> None:
+    journal.keep_completions("a", 0, [Prompt("Q")], [[completion("answer")]])
+    journal.keep_completions("b", 0, [Prompt("Q")], [[completion("A is better")]], purpose="verdict")
+    journal.keep_completions("c", 0, [Prompt("Q")], [[completion("new question")]], purpose="prompt")
+    journal = again(journal)
+    assert [row["completion"] for row in journal.table()] == ["answer"]
+    assert [row["completion"] for row in journal.table("verdict")] == ["A is better"]
+    assert [row["completion"] for row in journal.table("prompt")] == ["new question"]
+    assert [group[0].text for group in journal.completions("b") or []] == ["A is better"]
+
+
+def test_a_journal_is_a_memory(journal: Journal) -> None:
+    memory: Memory = journal  # mypy checks the signatures
+    memory.keep_completions("k", 0, [Prompt("Q")], [[completion("a")]])
+    assert memory.completions("k") == journal.completions("k") is not None
 
 
 def test_what_was_never_kept_is_not_known(journal: Journal) -> None:
@@ -337,19 +355,20 @@ def test_a_foreign_database_is_told_and_not_touched(path: Path) -> None:
     db.execute("CREATE TABLE photos (name)")
     db.commit()
     db.close()
-    with pytest.raises(RunError, match=r"journal .* has format 0, expected 1"):
+    with pytest.raises(RunError, match=r"journal .* has format 0, expected 2"):
         Journal(path)
     db = sqlite3.connect(path)
     assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("photos",)]
     db.close()
 
 
-def test_a_journal_of_another_format_is_told(path: Path) -> None:
+@pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1], ids=["older", "newer"])
+def test_a_journal_of_another_format_is_refused(path: Path, other: int) -> None:
     filled(path)
     db = sqlite3.connect(path)
-    db.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    db.execute(f"PRAGMA user_version = {other}")
     db.close()
-    with pytest.raises(RunError, match=f"has format {FORMAT + 1}, expected {FORMAT}"):
+    with pytest.raises(RunError, match=f"has format {other}, expected {FORMAT}; resume the run with"):
         Journal(path)
 
 

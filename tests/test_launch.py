@@ -14,9 +14,8 @@ from palate.config import MethodConfig, RewardConfig
 from palate.errors import DataError, ModelError, RunError
 from palate.journal import Journal
 from palate.learn import Learner, Likelihood, Policy, Ranking
-from palate.loops.offline import OfflineConfig, PairBatches, fit
-from palate.loops.records import read_pairs
-from palate.method import Method, Recipe
+from palate.loops import OfflineConfig, PairBatches, fit, read_pairs
+from palate.method import Method, Recipe, Way
 from palate.model import engine, load
 from palate.run import Run
 from palate.types import Example, Pair, Prompt
@@ -36,8 +35,19 @@ ROWS = {
 class ToyConfig(OfflineConfig, PairBatches):
     """Numbers of toys."""
 
-    variant: Literal["sampled", "direct"] = "sampled"
-    """Which way."""
+
+class SampledConfig(ToyConfig):
+    """Numbers of one way of a toy."""
+
+    variant: Literal["sampled"] = "sampled"
+    """The way."""
+
+
+class DirectConfig(ToyConfig):
+    """Numbers of its other way."""
+
+    variant: Literal["direct"] = "direct"
+    """The way."""
 
 
 class ScoringConfig(MethodConfig, PairBatches):
@@ -97,7 +107,7 @@ def go(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             options |= {"reward": f"{tmp_path / 'rewards.py'}:length", "max_new_tokens": 5}
         monkeypatch.setattr(launch, "METHODS", {toy.name: toy})
         display = changes.pop("display", None)
-        return palate.train(toy.name, toy.config.model_validate(options | changes), display=display)
+        return palate.train(toy.name, toy.configure(options | changes), display=display)
 
     return make
 
@@ -117,7 +127,7 @@ def test_demonstrations(go: Callable[..., palate.Outcome]) -> None:
 
 
 def test_a_variant_may_learn_from_pairs_instead(go: Callable[..., palate.Outcome], tmp_path: Path) -> None:
-    toy = method(sampled, "prompts", direct=learn)
+    toy = method(sampled, "prompts", config=SampledConfig, others=(Way(learn, DirectConfig, "pairs"),))
     outcome = go(toy, "pairs", variant="direct", steps=None, epochs=2)
     assert (outcome.summary["pairs"], outcome.summary["steps"]) == (6, 6)
     assert (outcome.summary["method"], outcome.summary["held_out"]) == ("sampled", 2)

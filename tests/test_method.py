@@ -1,21 +1,32 @@
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from palate.config import BatchConfig, MethodConfig
-from palate.learn import Policy
-from palate.method import Method, Recipe
+from palate.errors import ConfigError
+from palate.method import Method, Recipe, Way
 from palate.methods import METHODS
 
 
-class TwoWays(MethodConfig, BatchConfig):
+class SampledConfig(MethodConfig, BatchConfig):
     """Numbers of a toy."""
 
-    variant: Literal["direct", "sampled"] = "sampled"
-    """Which way."""
+    variant: Literal["sampled", "thinned"] = "sampled"
+    """The way."""
+    n: int = 4
+    """Candidates."""
+
+
+class DirectConfig(MethodConfig, BatchConfig):
+    """Numbers of the toy on pairs."""
+
+    variant: Literal["direct"] = "direct"
+    """The way."""
+    eval_every: int | None = None
+    """Steps between measurements."""
 
 
 def play_well(*_: Any) -> None:
@@ -28,10 +39,14 @@ def read_well(*_: Any, **__: Any) -> None:
 
 RECIPE = Recipe("human", "data", "once", ("policy",))
 FIXED: dict[str, Any] = {"summary": "s", "paper": "p", "group": "online", "recipe": RECIPE}
+DIRECT = Way(read_well, DirectConfig, "pairs")
 
 
-def method(config: type[MethodConfig] = TwoWays, **more: Any) -> Method:
+def method(config: type[MethodConfig] = SampledConfig, **more: Any) -> Method:
     return Method(train=play_well, config=config, learns_from="prompts", **FIXED, **more)
+
+
+TWO = method(others=(DIRECT,))
 
 
 def test_the_name_is_the_functions() -> None:
@@ -44,37 +59,70 @@ def test_defaults_are_those_of_the_fields() -> None:
     assert "data" not in defaults  # it has to be given
 
 
-def test_a_policy_is_what_is_learnt_unless_it_is_said() -> None:
-    assert method().learner == Policy.load
+def test_the_type_of_a_configuration_tells_the_way() -> None:
+    assert [way.train for way in TWO.ways] == [play_well, read_well]
+    assert TWO.way_of(SampledConfig(data="x")) == TWO.ways[0]
+    assert TWO.way_of(DirectConfig(data="x")) == DIRECT
+    with pytest.raises(ConfigError, match="takes a SampledConfig or a DirectConfig, got a MethodConfig"):
+        TWO.way_of(MethodConfig(data="x"))
 
 
-def test_the_direct_way_is_taken_when_it_is_asked_for() -> None:
-    both = method(direct=read_well)
-    assert both.way(TwoWays(data="x")) == (play_well, "prompts")
-    assert both.way(TwoWays(data="x", variant="direct")) == (read_well, "pairs")
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, SampledConfig(data="x")),
+        ({"variant": "thinned", "n": "7"}, SampledConfig(data="x", variant="thinned", n=7)),
+        ({"variant": "direct", "eval_every": 2}, DirectConfig(data="x", eval_every=2)),
+        ({"variant": "direct", "n": "4"}, DirectConfig(data="x")),  # its default asks for nothing
+    ],
+)
+def test_the_variant_takes_the_way(values: dict[str, Any], expected: MethodConfig) -> None:
+    made = TWO.configure({"data": "x", **values})
+    assert type(made) is type(expected)
+    assert made == expected
 
 
-def test_a_method_without_a_direct_way() -> None:
-    assert method().way(TwoWays(data="x", variant="direct")) == (play_well, "prompts")
-    assert method(MethodConfig, direct=read_well).way(MethodConfig(data="x")) == (play_well, "prompts")
+def test_an_unknown_variant_is_an_error_of_its_field() -> None:
+    with pytest.raises(ValidationError, match="variant"):
+        TWO.configure({"data": "x", "variant": "both"})
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.direct is not None])
-def test_what_has_no_held_out_pairs_is_not_asked_to_measure_them(name: str) -> None:
-    config = METHODS[name].config
-    with pytest.raises(ValidationError, match="eval_every measures on held-out pairs, which variant direct"):
-        config(data="x", eval_every=1)  # type: ignore[call-arg]
-    assert config(data="x", eval_every=1, variant="direct").eval_every == 1  # type: ignore[call-arg, attr-defined]
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"variant": "direct", "n": "17"},
+            "variant is direct, which learns from the pairs of the data and samples nothing, so n would do "
+            "nothing; leave it out, or take variant sampled or thinned",
+        ),
+        (
+            {"eval_every": 1},
+            "variant is sampled, which learns from completions that it samples, so eval_every would do "
+            "nothing; leave it out, or take variant direct",
+        ),
+    ],
+)
+def test_a_field_that_does_nothing_in_a_way_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        TWO.choose({"data": "x", **values})
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.direct is not None])
-def test_variant_direct_takes_nothing_that_only_sampling_heeds(name: str) -> None:
-    config = METHODS[name].config
-    with pytest.raises(ValidationError, match=r"samples nothing.*so n would do nothing; leave it out"):
-        config.model_validate({"data": "x", "variant": "direct", "n": 17})
-    # What a run has written of itself names every field; its defaults are no request.
-    described = config.model_validate({"data": "x", "variant": "direct"})
-    assert config.model_validate(described.model_dump()) == described
+def test_options_are_the_fields_of_all_ways() -> None:
+    assert method().options is SampledConfig
+    fields = TWO.options.model_fields
+    assert fields.keys() == SampledConfig.model_fields.keys() | DirectConfig.model_fields.keys()
+    assert get_args(fields["variant"].annotation) == ("sampled", "thinned", "direct")
+    assert (fields["variant"].default, fields["variant"].description) == ("sampled", "The way.")
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.others])
+def test_a_way_on_pairs_has_no_fields_of_sampling_and_measures_held_out_pairs(name: str) -> None:
+    direct = METHODS[name].variant("direct").config
+    assert "n" not in direct.model_fields
+    assert "eval_every" not in METHODS[name].config.model_fields
+    described = METHODS[name].configure({"data": "x", "variant": "direct", "eval_every": 1})
+    assert type(described) is direct
+    assert METHODS[name].configure(described.model_dump()) == described
 
 
 @pytest.mark.parametrize(
@@ -95,7 +143,7 @@ def test_a_ranker_is_refused_where_rewards_of_different_prompts_are_compared(
 
 
 def test_click_takes_a_ranker_where_it_has_no_threshold() -> None:
-    METHODS["click"].config.model_validate({"data": "x", "reward": ["ranker:r"], "variant": "direct"})
+    METHODS["click"].configure({"data": "x", "reward": ["ranker:r"], "variant": "direct"})
 
 
 @pytest.mark.parametrize("options", [{"rounds": 1}, {"pool": "all"}, {"pool": "none"}])

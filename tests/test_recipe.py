@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from palate.article import SOURCE, UNBUILT
 from palate.methods import METHODS
-from palate.methods.source import SOURCE, UNBUILT
 from palate.recipe import Recipe
 
 POLICY, BOTH = ("policy",), ("policy", "reference")

@@ -36,9 +36,15 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 class Config(BaseModel):
-    """Base of all configuration: frozen, and a key that is not a field is an error."""
+    """Base of all configuration: frozen, and a key that is not a field is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    pydantic builds a class's validator when it is first used: the command line lists all methods and uses
+    the configuration of one.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
+    )
 
     def part(self, cls: type[T]) -> T:
         """The fields that belong to `cls`, as a `cls`."""
@@ -60,8 +66,8 @@ class ModelConfig(Config):
     """Scale of the adapter: its output counts lora_alpha / lora_rank times."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the live weights; the optimizer keeps float32 copies of trained ones. `auto` is
-    bfloat16 where the processor computes in it (AVX512-BF16, AMX, recent GPUs), float32 elsewhere; there
-    bfloat16 halves the memory of live weights and takes somewhat longer, its products computed in float32."""
+    bfloat16 where the processor computes in it (AVX512-BF16, AMX, recent GPUs), float32 elsewhere. A CPU
+    without bfloat16 units (these, or ARM bf16) is refused bfloat16, which would be slower than float32."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; `auto` is `cuda` where there is one, else `cpu`."""
     max_length: int | None = Field(None, ge=2)
@@ -115,8 +121,8 @@ def check_warmup(warmup_steps: int, steps: int | None) -> None:
     """
     if steps is not None and warmup_steps and warmup_steps >= steps:
         raise ValueError(
-            f"warmup_steps is {warmup_steps}, but there are only {steps} steps, so the learning rate would not "
-            "reach its peak; lower warmup_steps, or take more steps or epochs"
+            f"warmup_steps is {warmup_steps}, but there are only {steps} steps, so the learning rate would "
+            "not reach its peak; lower warmup_steps, or take more steps or epochs"
         )
 
 

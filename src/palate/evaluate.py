@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palate.annotate import Annotator
 from palate.config import Sampling
-from palate.model import Snapshot
 from palate.statistics import rate_interval
 from palate.types import Group, Prompt
+
+if TYPE_CHECKING:
+    from palate.model import Snapshot
 
 
 @dataclass(frozen=True)

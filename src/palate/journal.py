@@ -1,13 +1,12 @@
-"""The journal of a run: one SQLite file that keeps whatever was costly to come by, as soon as it is there.
+"""The journal of a run: one SQLite file that keeps every costly result as soon as it is there.
 
-What is asked for a second time, by a run that is resumed or that meets the same text again, is answered
-from here. Keys say all that an answer depends on, so a method replays from its beginning and pays for
-nothing twice; it does not know that it is resumed.
+It is the run's `Memory`: a run that resumes, or that meets the same text again, gets its answers from here.
+Keys contain everything that an answer depends on, so a method runs again from its beginning and pays for
+nothing twice, without any code for resuming.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,19 +17,23 @@ from typing import Any
 import numpy as np
 
 from palate.errors import AGAIN, RunError
+from palate.memory import Logps, Purpose, content_key, group_key, key_of
 from palate.types import Completion, Group, Prompt
+
+__all__ = ["FORMAT", "Journal", "Reward", "content_key", "group_key", "key_of"]
 
 Reward = tuple[str, float | None, Mapping[str, float | None]]
 """Content of a completion, its reward, and the reward's parts by name."""
 
-FORMAT = 1
-"""Written into every journal; one of another format is refused."""
+FORMAT = 2
+"""Written into every journal; a journal of another format is refused."""
 
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE prompts (id TEXT PRIMARY KEY, content TEXT NOT NULL);
 CREATE TABLE chunks (
-    key TEXT PRIMARY KEY, version INTEGER NOT NULL, place TEXT NOT NULL, written TEXT NOT NULL
+    key TEXT PRIMARY KEY, purpose TEXT NOT NULL, version INTEGER NOT NULL, place TEXT NOT NULL,
+    written TEXT NOT NULL
 );
 CREATE TABLE completions (
     chunk TEXT NOT NULL, prompt INTEGER NOT NULL, sample INTEGER NOT NULL,
@@ -53,7 +56,7 @@ CREATE TABLE metrics (id INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT NOT NULL
 
 
 class Journal:
-    """What a run has sampled, had annotated and measured.
+    """Samples, annotations and measurements of a run.
 
     Every `keep` is one transaction, on disk when it returns. Not for several threads or processes: the
     run's lock keeps others away.
@@ -82,9 +85,13 @@ class Journal:
                 raise sqlite3.DatabaseError(verdict)
             if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 self._db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
-            (found,) = self._db.execute("PRAGMA user_version").fetchone()
-        if found != FORMAT:
-            raise RunError(f"journal {str(path)!r} has format {found}, expected {FORMAT}: use that Palate")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version != FORMAT:
+            self.close()
+            raise RunError(
+                f"journal {str(path)!r} has format {version}, expected {FORMAT}; resume the run with "
+                "the version of Palate that wrote it, or start it again with --overwrite"
+            )
 
     def close(self) -> None:
         """Let go of the file."""
@@ -93,7 +100,7 @@ class Journal:
     # -- completions -------------------------------------------------------------------------------
 
     def completions(self, key: str) -> list[tuple[Completion, ...]] | None:
-        """The chunk of a key: completions of each of its prompts; None if it was never sampled."""
+        """Return the chunk of a key, the completions of each of its prompts; None if it was never sampled."""
         with self._explained("read"):
             rows = self._db.execute(
                 "SELECT prompt, text, token_ids, finish, version, logps, sampling_logps FROM completions"
@@ -104,7 +111,7 @@ class Journal:
         for prompt, text, ids, finish, version, logps, sampling in rows:
             completion = Completion(text, _ints(ids), finish, version, _floats(logps), _floats(sampling))
             groups.setdefault(prompt, []).append(completion)
-        return [tuple(found) for found in groups.values()] or None
+        return [tuple(completions) for completions in groups.values()] or None
 
     def keep_completions(
         self,
@@ -112,8 +119,10 @@ class Journal:
         version: int,
         prompts: Sequence[Prompt],
         completions: Sequence[Sequence[Completion]],
+        *,
+        purpose: Purpose = "completion",
     ) -> None:
-        """Keep a chunk that was sampled from one version of a policy."""
+        """Keep a chunk that one version of a policy has sampled."""
         rows = [
             (
                 *(key, i, j, prompt.id, content_key(prompt, c), group_key(Group(prompt, tuple(own)))),
@@ -126,7 +135,8 @@ class Journal:
         ]
         with self._transaction():
             self._db.execute(
-                "INSERT INTO chunks VALUES (?, ?, ?, datetime('now'))", (key, version, self.place)
+                "INSERT INTO chunks VALUES (?, ?, ?, ?, datetime('now'))",
+                (key, purpose, version, self.place),
             )
             self._db.executemany(
                 "INSERT OR IGNORE INTO prompts VALUES (?, ?)",
@@ -145,36 +155,35 @@ class Journal:
             ).fetchall()
         return [(reward, json.loads(parts)) for reward, parts in rows] or None
 
-    def keep_rewards(self, found: Sequence[tuple[str, str, Sequence[Reward]]]) -> None:
-        """Keep what annotating some groups gave: key, content of the group, rewards of its completions."""
+    def keep_rewards(self, annotated: Sequence[tuple[str, str, Sequence[Reward]]]) -> None:
+        """Keep the annotations of some groups: key, content of the group, rewards of its completions."""
         with self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO rewards VALUES (?, ?, ?, ?, ?, ?)",
                 [
                     (key, j, content, group, reward, json.dumps(parts))
-                    for key, group, rewards in found
+                    for key, group, rewards in annotated
                     for j, (content, reward, parts) in enumerate(rewards)
                 ],
             )
 
     # -- log-probabilities -------------------------------------------------------------------------
 
-    def logps(self, keys: Sequence[str]) -> list[np.ndarray[Any, np.dtype[np.float32]]] | None:
-        """Token log-probabilities of each key, float32; None unless all are known."""
+    def logps(self, keys: Sequence[str]) -> list[Logps] | None:
+        """Return the token log-probabilities of each key, float32; None unless all keys are known."""
         with self._explained("read"):
             rows = [self._db.execute("SELECT logps FROM logps WHERE key = ?", (k,)).fetchone() for k in keys]
         return None if None in rows else [np.frombuffer(row[0], np.float32) for row in rows]
 
-    def keep_logps(self, version: int, found: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> None:
-        """Keep token log-probabilities under one version of a policy; what is there already stays.
+    def keep_logps(self, version: int, logps: Mapping[str, Logps]) -> None:
+        """Keep token log-probabilities under one version of a policy; known keys stay as they are.
 
-        The last bits of a row depend on what was computed beside it, and a run that is resumed must find
-        what the first one used.
+        The last bits of a row depend on the rows of its batch, and a resumed run must get the same numbers.
         """
         with self._transaction():
             self._db.executemany(
                 "INSERT OR IGNORE INTO logps VALUES (?, ?, ?)",
-                [(key, version, values.astype(np.float32).tobytes()) for key, values in found.items()],
+                [(key, version, values.astype(np.float32).tobytes()) for key, values in logps.items()],
             )
 
     # -- metrics -----------------------------------------------------------------------------------
@@ -187,14 +196,14 @@ class Journal:
     def metrics(self) -> list[dict[str, Any]]:
         """All rows, in order."""
         with self._explained("read"):
-            found = self._db.execute("SELECT row FROM metrics ORDER BY id").fetchall()
-        return [json.loads(row) for (row,) in found]
+            rows = self._db.execute("SELECT row FROM metrics ORDER BY id").fetchall()
+        return [json.loads(row) for (row,) in rows]
 
     def metrics_of(self, key: str) -> dict[str, Any] | None:
         """The row of a key."""
         with self._explained("read"):
-            found = self._db.execute("SELECT row FROM metrics WHERE key = ?", (key,)).fetchone()
-        return None if found is None else dict(json.loads(found[0]))
+            row = self._db.execute("SELECT row FROM metrics WHERE key = ?", (key,)).fetchone()
+        return None if row is None else dict(json.loads(row[0]))
 
     def rewind(self, metrics: int, version: int | None) -> None:
         """Go back to an earlier state: that many rows of metrics, and nothing of later versions.
@@ -230,13 +239,13 @@ class Journal:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def is_empty(self) -> bool:
-        """Whether nothing was sampled, annotated or measured yet."""
+        """Return True if nothing was sampled, annotated or measured yet."""
         with self._explained("read"):
             tables = ("chunks", "rewards", "logps", "metrics")
             return not any(self._db.execute(f"SELECT 1 FROM {t} LIMIT 1").fetchone() for t in tables)
 
-    def table(self) -> Iterator[dict[str, Any]]:
-        """Every completion with its prompt and its reward, for exports, in the order of sampling."""
+    def table(self, purpose: Purpose = "completion") -> Iterator[dict[str, Any]]:
+        """Yield every completion of a purpose with its prompt and its reward, in the order of sampling."""
         with self._explained("read"):
             rows = self._db.execute(
                 "SELECT k.place, p.content, c.text, c.finish, c.version, length(c.token_ids) / 4,"
@@ -245,7 +254,8 @@ class Journal:
                 "   WHERE r.group_content = c.group_content AND r.sample = c.sample LIMIT 1),"
                 "  (SELECT reward FROM rewards r WHERE r.content = c.content LIMIT 1))"
                 " FROM chunks k JOIN completions c ON c.chunk = k.key JOIN prompts p ON p.id = c.prompt_id"
-                " ORDER BY k.rowid, c.prompt, c.sample"
+                " WHERE k.purpose = ? ORDER BY k.rowid, c.prompt, c.sample",
+                (purpose,),
             ).fetchall()
         for place, prompt, text, finish, version, tokens, reward in rows:
             yield {
@@ -276,35 +286,10 @@ class Journal:
         try:
             yield
         except sqlite3.Error as error:
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise RunError(
-                f"journal {str(self.path)!r} cannot be {done}: {told}; {_advice(error)}"
+                f"journal {str(self.path)!r} cannot be {done}: {reason}; {_advice(error)}"
             ) from error
-
-
-def key_of(*parts: Any) -> str:
-    """A key of all that an answer depends on: 32 hex digits, the same in every process.
-
-    Args:
-        parts: whatever JSON has words for; other things by their `repr`.
-    """
-    text = json.dumps(parts, sort_keys=True, default=_in_words, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def content_key(prompt: Prompt, completion: Completion) -> str:
-    """Key of a prompt with a completion, by their content."""
-    return key_of(prompt.id, completion.token_ids, completion.text, completion.finish)
-
-
-def group_key(group: Group) -> str:
-    """Key of a prompt with several completions, in their order."""
-    return key_of([content_key(group.prompt, c) for c in group.completions])
-
-
-def _in_words(value: Any) -> Any:
-    """What JSON has no words for; an array by all of its numbers, of which `repr` leaves out the middle."""
-    return [str(value.dtype), value.tolist()] if isinstance(value, np.ndarray) else repr(value)
 
 
 def _advice(error: sqlite3.Error) -> str:

@@ -1,4 +1,4 @@
-"""From a method's name and configuration to a finished run: what `palate run` and `palate.train` do."""
+"""A whole run from a method's name and its configuration: the work of `palate run` and `palate.train`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from palate.errors import ConfigError
 from palate.evaluate import Evaluation, compare
 from palate.journal import key_of
 from palate.learn import Learner, Policy
-from palate.loops.records import content_key, pairs_of, tell_same
-from palate.loops.report import fresh_logps
+from palate.loops import PairRounds, content_key, fresh_logps, pairs_of, tell_same
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.run import Display, Run
@@ -28,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run."""
+    """A finished run and its results."""
 
     run: Run
     learner: Learner
@@ -37,8 +36,8 @@ class Outcome:
 
     @property
     def policy(self) -> Policy:
-        """The learner of a method that trains a policy, as all do but those that train a reward model."""
-        assert isinstance(self.learner, Policy), "what was trained is no policy; it is in `learner`"
+        """The learner as a policy; methods that train a reward model have none."""
+        assert isinstance(self.learner, Policy), "the run trained no policy; `learner` has the trained model"
         return self.learner
 
 
@@ -47,22 +46,20 @@ def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> 
 
     Args:
         method: name of a method, as in `palate methods`.
-        cfg: its configuration, of the class `METHODS[method].config`.
-        display: where progress is shown.
+        cfg: its configuration, of the class of one of the method's ways, as `METHODS[method].config`.
+        display: shows progress.
 
     Raises:
-        PalateError: something that the user can mend; the text says what.
+        PalateError: a mistake that the user can correct; the message says how.
     """
     if method not in METHODS:
         raise ConfigError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
     chosen = METHODS[method]
-    if not isinstance(cfg, chosen.config):
-        raise ConfigError(f"{method} takes a {chosen.config.__name__}, got a {type(cfg).__name__}")
+    way = chosen.way_of(cfg)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    _, data = chosen.way(cfg)
     with Run(cfg, method=method, display=display) as run:
-        return _PROCEDURES[data](chosen, cfg, run)
+        return _PROCEDURES[way.learns_from](chosen, cfg, run)
 
 
 # ---- A procedure for each kind of data -------------------------------------------------------------
@@ -71,8 +68,8 @@ def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> 
 def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     prompts = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     held_out = _held_out(read_prompts, cfg) or []
-    own = getattr(cfg, "label", None) == "implicit"  # the policy is its own judge
-    annotate = _optional_annotator(cfg, run) if own else run.annotator(_annotator(cfg, run))
+    own_judge = isinstance(cfg, PairRounds) and cfg.label == "implicit"
+    annotate = _optional_annotator(cfg, run) if own_judge else run.annotator(_annotator(cfg, run))
     run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
     policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
     _attach(policy, (*prompts, *held_out), run)
@@ -81,7 +78,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = _shown(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
     _measure_fresh(policy, shown, cfg, run)
-    method.train(policy, annotate, prompts, cfg, run)
+    method.way_of(cfg).train(policy, annotate, prompts, cfg, run)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
     evaluation = _compared(start, policy, held_out, annotate, cfg, run)
     _measure_fresh(policy, shown, cfg, run, evaluation)
@@ -127,8 +124,8 @@ def _on_records(
     run: Run,
     counts: Mapping[str, float],
 ) -> Outcome:
-    """Train on records from data, and sum up what was measured on the held-out ones."""
-    learner.optimizer.total_steps = cfg.total_steps(len(records))  # without those that were left out
+    """Train on records from data, and summarise the measurements on the held-out records."""
+    learner.optimizer.total_steps = cfg.total_steps(len(records))  # dropped records do not count
     measured = held_out and annotate is not None
     start = learner.snapshot() if measured and isinstance(learner, Policy) else None
     prompts = list({record.prompt.id: record.prompt for record in held_out}.values())
@@ -138,8 +135,7 @@ def _on_records(
     others = [record.prompt for record in records]
     shown = _shown(method, learner, prompts, others, cfg, all_held_out=start is not None)
     _measure_fresh(learner, shown, cfg, run)
-    call, _ = method.way(cfg)
-    call(learner, records, cfg, run, held_out=held_out)
+    method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
     summarise = _measured if method.summarise is None else method.summarise
     numbers = {**counts, **summarise(learner, run, held_out)}
     evaluation = _compared(start, learner, prompts, annotate, cfg, run)
@@ -159,11 +155,11 @@ def _shown(
     *,
     all_held_out: bool,
 ) -> Sequence[Prompt]:
-    """The prompts of `_measure_fresh`: the held-out ones where all of them are compared on, else a few.
+    """Return the prompts of `_measure_fresh`: all held-out prompts if they are compared on, else a few.
 
-    There are none where every step has samples of the policy as it is, and tells of them.
+    There are none if every step samples from the current policy and logs the same number.
     """
-    samples = isinstance(learner, Policy) and isinstance(cfg, Sampling)  # a ranker is no policy that answers
+    samples = isinstance(learner, Policy) and isinstance(cfg, Sampling)  # a ranker does not complete prompts
     if not samples or method.recipe.judged == "each step":
         return ()
     if all_held_out:
@@ -177,17 +173,17 @@ def _shown(
 def _measure_fresh(
     learner: Learner, prompts: Sequence[Prompt], cfg: Any, run: Run, known: Evaluation | None = None
 ) -> None:
-    """How likely the policy finds what it says itself, to lie beside what it learns from (`logps/fresh`)."""
+    """Measure `logps/fresh`: the policy's log-probability of its own samples."""
     if not prompts or not isinstance(learner, Policy):
         return
 
-    def found() -> dict[str, float]:
+    def metrics() -> dict[str, float]:
         if known is not None:
             return fresh_logps(known.after)
-        # With the seed of `compare`, which finds them in the journal.
+        # With the seed of `compare`, which then reads them from the journal.
         return fresh_logps(learner.snapshot().sample(prompts, 1, cfg.sampling, seed=2 * run.seed("evaluate")))
 
-    run.measure("fresh", found)
+    run.measure("fresh", metrics)
 
 
 def _compared(
@@ -198,7 +194,7 @@ def _compared(
     cfg: Any,
     run: Run,
 ) -> Evaluation | None:
-    """Save first, then measure: a failing reward must not cost the training."""
+    """Save, then compare with the start: a failing reward must not cost the training."""
     run.save(learner)
     if start is None or annotate is None or not prompts or not isinstance(learner, Policy):
         return None
@@ -219,9 +215,9 @@ def _finish(
 
 
 def _measured(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) -> dict[str, float]:
-    """What was measured on the held-out records at the start and at the end.
+    """Return the first and the last measurement on the held-out records.
 
-    Where a policy ranks pairs, that is the share ranked rightly by the implicit reward, else the loss.
+    For pairs it is the share that the implicit reward ranks as the data do, else the loss.
     """
     ranked = [row for row in run.measured if "eval_rewards/accuracies" in row]
     losses = [row["eval_loss"] for row in run.measured if "eval_loss" in row]
@@ -239,27 +235,28 @@ def _measured(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) ->
 
 
 def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner:
-    return method.learner(cfg, total_steps=steps, seed=run.seed("adapter"))
+    load = Policy.load if method.learner is None else method.learner
+    return load(cfg, total_steps=steps, seed=run.seed("adapter"))
 
 
 def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run) -> None:
-    """Once all that the run began with is known to be the same, begin or go on."""
+    """Check the prompts' tokens against those that the run began with, then start or resume."""
     codec = learner.model.codec
-    asked = key_of([codec.prompt_ids(prompt) for prompt in prompts])
-    told = f"what the tokenizer or chat template of {learner.model.source} makes of the prompts"
-    run.require_same("the prompts in tokens", asked, told)
+    tokens = key_of([codec.prompt_ids(prompt) for prompt in prompts])
+    subject = f"what the tokenizer or chat template of {learner.model.source} makes of the prompts"
+    run.require_same("the prompts in tokens", tokens, subject)
     run.attach(learner)
 
 
 def _held_out(read: Callable[..., T], cfg: Any) -> T | None:
-    """What a reader makes of the held-out data, if there are any."""
+    """Read the held-out data; None if there are none."""
     if cfg.eval_data is None:
         return None
     return read(cfg.eval_data, split=cfg.eval_split, columns=cfg.map, limit=cfg.eval_limit)
 
 
 def _optional_annotator(cfg: MethodConfig, run: Run) -> Annotator | None:
-    """What scores before and after, for methods that do without it in between."""
+    """Return the annotator for the comparison before and after, of a method that trains without one."""
     return run.annotator(_annotator(cfg, run)) if isinstance(cfg, RewardConfig) and cfg.reward else None
 
 
@@ -269,9 +266,9 @@ def _annotator(cfg: RewardConfig, run: Run) -> Annotator:
         if not isinstance(cfg, ModelConfig)
         else {"device": cfg.device, "trust_remote_code": cfg.trust_remote_code, "fast": cfg.fast}
     )
-    found = annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
+    annotate = annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
     for path in files_of(cfg.reward):
         run.require_same(
             f"the reward in {path}", key_of(path.read_text("utf-8")), f"the reward in {str(path)!r}"
         )
-    return found
+    return annotate

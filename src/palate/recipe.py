@@ -1,4 +1,4 @@
-"""What a method needs, as declared facts, and the answers of the table of methods that follow."""
+"""The needs of a method, as declared facts, and the answers that follow for the table of methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 Answer = Literal["yes", "no", "partly"]
 
 Network = Literal["policy", "reference", "reward model", "value"]
-"""What may have to be in memory."""
+"""A model that may have to be in memory."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Cells:
     """A row of the table: four questions, to which "yes" is the pleasant answer, and a number of networks.
 
     Attributes:
-        no_human_preferences: it can do without people's judgements of completions.
-        unbiased_data: what is learnt from is drawn from the policy that learns.
-        online_feedback: what the policy says later is judged, too.
-        no_external_api: no model of others has to be asked.
+        no_human_preferences: it needs no people's judgements of completions.
+        unbiased_data: the policy that learns samples its own training data.
+        online_feedback: completions that the policy samples later are judged, too.
+        no_external_api: it needs no model of another provider.
         models: networks in memory with the standard recipe; in brackets with the alternative.
     """
 
@@ -32,20 +32,20 @@ class Cells:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The standard recipe of a method: that of its paper, on one machine, whatever else it may be given here.
+    """The standard recipe of a method: its paper's, on one machine. Other recipes may be possible here.
 
     Attributes:
-        preferences: whose judgement of completions is learnt from, directly or through a reward model:
-            people's, another model's, nobody's (demonstrations alone), or people's at the start only.
-        samples: where the completions come from: the policy as it is at the step or was at the beginning of
-            the round, the policy before training, the policy beside other sources, or data alone.
-        judged: how often completions are judged, or told from data: once beforehand, or anew in every round
-            or every step, as the policy changes.
-        networks: in memory while it trains. A judge is among them where it is asked again in every round or
-            step; one that is asked once is asked beforehand.
-        alternative: fewer where the reference has been asked beforehand, more where the judge has not; None
-            where there is nothing to choose.
-        external: the judge is a large model of others, asked over a network.
+        preferences: source of the judgements, direct or through a reward model: people, another model, none
+            (demonstrations alone), or people at the start only.
+        samples: source of the completions: the policy at the step or at the start of the round, the policy
+            before training, the policy beside other sources, or data alone.
+        judged: completions are judged, or compared with data, once beforehand, in every round or in every
+            step.
+        networks: in memory during training. They include a judge that is asked in every round or step; a
+            judge that is asked once is asked before training.
+        alternative: the networks of another choice: fewer if the reference's log-probabilities are computed
+            beforehand, more if the judge is asked during training; None without a choice.
+        external: the judge is a large model of another provider, asked over a network.
     """
 
     preferences: Literal["human", "model", "none", "human seed"]
@@ -57,7 +57,7 @@ class Recipe:
 
     @property
     def cells(self) -> Cells:
-        """The answers that follow."""
+        """The answers that follow from the recipe."""
         by_people: dict[str, Answer] = {"human": "no", "human seed": "partly"}
         own: dict[str, Answer] = {"current": "yes", "data": "no"}
         models = str(len(self.networks))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from scipy.special import ndtri
+if TYPE_CHECKING:
+    import numpy as np
 
 PRIOR = 0.65
 """Clusters of the largest variance there is, which `rate_interval` adds to its estimate of the variance."""
@@ -52,6 +52,8 @@ def rate_interval(
     Raises:
         ValueError: an outcome lies outside [0, 1], or not every outcome has its cluster.
     """
+    import numpy as np  # the configuration of reward models imports this file, and must be fast
+
     values = np.asarray(outcomes, dtype=np.float64)
     if not bool(((values >= 0) & (values <= 1)).all()):
         raise ValueError("an outcome lies outside [0, 1]; expected 1 for won, 0 for lost, 0.5 for a tie")
@@ -79,6 +81,8 @@ def wilson(rate: float, trials: float, *, confidence: float = 0.95) -> tuple[flo
     """
     if trials == 0:
         return 0.0, 1.0
+    from scipy.special import ndtri
+
     z = float(ndtri(0.5 + confidence / 2))
     centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
@@ -87,15 +91,15 @@ def wilson(rate: float, trials: float, *, confidence: float = 0.95) -> tuple[flo
 
 def _effective_trials(rate: float, means: np.ndarray, shares: np.ndarray) -> float:
     """How many coins clusters with these means and shares of the outcomes, (K,) both, are worth."""
-    kish = 1.0 / float(np.square(shares).sum())
+    kish = 1.0 / float((shares * shares).sum())
     spread = rate * (1 - rate)
     if spread < 1e-12 or len(means) == 1:  # all won or all lost, or one cluster: nothing shows the variance
         return kish
-    away = np.square(shares * (means - rate)) / (1 - shares)
+    away = (shares * (means - rate)) ** 2 / (1 - shares)
     between = kish * float(away.sum()) / spread
     # E[y (1 - y)] = p (1 - p) - Var(y), for the mean y of a cluster. It knows exactly that clusters without
     # any variety are coins. The denominator makes up for p (1 - p), which is too small when p is estimated.
-    variety = kish * float((np.square(shares) * means * (1 - means)).sum()) / spread
+    variety = kish * float((shares * shares * means * (1 - means)).sum()) / spread
     within = (1 - variety) / (1 - variety / kish) if variety < 1 else 0.0
     share = min(1.0, max(between, within))
     return kish * (kish + PRIOR) / (kish * share + PRIOR)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 Message = Mapping[str, str]
 """One chat turn, `{"role": ..., "content": ...}`."""
@@ -149,8 +149,21 @@ class AnchoredPair:
         return (*self.pair.completions, self.anchor)
 
 
-Record = Group | Pair | Example | AnchoredPair
-"""What a learner takes: a prompt and k completions of it."""
+class Record(Protocol):
+    """The prompt and its k completions that one row of an update holds.
+
+    This is all that a learner reads. `Group`, `Pair`, `Example` and `AnchoredPair` are records, and so is any
+    class with these two attributes. What else a record carries (rewards, a margin, advantages of its tokens)
+    is between the method that makes it and the objective that reads it.
+    """
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt of all completions."""
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """The completions, in the order in which a learner returns their numbers."""
 
 
 def _plain(content: Content) -> str | list[dict[str, str]]:

@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from palate.annotate import RewardModel, scored, scorer
 from palate.errors import DataError, ModelError
+from palate.model.fast.engine import FastEngine
 from palate.testing import byte_tokenizer, tiny_config
 from palate.types import Completion, Group, Prompt
 
@@ -80,7 +81,7 @@ def test_completions_of_a_prompt_are_scored_as_if_alone(reward_model: RewardMode
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_budget_bounds_what_is_computed_at_once(classifier: str, fast: bool) -> None:
     model = RewardModel.load(classifier, device="cpu", dtype="float32", fast=fast)
-    assert (model.model.fast is not None) == fast
+    assert isinstance(model.model.engine, FastEngine) == fast
     rows = [Prompt("Hi")] * 12, [Completion("x" * i, (1,)) for i in range(1, 13)]
     small, sizes = RewardModel(model.model, micro_batch_tokens=60), []
     forward = model.model.network.base_model.forward

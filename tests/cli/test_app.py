@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +31,10 @@ class Toy(BatchConfig, MethodConfig):
 class FakeMethod:
     name: str
     summary: str
-    config: type[Config] = Toy
+    options: type[Config] = Toy
+
+    def choose(self, values: Mapping[str, Any]) -> type[Config]:
+        return self.options
 
 
 class SampleConfig(ModelConfig):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from palate.article import SOURCE, UNBUILT
 from palate.cli import main
 from palate.methods import METHODS
-from palate.methods.source import SOURCE, UNBUILT
 
 QUESTIONS = ("no_human_preferences", "unbiased_data", "online_feedback", "no_external_api")
 

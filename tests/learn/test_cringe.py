@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from palate.learn import PairwiseCringe, Policy
+from palate.learn import Needs, PairwiseCringe, Policy
 from palate.learn.cringe import contrast_logits
 from palate.model import Outputs, TokenValues, ragged
-from palate.model.paths import completion_outputs, computing
 from palate.types import Comparison, Completion, Pair, Prompt
 
 MakePolicy = Callable[..., Policy]
@@ -92,7 +91,7 @@ def outputs() -> Outputs:
 
 def test_pairwise_cringe_by_hand() -> None:
     loss, numbers = OBJECTIVE(outputs(), [PAIR])
-    assert OBJECTIVE.top_logits == 2
+    assert OBJECTIVE.needs == Needs(top_logits=2)
     assert loss.tolist() == pytest.approx([0.075858 * 0.695919], abs=1e-6)
     assert {name: values.tolist() for name, values in numbers.items()} == {
         "rewards/chosen": [-0.5],
@@ -153,8 +152,8 @@ SAMPLED = PairwiseCringe(seed=5, k=4, b=10.0, tau=10.0, alpha=1.0)
 
 
 def losses_of(policy: Policy, records: list[Pair], objective: PairwiseCringe = SAMPLED) -> list[float]:
-    with torch.no_grad(), computing(policy.model):
-        found = completion_outputs(policy.model, records, top_logits=objective.top_logits)
+    with torch.no_grad(), policy.model.computing():
+        found = policy.model.outputs(records, top_logits=objective.needs.top_logits)
         return objective(found, records)[0].tolist()
 
 

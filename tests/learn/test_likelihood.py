@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from palate.learn import Likelihood, Pairwise, Policy
+from palate.learn import Likelihood, Needs, Pairwise, Policy
 from palate.learn.likelihood import Anchored, anchors
 from palate.losses import PAIR_LOSSES
 from palate.model import Outputs, TokenValues, ragged
@@ -168,7 +168,7 @@ class Fixed:
 def test_the_pairs_reference_is_the_pairs() -> None:
     ref = Fixed()
     objective = Anchored(Pairwise(PAIR_LOSSES["dpo"], 0.5, ref))
-    assert objective.ref is ref
+    assert objective.needs == Needs(ref=ref)
     # Reference of the pairs -2, -4 and -2, -2; the anchor's is not looked at. beta h = 0.5 (-3 + 2 - 0) and
     # 0.5 (-1 + 2 - (-1.5 + 2)), -0.5 and 0.25: log(1 + e^0.5) = 0.974077, log(1 + e^-0.25) = 0.575939.
     reference = [[-1.0, -1.0], [-4.0], [9.0, 9.0, 9.0], [-1.0, -1.0], [-2.0]]

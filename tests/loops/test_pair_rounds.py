@@ -11,7 +11,7 @@ import torch
 import palate
 from palate.errors import RunError
 from palate.learn import Likelihood, Policy
-from palate.loops.pair_rounds import implicit_rewards
+from palate.loops import implicit_rewards
 from palate.methods import METHODS
 from palate.types import Example, Group, Prompt
 

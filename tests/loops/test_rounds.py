@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import palate
 from palate.errors import RunError
-from palate.loops.rounds import RoundsConfig, prompts_of_round, threshold
+from palate.loops import RoundsConfig, prompts_of_round, threshold
 from palate.methods import METHODS
 from palate.run import Run
 from palate.types import Completion, Group, Prompt

@@ -87,7 +87,7 @@ def fitted(base: str, tmp_path: Path) -> Callable[..., tuple[list[dict[str, Any]
         defaults = {"steps": 20, "batch_size": 8, "lora": False, "lr": 3e-3}
         fixed = {"model": base, "data": "-", "output": output, "dtype": "float32", "device": "cpu"}
         chosen = METHODS[method]
-        cfg: Any = chosen.config.model_validate(defaults | fixed | options)
+        cfg: Any = chosen.configure(defaults | fixed | options)
         with Run(cfg, method=method) as run:
             policy = Policy.load(cfg, total_steps=cfg.total_steps(pairs), seed=run.seed("adapter"))
             learnt, unseen = (
@@ -98,7 +98,7 @@ def fitted(base: str, tmp_path: Path) -> Callable[..., tuple[list[dict[str, Any]
                 shown, unseen_too = ([Example(p.prompt, p.chosen) for p in part] for part in (learnt, unseen))
                 chosen.train(policy, shown, cfg, run, held_out=unseen_too)
             else:
-                chosen.way(cfg)[0](policy, learnt, cfg, run, held_out=unseen)
+                chosen.way_of(cfg).train(policy, learnt, cfg, run, held_out=unseen)
         return rows_of(run), policy
 
     return go
@@ -132,7 +132,7 @@ def taught(base: str, tmp_path: Path) -> Callable[..., Taught]:
         output = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         defaults = {"steps": 3, "batch_size": 8, "max_new_tokens": 8, "lora": False, "lr": 3e-3}
         fixed = {"model": base, "data": "-", "output": output, "dtype": "float32", "device": "cpu"}
-        cfg: Any = METHODS[method].config.model_validate(defaults | fixed | options)
+        cfg: Any = METHODS[method].configure(defaults | fixed | options)
         prompts = prompts or [Prompt(f"q{i}") for i in range(16)]
         with Run(cfg, method=method) as run:
             policy = Policy.load(cfg, total_steps=1, seed=run.seed("adapter"))
@@ -142,7 +142,9 @@ def taught(base: str, tmp_path: Path) -> Callable[..., Taught]:
                 return fmean(share(c.text) for group in groups for c in group.completions)
 
             before = said()
-            METHODS[method].train(policy, annotate or scored(ScriptedScorer(share)), prompts, cfg, run)
+            METHODS[method].way_of(cfg).train(
+                policy, annotate or scored(ScriptedScorer(share)), prompts, cfg, run
+            )
             return Taught(rows_of(run), policy, said() - before)
 
     return go

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from palate import loops
 from palate.errors import RunError
-from palate.methods import iterative_dpo as module
 from palate.methods.iterative_dpo import IterativeDPOConfig
 from palate.types import Group, Pair, Prompt
 
@@ -27,8 +27,8 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
         seen.append(pairs)
         fit(policy, pairs, *args, **options)
 
-    fit = module.fit
-    monkeypatch.setattr(module, "fit", spy)
+    fit = loops.fit
+    monkeypatch.setattr(loops, "fit", spy)
     return seen
 
 

@@ -9,6 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from palate.data import write_rows
+from palate.errors import ConfigError
+from palate.methods import METHODS
 from palate.methods.pairwise_cringe import PairwiseCringeConfig
 from palate.types import Group
 
@@ -94,8 +96,8 @@ def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
 
 
 def test_pairs_from_two_places() -> None:
-    with pytest.raises(ValidationError, match="variant is direct"):
-        PairwiseCringeConfig(data="x", variant="direct", pairs="y")
+    with pytest.raises(ConfigError, match=r"variant is direct.* so pairs would do nothing; leave it out"):
+        METHODS["pairwise-cringe"].configure({"data": "x", "variant": "direct", "pairs": "y"})
 
 
 def test_defaults() -> None:

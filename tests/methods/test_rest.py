@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from palate import loops
 from palate.errors import RunError
-from palate.methods import rest as module
 from palate.methods.rest import ReSTConfig
 from palate.types import Example, Group
 
@@ -39,9 +40,10 @@ def test_the_reward_rises(
 
 def test_a_threshold_that_tells_nothing_raises_nothing(taught: Taught) -> None:
     # What learning from own samples does without selection: the policy imitates itself.
-    found = taught("rest", n=8, steps=12, lr=1e-2, thresholds=(-1.0,))
-    assert found.rows[-1]["completions/kept"] == 128
-    assert abs(found.rise) < 0.06
+    # The mean of three runs, against the least rise that is asked of learning above.
+    runs = [taught("rest", n=8, steps=12, lr=1e-2, thresholds=(-1.0,), seed=seed) for seed in range(3)]
+    assert all(found.rows[-1]["completions/kept"] == 128 for found in runs)
+    assert abs(fmean(found.rise for found in runs)) < 0.12
 
 
 def test_grow_and_improve(taught: Taught) -> None:
@@ -67,8 +69,8 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Example]]:
         seen.append(examples)
         fit(policy, examples, *args, **options)
 
-    fit = module.fit
-    monkeypatch.setattr(module, "fit", spy)
+    fit = loops.fit
+    monkeypatch.setattr(loops, "fit", spy)
     return seen
 
 

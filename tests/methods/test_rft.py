@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from palate import loops
 from palate.errors import RunError
-from palate.methods import rft as module
 from palate.methods.rft import RFTConfig, pooled
 from palate.types import Completion, Example, Group, Prompt
 
@@ -38,8 +38,8 @@ def fits(monkeypatch: pytest.MonkeyPatch, weights: Any) -> list[tuple[Any, Seque
         seen.append((weights(policy), examples))
         fit(policy, examples, *args, **options)
 
-    fit = module.fit
-    monkeypatch.setattr(module, "fit", spy)
+    fit = loops.fit
+    monkeypatch.setattr(loops, "fit", spy)
     return seen
 
 

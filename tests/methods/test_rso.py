@@ -56,13 +56,17 @@ def test_the_reward_rises(taught: Taught, options: dict[str, Any], seed: int) ->
 
 
 def test_a_reward_that_says_nothing_is_not_raised(taught: Taught) -> None:
-    # What `ENOUGH` must tell from learning: the same run on rewards that are drawn at random.
-    noise = random.Random(0)
+    # A run on rewards that are drawn at random is a random walk, which takes another path on each processor.
+    # So the mean of two walks is compared with the rise of the same run on a reward that says something.
+    def walk(seed: int) -> float:
+        noise = random.Random(seed)
 
-    def annotate(groups: Sequence[Group]) -> list[Group]:
-        return [g.annotated(tuple(noise.random() for _ in g.completions)) for g in groups]
+        def annotate(groups: Sequence[Group]) -> list[Group]:
+            return [g.annotated(tuple(noise.random() for _ in g.completions)) for g in groups]
 
-    assert abs(taught("rso", annotate, **WHOLE).rise) < ENOUGH
+        return float(taught("rso", annotate, **WHOLE, seed=seed).rise)
+
+    assert abs(fmean(walk(seed) for seed in range(2))) < taught("rso", **WHOLE).rise / 2
 
 
 @pytest.mark.parametrize("lora", [False, True])

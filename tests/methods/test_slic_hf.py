@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from palate.annotate import scored
 from palate.errors import DataError, RunError
-from palate.methods.slic_hf import SlicHFConfig, _anchored
+from palate.methods.slic_hf import SlicHFConfig, SlicHFDirectConfig, _anchored
 from palate.testing import ScriptedScorer, tiny_policy
 from palate.types import Completion, Example, Group, Pair, Prompt
 
@@ -102,7 +102,7 @@ def test_direct_has_each_pairs_own_better_completion_for_an_anchor(base: str) ->
     prompt = Prompt("q")
     first, second, third = (Completion(text, (i,)) for i, text in enumerate("abc"))
     pairs = [Pair(prompt, first, second), Pair(prompt, second, third)]
-    made = _anchored(tiny_policy(Path(base)), pairs, (), SlicHFConfig(data="x", variant="direct"))
+    made = _anchored(tiny_policy(Path(base)), pairs, (), SlicHFDirectConfig(data="x"))
     assert made == pairs
 
 

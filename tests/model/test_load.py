@@ -15,7 +15,7 @@ from palate.errors import ModelError
 from palate.learn import Pairwise, Policy
 from palate.losses import PAIR_LOSSES
 from palate.model import LoadedModel, embedded, embedded_model, load_model, scalar_outputs
-from palate.model.engine import sample
+from palate.model.rollouts import sample
 from palate.testing import CHAT, byte_tokenizer, tiny_model
 from palate.types import Comparison, Pair, Prompt
 
@@ -117,17 +117,6 @@ def test_all_weights_have_the_live_dtype(tiny: str, dtype: str, lora: bool) -> N
     model = load(tiny, dtype=dtype, lora=lora)
     assert {p.dtype for p in model.network.parameters()} == {getattr(torch, dtype)}
     assert model.dtype == getattr(torch, dtype)
-
-
-def test_auto_dtype_follows_the_processor(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for amx, avx, dtype in [
-        (False, False, torch.float32),
-        (True, False, torch.bfloat16),
-        (False, True, torch.bfloat16),
-    ]:
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda answer=amx: answer)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=avx: answer)
-        assert load(tiny, dtype="auto").dtype == dtype
 
 
 def test_end_tokens_of_the_generation_config_count(tmp_path: Path) -> None:
@@ -320,10 +309,6 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "model/pytorch_model.bin").write_bytes(pickle.dumps(Trap(trap)))
     assert "could not be loaded" in said(tmp_path / "model")
     assert not trap.exists()
-
-
-def test_a_device_without_float64_is_refused(tiny: str) -> None:
-    assert "cannot be used" in said(tiny, device="mps")
 
 
 def test_a_pickled_adapter_is_not_read(make_policy: MakePolicy, tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_a_journal_knows_a_snapshot_by_its_version(
     make_policy: MakePolicy, model: dict, tmp_path: Path
 ) -> None:
     policy, plain = (make_policy(model={**model, **PLAIN}) for _ in range(2))
-    policy.journal = Journal(tmp_path / "journal.db")
+    policy.memory = Journal(tmp_path / "journal.db")
     for _ in range(2):
         found = [all_numbers(drawn(which.snapshot())) for which in (policy, plain)]
         assert found[0] == found[1]
@@ -275,21 +275,21 @@ def test_a_journal_knows_a_snapshot_by_its_version(
     # A replay finds both; the second sampled nothing of the first.
     told: list[str] = []
     replay = make_policy(model={**model, **PLAIN})
-    replay.journal = policy.journal
+    replay.memory = policy.memory
     replay.observe = lambda stage, amount: told.append(stage)
     drawn(replay.snapshot())
     learn(replay)
     assert all_numbers(drawn(replay.snapshot())) == found[0]
     assert set(told) == {"learn"}
-    policy.journal.close()
+    policy.memory.close()
 
 
 def test_log_probabilities_are_kept_where_that_is_asked_for(make_policy: MakePolicy, tmp_path: Path) -> None:
     policy = make_policy(model=PLAIN)
-    policy.journal = Journal(tmp_path / "journal.db")
+    policy.memory = Journal(tmp_path / "journal.db")
     snapshot, pairs = policy.snapshot(), pairs_of(policy)
     plain = snapshot.logps(pairs)
-    assert policy.journal.is_empty()
+    assert policy.memory.is_empty()
     kept = snapshot.logps(pairs, kept=True)
     assert torch.equal(kept.values, plain.values)
     assert torch.equal(kept.mask, plain.mask)
@@ -309,7 +309,7 @@ def test_log_probabilities_are_kept_where_that_is_asked_for(make_policy: MakePol
     learn(policy)
     later = policy.snapshot().logps(pairs, kept=True)
     assert not torch.equal(later.values, plain.values)
-    policy.journal.close()
+    policy.memory.close()
 
 
 def test_a_cached_reference_is_the_same_when_a_run_goes_on(make_policy: MakePolicy, tmp_path: Path) -> None:
@@ -317,9 +317,9 @@ def test_a_cached_reference_is_the_same_when_a_run_goes_on(make_policy: MakePoli
     found = []
     for order in (1, -1):
         policy = make_policy(model=PLAIN, micro_batch_tokens=4096)
-        policy.journal = Journal(tmp_path / "journal.db")
+        policy.memory = Journal(tmp_path / "journal.db")
         ref = CachedReference(policy.snapshot())
         rows = ref.logps(pairs_of(policy)[::order]).rows()
         found.append(sorted(row.tolist() for row in rows))
-        policy.journal.close()
+        policy.memory.close()
     assert found[0] == found[1]

@@ -58,7 +58,7 @@ def trl_loss_and_gradients(
         per_device_train_batch_size=len(ROWS),
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         report_to=[],
         disable_tqdm=True,
     )
@@ -73,7 +73,8 @@ def trl_loss_and_gradients(
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
-    return float(loss), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+    named = trainer.model.named_parameters()
+    return float(loss.detach()), {name: p.grad for name, p in named if p.grad is not None}
 
 
 def our_loss_and_gradients(

@@ -202,7 +202,7 @@ def test_what_was_run_of_each_method(record: Record, method: str) -> None:
     assert f": 4 steps of 4 {unit}" in said
     assert (f", {reward} by r:" in said) == bool(reward)
     assert said.startswith(f"{method} ({given['variant']}) " if "variant" in given else method)
-    if METHODS[method].direct is not None:
+    if METHODS[method].others:
         said = what_was_run(record(config={**config, "variant": "direct"}, method=method))
         assert f"{method} (direct) trained m" in said
         assert said.endswith("on d, measured by r: 4 steps of 4 pairs.")

@@ -56,7 +56,7 @@ def saved(policy: Policy, tmp_path: Path) -> Path:
     checkpoints = opened(directory)
     for step in (1, 2):
         learn(policy)
-        checkpoints.save(policy, at(step))
+        checkpoints.save(at(step), policy)
     return directory
 
 
@@ -69,7 +69,7 @@ def test_a_checkpoint(make_policy: MakePolicy, model: dict[str, Any], tmp_path: 
     learn(policy, 3)
     written = opened(tmp_path / "c")
     assert written.latest is None
-    path = written.save(policy, at(3, ended=True))
+    path = written.save(at(3, ended=True), policy)
     assert (path, names(tmp_path / "c")) == (tmp_path / "c" / "step-3", ["step-3"])
     assert not list(path.rglob(".*"))
     found = opened(tmp_path / "c")
@@ -78,7 +78,7 @@ def test_a_checkpoint(make_policy: MakePolicy, model: dict[str, Any], tmp_path: 
     assert found.latest == written.latest
     assert set(found.latest.files) == set(names(path)) - {NOTE}
     assert not same(policy, fresh)
-    assert found.restore(fresh, 0) == at(3, ended=True)
+    assert found.restore(0, fresh) == at(3, ended=True)
     assert same(policy, fresh)
     # And they learn on alike: moments, counts and schedule are there too.
     learn(policy, 2)
@@ -87,7 +87,7 @@ def test_a_checkpoint(make_policy: MakePolicy, model: dict[str, Any], tmp_path: 
 
 
 def test_without_a_checkpoint_nothing_is_restored(policy: Policy, tmp_path: Path) -> None:
-    assert opened(tmp_path / "c").restore(policy, 0) is None
+    assert opened(tmp_path / "c").restore(0, policy) is None
     assert not (tmp_path / "c").exists()
     assert policy.version == 0
 
@@ -95,7 +95,7 @@ def test_without_a_checkpoint_nothing_is_restored(policy: Policy, tmp_path: Path
 def test_the_one_of_most_steps_is_the_latest(policy: Policy, tmp_path: Path) -> None:
     checkpoints = opened(tmp_path, keep=20)
     for step in (9, 10, 100):  # by number, not by name
-        checkpoints.save(policy, at(step))
+        checkpoints.save(at(step), policy)
     for found in (checkpoints, opened(tmp_path)):
         assert found.latest is not None
         assert found.latest.position.steps == 100
@@ -105,12 +105,12 @@ def test_one_that_is_there_is_not_written_again(
     saved: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(policy, "save", None)
-    assert opened(saved).save(policy, at(2)) == saved / "step-2"
+    assert opened(saved).save(at(2), policy) == saved / "step-2"
 
 
 def test_one_of_another_position_takes_its_place(saved: Path, policy: Policy) -> None:
     learn(policy)
-    opened(saved).save(policy, at(2, ended=True))
+    opened(saved).save(at(2, ended=True), policy)
     latest = opened(saved).latest
     assert latest is not None
     assert (latest.position, latest.learner["version"]) == (at(2, ended=True), 3)
@@ -120,9 +120,9 @@ def test_one_of_another_position_takes_its_place(saved: Path, policy: Policy) ->
 @pytest.mark.parametrize("keep", [1, 2])
 def test_old_ones_go_and_ends_of_stages_stay(policy: Policy, tmp_path: Path, keep: int) -> None:
     for step in range(1, 5):
-        opened(tmp_path, keep=keep).save(policy, at(step, ended=step == 4))
+        opened(tmp_path, keep=keep).save(at(step, ended=step == 4), policy)
     for step in range(1, 7):
-        opened(tmp_path, keep=keep).save(policy, at(step, stage=1, before=4))
+        opened(tmp_path, keep=keep).save(at(step, stage=1, before=4), policy)
     assert names(tmp_path) == sorted(f"step-{n}" for n in (4, *range(11 - keep, 11)))
 
 
@@ -132,25 +132,25 @@ def test_each_stage_is_restored_from_its_own(
     first, second, fresh = policy, make_policy(model=FULL), make_policy(model=LORA)
     learn(first, 2)
     learn(second, 1)
-    opened(tmp_path).save(first, at(2, ended=True))
-    opened(tmp_path).save(second, at(1, stage=1, before=2))
+    opened(tmp_path).save(at(2, ended=True), first)
+    opened(tmp_path).save(at(1, stage=1, before=2), second)
     found = opened(tmp_path)
-    assert found.restore(fresh, 0) == at(2, ended=True)
+    assert found.restore(0, fresh) == at(2, ended=True)
     assert same(first, fresh)
     other = make_policy(model=FULL)
-    position = found.restore(other, 1)
+    position = found.restore(1, other)
     assert position is not None
     assert position.steps == 3
     assert same(second, other)
-    assert found.restore(fresh, 2) is None
+    assert found.restore(2, fresh) is None
 
 
 def test_the_end_of_a_stage_that_was_taken_away_is_missed(policy: Policy, tmp_path: Path) -> None:
-    opened(tmp_path).save(policy, at(2, ended=True))
-    opened(tmp_path).save(policy, at(1, stage=1, before=2))
+    opened(tmp_path).save(at(2, ended=True), policy)
+    opened(tmp_path).save(at(1, stage=1, before=2), policy)
     shutil.rmtree(tmp_path / "step-2")
     with pytest.raises(RunError, match="lacks the checkpoint that ends stage 1; bring it back"):
-        opened(tmp_path).restore(policy, 0)
+        opened(tmp_path).restore(0, policy)
 
 
 @pytest.mark.parametrize("others", [{**LORA, "lora_rank": 4}, FULL], ids=["rank", "full"])
@@ -158,7 +158,7 @@ def test_the_state_of_another_model(make_policy: MakePolicy, saved: Path, others
     other = make_policy(model=others)
     before = [p.detach().clone() for _, p in other.model.trained()]
     with pytest.raises(RunError, match=r"step-2' does not fit the model: .* differs; expected the state of "):
-        opened(saved).restore(other, 0)
+        opened(saved).restore(0, other)
     assert all((a == p).all() for a, (_, p) in zip(before, other.model.trained(), strict=True))
     assert other.version == 0
 
@@ -282,9 +282,9 @@ def test_a_kill_at_any_moment_of_a_save_leaves_one_to_go_on_from(
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(saved, directory)
         checkpoints = opened(directory, keep=1)
-        dead = dies(lambda checkpoints=checkpoints: checkpoints.save(policy, at(3)), directory, n)
+        dead = dies(lambda checkpoints=checkpoints: checkpoints.save(at(3), policy), directory, n)
         after = opened(directory, keep=1)
-        position = after.restore(fresh, 0)
+        position = after.restore(0, fresh)
         assert position is not None
         assert fresh.version == position.step
         assert not list(directory.glob(".*"))
@@ -306,7 +306,7 @@ def test_a_kill_while_one_is_written_anew_leaves_the_old_or_the_new(
         checkpoints = opened(directory)
         events = ("os.rename", "os.rmdir")
         dead = dies(
-            lambda checkpoints=checkpoints: checkpoints.save(policy, at(2, ended=True)), directory, n, events
+            lambda checkpoints=checkpoints: checkpoints.save(at(2, ended=True), policy), directory, n, events
         )
         latest = opened(directory).latest
         assert latest is not None
@@ -348,7 +348,7 @@ def test_a_save_that_fails_leaves_what_was_there(
     checkpoints = opened(saved)
     for position in (at(2, ended=True), at(3)):
         with pytest.raises(raised) as caught:
-            checkpoints.save(policy, position)
+            checkpoints.save(position, policy)
         if raised is RunError:
             assert "cannot be written: No space left on device" in str(caught.value)
             assert f"everything up to step 2 is safe: free some space and {AGAIN}" in str(caught.value)
@@ -362,18 +362,18 @@ def test_a_full_disk_is_told_before_anything_is_written(
     free = 32 << 20  # what must stay for the journal alone
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     with pytest.raises(RunError, match=r"the disk is full: .*step-1' needs 34 MB and 34 MB are free; what"):
-        opened(tmp_path).save(policy, at(1))
+        opened(tmp_path).save(at(1), policy)
     assert names(tmp_path) == []
     monkeypatch.undo()
     checkpoints = opened(tmp_path)
-    checkpoints.save(policy, at(1))
+    checkpoints.save(at(1), policy)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     with pytest.raises(RunError, match="everything up to step 1 is safe: free some space and run the same"):
-        checkpoints.save(policy, at(2))
+        checkpoints.save(at(2), policy)
     assert names(tmp_path) == ["step-1"]
 
 
 def test_a_directory_in_which_nothing_can_be_made(policy: Policy, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(RunError, match="cannot be written"):
-        opened(tmp_path / "checkpoints").save(policy, at(1))
+        opened(tmp_path / "checkpoints").save(at(1), policy)

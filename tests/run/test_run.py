@@ -17,7 +17,7 @@ from torch import Tensor
 
 from palate.config import RunConfig, Sampling
 from palate.errors import NonFiniteError, RunError
-from palate.learn import Policy
+from palate.learn import Needs, Policy
 from palate.methods.oaif import OAIFConfig
 from palate.model import Outputs
 from palate.run import Display, Run
@@ -163,8 +163,8 @@ def test_summary(tmp_path: Path) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that goes when it is told to."""
     clock = SimpleNamespace(now=100.0)
-    fake = SimpleNamespace(perf_counter=lambda: clock.now, strftime=lambda form: "now")
-    monkeypatch.setattr("palate.run.run.time", fake)
+    fake = SimpleNamespace(perf_counter=lambda: clock.now)
+    monkeypatch.setattr("palate.run.clock.time", fake)
     return clock
 
 
@@ -254,6 +254,16 @@ def test_the_completions_are_a_table(toy: Any) -> None:
     assert [row["reward"] for row in table] == [float(sum(map(ord, text)) % 101) for text in toy.asked]
 
 
+def test_only_completions_of_the_policy_are_exported(tmp_path: Path) -> None:
+    with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
+        run.journal.keep_completions("a", 0, [Prompt("Q")], [[Completion("answer", (1,))]])
+        verdict = [[Completion("the first", (2,))]]
+        run.journal.keep_completions("b", 0, [Prompt("Which is better?")], verdict, purpose="verdict")
+        run.finish({})
+    table = pyarrow.parquet.read_table(run.directory / "completions.parquet").to_pylist()
+    assert [row["completion"] for row in table] == ["answer"]
+
+
 def test_prompts_of_both_kinds_make_one_table(tmp_path: Path) -> None:
     chat = Prompt(({"role": "user", "content": "näive"},))
     with Run(RunConfig(output=tmp_path / "run"), method="toy") as run:
@@ -286,7 +296,7 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path: Path) -> None:
 
     def work() -> None:
         with run:
-            run._metrics = Path("/dev/full").open("a")  # noqa: SIM115 - the run closes it
+            run._metrics._file = Path("/dev/full").open("a")  # noqa: SIM115 - the run closes it
             run.log(0, {"loss": 1.0})
 
     told = r"metrics\.jsonl' cannot be written: No space left on device; what is in the journal .*" + SAFELY
@@ -335,8 +345,7 @@ def test_what_was_trained_can_be_used_when_its_run_is_over(toy: Any) -> None:
 class Broken:
     """A loss that is no number from some step on."""
 
-    ref = None
-    top_logits = 0
+    needs = Needs()
 
     def __call__(self, outputs: Outputs, records: Any) -> tuple[Tensor, dict[str, Tensor]]:
         assert outputs.logps is not None

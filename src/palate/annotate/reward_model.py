@@ -10,7 +10,7 @@ import torch
 
 from palate.config import ModelConfig
 from palate.model import LoadedModel, load_model
-from palate.model.paths import batched_scores
+from palate.model.batched import batched_scores
 from palate.types import Completion, Group, Prompt
 
 
@@ -67,15 +67,14 @@ class RewardModel:
         return list(batched_scores(self.model, groups, self._budget).tolist()) if groups else []
 
     def _parts(self, prompt: Prompt, texts: Sequence[str]) -> list[list[Completion]]:
-        """Completions that share what is computed of their prompt: as many at a time as the budget allows."""
+        """Split completions of a prompt into parts to compute together, as large as the budget allows."""
         before = len(self.model.codec.prompt_ids(prompt))
         parts: list[list[Completion]] = []
         for text in texts:
             completion = self.model.codec.completion(prompt, text)
             wider = [*(parts[-1] if parts else ()), completion]
             sizes = [len(c.token_ids) for c in wider]
-            padded, packed = len(sizes) * (before + max(sizes)), before + sum(sizes)
-            if parts and (padded if self.model.fast is None else packed) <= self._budget:
+            if parts and self.model.engine.tokens(before, sizes) <= self._budget:
                 parts[-1] = wider
             else:
                 parts.append([completion])

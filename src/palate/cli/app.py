@@ -42,8 +42,11 @@ class Method(Protocol):
         """One line."""
 
     @property
-    def config(self) -> type[Config]:
-        """Its options."""
+    def options(self) -> type[Config]:
+        """Its options, of all its ways."""
+
+    def choose(self, values: Mapping[str, Any], /) -> type[Config]:
+        """The class that values are for."""
 
 
 class Actions(Protocol):
@@ -144,7 +147,8 @@ def _add_methods(run: App, methods: Mapping[str, Method] | None, actions: Action
         return _actions(actions).run(name, config)
 
     for name, method in _methods(methods).items():
-        action = command(method.config, partial(start, name), name=name, help=method.summary)
+        done = partial(start, name)
+        action = command(method.options, done, name=name, help=method.summary, choose=method.choose)
         run.command(action, name=name)
 
 

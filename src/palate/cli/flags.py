@@ -32,6 +32,7 @@ def command(
     help: str,
     base: Mapping[str, Any] | None = None,
     first: str | None = None,
+    choose: Callable[[Mapping[str, Any]], type[C]] | None = None,
 ) -> Callable[..., R]:
     """A function for `cyclopts.App.command`: its flags and `--config FILE` become a `cls`, handed to `run`.
 
@@ -42,6 +43,7 @@ def command(
         help: one line on the command.
         base: values that stand in for defaults of `cls`, in the help as well.
         first: the field that is given as the command's first word instead of by a flag; it must be there.
+        choose: as of `load_config`.
     """
     assert "config" not in cls.model_fields, "the flag --config names the file"
 
@@ -52,7 +54,7 @@ def command(
             given[first] = words[0]
         flags = {field: _value(cls, field, value) for field, value in given.items()}
         file = Path(config) if config is not None else None
-        return run(load_config(cls, file=file, flags=flags, base=base))
+        return run(load_config(cls, file=file, flags=flags, base=base, choose=choose))
 
     parameters = [*_first(cls, first), *_parameters(cls, base or {})]
     vars(action)["__signature__"] = inspect.Signature(parameters)

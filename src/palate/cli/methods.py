@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from palate.article import SOURCE, UNBUILT, Unbuilt
 from palate.method import METHOD_GROUPS
 from palate.methods import METHODS, Method
-from palate.methods.source import SOURCE, UNBUILT, Unbuilt
 
 QUESTIONS = {
     "no_human_preferences": "no human\nlabels",

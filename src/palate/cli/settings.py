@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -51,7 +51,12 @@ class _Given:
 
 
 def load_config(
-    cls: type[C], *, file: Path | None, flags: Mapping[str, Any], base: Mapping[str, Any] | None = None
+    cls: type[C],
+    *,
+    file: Path | None,
+    flags: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    choose: Callable[[Mapping[str, Any]], type[C]] | None = None,
 ) -> C:
     """A `cls` from `flags` over the YAML `file` over `base` over the defaults of `cls`.
 
@@ -60,6 +65,8 @@ def load_config(
         file: YAML with fields by name; dashes in keys count as underscores.
         flags: values by field name, as text or already converted.
         base: values that stand in for defaults of `cls`.
+        choose: of a method with several ways, whose fields `cls` has together: gives the class that the
+            values are for (`palate.method.Method.choose`). Fields of the others are left out.
 
     Raises:
         ConfigError: naming up to three mistakes.
@@ -68,8 +75,10 @@ def load_config(
     given = {name: _Given(value, name) for name, value in (base or {}).items()}
     entries, mistakes = _from_file(cls, file) if file is not None else ({}, [])
     given |= entries | {name: _Given(value, flag_name(name)) for name, value in flags.items()}
+    values = {name: _unmixed(cls, name, entry.value) for name, entry in given.items()}
+    chosen = cls if choose is None else choose(values)
     try:
-        config = cls.model_validate({name: _unmixed(cls, name, entry.value) for name, entry in given.items()})
+        config = chosen.model_validate({k: value for k, value in values.items() if k in chosen.model_fields})
     except ValidationError as error:
         mistakes += _mistakes(cls, error, given, file)
     if mistakes:

@@ -1,17 +1,5 @@
 """Data: rows from files and from the hub, records from rows, an order to train in, and rows to files."""
 
-from palate.data.formats import read_comparisons, read_demonstrations, read_prompts
-from palate.data.rows import Row, read_rows
-from palate.data.stream import Stream
-from palate.data.write import check_target, write_rows
+import lazy_loader
 
-__all__ = [
-    "Row",
-    "Stream",
-    "check_target",
-    "read_comparisons",
-    "read_demonstrations",
-    "read_prompts",
-    "read_rows",
-    "write_rows",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

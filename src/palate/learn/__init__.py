@@ -1,25 +1,5 @@
 """Learning: objectives, optimizer, learners and policies."""
 
-from palate.learn.cringe import PairwiseCringe
-from palate.learn.learner import Learner, Metrics, Policy
-from palate.learn.likelihood import Anchored, Likelihood, anchors
-from palate.learn.objective import CachedReference, Objective, Pairwise, Reference
-from palate.learn.optim import Optimizer
-from palate.learn.ranking import RankedGroups, Ranking
+import lazy_loader
 
-__all__ = [
-    "Anchored",
-    "CachedReference",
-    "Learner",
-    "Likelihood",
-    "Metrics",
-    "Objective",
-    "Optimizer",
-    "Pairwise",
-    "PairwiseCringe",
-    "Policy",
-    "RankedGroups",
-    "Ranking",
-    "Reference",
-    "anchors",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

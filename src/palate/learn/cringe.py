@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from palate.learn.objective import Numbers, pair_numbers
+from palate.learn.objective import Needs, Numbers, pair_numbers
 from palate.losses import cringe, pairwise_cringe
 from palate.model import Outputs
 from palate.model.sampling import draw, row_uniforms
@@ -48,12 +47,11 @@ class PairwiseCringe:
     alpha: float
     detach_gate: bool = False
     detach_contrast: bool = False
-    ref: ClassVar[None] = None
 
     @property
-    def top_logits(self) -> int:
-        """One more than `k`: the rejected token may be among the likeliest."""
-        return self.k + 1
+    def needs(self) -> Needs:
+        """Log-probabilities and k + 1 logits: the rejected token may be among the likeliest."""
+        return Needs(top_logits=self.k + 1)
 
     def __call__(self, outputs: Outputs, records: Sequence[Pair]) -> tuple[Tensor, Numbers]:
         """Loss of each pair. (R,)"""

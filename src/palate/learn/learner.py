@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from palate.config import LearnerConfig, OptimConfig
 from palate.errors import NonFiniteError, RunError
-from palate.journal import Journal
-from palate.learn.objective import Objective, accuracy_interval
+from palate.learn.objective import Needs, Objective, accuracy_interval
 from palate.learn.optim import Optimizer
+from palate.memory import Memory
 from palate.model import (
     LoadedModel,
     Outputs,
@@ -26,15 +27,17 @@ from palate.model import (
     TokenValues,
     load_model,
 )
-from palate.model.engine import Observer, unobserved
-from palate.model.fast.probe import FastPath
-from palate.model.load import Head
-from palate.model.paths import batched_scores, batches, completion_outputs, completion_scores, computing
+from palate.model.batched import batched_scores
+from palate.model.loaded import Head
+from palate.model.rollouts import Observer, unobserved
 from palate.types import Record
 
 R = TypeVar("R", bound=Record)
 
 Metrics = dict[str, float]
+
+POLICY = "policy"
+"""The name of a learner that is not given another one."""
 
 FLOAT32_GAP = 1e-2
 """Nats by which the log-probability of one token may differ between sampler and learner in float32."""
@@ -50,32 +53,37 @@ class Learner:
         model: what `load_model` gives, with head `lm` or `scalar`.
         cfg: optimisation numbers, `lr` among them.
         total_steps: updates that the learning-rate schedule spans.
+        name: tells the learners of a run apart, such as a critic from the policy; lower-case letters, digits
+            and `-`, since it names a directory in the run's checkpoints.
 
     Attributes:
         version: updates done so far.
-        skipped: updates left out because loss or gradient was not finite; `skipped_in_a_row` of late.
-        observe: told of work done, for progress and timing.
+        skipped: updates left out because loss or gradient was not finite.
+        skipped_in_a_row: the latest of them, since the last update.
+        observe: takes reports of work, for progress and timing.
         micro_batch_tokens: most tokens in one forward and backward pass.
-        journal: where samples and reference log-probabilities are kept, under `name`; None for nowhere.
+        memory: keeps samples and reference log-probabilities, under `name`; None outside a run.
     """
 
-    name = "policy"
-
-    def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int) -> None:
+    def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int, name: str = POLICY) -> None:
+        assert re.fullmatch(r"[a-z][a-z0-9-]*", name), f"{name!r} cannot name a learner"
+        self.name = name
         self.model = model
         self.cfg = cfg
         self.version = 0
         self.skipped = self.skipped_in_a_row = 0
         self.observe: Observer = unobserved
-        self.journal: Journal | None = None
+        self.memory: Memory | None = None
         few = 1024 if model.device.type == "cpu" else 8192
         self.micro_batch_tokens = cfg.micro_batch_tokens or few
         self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
 
     @classmethod
-    def load(cls, cfg: LearnerConfig, *, total_steps: int, seed: int = 0, head: Head = "lm") -> Self:
+    def load(
+        cls, cfg: LearnerConfig, *, total_steps: int, seed: int = 0, head: Head = "lm", name: str = POLICY
+    ) -> Self:
         """Load a model for learning; see `load_model` for what `cfg.model` may be and what is raised."""
-        return cls(load_model(cfg, head=head, seed=seed), cfg, total_steps=total_steps)
+        return cls(load_model(cfg, head=head, seed=seed), cfg, total_steps=total_steps, name=name)
 
     def update(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
         """One optimizer step on the mean loss of the records.
@@ -92,14 +100,15 @@ class Learner:
             NonFiniteError: the third time in a row that loss or gradient is not finite.
         """
         assert records, "nothing to learn from; a method skips such a step"
+        needs = self._needs(objective)
         meter = _Meter()
         learning_rate = self.optimizer.learning_rate()
         self.optimizer.drop_gradients()  # of an update that was interrupted
-        for batch in batches(self.model, records, self.micro_batch_tokens):
+        for batch in self.model.batches(records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
-            ref_logps = None if objective.ref is None else objective.ref.logps(micro)
+            ref_logps = None if needs.ref is None else needs.ref.logps(micro)
             with self._training():
-                made = self._forward(micro, objective)
+                made = self._forward(micro, needs)
                 outputs = replace(made, ref_logps=ref_logps, version=self.version)
                 loss, numbers = objective(outputs, micro)
                 (loss.sum() / len(records)).backward()  # type: ignore[no-untyped-call]
@@ -137,9 +146,10 @@ class Learner:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_SKIPPED:
+            who = "" if self.name == POLICY else f" of the {self.name}"
             milder = "" if self.model.dtype == torch.float32 else " or with --dtype float32"
             raise NonFiniteError(
-                f"{what} at update {self.version + 1}, the {self.skipped_in_a_row}rd time in a row; the "
+                f"{what} at update {self.version + 1}{who}, the {self.skipped_in_a_row}rd time in a row; the "
                 "weights are as they were before, and the batch is saved beside the run's checkpoints as "
                 f"nonfinite.jsonl. Begin another run with a lower --lr{milder}, in another --output; with "
                 "--model RUN it begins with this one's weights, which then are its reference",
@@ -152,13 +162,14 @@ class Learner:
     @torch.no_grad()
     def measure(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
         """The metrics of `update` without learning, for held-out records; the accuracy has an interval."""
+        needs = self._needs(objective)
         meter = _Meter()
         outcomes: list[tuple[float, str]] = []
-        for batch in batches(self.model, records, self.micro_batch_tokens):
+        for batch in self.model.batches(records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
-            ref_logps = None if objective.ref is None else objective.ref.logps(micro)
-            with computing(self.model):
-                outputs = replace(self._forward(micro, objective), ref_logps=ref_logps)
+            ref_logps = None if needs.ref is None else needs.ref.logps(micro)
+            with self.model.computing():
+                outputs = replace(self._forward(micro, needs), ref_logps=ref_logps)
             loss, numbers = objective(outputs, micro)
             meter.add({"loss": loss.detach(), **numbers})
             meter.add_tokens(outputs, micro, None)
@@ -175,10 +186,16 @@ class Learner:
         """Write the model (or its adapter) in Hugging Face layout."""
         self.model.save(directory)
 
-    def _forward(self, records: Sequence[R], objective: Objective[R]) -> Outputs:
-        if self.model.head == "scalar":
-            return completion_scores(self.model, records)
-        return completion_outputs(self.model, records, statistics=True, top_logits=objective.top_logits)
+    def _needs(self, objective: Objective[R]) -> Needs:
+        needs, head = objective.needs, self.model.head
+        assert needs.head == head, f"{type(objective).__name__} reads head {needs.head!r}, not {head!r}"
+        return needs
+
+    def _forward(self, records: Sequence[Record], needs: Needs) -> Outputs:
+        """The outputs of the model's head, as far as they are needed."""
+        if needs.head == "scalar":
+            return self.model.scores(records)
+        return self.model.outputs(records, statistics=True, top_logits=needs.top_logits)
 
     @contextmanager
     def _training(self) -> Iterator[None]:
@@ -189,7 +206,7 @@ class Learner:
         try:
             for module in recomputing:
                 module.training = True
-            with computing(self.model):
+            with self.model.computing():
                 yield
         finally:
             for module in recomputing:
@@ -202,9 +219,9 @@ class Learner:
 class Policy(Learner):
     """A learner of a language model that gives frozen snapshots of itself."""
 
-    def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int) -> None:
+    def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int, name: str = POLICY) -> None:
         assert model.head == "lm", "a policy is a language model"
-        super().__init__(model, cfg, total_steps=total_steps)
+        super().__init__(model, cfg, total_steps=total_steps, name=name)
         self._held: weakref.WeakSet[Snapshot] = weakref.WeakSet()
 
     def snapshot(self) -> Snapshot:
@@ -214,7 +231,7 @@ class Policy(Learner):
             lambda: nullcontext(self.model),
             micro_batch_tokens=self.micro_batch_tokens,
             observe=lambda stage, amount: self.observe(stage, amount),
-            journal=lambda: self.journal,
+            memory=lambda: self.memory,
             name=self.name,
         )
         self._held.add(snapshot)
@@ -234,11 +251,10 @@ class Policy(Learner):
 
 
 def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextManager[LoadedModel]]:
-    """The weights as they are now, in the cheapest form that stays as it is."""
+    """Return the present weights in the cheapest form that does not change."""
     if model.peft is None:
         # `requires_grad` stays on: torch multiplies by another kernel where it is off, with other last bits.
-        network = copy.deepcopy(model.network)
-        kept = replace(model, network=network, fast=None if model.fast is None else FastPath(network))
+        kept = replace(model, network=copy.deepcopy(model.network))
         return lambda: nullcontext(kept)
 
     if model.fresh_adapter and version == 0:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from palate.learn.objective import Numbers, Pairwise, Reference
+from palate.learn.objective import Needs, Numbers, Pairwise
 from palate.losses import nll
 from palate.model import Outputs, TokenValues
 from palate.types import AnchoredPair, Example, Pair
@@ -33,8 +33,7 @@ class Likelihood:
 
     reduce: Literal["sum", "mean"] = "mean"
     divisor: float = 1.0
-    ref: ClassVar[None] = None
-    top_logits: ClassVar[int] = 0
+    needs: ClassVar[Needs] = Needs()
 
     @classmethod
     def per_token(cls, examples: Sequence[Example]) -> Likelihood:
@@ -82,12 +81,11 @@ class Anchored:
     likelihood: Likelihood = SUMMED
     pair_weight: float = 1.0
     anchor_weight: float = 1.0
-    top_logits: ClassVar[int] = 0
 
     @property
-    def ref(self) -> Reference | None:
-        """That of the pairwise loss."""
-        return self.pairwise.ref
+    def needs(self) -> Needs:
+        """The needs of the pairwise loss."""
+        return self.pairwise.needs
 
     def __call__(self, outputs: Outputs, records: Sequence[Pair | AnchoredPair]) -> tuple[Tensor, Numbers]:
         """Loss of each record. (R,)"""

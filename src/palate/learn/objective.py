@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from palate.losses import PairLoss
 from palate.model import Outputs, Snapshot, TokenValues, ragged
+from palate.model.loaded import Head
 from palate.statistics import rate_interval
 from palate.types import Completion, Pair, Record
 
@@ -21,22 +22,36 @@ Numbers = Mapping[str, Tensor]
 
 
 class Reference(Protocol):
-    """Whatever gives the reference's log-probabilities: a snapshot, or one behind a cache."""
+    """A source of the reference's log-probabilities: a snapshot, or a snapshot behind a cache."""
 
     def logps(self, records: Sequence[Record]) -> TokenValues:
-        """Log-probability of every completion token, in order. (N, T), no gradient."""
+        """Return the log-probability of every completion token, in order. (N, T), no gradient."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The parts of `Outputs` that an objective reads. The learner computes these and no others.
+
+    Attributes:
+        head: of the learner's model. `lm` gives log-probabilities of tokens, `scalar` a score of each
+            completion.
+        ref: the learner asks it for log-probabilities of the same micro-batch, first and without gradient;
+            None for an objective without a reference.
+        top_logits: number of largest logits in each token's place, beside the token's own logit; 0 for
+            neither.
+    """
+
+    head: Head = "lm"
+    ref: Reference | None = None
+    top_logits: int = 0
 
 
 class Objective(Protocol[R_contra]):
     """Turns a forward pass over records into a loss for each of them."""
 
     @property
-    def ref(self) -> Reference | None:
-        """Asked for log-probabilities of the same micro-batch, first and without gradient, if not None."""
-
-    @property
-    def top_logits(self) -> int:
-        """How many of the largest logits it reads in each token's place, and the token's own; 0 for none."""
+    def needs(self) -> Needs:
+        """The parts of `Outputs` that it reads."""
 
     def __call__(self, outputs: Outputs, records: Sequence[R_contra]) -> tuple[Tensor, Numbers]:
         """Loss (R,) with gradient, and metrics without."""
@@ -61,7 +76,11 @@ class Pairwise:
     strength: float
     ref: Reference | None = None
     options: Mapping[str, float] = field(default_factory=dict)
-    top_logits: ClassVar[int] = 0
+
+    @property
+    def needs(self) -> Needs:
+        """Log-probabilities, and those of the reference if there is one."""
+        return Needs(ref=self.ref)
 
     def __call__(self, outputs: Outputs, records: Sequence[Pair]) -> tuple[Tensor, Numbers]:
         """Loss and implicit rewards of each pair. (R,)"""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from palate.learn.likelihood import SUMMED, Likelihood, first_rows
-from palate.learn.objective import Numbers, accuracy
+from palate.learn.objective import Needs, Numbers, accuracy
 from palate.losses import bradley_terry, rrhf
 from palate.model import Outputs
 from palate.types import Example, Group, Pair
@@ -39,8 +39,7 @@ class RankedGroups:
 
     likelihood: Likelihood = SUMMED
     rank_weight: float = 1.0
-    ref: ClassVar[None] = None
-    top_logits: ClassVar[int] = 0
+    needs: ClassVar[Needs] = Needs()
 
     def __call__(self, outputs: Outputs, records: Sequence[Group]) -> tuple[Tensor, Numbers]:
         """Loss of each group. (R,)"""
@@ -98,12 +97,11 @@ class Ranking:
 
     margin_scale: float = 0.0
     centring: float = 0.0
-    ref: ClassVar[None] = None
-    top_logits: ClassVar[int] = 0
+    needs: ClassVar[Needs] = Needs(head="scalar")
 
     def __call__(self, outputs: Outputs, records: Sequence[Pair]) -> tuple[Tensor, Numbers]:
         """Loss of each pair. (R,)"""
-        assert outputs.scores is not None, "a learner with a scalar head"
+        assert outputs.scores is not None
         rewards = outputs.scores.view(-1, 2)
         chosen, rejected = rewards.unbind(-1)
         asked = torch.tensor([self.margin_scale * (pair.margin or 0.0) for pair in records]).to(chosen)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from palate.errors import RunError
 from palate.learn.learner import Learner
@@ -19,7 +19,7 @@ FILE = "state.safetensors"
 
 
 def save_state(learner: Learner, directory: Path) -> dict[str, int]:
-    """Write weights and moments in the optimizer's own precision; gives the numbers `restore_state` wants."""
+    """Write weights and moments in the optimizer's own precision; return the numbers for `restore_state`."""
     tensors = {name: tensor.contiguous() for name, tensor in learner.optimizer.state().items()}
     save_file(tensors, directory / FILE)
     return {
@@ -30,21 +30,34 @@ def save_state(learner: Learner, directory: Path) -> dict[str, int]:
     }
 
 
+def require_fit(learner: Learner, directory: Path) -> None:
+    """Raise RunError unless the state that `save_state` wrote there has the shapes of the learner's weights.
+
+    It reads no more than the file's header, so that several learners are all checked before one is restored.
+    """
+    with safe_open(directory / FILE, framework="pt") as file:
+        saved = {
+            name.removeprefix("weight/"): tuple(file.get_slice(name).get_shape())
+            for name in file.keys()  # noqa: SIM118 (no mapping)
+            if name.startswith("weight/")
+        }
+    own = {n: tuple(m.shape) for n, m in zip(learner.optimizer.names, learner.optimizer.master, strict=True)}
+    if saved != own:
+        different = sorted(set(saved.items()) ^ set(own.items()))[0][0]
+        raise RunError(
+            f"checkpoint {str(directory)!r} does not fit the model: {different} differs; expected the state "
+            f"of {learner.model.source}"
+        )
+
+
 def restore_state(learner: Learner, directory: Path, numbers: Mapping[str, Any]) -> None:
-    """Put a learner back to where `save_state` was called; snapshots of it stay what they are.
+    """Put a learner back to where `save_state` was called; snapshots of it stay as they are.
 
     Raises:
         RunError: the state is of another model or adapter.
     """
+    require_fit(learner, directory)
     tensors = load_file(directory / FILE)
-    found = {name.removeprefix("weight/"): t for name, t in tensors.items() if name.startswith("weight/")}
-    own = dict(zip(learner.optimizer.names, learner.optimizer.master, strict=True))
-    if _shapes(found) != _shapes(own):
-        odd = sorted(set(_shapes(found).items()) ^ set(_shapes(own).items()))[0][0]
-        raise RunError(
-            f"checkpoint {str(directory)!r} does not fit the model: {odd} differs; expected the state of "
-            f"{learner.model.source}"
-        )
     learner.restore(tensors, version=numbers["version"], updates=numbers["updates"])
     learner.skipped, learner.skipped_in_a_row = numbers["skipped"], numbers["skipped_in_a_row"]
 
@@ -65,7 +78,3 @@ def fingerprint(learner: Learner) -> str:
         raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy())
     return digest.hexdigest()
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

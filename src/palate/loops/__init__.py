@@ -1,1 +1,5 @@
 """Loops that several methods share: fitting records, rounds, candidates, pairing."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

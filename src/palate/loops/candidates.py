@@ -1,4 +1,4 @@
-"""What methods share that sample candidates, have them annotated, and only then learn from them."""
+"""Candidates: completions that a method samples and has annotated before it learns from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from palate.annotate import Annotator
 from palate.config import Sampling
 from palate.errors import RunError
 from palate.learn import Objective, Policy
-from palate.loops.offline import PairBatches, fit
+from palate.loops.config import Batches
+from palate.loops.offline import fit
 from palate.loops.records import once
 from palate.loops.report import fresh_logps, group_numbers
 from palate.loops.texts import from_column
@@ -26,13 +27,13 @@ ADVICE = "take a reward that tells candidates apart, a larger --n, or a higher -
 
 @dataclass(frozen=True)
 class Candidates:
-    """What was sampled, and what there is left of it.
+    """The completions that a policy sampled, and those that are left to learn from.
 
     Attributes:
-        sampled: as the policy said it.
+        sampled: all, as the policy sampled them.
         asked: without repetitions; with rewards once annotated.
-        groups: of these what is to be learnt from.
-        dropped: how many completions were left out on the way, by reason.
+        groups: the part of `asked` to learn from.
+        dropped: number of completions that were left out, by reason.
     """
 
     sampled: Sequence[Group]
@@ -41,24 +42,24 @@ class Candidates:
     dropped: Mapping[Drop, int]
 
     def annotated(self, annotate: Annotator) -> Candidates:
-        """With rewards."""
-        found = annotate(self.groups)
-        return replace(self, asked=found, groups=found)
+        """Return them with rewards."""
+        rewarded = annotate(self.groups)
+        return replace(self, asked=rewarded, groups=rewarded)
 
     def thinned(self, rule: Callable[[Group], Group]) -> Candidates:
-        """What a rule of `palate.select` keeps of each group; what it leaves out is counted."""
+        """Return the completions that a rule of `palate.select` keeps in each group, and count the others."""
         kept = select_completions(self.groups, rule)
         return replace(self, groups=kept.groups, dropped=Counter(self.dropped) + Counter(kept.dropped))
 
     def numbers(self, dropped: Mapping[Drop, int], kept: int) -> dict[str, float]:
-        """What is logged beside every step: of the samples, the candidates, and the records made of them.
+        """Return the metrics of samples, candidates and records, which every step logs.
 
-        `objective/*` and `completions/*` are of all that were annotated, `candidates/scores` is the mean
-        reward of those that were kept.
+        `objective/*` and `completions/*` describe all annotated completions; `candidates/scores` is the mean
+        reward of the kept ones.
 
         Args:
-            dropped: what was left out in making records of the groups, by reason.
-            kept: how many records were made.
+            dropped: groups that gave no record, counted by reason.
+            kept: number of records.
         """
         numbers = group_numbers(self.asked, dropped, kept=kept)
         rewards = [r for group in self.groups for r in group.rewards or () if r is not None]
@@ -83,12 +84,12 @@ def draw(
     *,
     texts: Sequence[str] = (),
 ) -> Candidates:
-    """n completions of each prompt from the policy as it is; of repeated ones the first is a candidate.
+    """Sample n completions of each prompt; the first of several equal ones is a candidate.
 
     Args:
-        policy, prompts, n, sampling: as of `Snapshot.sample`; a row that comes twice counts once.
+        policy, prompts, n, sampling: as in `Snapshot.sample`; a row that occurs twice counts once.
         run: gives the seed.
-        round_: tells several draws of a run apart.
+        round_: number of the draw, for a run with several.
         texts: columns of the data whose texts join the completions of their prompt.
 
     Raises:
@@ -107,20 +108,20 @@ def fit_round(
     policy: Policy,
     records: Sequence[R],
     objective: Callable[[Sequence[R], int], Objective[R]],
-    cfg: PairBatches,
+    cfg: Batches,
     run: Run,
     *,
     numbers: Mapping[str, float],
     advice: str = ADVICE,
     round_: int = 0,
 ) -> None:
-    """`fit` on what the candidates gave, as a schedule of its own.
+    """Fit the records of a round's candidates, with a learning-rate schedule of its own.
 
     Args:
-        policy, records, objective, cfg, run: as of `fit`.
-        numbers: written beside every step's metrics.
-        advice: what a user may do where there is nothing to learn from.
-        round_: tells several apart.
+        policy, records, objective, cfg, run: as in `fit`.
+        numbers: logged with every step's metrics.
+        advice: the end of the error's sentence: a remedy for a round without records.
+        round_: number of the round, from 0.
 
     Raises:
         RunError: there are no records.
@@ -138,5 +139,5 @@ def fit_round(
             f"(left out: {', '.join(reasons) or 'none'}); {advice}"
         )
     policy.optimizer.restart(total_steps=cfg.total_steps(len(records)))
-    told = {"round": round_ + 1, **numbers}
-    fit(policy, records, objective, cfg, run, name=f"round {round_}", numbers=told)
+    logged = {"round": round_ + 1, **numbers}
+    fit(policy, records, objective, cfg, run, name=f"round {round_}", numbers=logged)

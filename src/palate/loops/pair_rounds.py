@@ -1,53 +1,21 @@
-"""What methods share whose rounds learn from pairs: who labels the policy's completions, and what is kept."""
+"""Rounds that learn from pairs: labels of the policy's completions, and the pairs of a round."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 
 from palate.annotate import Annotator
 from palate.errors import RunError
+from palate.loops.config import PairRounds
 from palate.loops.report import group_numbers
-from palate.loops.rounds import RoundsConfig, prompts_of_round
+from palate.loops.rounds import prompts_of_round
 from palate.model import Snapshot
 from palate.run import Run
 from palate.select import best_vs_worst, select_pairs
 from palate.types import Group, Pair, Prompt
-
-
-class PairRounds(RoundsConfig):
-    """Whence the pairs of a round come."""
-
-    rounds: int = Field(3, ge=1)
-    """Rounds of labelling and learning; the first one on `pairs`, where they are given."""
-    n: int = Field(4, ge=2)
-    """Completions per prompt; the best and the worst make the pair."""
-    tie: float = Field(0.0, ge=0)
-    """Rewards that differ by no more than this are a tie, and the pair is dropped."""
-    label: Literal["annotator", "implicit"] = "annotator"
-    """Who says what is better: the reward, or the policy's own log-ratio to its reference."""
-    pairs: str | None = None
-    """Preference pairs from data, read with the split, limit and map of the prompts; the first round learns
-    from them instead of samples."""
-    mix_pairs: bool = False
-    """Learn from `pairs` in the later rounds as well, beside the policy's own."""
-
-    @model_validator(mode="after")
-    def _pairs_fit(self) -> Self:
-        if self.pairs is None and self.label == "implicit":
-            raise ValueError(
-                "label is implicit and no pairs are given: before it has learnt anything the policy is its "
-                "own reference and prefers nothing; give pairs for the first round"
-            )
-        if self.pairs is None and self.mix_pairs:
-            raise ValueError("mix_pairs is on and no pairs are given; give pairs, or leave it out")
-        if self.pairs is not None and self.rounds == 1:
-            raise ValueError("rounds is 1 and that round learns from pairs, so nothing is sampled; give more")
-        return self
 
 
 def pairs_of_round(
@@ -59,14 +27,14 @@ def pairs_of_round(
     cfg: PairRounds,
     run: Run,
 ) -> tuple[list[Pair], dict[str, float]]:
-    """What a round learns from, and the numbers of its samples.
+    """Return the pairs that a round learns from, and the metrics of its samples.
 
     Args:
         index: of the round, from 0.
         policy: sampled from.
         label: annotates the samples.
-        prompts: all there are.
-        human: pairs from data; with any, the first round takes them and samples nothing.
+        prompts: all prompts of the data.
+        human: pairs from data; if there are any, the first round takes them and samples nothing.
         cfg, run: of the method.
 
     Raises:
@@ -78,10 +46,10 @@ def pairs_of_round(
     groups = label(policy.sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", index)))
     pairs, dropped = select_pairs(groups, partial(best_vs_worst, tie=cfg.tie))
     if not pairs:
-        told = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise RunError(
-            f"round {index + 1}: none of {len(groups)} prompts gave a pair to learn from ({told}). tie: take "
-            "a finer reward, a larger --n, or a smaller --tie; identical: raise --temperature or "
+            f"round {index + 1}: none of {len(groups)} prompts gave a pair to learn from ({reasons}). "
+            "tie: take a finer reward, a larger --n, or a smaller --tie; identical: raise --temperature or "
             "--max-new-tokens; unusable: see why the reward gives nothing"
         )
     numbers = {"round": index + 1, **group_numbers(groups, dropped)}
@@ -97,10 +65,13 @@ def labeller(
     cfg: PairRounds,
     run: Run,
 ) -> Annotator:
-    """Who labels a round's samples: the annotator, or the policy by its implicit reward, kept in the run."""
+    """Return the annotator of a round's samples: the given one, or the policy's implicit reward.
+
+    The run stores implicit rewards like any others.
+    """
     if cfg.label == "annotator":
         return annotate
-    assert ref is not None, "what the policy is compared with"
+    assert ref is not None, "an implicit reward has a reference"
     own = partial(implicit_rewards, policy=policy, ref=ref, beta=beta)
     return run.annotator(own, name=f"implicit reward of round {index}")
 

@@ -1,12 +1,12 @@
-"""What methods share that set candidates against each other: whom against whom, and what stays likely."""
+"""Pairs of candidates, and the anchors that stay likely beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Literal
 
 from palate.annotate import Annotator
+from palate.loops.config import Ask, Pairing
 from palate.select import (
     Drop,
     Selected,
@@ -20,12 +20,6 @@ from palate.select import (
 )
 from palate.types import AnchoredPair, Group, Pair
 
-Ask = Literal["scores", "comparisons"]
-"""What an annotator is asked: a score for each candidate, once, or which of two is the better one."""
-
-Pairing = Literal["tournament", "first-round", "drawn", "best-vs-worst"]
-"""A knock-out tournament; its first round; as many pairs as candidates, drawn from all; the extremes."""
-
 
 def paired(
     groups: Sequence[Group],
@@ -36,16 +30,16 @@ def paired(
     tie: float,
     rng: Random,
 ) -> Selected:
-    """Pairs of the completions of each group.
+    """Form pairs of the completions of each group.
 
     Args:
         groups: with rewards, unless `ask` is "comparisons".
-        annotate: asked about each match where `ask` is "comparisons", which takes one of the first two
-            pairings; else the rewards decide.
-        pairing: which completions are set against each other.
-        ask: what the better one is found by.
+        annotate: compares the two of each match where `ask` is "comparisons", which needs one of the first
+            two pairings; else the rewards decide.
+        pairing: the rule that sets completions against each other.
+        ask: "scores" compares the rewards, "comparisons" asks the annotator.
         tie: largest difference of reward that still counts as a tie.
-        rng: of what is drawn at random.
+        rng: source of random draws.
     """
     decide: Annotator = list if ask == "scores" else annotate
     if pairing == "tournament":
@@ -64,7 +58,7 @@ def paired(
 
 
 def drawn_pairs(group: Group, *, tie: float, rng: Random) -> Selected:
-    """Of all pairs of a group as many as it has completions, drawn at random; the others are passed over."""
+    """Draw as many of a group's pairs as it has completions; the others count as passed over."""
     made = all_pairs(group, tie=tie)
     order = sorted(made.pairs, key=lambda _: rng.random())  # only random() is the same in every Python
     kept = tuple(order[: len(group.completions)])
@@ -73,12 +67,12 @@ def drawn_pairs(group: Group, *, tie: float, rng: Random) -> Selected:
 
 
 def with_best(pairs: Sequence[Pair], groups: Sequence[Group]) -> list[Pair | AnchoredPair]:
-    """The pairs, each with the best candidate of its group for an anchor, where that is not its own.
+    """Return the pairs, each anchored at its group's best candidate unless its chosen one is the best.
 
     Args:
-        pairs: made of the groups; those of a tournament in order of play.
-        groups: with rewards, of which the highest is the best's; or without, where the best is who won the
-            last match that made a pair, since nobody has beaten it.
+        pairs: of the groups; the pairs of a tournament in order of play.
+        groups: with rewards, the highest of which marks the best candidate; or without, where the winner of
+            the last match that made a pair is the best, since no candidate has beaten it.
     """
     best = {id(pair.prompt): pair.chosen for pair in pairs}
     highest = [top_k(group, 1) for group in groups if group.rewards is not None]

@@ -1,4 +1,4 @@
-"""Records from data, in a learner's tokens, and what tells one set of data from another."""
+"""Records from data, in a learner's tokens, and keys of their content."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from palate.types import Comparison, Pair, Prompt, Record
 
 
 def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple[list[Pair], int]:
-    """Preference pairs of a file or data set, by the configuration's `split`, `map` and `limit`.
+    """Read preference pairs of a file or data set, by the configuration's `split`, `map` and `limit`.
 
     Returns:
-        The pairs in the policy's tokens, and how many were left out because chosen and rejected are the
-        same, or became so by being cut to the context. That is said, too.
+        The pairs in the policy's tokens, and the number of pairs that were left out because chosen and
+        rejected are the same, or become the same when cut to the context. The display shows that number.
 
     Raises:
         DataError: none is left, or the data cannot be used.
@@ -34,10 +34,10 @@ def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple
 
 
 def pairs_of(policy: Learner, rows: Sequence[Comparison], source: str) -> tuple[list[Pair], int]:
-    """Comparisons in the policy's tokens, and how many were left out for having become equal by being cut.
+    """Return comparisons in the policy's tokens, and the number of those that became equal when cut.
 
     Raises:
-        DataError: none is left; `source` is what the message calls the data.
+        DataError: none is left; the message names `source`.
     """
     pairs = [policy.model.codec.pair(row) for row in rows]
     kept = [pair for pair in pairs if not same(pair.chosen, pair.rejected)]
@@ -49,18 +49,18 @@ def pairs_of(policy: Learner, rows: Sequence[Comparison], source: str) -> tuple[
 
 
 def tell_same(run: Run, count: int) -> None:
-    """Say how many pairs were left out for being none."""
+    """Show the number of pairs that were left out because their texts are the same."""
     if count:
         run.display.say(f"left out {count} pairs in which chosen and rejected are the same")
 
 
 def content_key(items: Sequence[Prompt | Record]) -> str:
-    """What tells one set of data from another: contents, and the columns that a reward may read."""
+    """Return a key of a set of data: of its contents, and of the columns that a reward may read."""
     return key_of([_facts(item) for item in items])
 
 
 def once(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Each prompt once; two rows that ask the same, but differ in another column, are two."""
+    """Return each prompt once; two rows with the same prompt that differ in another column are two."""
     return list({content_key([prompt]): prompt for prompt in prompts}.values())
 
 

@@ -13,12 +13,12 @@ from palate.types import Group
 def group_numbers(
     groups: Sequence[Group], dropped: Mapping[Drop, int], *, kept: int | None = None
 ) -> dict[str, float]:
-    """What `sample_numbers` tells of fresh samples, and what became of the groups.
+    """Return the metrics of fresh samples (`sample_numbers`) and the counts of kept and dropped pairs.
 
     Args:
         groups: annotated.
-        dropped: what the rule left out, by reason.
-        kept: how many pairs were made; for a rule that makes one of each group, what is not dropped.
+        dropped: number of groups or pairs that a rule left out, by reason.
+        kept: number of pairs; if not given, that of the groups that were not dropped.
     """
     return {
         **sample_numbers(groups),
@@ -29,7 +29,7 @@ def group_numbers(
 
 
 def sample_numbers(groups: Sequence[Group]) -> dict[str, float]:
-    """What the annotator, if any, said of fresh samples, how long they were, how likely to their own policy.
+    """Return rewards, lengths and log-probabilities of fresh samples.
 
     Names are TRL's: `objective/scores` is the annotator's reward (`rewards/*` are implicit rewards),
     `objective/scores_margin` the gap of best and worst in a group; lengths are in tokens. `logps/fresh` is
@@ -61,10 +61,10 @@ def sample_numbers(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def fresh_logps(groups: Sequence[Group]) -> dict[str, float]:
-    """Mean log-probability per token, in nats, of sampled completions under the policy that sampled them.
+    """Return the mean log-probability per token, in nats, of sampled completions under their own policy.
 
-    Beside `logps/training`, the same of what is learnt from under the policy that learns, it shows the shift
-    between the two distributions. Completions that come from data are left out.
+    `logps/training` is the same mean of the training tokens under the policy that learns; the difference
+    shows the shift between the two distributions. Completions from data are left out.
     """
     logps = [logp for group in groups for c in group.completions for logp in c.logps or ()]
     return {"logps/fresh": sum(logps) / len(logps)} if logps else {}
@@ -75,9 +75,11 @@ def _usable(group: Group) -> list[float]:
 
 
 def _parts(groups: Sequence[Group]) -> dict[str, float]:
-    """Mean of each reward that was weighed in, where there are several."""
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    """Return the mean of each reward, where several are added up."""
+    usable: defaultdict[str, list[float]] = defaultdict(list)
     for group in groups:
         for name, values in group.parts.items():
-            found[name] += [value for value in values if value is not None]
-    return {f"objective/scores/{name}": sum(values) / len(values) for name, values in found.items() if values}
+            usable[name] += [value for value in values if value is not None]
+    return {
+        f"objective/scores/{name}": sum(values) / len(values) for name, values in usable.items() if values
+    }

@@ -1,4 +1,4 @@
-"""What methods share that learn from texts of the data beside the policy's own: a column as completions."""
+"""Completions from columns of the data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from palate.types import AnchoredPair, Completion, Pair, Prompt
 
 
 def from_column(policy: Policy, prompt: Prompt, column: str) -> Completion:
-    """The text that a prompt's data row has in a column, as a completion.
+    """Return the text in a column of a prompt's data row, as a completion.
 
     Raises:
-        DataError: there is none.
+        DataError: the column is missing or holds no text.
     """
     value = prompt.columns.get(column)
     if isinstance(value, Sequence) and len(value) == 1 and isinstance(value[0], Mapping):
@@ -28,12 +28,12 @@ def from_column(policy: Policy, prompt: Prompt, column: str) -> Completion:
 
 
 def check_columns(policy: Policy, prompts: Iterable[Prompt], columns: Sequence[str]) -> None:
-    """Find out before anything is sampled whether `from_column` will do."""
+    """Raise the errors of `from_column` before anything is sampled."""
     for prompt in prompts:
         for column in columns:
             from_column(policy, prompt, column)
 
 
 def with_targets(policy: Policy, pairs: Iterable[Pair], column: str) -> list[Pair | AnchoredPair]:
-    """The pairs, each with the text that its data row has in a column for an anchor."""
+    """Return the pairs, each anchored at the text in a column of its data row."""
     return [AnchoredPair(pair, from_column(policy, pair.prompt, column)) for pair in pairs]

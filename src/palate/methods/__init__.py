@@ -1,22 +1,41 @@
-"""The methods, one file each. A file with a METHOD is a method: adding one takes no other step."""
+"""The methods, one file each: adding a file adds a method.
+
+`METHODS` finds the files and imports a method when it is asked for, so that the command line imports the one
+method that it runs.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
 
 from palate.method import Method
 
-
-def _found() -> dict[str, Method]:
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    methods = [module.METHOD for module in modules if "METHOD" in vars(module)]
-    return {method.name: method for method in sorted(methods, key=lambda m: m.name)}
-
-
-METHODS: Mapping[str, Method] = MappingProxyType(_found())
-"""Every method by its name on the command line."""
-
 __all__ = ["METHODS", "Method"]
+
+
+class _Methods(Mapping[str, Method]):
+    """Every method by its name on the command line, which is its file's name with dashes."""
+
+    def __init__(self) -> None:
+        files = (info.name for info in pkgutil.iter_modules(__path__))
+        self._modules = {name.replace("_", "-"): f"{__name__}.{name}" for name in sorted(files)}
+
+    def __getitem__(self, name: str) -> Method:
+        found = importlib.import_module(self._modules[name]).METHOD
+        assert isinstance(found, Method), f"METHOD of {name}"
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+
+METHODS: Mapping[str, Method] = _Methods()
+"""Every method by its name on the command line."""

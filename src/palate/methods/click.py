@@ -15,68 +15,79 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from palate.annotate import Annotator
-from palate.learn import Anchored, Likelihood, Pairwise, Policy, anchors
-from palate.loops.candidates import draw, fit_round
-from palate.loops.offline import fit
-from palate.loops.rounds import OF_ROUNDS, RoundsConfig, prompts_of_round
-from palate.loops.texts import check_columns, with_targets
-from palate.losses import PAIR_LOSSES
-from palate.method import Method, Recipe
-from palate.run import Run
-from palate.select import by_likelihood_rank, select_pairs
+from palate import learn, loops, losses, select
+from palate.config import MethodConfig
+from palate.method import Method, Recipe, Way
 from palate.types import AnchoredPair, Pair, Prompt
+
+if TYPE_CHECKING:
+    from palate.annotate import Annotator
+    from palate.learn import Policy
+    from palate.run import Run
 
 Record = Pair | AnchoredPair
 
 
-class ClickConfig(RoundsConfig):
-    """Numbers of CLICK, its code's; but margin and weight there are 20 and 0.5, 15 and 0.1, or 15 and 0.3."""
+class Common(MethodConfig):
+    """Fields of both ways. The code has margin and weight 20 and 0.5, 15 and 0.1, or 15 and 0.3."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
-    unoffered: ClassVar = frozenset[str]()  # pairs from data may be held out
-    sampled_only: ClassVar = OF_ROUNDS | {"n", "threshold", "direction", "partner"}
-    has_threshold: ClassVar = True
 
-    variant: Literal["direct", "sampled"] = "sampled"
-    """Learn from the pairs of the data, or from labelled samples of the policy."""
     beta: float = Field(15.0, gt=0)
     """The margin (the paper's gamma): nats by which a positive is to be likelier; 20 for short dialogue."""
     pair_weight: float = Field(0.5, gt=0)
     """The paper's alpha: weight of the contrast beside the likelihood; 0.1 to 0.5."""
     anchor: Literal["positive", "target"] = "positive"
-    """What stays likely: the positive of each pair, or the text in the data's column `target`."""
+    """The text that stays likely: the positive of each pair, or the text in the data's column `target`."""
     target: str = "completion"
     """Column of the data that holds the target, for `--anchor target`."""
     likelihood: Literal["token", "sum"] = "token"
-    """Whether the anchors' likelihood is a mean over all tokens of an update, or a sum over each text."""
-    n: int = Field(20, ge=2)
-    """Candidates per prompt."""
-    threshold: float = 0.5
-    """Candidates of a reward above it are positive, all others negative."""
-    direction: Literal["above", "below", "either"] = "above"
-    """Where a positive's negative is looked for: among those likelier than itself, less likely, or all."""
-    partner: Literal["nearest", "farthest", "all"] = "nearest"
-    """Which of these negatives is taken, by difference of log-probability."""
+    """The anchors' likelihood is a mean over all tokens of an update, or a sum over each text."""
     temperature: float = Field(1.0, gt=0)
     """1 samples the model as it is, less is more decided."""
     top_p: float = Field(0.9, gt=0, le=1)
     """Draw from the fewest likeliest tokens that together have this probability."""
 
 
+class ClickConfig(Common, loops.RoundsConfig):
+    """Numbers of CLICK; those of its own default to the code's."""
+
+    has_threshold: ClassVar = True
+
+    variant: Literal["sampled"] = "sampled"
+    """Learn from labelled samples of the policy, or (`direct`) from the pairs of the data."""
+    n: int = Field(20, ge=2)
+    """Candidates per prompt."""
+    threshold: float = 0.5
+    """Candidates of a reward above it are positive, all others negative."""
+    direction: Literal["above", "below", "either"] = "above"
+    """A positive's negative is one of those likelier than itself, of those less likely, or of all."""
+    partner: Literal["nearest", "farthest", "all"] = "nearest"
+    """The choice among these negatives, by difference of log-probability."""
+
+
+class ClickDirectConfig(Common, loops.OfflineConfig, loops.PairBatches):
+    """Numbers of CLICK on the pairs of the data."""
+
+    variant: Literal["direct"] = "direct"
+    """Learn from the pairs of the data."""
+
+
 def click(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: ClickConfig, run: Run) -> None:
     """Train `policy` in place on its own labelled candidates."""
-    check_columns(policy, prompts, [cfg.target] if cfg.anchor == "target" else [])
-    rule = partial(by_likelihood_rank, threshold=cfg.threshold, direction=cfg.direction, partner=cfg.partner)
+    loops.check_columns(policy, prompts, [cfg.target] if cfg.anchor == "target" else [])
+    rule = partial(
+        select.by_likelihood_rank, threshold=cfg.threshold, direction=cfg.direction, partner=cfg.partner
+    )
     for t in range(cfg.rounds):
-        asked = prompts_of_round(prompts, t, cfg, run)
-        candidates = draw(policy, asked, cfg.n, cfg.sampling, run, t).annotated(annotate)  # Y+, Y-
-        pairs, dropped = select_pairs(candidates.groups, rule)  # (y+, y-), where log pi(y-) > log pi(y+)
-        fit_round(
+        asked = loops.prompts_of_round(prompts, t, cfg, run)
+        candidates = loops.draw(policy, asked, cfg.n, cfg.sampling, run, t).annotated(annotate)  # Y+, Y-
+        pairs, dropped = select.select_pairs(candidates.groups, rule)  # log pi(y-) > log pi(y+)
+        loops.fit_round(
             policy,
             _anchored(policy, pairs, cfg),
             lambda batch, _: _objective(batch, cfg),
@@ -89,32 +100,34 @@ def click(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: C
 
 
 def click_direct(
-    policy: Policy, pairs: Sequence[Pair], cfg: ClickConfig, run: Run, *, held_out: Sequence[Pair] = ()
+    policy: Policy, pairs: Sequence[Pair], cfg: ClickDirectConfig, run: Run, *, held_out: Sequence[Pair] = ()
 ) -> None:
     """Train `policy` in place on preference pairs."""
     records, unseen = (_anchored(policy, part, cfg) for part in (pairs, held_out))
-    fit(policy, records, lambda batch, _: _objective(batch, cfg), cfg, run, unseen)
+    loops.fit(policy, records, lambda batch, _: _objective(batch, cfg), cfg, run, unseen)
 
 
-def _anchored(policy: Policy, pairs: Sequence[Pair], cfg: ClickConfig) -> list[Record]:
+def _anchored(policy: Policy, pairs: Sequence[Pair], cfg: Common) -> list[Record]:
     if cfg.anchor == "positive":
         return list(pairs)  # a pair without more has its better completion for an anchor
-    return with_targets(policy, pairs, cfg.target)
+    return loops.with_targets(policy, pairs, cfg.target)
 
 
-def _objective(batch: Sequence[Record], cfg: ClickConfig) -> Anchored:
+def _objective(batch: Sequence[Record], cfg: Common) -> learn.Anchored:
     """L_LM + alpha max(0, margin + log pi(y-) - log pi(y+))."""
-    likelihood = Likelihood.per_token(anchors(batch)) if cfg.likelihood == "token" else Likelihood("sum")
-    return Anchored(Pairwise(PAIR_LOSSES["click"], cfg.beta), likelihood, pair_weight=cfg.pair_weight)
+    per_token = cfg.likelihood == "token"
+    likelihood = learn.Likelihood.per_token(learn.anchors(batch)) if per_token else learn.Likelihood("sum")
+    contrast = learn.Pairwise(losses.PAIR_LOSSES["click"], cfg.beta)
+    return learn.Anchored(contrast, likelihood, pair_weight=cfg.pair_weight)
 
 
 METHOD = Method(
     train=click,
-    direct=click_direct,
     config=ClickConfig,
     summary="sets good samples of its own against bad ones that it finds likelier",
     paper="Zheng et al. 2023, arXiv:2306.03350",
     group="offline",
     learns_from="prompts",
+    others=(Way(click_direct, ClickDirectConfig, "pairs"),),
     recipe=Recipe("human", "start", "once", ("policy",), ("policy", "reward model")),
 )

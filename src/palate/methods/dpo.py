@@ -11,19 +11,20 @@ instead of RMSprop.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from palate.learn import CachedReference, Pairwise, Policy
-from palate.loops.offline import OfflineConfig, PairBatches, fit
-from palate.losses import PAIR_LOSSES
+from palate import learn, loops, losses
 from palate.method import Method, Recipe
-from palate.run import Run
 from palate.types import Pair
 
+if TYPE_CHECKING:
+    from palate.learn import Policy
+    from palate.run import Run
 
-class DPOConfig(OfflineConfig, PairBatches):
+
+class DPOConfig(loops.OfflineConfig, loops.PairBatches):
     """Numbers of DPO; beta defaults to the paper's."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
@@ -38,9 +39,10 @@ def dpo(
     policy: Policy, pairs: Sequence[Pair], cfg: DPOConfig, run: Run, *, held_out: Sequence[Pair] = ()
 ) -> None:
     """Train `policy` in place on preference pairs."""
-    ref = CachedReference(policy.snapshot())  # pi_ref: what training starts from
-    objective = Pairwise(PAIR_LOSSES["dpo"], cfg.beta, ref, {"label_smoothing": cfg.label_smoothing})
-    fit(policy, pairs, lambda *_: objective, cfg, run, held_out)
+    ref = learn.CachedReference(policy.snapshot())  # pi_ref: what training starts from
+    smoothing = {"label_smoothing": cfg.label_smoothing}
+    objective = learn.Pairwise(losses.PAIR_LOSSES["dpo"], cfg.beta, ref, smoothing)
+    loops.fit(policy, pairs, lambda *_: objective, cfg, run, held_out)
 
 
 METHOD = Method(

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from palate.learn import CachedReference, Pairwise, Policy
-from palate.loops.offline import OfflineConfig, PairBatches, fit
-from palate.losses import PAIR_LOSSES
+from palate import learn, loops, losses
 from palate.method import Method, Recipe
-from palate.run import Run
 from palate.types import Pair
 
+if TYPE_CHECKING:
+    from palate.learn import Policy
+    from palate.run import Run
 
-class IPOConfig(OfflineConfig, PairBatches):
+
+class IPOConfig(loops.OfflineConfig, loops.PairBatches):
     """Numbers of IPO. The paper has no language model; 0.1 is what is usual since."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
@@ -39,9 +40,9 @@ def ipo(
     policy: Policy, pairs: Sequence[Pair], cfg: IPOConfig, run: Run, *, held_out: Sequence[Pair] = ()
 ) -> None:
     """Train `policy` in place on preference pairs."""
-    ref = CachedReference(policy.snapshot())  # pi_ref: what training starts from
-    objective = Pairwise(replace(PAIR_LOSSES["ipo"], reduce=cfg.reduce), cfg.beta, ref)
-    fit(policy, pairs, lambda *_: objective, cfg, run, held_out)
+    ref = learn.CachedReference(policy.snapshot())  # pi_ref: what training starts from
+    objective = learn.Pairwise(replace(losses.PAIR_LOSSES["ipo"], reduce=cfg.reduce), cfg.beta, ref)
+    loops.fit(policy, pairs, lambda *_: objective, cfg, run, held_out)
 
 
 METHOD = Method(

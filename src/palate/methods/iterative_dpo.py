@@ -13,22 +13,21 @@ learnt from unless `mix_pairs` adds the human ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from palate.annotate import Annotator
-from palate.learn import CachedReference, Pairwise, Policy
-from palate.loops.offline import always, fit
-from palate.loops.pair_rounds import PairRounds, labeller, pairs_of_round
-from palate.loops.records import read_pairs
-from palate.losses import PAIR_LOSSES
+from palate import learn, loops, losses
 from palate.method import Method, Recipe
-from palate.run import Run
 from palate.types import Prompt
 
+if TYPE_CHECKING:
+    from palate.annotate import Annotator
+    from palate.learn import Policy
+    from palate.run import Run
 
-class IterativeDPOConfig(PairRounds):
+
+class IterativeDPOConfig(loops.PairRounds):
     """Numbers of iterative DPO."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
@@ -48,21 +47,22 @@ def iterative_dpo(
 ) -> None:
     """Train `policy` in place on rounds of its own labelled completions."""
     ref = policy.snapshot()
-    start = ref if cfg.ref == "start" else None  # held for nothing, it would be a copy of the weights
-    human = [] if cfg.pairs is None else read_pairs(policy, cfg.pairs, cfg, run)[0]
+    start = ref if cfg.ref == "start" else None  # an unused snapshot would hold a copy of the weights
+    human = [] if cfg.pairs is None else loops.read_pairs(policy, cfg.pairs, cfg, run)[0]
 
     for t in range(cfg.rounds):
         now = policy.snapshot()  # M_t
-        # An implicit reward is against what M_t was trained against: the reference of the round before.
-        label = labeller(annotate, t, now, ref, cfg.beta, cfg, run)
-        pairs, numbers = pairs_of_round(t, now, label, prompts, human, cfg, run)
-        del label  # with it, what it holds of an old reference
+        # The reference of an implicit reward is the one that M_t was trained with: that of the round before.
+        label = loops.labeller(annotate, t, now, ref, cfg.beta, cfg, run)
+        pairs, numbers = loops.pairs_of_round(t, now, label, prompts, human, cfg, run)
+        del label  # it may hold an old reference
         ref = now if start is None else start
-        del now  # where the reference stays, it would be another copy
-        objective = Pairwise(PAIR_LOSSES["dpo"], cfg.beta, CachedReference(ref))
+        del now  # a second copy of the weights, where the reference stays
+        objective = learn.Pairwise(losses.PAIR_LOSSES["dpo"], cfg.beta, learn.CachedReference(ref))
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)))
-        fit(policy, pairs, always(objective), cfg, run, name=f"round {t}", numbers=numbers)  # M_t+1
-        del objective
+        each = loops.always(objective)
+        loops.fit(policy, pairs, each, cfg, run, name=f"round {t}", numbers=numbers)  # M_t+1
+        del each, objective
 
 
 METHOD = Method(

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from palate.annotate import Annotator
+from palate import data, learn, loops, losses, select
 from palate.config import BatchConfig, MethodConfig, RewardConfig, Sampling
-from palate.data import Stream
-from palate.learn import Pairwise, Policy
-from palate.loops.report import group_numbers
-from palate.losses import PAIR_LOSSES
 from palate.method import Method, Recipe
-from palate.run import Run
-from palate.select import best_vs_worst, select_pairs
 from palate.types import Prompt
+
+if TYPE_CHECKING:
+    from palate.annotate import Annotator
+    from palate.learn import Policy
+    from palate.run import Run
 
 BETA = {"dpo": 0.1, "ipo": 1.0, "hinge_norm": 0.002}
 """The paper's strength for each of its three losses (its tau, for IPO; its "SLiC" is hinge_norm)."""
@@ -58,18 +57,18 @@ class OAIFConfig(MethodConfig, RewardConfig, Sampling, BatchConfig):
 def oaif(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: OAIFConfig, run: Run) -> None:
     """Train `policy` in place on its own annotated completions."""
     ref = policy.snapshot()  # pi_theta_0, fixed
-    objective = Pairwise(PAIR_LOSSES[cfg.loss], cfg.beta, ref)
-    stream = Stream(prompts, seed=run.seed("prompts"))
+    objective = learn.Pairwise(losses.PAIR_LOSSES[cfg.loss], cfg.beta, ref)
+    stream = data.Stream(prompts, seed=run.seed("prompts"))
 
     for step in run.steps(cfg.steps, policy):
         batch = stream.batch(step, cfg.batch_size)  # x ~ D
         seed = run.seed("sample", step)
         groups = policy.snapshot().sample(batch, cfg.n, cfg.sampling, seed=seed)  # y_1..n ~ pi_theta_t
         groups = annotate(groups)  # who is better
-        pairs, dropped = select_pairs(groups, partial(best_vs_worst, tie=cfg.tie))  # (y+, y-)
+        pairs, dropped = select.select_pairs(groups, partial(select.best_vs_worst, tie=cfg.tie))  # (y+, y-)
         metrics = policy.update(pairs, objective) if pairs else {}  # theta_t -> theta_t+1
         passed = {"beta": cfg.beta, "epoch": (step + 1) * cfg.batch_size / len(prompts)}
-        run.log(step, metrics, group_numbers(groups, dropped), passed, samples=groups)
+        run.log(step, metrics, loops.group_numbers(groups, dropped), passed, samples=groups)
 
 
 METHOD = Method(
@@ -79,5 +78,6 @@ METHOD = Method(
     paper="Guo et al. 2024, arXiv:2402.04792",
     group="online",
     learns_from="prompts",
+    batches_of="prompt",
     recipe=Recipe("model", "current", "each step", ("policy", "reference"), ("policy",), external=True),
 )

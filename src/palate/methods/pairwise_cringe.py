@@ -13,30 +13,26 @@ Whether gradient flows through the gate is an option.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from palate.annotate import Annotator
-from palate.learn import PairwiseCringe, Policy
-from palate.loops.offline import fit
-from palate.loops.pair_rounds import PairRounds, labeller, pairs_of_round
-from palate.loops.records import read_pairs
-from palate.loops.rounds import OF_ROUNDS
-from palate.method import DIRECT, Method, Recipe
-from palate.run import Run
+from palate import learn, loops
+from palate.config import MethodConfig
+from palate.method import Method, Recipe, Way
 from palate.types import Pair, Prompt
 
+if TYPE_CHECKING:
+    from palate.annotate import Annotator
+    from palate.learn import Policy
+    from palate.run import Run
 
-class PairwiseCringeConfig(PairRounds):
-    """Numbers of Pairwise Cringe."""
+
+class Common(MethodConfig):
+    """Fields of both ways."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
-    unoffered: ClassVar = frozenset()
-    sampled_only: ClassVar = OF_ROUNDS | {"n", "tie", "label", "mix_pairs"}
 
-    variant: Literal["rounds", "direct"] = "rounds"
-    """Rounds of its own completions, or one pass over preference pairs from data, without sampling."""
     b: float = 0.0
     """Margin in nats between chosen and rejected at which the gate is half open."""
     tau: float = Field(10.0, gt=0)
@@ -47,24 +43,31 @@ class PairwiseCringeConfig(PairRounds):
     """A rejected token is set against one drawn from the k likeliest others."""
     gate_gradient: bool = True
     """Let gradient flow through the gate; without, it is but a weight."""
-    eval_every: int | None = Field(None, ge=1)
-    """With `variant: direct`, measure on the held-out pairs every so many steps, besides before and after."""
     temperature: float = Field(0.7, gt=0)
     """1 samples the model as it is, less is more decided."""
     top_p: float = Field(0.9, gt=0, le=1)
     """Draw from the fewest likeliest tokens that together have this probability."""
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if self.variant == DIRECT and self.pairs is not None:
-            raise ValueError("variant is direct, which learns from the pairs of data; leave pairs out")
-        return self
-
-    def objective(self, pairs: Sequence[Pair], seed: int) -> PairwiseCringe:
-        """The loss of a batch; contrasts are drawn by `seed`."""
-        return PairwiseCringe(
+    def objective(self, pairs: Sequence[Pair], seed: int) -> learn.PairwiseCringe:
+        """Return the loss of a batch, which draws contrasts by `seed`."""
+        return learn.PairwiseCringe(
             seed, self.k, b=self.b, tau=self.tau, alpha=self.alpha, detach_gate=not self.gate_gradient
         )
+
+
+class PairwiseCringeConfig(Common, loops.PairRounds):
+    """Numbers of Pairwise Cringe."""
+
+    variant: Literal["rounds"] = "rounds"
+    """Rounds of its own completions, or (`direct`) one pass over preference pairs from data, without
+    sampling."""
+
+
+class PairwiseCringeDirectConfig(Common, loops.OfflineConfig, loops.PairBatches):
+    """Numbers of Pairwise Cringe on the pairs of the data."""
+
+    variant: Literal["direct"] = "direct"
+    """Learn from the pairs of the data."""
 
 
 def pairwise_cringe(
@@ -72,27 +75,27 @@ def pairwise_cringe(
 ) -> None:
     """Train `policy` in place on rounds of its own labelled completions."""
     start = policy.snapshot() if cfg.label == "implicit" else None
-    human = [] if cfg.pairs is None else read_pairs(policy, cfg.pairs, cfg, run)[0]
+    human = [] if cfg.pairs is None else loops.read_pairs(policy, cfg.pairs, cfg, run)[0]
 
     for t in range(cfg.rounds):
         now = policy.snapshot()  # M_t
-        label = labeller(annotate, t, now, start, 1.0, cfg, run)
-        pairs, numbers = pairs_of_round(t, now, label, prompts, human, cfg, run)
+        label = loops.labeller(annotate, t, now, start, 1.0, cfg, run)
+        pairs, numbers = loops.pairs_of_round(t, now, label, prompts, human, cfg, run)
         del label, now  # a copy of the weights, where they are held while others are learnt
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)))
-        fit(policy, pairs, cfg.objective, cfg, run, name=f"round {t}", numbers=numbers)  # M_t+1
+        loops.fit(policy, pairs, cfg.objective, cfg, run, name=f"round {t}", numbers=numbers)  # M_t+1
 
 
-def direct(
+def pairwise_cringe_direct(
     policy: Policy,
     pairs: Sequence[Pair],
-    cfg: PairwiseCringeConfig,
+    cfg: PairwiseCringeDirectConfig,
     run: Run,
     *,
     held_out: Sequence[Pair] = (),
 ) -> None:
     """Train `policy` in place on preference pairs from data."""
-    fit(policy, pairs, cfg.objective, cfg, run, held_out)
+    loops.fit(policy, pairs, cfg.objective, cfg, run, held_out)
 
 
 METHOD = Method(
@@ -102,6 +105,6 @@ METHOD = Method(
     paper="Xu et al. 2023, arXiv:2312.16682",
     group="online",
     learns_from="prompts",
+    others=(Way(pairwise_cringe_direct, PairwiseCringeDirectConfig, "pairs"),),
     recipe=Recipe("human", "current", "each round", ("policy", "reward model")),
-    direct=direct,
 )

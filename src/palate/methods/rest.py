@@ -15,25 +15,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from palate.annotate import Annotator
+from palate import data, learn, loops, select
 from palate.config import Numbers
-from palate.data import read_demonstrations
-from palate.learn import Likelihood, Policy
-from palate.loops.offline import fit
-from palate.loops.records import content_key
-from palate.loops.report import sample_numbers
-from palate.loops.rounds import RoundsConfig, prompts_of_round, threshold
 from palate.method import Method, Recipe
-from palate.run import Run
-from palate.select import above_threshold, select_completions
 from palate.types import Example, Group, Prompt
 
+if TYPE_CHECKING:
+    from palate.annotate import Annotator
+    from palate.learn import Policy
+    from palate.run import Run
 
-class ReSTConfig(RoundsConfig):
+
+class ReSTConfig(loops.RoundsConfig):
     """Numbers of ReST."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
@@ -47,7 +44,7 @@ class ReSTConfig(RoundsConfig):
     threshold_by: Literal["reward", "quantile"] = "reward"
     """Whether thresholds are rewards, in the paper from 0 to 1, or quantiles of the set's rewards."""
     lr_decay: float = Field(0.5, gt=0, le=1)
-    """What the learning rate is multiplied by from one Improve step to the next; each round begins anew."""
+    """Factor of the learning rate from one Improve step to the next; each round starts at the full rate."""
     reduce: Literal["token", "mean", "sum"] = "token"
     """All tokens of a batch count alike, or all completions, by the mean or the sum of their tokens."""
     demonstrations: str | None = None
@@ -72,17 +69,17 @@ class ReSTConfig(RoundsConfig):
 
 def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: ReSTConfig, run: Run) -> None:
     """Train `policy` in place to imitate its own completions of high reward."""
-    data = _demonstrations(policy, annotate, cfg, run)
+    shown = _demonstrations(policy, annotate, cfg, run)
     assert cfg.lr is not None
     for g in range(cfg.rounds):
-        asked = prompts_of_round(prompts, g, cfg, run)  # Grow
+        asked = loops.prompts_of_round(prompts, g, cfg, run)  # Grow
         groups = annotate(policy.snapshot().sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", g)))
         for i, given in enumerate(cfg.thresholds):  # Improve
-            tau = threshold([*groups, *data], given, cfg.threshold_by, f"round {g + 1}")
-            kept, _ = select_completions([*groups, *data], partial(above_threshold, tau=tau))
+            tau = loops.threshold([*groups, *shown], given, cfg.threshold_by, f"round {g + 1}")
+            kept, _ = select.select_completions([*groups, *shown], partial(select.above_threshold, tau=tau))
             examples = [Example(group.prompt, c) for group in kept for c in group.completions]
             numbers = {
-                **sample_numbers(groups),
+                **loops.sample_numbers(groups),
                 "round": g + 1,
                 "improve": i + 1,
                 "threshold": tau,
@@ -90,23 +87,23 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
             }
             steps = cfg.total_steps(len(examples))
             policy.optimizer.restart(total_steps=steps, lr=cfg.lr * cfg.lr_decay**i)
-            name = f"round {g} improve {i}"
-            fit(policy, examples, partial(_likelihood, cfg.reduce), cfg, run, name=name, numbers=numbers)
+            name, objective = f"round {g} improve {i}", partial(_likelihood, cfg.reduce)
+            loops.fit(policy, examples, objective, cfg, run, name=name, numbers=numbers)
 
 
 def _demonstrations(policy: Policy, annotate: Annotator, cfg: ReSTConfig, run: Run) -> list[Group]:
     if cfg.demonstrations is None:
         return []
-    rows = read_demonstrations(cfg.demonstrations, split=cfg.split, columns=cfg.map, limit=cfg.limit)
+    rows = data.read_demonstrations(cfg.demonstrations, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     examples = [policy.model.codec.example(row) for row in rows]
-    run.require_same("the demonstrations", content_key(examples), f"the data {cfg.demonstrations!r}")
+    run.require_same("the demonstrations", loops.content_key(examples), f"the data {cfg.demonstrations!r}")
     return annotate([Group(e.prompt, (e.completion,)) for e in examples])
 
 
 def _likelihood(
     reduce: Literal["token", "mean", "sum"], examples: Sequence[Example], seed: int
-) -> Likelihood:
-    return Likelihood.per_token(examples) if reduce == "token" else Likelihood(reduce)
+) -> learn.Likelihood:
+    return learn.Likelihood.per_token(examples) if reduce == "token" else learn.Likelihood(reduce)
 
 
 METHOD = Method(
@@ -116,5 +113,6 @@ METHOD = Method(
     paper="Gulcehre et al. 2023, arXiv:2308.08998",
     group="RL",
     learns_from="prompts",
+    batches_of="completion",
     recipe=Recipe("human", "mixed", "each round", ("policy", "reward model")),
 )

@@ -20,22 +20,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from random import Random
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from palate.annotate import Ranker, against_first, labels, question
+from palate import annotate, learn, loops, model
 from palate.calibration import annotator_quality, before_and_after, ranking_quality
 from palate.config import MethodConfig
-from palate.learn import Learner, Likelihood, Policy, Ranking
-from palate.loops.offline import PairBatches, fit
 from palate.method import Method, Recipe
-from palate.model import Outputs
-from palate.run import Run
 from palate.types import Example, Pair
 
+if TYPE_CHECKING:
+    from palate.learn import Learner, Policy
+    from palate.run import Run
 
-class RewardModelConfig(MethodConfig, PairBatches):
+
+class RewardModelConfig(MethodConfig, loops.PairBatches):
     """Numbers of a reward model; one pass over the data, since it overfits on the second."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 1e-5}
@@ -68,39 +68,40 @@ def reward_model(
     held_out: Sequence[Pair] = (),
 ) -> None:
     """Train `learner` in place: one with a scalar head, or a policy for a ranker."""
-    if isinstance(learner, Policy):
+    if isinstance(learner, learn.Policy):
         rng = Random(run.seed("order"))
         examples = [asked(learner, pair, rng.random() < 0.5) for pair in pairs]
         measure = partial(_of_ranker, learner, held_out) if held_out else None
-        fit(learner, examples, lambda *_: Likelihood("sum"), cfg, run, measure=measure)
+        loops.fit(learner, examples, lambda *_: learn.Likelihood("sum"), cfg, run, measure=measure)
     else:
-        ranking = Ranking(cfg.margin_scale, cfg.center_rewards_coefficient)
+        ranking = learn.Ranking(cfg.margin_scale, cfg.center_rewards_coefficient)
         measure = partial(_of_scores, learner, ranking, held_out) if held_out else None
-        fit(learner, pairs, lambda *_: ranking, cfg, run, measure=measure)
+        loops.fit(learner, pairs, lambda *_: ranking, cfg, run, measure=measure)
 
 
 def asked(policy: Policy, pair: Pair, chosen_first: bool) -> Example:
     """The ranker's question about a pair, and the label of the better completion to answer."""
     codec = policy.model.codec
     texts = [completion.text for completion in (pair.completions if chosen_first else pair.completions[::-1])]
-    return Example(question(codec, pair.prompt, *texts), labels(codec)[0 if chosen_first else 1])
+    label = annotate.labels(codec)[0 if chosen_first else 1]
+    return Example(annotate.question(codec, pair.prompt, *texts), label)
 
 
 def load(cfg: RewardModelConfig, *, total_steps: int, seed: int) -> Learner:
-    """What is trained: a learner with a scalar head, or a policy for a ranker."""
+    """Load a learner with a scalar head, or a policy for a ranker."""
     if cfg.kind == "ranker":
-        return Policy.load(cfg, total_steps=total_steps, seed=seed)
-    return Learner.load(cfg, total_steps=total_steps, seed=seed, head="scalar")
+        return learn.Policy.load(cfg, total_steps=total_steps, seed=seed)
+    return learn.Learner.load(cfg, total_steps=total_steps, seed=seed, head="scalar")
 
 
 def _of_ranker(policy: Policy, pairs: Sequence[Pair]) -> dict[str, float]:
-    ranker = Ranker(policy.snapshot(), policy.model.codec)
-    return annotator_quality(against_first(ranker), pairs).numbers()
+    ranker = annotate.Ranker(policy.snapshot(), policy.model.codec)
+    return annotator_quality(annotate.against_first(ranker), pairs).numbers()
 
 
-def _of_scores(learner: Learner, ranking: Ranking, pairs: Sequence[Pair]) -> dict[str, float]:
-    """With the objective's own numbers, all from one pass."""
-    loss, numbers = ranking(Outputs(scores=learner.scores(pairs)), pairs)
+def _of_scores(learner: Learner, ranking: learn.Ranking, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Return the quality of the ranking and the objective's own metrics, all from one pass."""
+    loss, numbers = ranking(model.Outputs(scores=learner.scores(pairs)), pairs)
     means = {name: float(values.double().mean()) for name, values in {"loss": loss, **numbers}.items()}
     return {**ranking_quality(pairs, numbers["margin"].tolist()).numbers(), **means}
 

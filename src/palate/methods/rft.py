@@ -14,35 +14,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from palate.annotate import Annotator
+from palate import learn, loops, select
 from palate.config import Sampling, split_commas
 from palate.errors import RunError
-from palate.learn import Likelihood, Policy
-from palate.loops.offline import fit
-from palate.loops.records import content_key
-from palate.loops.report import sample_numbers
-from palate.loops.rounds import RoundsConfig, prompts_of_round
 from palate.method import Method, Recipe
-from palate.run import Run
-from palate.select import select_completions, top_k
 from palate.types import Example, Group, Prompt
 
+if TYPE_CHECKING:
+    from palate.annotate import Annotator
+    from palate.learn import Policy
+    from palate.run import Run
 
-class RFTConfig(RoundsConfig):
+
+class RFTConfig(loops.RoundsConfig):
     """Numbers of rejection-sampling fine-tuning."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
 
     rounds: int = Field(4, ge=1)
-    """How often the policy as it is then is sampled from; epochs and steps count for each."""
+    """Rounds of sampling from the policy and learning; epochs and steps count for each."""
     n: int = Field(10, ge=2)
     """Completions per prompt, of which the best is kept."""
     pool: Literal["best", "all", "none"] = "best"
-    """What earlier rounds add: for each prompt the best of all rounds stays; or each round's; or nothing."""
+    """Completions of earlier rounds that stay: per prompt the best of all, each round's, or none."""
     restart: bool = True
     """Begin each round's training with the weights of the start; without, with those of the last round."""
     temperature: float = Field(1.2, gt=0)
@@ -52,12 +50,12 @@ class RFTConfig(RoundsConfig):
 
     @property
     def compares_rewards(self) -> str | None:
-        """Its pool, where the best of several rounds stays."""
+        """The pool, if it keeps the best of several rounds."""
         compares = self.pool == "best" and self.rounds > 1
         return "pool best compares those of several rounds (all and none do not)" if compares else None
 
     def sampling_of(self, index: int) -> Sampling:
-        """How a round, counted from 0, samples."""
+        """Return the sampling options of a round, counted from 0."""
         each = self.temperatures or (self.temperature,)
         return self.sampling.model_copy(update={"temperature": each[min(index, len(each) - 1)]})
 
@@ -67,33 +65,38 @@ def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFT
     start = {f"weight/{name}": p.detach().clone() for name, p in policy.model.trained() if cfg.restart}
     pool: list[Group] = []
     for t in range(cfg.rounds):
-        asked = prompts_of_round(prompts, t, cfg, run)
+        asked = loops.prompts_of_round(prompts, t, cfg, run)
         groups = policy.snapshot().sample(asked, cfg.n, cfg.sampling_of(t), seed=run.seed("sample", t))
         groups = annotate(groups)
-        pool = pooled(pool, select_completions(groups, partial(top_k, k=1)).groups, cfg.pool)
+        pool = pooled(pool, select.select_completions(groups, partial(select.top_k, k=1)).groups, cfg.pool)
         if not pool:
             raise RunError(f"round {t + 1}: no completion has a usable reward; see what the reward says")
         examples = [Example(g.prompt, g.completions[0]) for g in pool]
         if cfg.restart:
             policy.restore(start, version=policy.version, updates=0)
-            # The learner compares them with its own, which it has no more.
+            # The learner compares sampled log-probabilities with its own; those of other weights differ.
             examples = [Example(e.prompt, replace(e.completion, logps=None)) for e in examples]
         policy.optimizer.restart(total_steps=cfg.total_steps(len(examples)))
-        numbers = {"round": t + 1, **sample_numbers(groups), **_pool_numbers(pool)}
-        each = f"round {t}"
-        fit(policy, examples, lambda b, _: Likelihood.per_token(b), cfg, run, name=each, numbers=numbers)
+        numbers = {"round": t + 1, **loops.sample_numbers(groups), **_pool_numbers(pool)}
+        loops.fit(policy, examples, _likelihood, cfg, run, name=f"round {t}", numbers=numbers)
+
+
+def _likelihood(batch: Sequence[Example], _: int) -> learn.Likelihood:
+    return learn.Likelihood.per_token(batch)
 
 
 def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "all", "none"]) -> list[Group]:
-    """What is learnt from, of what the rounds before and this one kept; see `RFTConfig.pool` for `how`.
+    """Return the groups to learn from, out of the pool so far and this round's best.
 
-    Groups are of one completion each, with its reward; of equal ones the earlier stays.
+    Args:
+        pool, best: groups of one completion each, with its reward; of two equal rewards the earlier stays.
+        how: see `RFTConfig.pool`.
     """
     if how != "best":
         return [*pool, *best] if how == "all" else list(best)
     kept: dict[str, Group] = {}
     for group in (*pool, *best):
-        asked = content_key([group.prompt])  # with its columns: a reward that reads them is another's
+        asked = loops.content_key([group.prompt])  # with its columns: a reward that reads them is another's
         if asked not in kept or _reward(group) > _reward(kept[asked]):
             kept[asked] = group
     return list(kept.values())
@@ -116,5 +119,6 @@ METHOD = Method(
     paper="Touvron et al. 2023, arXiv:2307.09288",
     group="online",
     learns_from="prompts",
+    batches_of="completion",
     recipe=Recipe("human", "current", "each round", ("policy", "reward model")),
 )

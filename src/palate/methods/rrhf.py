@@ -13,40 +13,41 @@ beam search. Repeated ones, and groups in which no reward differs, are dropped a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from palate.annotate import Annotator
-from palate.config import Names
-from palate.learn import Policy, RankedGroups
-from palate.loops.candidates import draw, fit_round
-from palate.loops.offline import fit
-from palate.loops.rounds import OF_ROUNDS, RoundsConfig, prompts_of_round
-from palate.loops.texts import check_columns
-from palate.method import Method, Recipe
-from palate.run import Run
-from palate.select import best_vs_worst, select_pairs
+from palate import learn, loops, select
+from palate.config import MethodConfig, Names
+from palate.method import Method, Recipe, Way
 from palate.types import Group, Pair, Prompt
 
+if TYPE_CHECKING:
+    from palate.annotate import Annotator
+    from palate.learn import Policy
+    from palate.run import Run
 
-class RRHFConfig(RoundsConfig):
-    """Numbers of RRHF; candidates, weight and temperature default to the paper's."""
+
+class Common(MethodConfig):
+    """Fields of both ways."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
-    unoffered: ClassVar = frozenset[str]()  # pairs from data may be held out
-    sampled_only: ClassVar = OF_ROUNDS | {"n", "texts"}
 
-    variant: Literal["direct", "sampled"] = "sampled"
-    """Learn from the pairs of the data, or from scored samples of the policy."""
-    n: int = Field(4, ge=1)
-    """Candidates per prompt that are sampled from the policy."""
-    texts: Names = ()
-    """Columns of the data whose texts join the samples of their prompt, such as `chosen` and `rejected`."""
     rank_weight: float = Field(1.0, ge=0)
     """Weight of the ranking, beside the likelihood of the best."""
     temperature: float = Field(0.8, gt=0)
     """1 samples the model as it is, less is more decided."""
+
+
+class RRHFConfig(Common, loops.RoundsConfig):
+    """Numbers of RRHF; candidates, weight and temperature default to the paper's."""
+
+    variant: Literal["sampled"] = "sampled"
+    """Learn from scored samples of the policy, or (`direct`) from the pairs of the data."""
+    n: int = Field(4, ge=1)
+    """Candidates per prompt that are sampled from the policy."""
+    texts: Names = ()
+    """Columns of the data whose texts join the samples of their prompt, such as `chosen` and `rejected`."""
 
     @model_validator(mode="after")
     def _can_rank(self) -> Self:
@@ -57,38 +58,46 @@ class RRHFConfig(RoundsConfig):
         return self
 
 
+class RRHFDirectConfig(Common, loops.OfflineConfig, loops.PairBatches):
+    """Numbers of RRHF on the pairs of the data."""
+
+    variant: Literal["direct"] = "direct"
+    """Learn from the pairs of the data."""
+
+
 def rrhf(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RRHFConfig, run: Run) -> None:
     """Train `policy` in place on its own ranked candidates."""
-    check_columns(policy, prompts, cfg.texts)
-    objective = RankedGroups(rank_weight=cfg.rank_weight)
+    loops.check_columns(policy, prompts, cfg.texts)
+    objective = learn.RankedGroups(rank_weight=cfg.rank_weight)
     for t in range(cfg.rounds):
-        asked = prompts_of_round(prompts, t, cfg, run)
-        candidates = draw(policy, asked, cfg.n, cfg.sampling, run, t, texts=cfg.texts)  # y_1..k ~ rho
+        asked = loops.prompts_of_round(prompts, t, cfg, run)
+        candidates = loops.draw(policy, asked, cfg.n, cfg.sampling, run, t, texts=cfg.texts)  # y_1..k ~ rho
         candidates = candidates.annotated(annotate)  # r_1..k
-        groups = [g for g in candidates.groups if isinstance(best_vs_worst(g), Pair)]  # some reward differs
-        _, dropped = select_pairs(candidates.groups, best_vs_worst)
+        _, dropped = select.select_pairs(candidates.groups, select.best_vs_worst)
+        groups = [g for g in candidates.groups if isinstance(select.best_vs_worst(g), Pair)]  # r differ
         numbers = candidates.numbers(dropped, len(groups))
-        fit_round(policy, groups, lambda *_: objective, cfg, run, numbers=numbers, round_=t)
+        loops.fit_round(policy, groups, lambda *_: objective, cfg, run, numbers=numbers, round_=t)
 
 
 def rrhf_direct(
-    policy: Policy, pairs: Sequence[Pair], cfg: RRHFConfig, run: Run, *, held_out: Sequence[Pair] = ()
+    policy: Policy, pairs: Sequence[Pair], cfg: RRHFDirectConfig, run: Run, *, held_out: Sequence[Pair] = ()
 ) -> None:
     """Train `policy` in place on preference pairs, each a group of rewards 1 and 0."""
-    objective = RankedGroups(rank_weight=cfg.rank_weight)
+    objective = learn.RankedGroups(rank_weight=cfg.rank_weight)
     groups, unseen = (
         [Group(pair.prompt, pair.completions, (1.0, 0.0)) for pair in part] for part in (pairs, held_out)
     )
-    fit(policy, groups, lambda *_: objective, cfg, run, unseen)
+    loops.fit(policy, groups, lambda *_: objective, cfg, run, unseen)
 
 
 METHOD = Method(
     train=rrhf,
-    direct=rrhf_direct,
     config=RRHFConfig,
     summary="ranks all candidates of a prompt by their likelihood and imitates the best",
     paper="Yuan et al. 2023, arXiv:2304.05302",
     group="offline",
     learns_from="prompts",
+    batches_of="group",
+    others=(Way(rrhf_direct, RRHFDirectConfig, "pairs"),),
     recipe=Recipe("human", "mixed", "once", ("policy",), ("policy", "reward model")),
 )

@@ -15,37 +15,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from palate.annotate import Annotator
-from palate.learn import CachedReference, Pairwise, Policy
-from palate.loops.candidates import draw, fit_round
-from palate.loops.offline import OfflineConfig, PairBatches, fit
-from palate.loops.pairing import Ask, paired
-from palate.losses import PAIR_LOSSES
-from palate.method import Method, Recipe
-from palate.run import Run
-from palate.select import rejection_sample
+from palate import learn, loops, losses, select
+from palate.config import MethodConfig
+from palate.method import Method, Recipe, Way
 from palate.types import Pair, Prompt
+
+if TYPE_CHECKING:
+    from palate.annotate import Annotator
+    from palate.learn import Policy
+    from palate.run import Run
 
 LOSSES = {"sigmoid-norm": "dpo", "hinge-norm": "hinge_norm", "hinge": "rso_hinge"}
 """The paper's names for its losses; only the last has no reference."""
 
 
-class RSOConfig(OfflineConfig, PairBatches):
-    """Numbers of RSO; all of the method's own default to the paper's."""
+class Common(MethodConfig):
+    """Fields of both ways."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
-    sampled_only: ClassVar = frozenset({"n", "keep", "sample_beta", "pairing", "ask", "tie"})
 
-    variant: Literal["direct", "sft-sample-rank", "rso-sample-rank"] = "rso-sample-rank"
-    """Learn from pairs of the data, of samples of the starting policy, or of samples thinned by rejection."""
     loss: Literal["sigmoid-norm", "hinge-norm", "hinge"] = "sigmoid-norm"
     """Loss on a pair: that of DPO, a hinge on the same margin, or a hinge without reference."""
     beta: float = Field(0.05, gt=0)
     """Strength of the loss, the paper's gamma: the inverse of the margin that a hinge asks for, in nats."""
+    temperature: float = Field(0.7, gt=0)
+    """1 samples the model as it is, less is more decided."""
+    top_k: int = Field(40, ge=0)
+    """Draw from the k likeliest tokens only; 0 for all."""
+
+
+class RSOConfig(Common, loops.OfflineConfig, loops.Batches):
+    """Numbers of RSO; all of the method's own default to the paper's."""
+
+    variant: Literal["sft-sample-rank", "rso-sample-rank"] = "rso-sample-rank"
+    """Learn from pairs of samples of the starting policy, of samples thinned by rejection, or (`direct`) of
+    the data."""
     n: int = Field(64, ge=2)
     """Candidates per prompt that are sampled and scored, to be thinned by rejection."""
     keep: int = Field(8, ge=2)
@@ -55,15 +63,11 @@ class RSOConfig(OfflineConfig, PairBatches):
     the less rewards matter."""
     pairing: Literal["first-round", "tournament"] = "first-round"
     """Disjoint pairs at random, or winners and losers of a knock-out tournament."""
-    ask: Ask = "scores"
-    """What a pair is labelled by: the scores that its candidates have, or, as is fit for a judge or ranker,
-    a comparison of the two that the annotator is asked for."""
+    ask: loops.Ask = "scores"
+    """The label of a pair comes from the scores that its candidates have, or, as is fit for a judge or
+    ranker, from a comparison of the two that the annotator is asked for."""
     tie: float = Field(0.0, ge=0)
     """Rewards that differ by no more than this are a tie, and the pair is dropped."""
-    temperature: float = Field(0.7, gt=0)
-    """1 samples the model as it is, less is more decided."""
-    top_k: int = Field(40, ge=0)
-    """Draw from the k likeliest tokens only; 0 for all."""
 
     @model_validator(mode="after")
     def _thins(self) -> Self:
@@ -74,45 +78,54 @@ class RSOConfig(OfflineConfig, PairBatches):
         return self
 
 
+class RSODirectConfig(Common, loops.OfflineConfig, loops.PairBatches):
+    """Numbers of RSO on the pairs of the data: its losses, without its samples."""
+
+    variant: Literal["direct"] = "direct"
+    """Learn from the pairs of the data."""
+
+
 def rso(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RSOConfig, run: Run) -> None:
     """Train `policy` in place on its own candidates, thinned by rejection."""
     objective = _objective(policy, cfg)
     rng = Random(run.seed("select"))
     rejects = cfg.variant == "rso-sample-rank"
-    candidates = draw(policy, prompts, cfg.n if rejects else cfg.keep, cfg.sampling, run)  # y ~ pi_sft
+    candidates = loops.draw(policy, prompts, cfg.n if rejects else cfg.keep, cfg.sampling, run)  # y ~ pi_sft
     if rejects or cfg.ask == "scores":
         candidates = candidates.annotated(annotate)  # r
     if rejects:  # y ~ pi_sft exp(r / beta)
         candidates = candidates.thinned(
-            lambda group: rejection_sample(group, cfg.keep, beta=cfg.sample_beta, rng=rng)
+            lambda group: select.rejection_sample(group, cfg.keep, beta=cfg.sample_beta, rng=rng)
         )
-    pairs, dropped = paired(  # (y_w, y_l)
+    pairs, dropped = loops.paired(  # (y_w, y_l)
         candidates.groups, annotate, pairing=cfg.pairing, ask=cfg.ask, tie=cfg.tie, rng=rng
     )
     numbers = candidates.numbers(dropped, len(pairs))
-    fit_round(policy, pairs, lambda *_: objective, cfg, run, numbers=numbers)
+    loops.fit_round(policy, pairs, lambda *_: objective, cfg, run, numbers=numbers)
 
 
 def rso_direct(
-    policy: Policy, pairs: Sequence[Pair], cfg: RSOConfig, run: Run, *, held_out: Sequence[Pair] = ()
+    policy: Policy, pairs: Sequence[Pair], cfg: RSODirectConfig, run: Run, *, held_out: Sequence[Pair] = ()
 ) -> None:
     """Train `policy` in place on preference pairs."""
     objective = _objective(policy, cfg)
-    fit(policy, pairs, lambda *_: objective, cfg, run, held_out)
+    loops.fit(policy, pairs, lambda *_: objective, cfg, run, held_out)
 
 
-def _objective(policy: Policy, cfg: RSOConfig) -> Pairwise:
-    loss = PAIR_LOSSES[LOSSES[cfg.loss]]
-    return Pairwise(loss, cfg.beta, CachedReference(policy.snapshot()) if loss.needs_ref else None)
+def _objective(policy: Policy, cfg: Common) -> learn.Pairwise:
+    loss = losses.PAIR_LOSSES[LOSSES[cfg.loss]]
+    return learn.Pairwise(
+        loss, cfg.beta, learn.CachedReference(policy.snapshot()) if loss.needs_ref else None
+    )
 
 
 METHOD = Method(
     train=rso,
-    direct=rso_direct,
     config=RSOConfig,
     summary="learns from pairs of its own samples, thinned by their rewards to those of a better policy",
     paper="Liu et al. 2023, arXiv:2309.06657",
     group="online",
     learns_from="prompts",
+    others=(Way(rso_direct, RSODirectConfig, "pairs"),),
     recipe=Recipe("human", "start", "once", ("policy", "reference"), ("policy",)),
 )

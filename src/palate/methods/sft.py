@@ -11,16 +11,18 @@ constant rate, and dropout is off as in every method.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from palate.learn import Likelihood, Policy
-from palate.loops.offline import OfflineConfig, PairBatches, fit
+from palate import learn, loops
 from palate.method import Method, Recipe
-from palate.run import Run
 from palate.types import Example
 
+if TYPE_CHECKING:
+    from palate.learn import Policy
+    from palate.run import Run
 
-class SFTConfig(OfflineConfig, PairBatches):
+
+class SFTConfig(loops.OfflineConfig, loops.PairBatches):
     """Numbers of supervised fine-tuning."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
@@ -30,7 +32,11 @@ def sft(
     policy: Policy, examples: Sequence[Example], cfg: SFTConfig, run: Run, *, held_out: Sequence[Example] = ()
 ) -> None:
     """Train `policy` in place on demonstrations."""
-    fit(policy, examples, lambda batch, _: Likelihood.per_token(batch), cfg, run, held_out, name="examples")
+
+    def objective(batch: Sequence[Example], _: int) -> learn.Likelihood:
+        return learn.Likelihood.per_token(batch)
+
+    loops.fit(policy, examples, objective, cfg, run, held_out, name="examples")
 
 
 METHOD = Method(
@@ -40,5 +46,6 @@ METHOD = Method(
     paper="Ouyang et al. 2022, arXiv:2203.02155",
     group="supervised",
     learns_from="demonstrations",
+    batches_of="demonstration",
     recipe=Recipe("none", "data", "once", ("policy",)),
 )

@@ -14,32 +14,30 @@ moments begin anew in every round.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from palate import learn, loops, losses, select
 from palate.errors import RunError
-from palate.learn import CachedReference, Pairwise, Policy
-from palate.loops.offline import OfflineConfig, PairBatches, always, fit
-from palate.loops.report import group_numbers
-from palate.loops.rounds import MAY_CHANGE
-from palate.losses import PAIR_LOSSES
 from palate.method import Method, Recipe
-from palate.model import Snapshot
-from palate.run import Run
-from palate.select import Drop, same
 from palate.types import Example, Group, Pair
 
+if TYPE_CHECKING:
+    from palate.learn import Policy
+    from palate.model import Snapshot
+    from palate.run import Run
 
-class SPINConfig(OfflineConfig, PairBatches):
+
+class SPINConfig(loops.OfflineConfig, loops.PairBatches):
     """Numbers of SPIN; rounds, epochs, beta and what is learnt from default to the paper's."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
-    may_change_bits: ClassVar = MAY_CHANGE
-    may_grow: ClassVar = frozenset({"rounds"})
+    may_change_bits: ClassVar = loops.RoundsConfig.may_change_bits
+    may_grow: ClassVar = loops.RoundsConfig.may_grow
 
     rounds: int = Field(4, ge=1)
-    """Times that the opponent is renewed; epochs or steps count for each."""
+    """Rounds, each with a new opponent; epochs or steps count for each."""
     epochs: float = Field(2.0, gt=0)
     """Passes over the pairs of a round."""
     loss: Literal["dpo", "hinge_norm"] = "dpo"
@@ -76,19 +74,20 @@ def spin(
             )
         unseen = against(held_out, _answered(opponent, held_out, cfg, run.seed("held out", t)))
         beta = cfg.last_beta if cfg.last_beta and t + 1 == cfg.rounds else cfg.beta
-        objective = Pairwise(PAIR_LOSSES[cfg.loss], beta, CachedReference(opponent))
+        objective = learn.Pairwise(losses.PAIR_LOSSES[cfg.loss], beta, learn.CachedReference(opponent))
         lr = cfg.late_lr if cfg.late_lr and t >= 2 else cfg.lr
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)), lr=lr)
-        same = {Drop.IDENTICAL: len(groups) - len(rounds[-1])}
-        numbers = {"round": t + 1, "beta": beta} | group_numbers(groups, same, kept=len(pairs))
-        fit(policy, pairs, always(objective), cfg, run, unseen, name=f"round {t}", numbers=numbers)
-        del objective, opponent  # with them, a copy of the weights, while others are sampled from
+        identical = {select.Drop.IDENTICAL: len(groups) - len(rounds[-1])}
+        numbers = {"round": t + 1, "beta": beta} | loops.group_numbers(groups, identical, kept=len(pairs))
+        each = loops.always(objective)
+        loops.fit(policy, pairs, each, cfg, run, unseen, name=f"round {t}", numbers=numbers)
+        del each, objective, opponent  # they hold a copy of the weights
 
 
 def against(examples: Sequence[Example], groups: Sequence[Group]) -> list[Pair]:
-    """Demonstrations over the answers to the same prompts, without those that are the same."""
+    """Return pairs of a demonstration, chosen, and the answer to its prompt, unless the two are the same."""
     pairs = [Pair(e.prompt, e.completion, g.completions[0]) for e, g in zip(examples, groups, strict=True)]
-    return [pair for pair in pairs if not same(pair.chosen, pair.rejected)]
+    return [pair for pair in pairs if not select.same(pair.chosen, pair.rejected)]
 
 
 def _answered(opponent: Snapshot, examples: Sequence[Example], cfg: SPINConfig, seed: int) -> list[Group]:
@@ -96,7 +95,7 @@ def _answered(opponent: Snapshot, examples: Sequence[Example], cfg: SPINConfig, 
 
 
 def _summary(policy: Policy, run: Run, held_out: Sequence[Example]) -> dict[str, float]:
-    """The held-out demonstrations before and after; an accuracy is of one round, which begins at one half."""
+    """Return held-out log-probabilities before and after; an accuracy describes one round alone."""
     logps = [row["eval_logps/chosen"] for row in run.measured if "eval_logps/chosen" in row]
     if not logps:
         return {}

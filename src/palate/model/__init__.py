@@ -1,30 +1,5 @@
 """Models: loading, tokens, log-probabilities, sampling, frozen snapshots."""
 
-from palate.model.codec import Codec
-from palate.model.embedded import embedded_model
-from palate.model.load import LoadedModel, load_model
-from palate.model.plain.forward import (
-    Outputs,
-    TokenValues,
-    lm_outputs,
-    micro_batches,
-    ragged,
-    row_sizes,
-    scalar_outputs,
-)
-from palate.model.snapshot import Snapshot
+import lazy_loader
 
-__all__ = [
-    "Codec",
-    "LoadedModel",
-    "Outputs",
-    "Snapshot",
-    "TokenValues",
-    "embedded_model",
-    "lm_outputs",
-    "load_model",
-    "micro_batches",
-    "ragged",
-    "row_sizes",
-    "scalar_outputs",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

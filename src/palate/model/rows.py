@@ -1,4 +1,4 @@
-"""Completions in the making, alike for every sampling engine."""
+"""Rows: completions that are being sampled, the same for every engine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from palate.types import Completion, Finish
 
 @dataclass
 class Row:
-    """A completion in the making.
+    """A completion that is being sampled.
 
     Attributes:
-        prompt_ids: what it answers.
+        prompt_ids: tokens of the prompt that it answers.
         uniforms: one number in [0, 1) per token, float64 (max_new_tokens,).
-        tokens, logps, restricted: what has been drawn so far, and how likely it was under the model and
-            under the distribution drawn from.
+        tokens: the tokens drawn so far.
+        logps: their log-probabilities under the model.
+        restricted: their log-probabilities under the distribution that they were drawn from.
     """
 
     prompt_ids: tuple[int, ...]
@@ -30,13 +31,13 @@ class Row:
     restricted: list[float] = field(default_factory=list)
 
     def add(self, token: int, logp: float, restricted: float) -> None:
-        """Note a draw."""
+        """Append a token with its log-probabilities."""
         self.tokens.append(token)
         self.logps.append(logp)
         self.restricted.append(restricted)
 
     def completion(self, codec: Codec, sampling: Sampling, version: int) -> Completion:
-        """What has been drawn, up to its end."""
+        """Return the tokens up to the completion's end."""
         size, finish, text = cut(codec, self.tokens, sampling.stop)
         return Completion(
             text,
@@ -49,10 +50,10 @@ class Row:
 
 
 def cut(codec: Codec, tokens: Sequence[int], stop: Sequence[str]) -> tuple[int, Finish, str]:
-    """Where a completion ends: at the first end token, or where the first stop text is complete.
+    """Find the end of a completion: the first end token, or the end of the first stop text.
 
     Returns:
-        How many tokens belong to it, why it ended, and its text, which has neither end token nor stop text.
+        The number of its tokens, the reason why it ended, and its text without end token and stop text.
     """
     size = next((k + 1 for k, token in enumerate(tokens) if token in codec.end_ids), len(tokens))
     finish: Finish = "eos" if tokens[size - 1] in codec.end_ids else "length"

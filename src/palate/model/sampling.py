@@ -189,7 +189,7 @@ def _at(values: Tensor, tokens: Tensor) -> Tensor:
 
 
 def restricts(sampling: Sampling) -> bool:
-    """Whether the distribution drawn from is another than the model's at some temperature."""
+    """Return True if the options do more than set a temperature above zero."""
     s = sampling
     return not (
         s.temperature > 0

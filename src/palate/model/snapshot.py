@@ -1,4 +1,4 @@
-"""A frozen policy that can sample and score, whatever becomes of the live one."""
+"""A frozen policy that can sample and score while the live one changes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager
 import torch
 
 from palate.config import Sampling
-from palate.journal import Journal, key_of
-from palate.model.engine import Observer, sample, unobserved
-from palate.model.load import LoadedModel
-from palate.model.paths import batched_logps
-from palate.model.plain.forward import TokenValues, ragged
+from palate.memory import Memory, Purpose, key_of
+from palate.model.batched import batched_logps
+from palate.model.loaded import LoadedModel
+from palate.model.outputs import TokenValues, ragged
+from palate.model.rollouts import Observer, sample, unobserved
 from palate.types import Group, Prompt, Record
 
 Weights = Callable[[], AbstractContextManager[LoadedModel]]
@@ -34,14 +34,14 @@ class Snapshot:
         *,
         micro_batch_tokens: int,
         observe: Observer = unobserved,
-        journal: Callable[[], Journal | None] = lambda: None,
+        memory: Callable[[], Memory | None] = lambda: None,
         name: str = "policy",
     ) -> None:
         self.version = version
         self._weights = weights
         self._budget = micro_batch_tokens
         self._observe = observe
-        self._journal = journal
+        self._memory = memory
         self._name = name
 
     @torch.no_grad()
@@ -52,11 +52,19 @@ class Snapshot:
         sampling: Sampling,
         *,
         seed: int,
+        purpose: Purpose = "completion",
     ) -> list[Group]:
-        """n completions of each prompt, with log-probabilities.
+        """Sample n completions of each prompt, with log-probabilities.
 
         The same (seed, prompt, index) draws the same uniform numbers, whatever shares the batch. Within a
-        run, what has been sampled before with the same arguments is taken from its journal.
+        run, the same arguments a second time give the completions that the run has kept.
+
+        Args:
+            prompts: the prompts to answer.
+            n: completions of each.
+            sampling: the options.
+            seed: of the draws.
+            purpose: the use of the texts; only completions of the policy are exported with a run.
 
         Raises:
             DataError: a prompt leaves no room for the new tokens.
@@ -70,8 +78,9 @@ class Snapshot:
                 seed=seed,
                 version=self.version,
                 observe=self._observe,
-                journal=self._journal(),
+                memory=self._memory(),
                 name=self._name,
+                purpose=purpose,
             )
 
     @torch.no_grad()
@@ -80,21 +89,21 @@ class Snapshot:
 
         Args:
             records: prompts with completions, N completions in all.
-            kept: take them from the run's journal where they are all there, and keep them there.
+            kept: take them from the run's memory if it has them all, and keep them there.
         """
         with self._weights() as model:
-            journal = self._journal() if kept else None
-            if journal is None:
+            memory = self._memory() if kept else None
+            if memory is None:
                 return batched_logps(model, records, self._budget)
             keys = [
                 key_of("logps", self._name, self.version, model.codec.prompt_ids(r.prompt), c.token_ids)
                 for r in records
                 for c in r.completions
             ]
-            if journal.logps(keys) is None:
-                found = batched_logps(model, records, self._budget).rows()
-                fresh = {key: row.cpu().numpy() for key, row in zip(keys, found, strict=True)}
-                journal.keep_logps(self.version, fresh)
-            known = journal.logps(keys)
+            if memory.logps(keys) is None:
+                rows = batched_logps(model, records, self._budget).rows()
+                fresh = {key: row.cpu().numpy() for key, row in zip(keys, rows, strict=True)}
+                memory.keep_logps(self.version, fresh)
+            known = memory.logps(keys)
             assert known is not None, "they have just been kept"
             return ragged([torch.tensor(row, device=model.device) for row in known])

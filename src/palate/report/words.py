@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Sequence
 
+from palate.method import Way
+from palate.methods import METHODS
 from palate.report.read import RunRecord
 
 MINUS = "\N{MINUS SIGN}"
@@ -78,22 +80,17 @@ def ticks(values: Sequence[float]) -> list[str]:
 
 # ---- Sentences -------------------------------------------------------------------------------------
 
-BATCHES_OF = {"sft": "demonstration", "rft": "completion", "rest": "completion", "rrhf": "group"}
-"""What the batches of a method are of, if not of pairs."""
-ON_DATA = ("sft", "spin", "dpo", "ipo")
-"""Methods whose reward, if there is one, takes no part in training."""
-
 
 def unit(run: RunRecord) -> str:
-    """What a batch is made of, in the singular."""
-    if "epochs" not in run.config:
-        return "prompt"
-    return "pair" if _direct(run) else BATCHES_OF.get(run.method, "pair")
+    """The records that a batch counts, in the singular."""
+    way = _way(run)
+    return "pair" if way is None else way.batches_of
 
 
-def _direct(run: RunRecord) -> bool:
-    """Whether a method that can sample learns from pairs of data instead."""
-    return run.config.get("variant") == "direct"
+def _way(run: RunRecord) -> Way | None:
+    """The way of its method that a run took; None for a method that is not known here."""
+    method = METHODS.get(run.method)
+    return None if method is None else method.variant(run.config.get("variant"))
 
 
 def what_was_run(run: RunRecord) -> str:
@@ -107,10 +104,13 @@ def what_was_run(run: RunRecord) -> str:
     data = f" on {_last_part(config['data'])}" if config.get("data") else ""
     rewards = config.get("reward")
     named = [str(reward) for reward in rewards] if isinstance(rewards, list) else []
-    aside = run.method in ON_DATA or _direct(run) or config.get("label") == "implicit"
+    learnt = _way(run)
+    on_data = learnt is not None and learnt.learns_from != "prompts"
+    aside = on_data or config.get("label") == "implicit"
     reward = f", {'measured' if aside else 'rewarded'} by {' + '.join(named)}" if named else ""
     batch = f" of {_several(of, unit(run))}" if (of := run.setting("batch_size")) else ""
-    rounds = 0 if _direct(run) else run.setting("rounds") or 0
+    in_rounds = learnt is None or "rounds" in learnt.config.model_fields
+    rounds = (in_rounds and run.setting("rounds")) or 0
     parts = f" in {_several(rounds, 'round')}" if rounds > 1 else ""
     steps = run.status.steps
     size = f": {_several(steps, 'step')}{batch}{parts}" if steps else ""

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from palate.annotate import Annotator
-from palate.journal import Journal, Reward, content_key, group_key, key_of
+from palate.journal import Journal, Reward
+from palate.memory import content_key, group_key, key_of
 from palate.types import Group
 
 SLICE = 64

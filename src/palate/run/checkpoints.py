@@ -1,4 +1,8 @@
-"""Checkpoints of a run: written whole or not at all, checked before they are believed."""
+"""Checkpoints of a run: written whole or not at all, checked before they are used.
+
+A checkpoint holds one learner or several, such as a critic beside a policy. The first is the run's model and
+lies in the checkpoint's own directory, as a model of the hub does; each other has a subdirectory of its name.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,14 @@ from safetensors import SafetensorError
 from palate.errors import AGAIN, RunError
 from palate.journal import key_of
 from palate.learn import Learner
-from palate.learn.state import restore_state, save_state, state_bytes
+from palate.learn.state import require_fit, restore_state, save_state, state_bytes
 from palate.run.status import sync, write_json
 
 NOTE = "checkpoint.json"
-"""File of a checkpoint that tells where in the run it is, and what its other files have to be."""
+"""File of a checkpoint that says where in the run it is, and the size and hash of every other file."""
+
+PATIENCE = 50
+"""Without a fixed interval, the time between checkpoints is 50 times that of writing one: they cost 2 %."""
 
 _OLD = ".old"
 
@@ -61,10 +68,40 @@ class Checkpoint:
     path: Path
     position: Position
     learner: dict[str, int]
-    """The learner's numbers, for `restore_state`."""
+    """Numbers of the first learner, for `restore_state`."""
     run: str
     files: dict[str, tuple[int, str]]
     """Size and SHA-256 of every other file."""
+    beside: Mapping[str, dict[str, int]] = field(default_factory=dict)
+    """Numbers of the other learners by name."""
+
+    def holds(self, learners: Sequence[Learner]) -> bool:
+        """Return whether it has these learners, each after as many updates as it has done by now."""
+        first, *others = learners
+        return self.learner["version"] == first.version and all(
+            other.name in self.beside and self.beside[other.name]["version"] == other.version
+            for other in others
+        )
+
+    def restore(self, learners: Sequence[Learner]) -> None:
+        """Put all learners back to where they were saved, or none of them.
+
+        Raises:
+            RunError: it has other learners, or a state does not fit its learner.
+        """
+        first, *others = learners
+        names = {other.name for other in others}
+        if names != self.beside.keys():
+            held, expected = (", ".join([first.name, *sorted(found)]) for found in (self.beside, names))
+            raise RunError(
+                f"checkpoint {str(self.path)!r} holds the learners {held}; expected {expected}; start again "
+                "with --overwrite, or with another --output"
+            )
+        numbers = {first.name: self.learner, **self.beside}
+        for learner, place in _places(self.path, learners):
+            require_fit(learner, place)
+        for learner, place in _places(self.path, learners):
+            restore_state(learner, place, numbers[learner.name])
 
     def check(self, run: str) -> None:
         """Raise RunError unless it is whole and of this run."""
@@ -90,19 +127,21 @@ class Checkpoints:
         directory: `checkpoints/` of the run.
         run: the run's id.
         keep: how many to keep, besides the ends of stages.
+        every: steps between two of them; None for as many as take 2 % of the time.
 
     Raises:
         RunError: one of them cannot be read, is damaged or belongs to another run.
     """
 
-    def __init__(self, directory: Path, run: str, *, keep: int) -> None:
+    def __init__(self, directory: Path, run: str, *, keep: int, every: int | None = None) -> None:
         self.directory = directory
         self._run = run
         self._keep = keep
+        self._every = every
+        self._saved = time.perf_counter()
         _tidy(directory)
         self._found = sorted((_read(p) for p in directory.glob("step-*")), key=lambda c: c.position.steps)
-        self.cost = 0.0
-        """Seconds that the last one took to write."""
+        self._cost = 0.0  # seconds that the last one took to write
         if self._found:
             self._found[-1].check(run)
 
@@ -111,12 +150,22 @@ class Checkpoints:
         """The one of most steps."""
         return self._found[-1] if self._found else None
 
-    def of_version(self, version: int) -> Path | None:
-        """The latest one of a learner after so many updates, if there is one."""
-        return next((c.path for c in reversed(self._found) if c.learner["version"] == version), None)
+    def is_due(self, step: int) -> bool:
+        """Return whether it is time to save, after a step counted from 1 in its stage."""
+        if self._every is not None:
+            return step % self._every == 0
+        return time.perf_counter() - self._saved >= PATIENCE * self._cost
 
-    def restore(self, learner: Learner, stage: int) -> Position | None:
-        """Put a learner where it was at the last checkpoint of a stage; None if the stage has none."""
+    def holding(self, *learners: Learner) -> Path | None:
+        """The latest one that has these learners as they are now, if there is one."""
+        return next((c.path for c in reversed(self._found) if c.holds(learners)), None)
+
+    def restore(self, stage: int, *learners: Learner) -> Position | None:
+        """Put learners where they were at the last checkpoint of a stage; None if the stage has none.
+
+        Raises:
+            RunError: it is damaged, of another run, or of other learners; none of them has changed then.
+        """
         own = [c for c in self._found if c.position.stage == stage]
         if not own:
             if self._found and self._found[-1].position.stage > stage:
@@ -125,35 +174,36 @@ class Checkpoints:
                     "back, or start anew with --overwrite"
                 )
             return None
-        found = own[-1]
-        found.check(self._run)
-        restore_state(learner, found.path, found.learner)
-        return found.position
+        own[-1].check(self._run)
+        own[-1].restore(learners)
+        return own[-1].position
 
-    def save(self, learner: Learner, position: Position) -> Path:
-        """Write a learner in Hugging Face layout, with its state to go on from; then let go of older ones.
+    def save(self, position: Position, *learners: Learner) -> Path:
+        """Write learners in Hugging Face layout, with their states to resume from; then remove older ones.
 
         Raises:
-            RunError: there is no room for it, or it cannot be written. What was there before still is.
+            RunError: there is no room for it, or it cannot be written. The checkpoints before it are kept.
         """
+        assert len({learner.name for learner in learners}) == len(learners), "each has a name of its own"
         target = self.directory / f"step-{position.steps}"
-        if self.latest is not None and self.latest.path == target and self.latest.position == position:
+        there = self.latest if self.latest and self.latest.path == target else None
+        if there is not None and there.position == position and there.holds(learners):
             return target
         began = time.perf_counter()
         scratch = self.directory / f".{target.name}.{os.getpid()}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             sync(self.directory.parent)
-            self._require_room(learner, target)
+            self._require_room(learners, target)
             scratch.mkdir()
-            learner.save(scratch)
-            numbers = save_state(learner, scratch)
+            numbers = [_write(learner, place) for learner, place in _places(scratch, learners)]
             files = {
                 p.relative_to(scratch).as_posix(): (p.stat().st_size, _digest(p))
                 for p in sorted(scratch.rglob("*"))
                 if p.is_file()
             }
-            made = Checkpoint(target, position, numbers, self._run, files)
+            beside = {learner.name: own for learner, own in zip(learners[1:], numbers[1:], strict=True)}
+            made = Checkpoint(target, position, numbers[0], self._run, files, beside)
             write_json(scratch / NOTE, _note(made))
             _sync(scratch)
             aside = _put_aside(target) if target.exists() else None
@@ -170,14 +220,15 @@ class Checkpoints:
             shutil.rmtree(scratch, ignore_errors=True)  # gone already if all went well
         self._found = [c for c in self._found if c.path != target] + [made]
         self._prune()
-        self.cost = time.perf_counter() - began
+        self._saved = time.perf_counter()
+        self._cost = self._saved - began
         return target
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _require_room(self, learner: Learner, target: Path) -> None:
+    def _require_room(self, learners: Sequence[Learner], target: Path) -> None:
         latest = sum(size for size, _ in self.latest.files.values()) if self.latest else 0
-        need = max(latest, state_bytes(learner)) + SPARE
+        need = max(latest, sum(map(state_bytes, learners))) + SPARE
         free = shutil.disk_usage(self.directory).free
         if free < need:
             raise RunError(
@@ -201,6 +252,19 @@ class Checkpoints:
             self._found.remove(old)
 
 
+def _places(directory: Path, learners: Sequence[Learner]) -> Iterator[tuple[Learner, Path]]:
+    """Each learner with its directory in a checkpoint."""
+    first, *others = learners
+    yield first, directory
+    yield from ((other, directory / other.name) for other in others)
+
+
+def _write(learner: Learner, directory: Path) -> dict[str, int]:
+    directory.mkdir(exist_ok=True)
+    learner.save(directory)
+    return save_state(learner, directory)
+
+
 def _note(checkpoint: Checkpoint) -> dict[str, Any]:
     note = {
         "run": checkpoint.run,
@@ -208,6 +272,8 @@ def _note(checkpoint: Checkpoint) -> dict[str, Any]:
         "learner": checkpoint.learner,
         "files": {name: list(facts) for name, facts in checkpoint.files.items()},
     }
+    if checkpoint.beside:
+        note["beside"] = dict(checkpoint.beside)
     return note | {"key": key_of(note)}
 
 
@@ -222,6 +288,7 @@ def _read(path: Path) -> Checkpoint:
             note["learner"],
             note["run"],
             {name: (int(size), str(digest)) for name, (size, digest) in note["files"].items()},
+            note.get("beside", {}),
         )
     except FileNotFoundError:
         raise RunError(

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from palate.config import ModelConfig, RunConfig
 from palate.errors import RunError
 from palate.journal import Journal
-from palate.model.load import resolve
+from palate.model.device import resolve
 from palate.run.checkpoints import Checkpoint
 from palate.run.status import LOCK, write_json
 

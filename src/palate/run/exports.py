@@ -1,4 +1,4 @@
-"""What a run leaves for other programs to read."""
+"""Files of a finished run for other programs to read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SUMMARY, SAMPLES, COMPLETIONS = "summary.json", "samples.jsonl", "completions.pa
 def write_exports(
     directory: Path, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], journal: Journal
 ) -> None:
-    """Write what tells of a run's end: the summary, samples, and every completion with its reward.
+    """Write the summary, samples, and every completion of the policy with its reward.
 
     Args:
-        directory: of the run.
+        directory: the run's.
         summary: numbers by name.
         samples: rows of held-out prompts; no file if there are none.
         journal: has the completions; no file if there are none.
@@ -43,7 +43,7 @@ def remove_exports(directory: Path) -> None:
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """What `summary.json` has; None if it is not there, or is no summary any more."""
+    """Return the content of `summary.json`; None if the file is missing or damaged."""
     try:
         found = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

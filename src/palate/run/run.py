@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,25 +12,23 @@ from typing import Any, Self
 
 from palate.annotate import Annotator
 from palate.config import RunConfig
-from palate.errors import AGAIN, NonFiniteError, RunError
+from palate.errors import NonFiniteError, RunError
 from palate.learn import Learner
+from palate.learn.learner import POLICY
 from palate.learn.state import fingerprint
-from palate.model.engine import unobserved
+from palate.model.rollouts import unobserved
 from palate.run.annotating import journaled
 from palate.run.checkpoints import Checkpoints, Position
+from palate.run.clock import Clock
 from palate.run.directory import RunDirectory, now_text
 from palate.run.display import Display
-from palate.run.exports import finite, read_summary, remove_exports, write_exports
+from palate.run.exports import read_summary, remove_exports, write_exports
+from palate.run.files import writing
+from palate.run.metrics import Metrics, MetricsLog
 from palate.run.status import Status, read_status, write_status
-from palate.run.trackers import Trackers, check_trackers
-from palate.run.watch import DeadSteps, save_batch
+from palate.run.trackers import check_trackers
+from palate.run.watch import save_batch
 from palate.types import Group
-
-Number = float | int
-Metrics = Mapping[str, Number]
-
-PATIENCE = 50
-"""Without `checkpoint_every`, so many times what the last checkpoint cost goes by until the next: 2 %."""
 
 
 class Run:
@@ -68,28 +63,24 @@ class Run:
         self.directory = cfg.output or Path("runs") / method
         self.display = display or Display(quiet=True)
         check_trackers(cfg.report_to)  # before a run is replaced
-        self._started = self._step_began = self._last_event = self._saved = time.perf_counter()
-        self._status, self._seconds_before = Status("running"), 0.0
+        self._clock = Clock()
+        self._status = Status("running")
         with ExitStack() as undo:
             self._place = RunDirectory(self.directory, method, cfg)
             undo.callback(self._place.release)
             self._checkpoints = Checkpoints(
-                self.directory / "checkpoints", self._place.id, keep=cfg.keep_checkpoints
+                self.directory / "checkpoints",
+                self._place.id,
+                keep=cfg.keep_checkpoints,
+                every=cfg.checkpoint_every,
             )
             self.journal = self._place.journal(self._checkpoints.latest)
             undo.callback(self.journal.close)
-            with self._writing("metrics.jsonl") as path:
-                self._metrics = path.open("a", encoding="utf-8")
-            undo.callback(self._metrics.close)
-            self._trackers = Trackers(cfg.report_to, self.directory / "trackers", cfg.model_dump(mode="json"))
+            self._metrics = MetricsLog(self.directory, self.journal, cfg)
             undo.pop_all()
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._amounts: defaultdict[str, int] = defaultdict(int)
         self._stage = self._base = self._done = self._new_steps = 0
         self._within = False
         self._attached: list[Learner] = []
-        self._rows = self._total_tokens = 0
-        self._dead = DeadSteps(cfg.max_dead_steps, [])
         self._measured: dict[str, Metrics] = {}
         self._taken_up = False
         if not self._place.resumed:
@@ -108,8 +99,7 @@ class Run:
             closing.callback(self._place.release)
             closing.callback(self.journal.close)
             for learner in self._attached:  # it may be used on, and then keeps nothing
-                learner.observe, learner.journal = unobserved, None
-            closing.callback(self._trackers.close)
+                learner.observe, learner.memory = unobserved, None
             if error is not None:
                 closing.enter_context(suppress(OSError))  # the first error is the one to tell
             closing.callback(self._metrics.close)
@@ -125,17 +115,20 @@ class Run:
 
     # -- what works in the run ---------------------------------------------------------------------
 
-    def attach(self, learner: Learner) -> None:
-        """Have a learner report its work and keep its samples here; what it starts from is noted.
+    def attach(self, *learners: Learner) -> None:
+        """Have learners report their work and keep their samples here; the weights they start from are noted.
+
+        Give all learners of a run at once: what is refused is refused before the run resumes.
 
         Raises:
-            RunError: the run began with other weights.
+            RunError: the run began with other weights of one of them.
         """
-        learner.observe, learner.journal = self.observe, self.journal
-        self._attached.append(learner)
-        self.require_same(
-            f"the weights of {learner.name}", fingerprint(learner), f"the model {learner.model.source}"
-        )
+        for learner in learners:
+            learner.observe, learner.memory = self.observe, self.journal
+            self._attached.append(learner)
+            whose = "the model" if learner.name == POLICY else f"the {learner.name}'s model"
+            told = f"{whose} {learner.model.source}"
+            self.require_same(f"the weights of {learner.name}", fingerprint(learner), told)
         self._take_up()
 
     def annotator(self, annotate: Annotator, *, name: str = "reward") -> Annotator:
@@ -177,45 +170,36 @@ class Run:
             stage: `sample`, `annotate`, `learn` or `evaluate`.
             amount: tokens (sample, learn) or completions (annotate) done.
         """
-        now = time.perf_counter()
-        self._seconds[stage] += now - self._last_event
-        self._amounts[stage] += amount
-        self._last_event = now
-        self.display.working(stage, self._rate(stage))
+        self.display.working(stage, self._clock.report(stage, amount))
 
-    def steps(self, count: int, learner: Learner | None = None) -> Iterator[int]:
+    def steps(self, count: int, *learners: Learner) -> Iterator[int]:
         """The numbers of the steps to do: one stage of a method.
 
-        With a learner, it is saved now and then, and put back to where it was when the run was cut off;
-        the steps that are done by then are left out.
+        Learners are saved together now and then, and restored together where the run was interrupted; the
+        steps that are done by then are left out. The first learner is the run's model, the others, such as a
+        critic, are saved in subdirectories of its checkpoint.
+
+        Raises:
+            RunError: the stage's checkpoint is damaged, or has other learners.
         """
         self._take_up()
         stage, self._stage = self._stage, self._stage + 1
         base = self._base
         self.display.expect(base + count)
-        there = self._checkpoints.restore(learner, stage) if learner is not None else None
+        there = self._checkpoints.restore(stage, *learners) if learners else None
         first = 0 if there is None else there.step
         if there is not None:
             done = f"{there.steps} of {base + count} steps are done already"
             self.display.say(done if first >= count else f"going on after step {there.steps}")
         for step in range(first, count):
-            self._seconds.clear()
-            self._amounts.clear()
-            self._step_began = self._last_event = time.perf_counter()
-            self.display.step(base + step)
-            self.journal.place = f"step {base + step + 1}"
-            self._status = replace(self._status, step=base + step, steps=base + count)
-            self._note()
-            if self._new_steps == 0:  # what was the end is none any more
-                with self._writing("summary.json"):
-                    remove_exports(self.directory)
-            self._new_steps += 1
-            self._within, self._done = True, base + step + 1
+            self._begin_step(base + step, base + count)
+            self._within = True
             yield step
             self._within = False
             self._status = replace(self._status, step=self._done)
-            if learner is not None and (step + 1 == count or self._due(step + 1)):
-                self._save(learner, Position(stage, step + 1, base, self._rows, step + 1 == count))
+            if learners and (step + 1 == count or self._checkpoints.is_due(step + 1)):
+                position = Position(stage, step + 1, base, self._metrics.count, step + 1 == count)
+                self._save(position, *learners)
         self._base = self._done = base + max(first, count)
         self._status = replace(self._status, step=self._base, steps=self._base)
         self.journal.place = f"after step {self._base}"
@@ -223,7 +207,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the run, over all of its starts."""
-        return self._seconds_before + time.perf_counter() - self._started
+        return self._clock.seconds
 
     # -- records -----------------------------------------------------------------------------------
 
@@ -239,19 +223,13 @@ class Run:
             RunError: for many steps in a row there was nothing to learn from.
         """
         self._take_up()
-        row: dict[str, Number] = {"step": self._base + step + 1}
+        row: dict[str, float] = {"step": self._base + step + 1}
         for part in metrics:
             row |= part
-        if "num_tokens" in row:
-            self._total_tokens += int(row["num_tokens"])
-            row["num_tokens"] = self._total_tokens
-        row |= {f"time/{stage}": round(seconds, 4) for stage, seconds in self._seconds.items()}
-        row["step_time"] = round(time.perf_counter() - self._step_began, 4)
-        if "sample" in self._amounts:
-            row["sampling/tokens_per_second"] = round(self._rate("sample"), 1)
+        row = self._metrics.sum_tokens(row) | self._clock.metrics()
         self._write(row)
         self.display.metrics(row, samples)
-        self._dead.see(row)
+        self._metrics.require_pairs(row)
 
     def measure(self, name: str, compute: Callable[[], Metrics]) -> Metrics:
         """Numbers that belong to no step's work, such as a held-out measurement: computed once, and written.
@@ -275,17 +253,20 @@ class Run:
         """What `measure` gave, in order."""
         return list(self._measured.values())
 
-    def save(self, learner: Learner) -> Path:
-        """The checkpoint of a learner as it is now: `checkpoints/step-N`, in Hugging Face layout.
+    def save(self, *learners: Learner) -> Path:
+        """The checkpoint of learners as they are now: `checkpoints/step-N`, in Hugging Face layout.
+
+        The first learner is the run's model; see `steps`.
 
         Raises:
             RunError: it cannot be written.
         """
         assert not self._within, "a step that is not done cannot be gone on from"
         self._take_up()
-        if (there := self._checkpoints.of_version(learner.version)) is not None:
+        if (there := self._checkpoints.holding(*learners)) is not None:
             return there
-        return self._save(learner, Position(self._stage, 0, self._base, self._rows, ended=True))
+        position = Position(self._stage, 0, self._base, self._metrics.count, ended=True)
+        return self._save(position, *learners)
 
     def finish(self, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """Write `summary.json`, held-out samples, and all completions as `completions.parquet`.
@@ -299,7 +280,7 @@ class Run:
         if self._new_steps == 0 and (there := read_summary(self.directory)) is not None:
             return there
         self._place.keep()
-        with self._writing("summary.json"):
+        with writing(self.directory / "summary.json"):
             write_exports(self.directory, summary, samples, self.journal)
         return dict(summary)
 
@@ -315,25 +296,21 @@ class Run:
         self._taken_up = True
         if self._place.resumed:
             self._come_back()
-        rows = self.journal.metrics()
-        self._rows = len(rows)
-        self._dead = DeadSteps(self.cfg.max_dead_steps, rows)
-        self._total_tokens = max((int(row.get("num_tokens") or 0) for row in rows), default=0)
+        self._metrics.begin()
         self._note()
 
     def _come_back(self) -> None:
         latest, changes = self._checkpoints.latest, self._place.changes
         rows, version = (latest.position.metrics, latest.learner["version"]) if latest else (0, 0)
         self.journal.rewind(rows, version if changes else None)
-        lines = [json.dumps(row) + "\n" for row in self.journal.metrics()]
-        with self._writing("metrics.jsonl") as path:
-            path.write_text("".join(lines), encoding="utf-8")
+        self._metrics.restore()
+        with writing(self.directory / "config.json"):
             self._place.settle()
         if changes:
             self.display.say(f"not the same to the last bit from here on: {'; '.join(changes)}")
         with suppress(RunError):  # it was killed before it had a status
             self._status = replace(read_status(self.directory), state="running", reason="")
-        self._seconds_before = self._status.seconds
+        self._clock.before = self._status.seconds
 
     def _end(self, error: BaseException | None) -> None:
         if not self._taken_up:
@@ -359,41 +336,27 @@ class Run:
     def _note(self) -> None:
         """Write the status."""
         self._status = replace(self._status, seconds=round(self.seconds, 1), updated=now_text())
-        with self._writing("status.json"):
+        with writing(self.directory / "status.json"):
             write_status(self.directory, self._status)
 
-    def _due(self, step: int) -> bool:
-        if self.cfg.checkpoint_every is not None:
-            return step % self.cfg.checkpoint_every == 0
-        return time.perf_counter() - self._saved >= PATIENCE * self._checkpoints.cost
+    def _begin_step(self, step: int, steps: int) -> None:
+        """Note that a step of so many begins, counted from 0 over the run."""
+        self._clock.begin_step()
+        self.display.step(step)
+        self.journal.place = f"step {step + 1}"
+        self._status = replace(self._status, step=step, steps=steps)
+        self._note()
+        if self._new_steps == 0:  # what told of the run's end tells of it no more
+            with writing(self.directory / "summary.json"):
+                remove_exports(self.directory)
+        self._new_steps += 1
+        self._done = step + 1
 
-    def _save(self, learner: Learner, position: Position) -> Path:
-        path = self._checkpoints.save(learner, position)
+    def _save(self, position: Position, *learners: Learner) -> Path:
+        path = self._checkpoints.save(position, *learners)
         self._place.keep()
-        self._saved = time.perf_counter()
         return path
 
-    def _write(self, row: Mapping[str, Number], *, key: str | None = None) -> None:
-        numbers = finite(row)
-        self.journal.add_metrics(numbers, key=key)
-        self._rows += 1
-        with self._writing("metrics.jsonl"):
-            self._metrics.write(json.dumps(numbers) + "\n")
-            self._metrics.flush()
+    def _write(self, row: Metrics, *, key: str | None = None) -> None:
+        self._metrics.write(row, key=key)
         self._place.keep()
-        self._trackers.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
-
-    @contextmanager
-    def _writing(self, name: str) -> Iterator[Path]:
-        """Tell an error in writing a file of the run, and what is safe."""
-        path = self.directory / name
-        try:
-            yield path
-        except OSError as error:
-            raise RunError(
-                f"{str(path)!r} cannot be written: {error.strerror or error}; what is in the journal and the "
-                f"checkpoints is safe, {AGAIN} to go on"
-            ) from error
-
-    def _rate(self, stage: str) -> float:
-        return self._amounts[stage] / max(self._seconds[stage], 1e-9)

@@ -16,7 +16,6 @@ from palate.model.fast import flex
 from palate.model.fast.attention import Attention
 from palate.model.fast.layout import PackedLayout, positions
 from palate.model.fast.lean import states_of
-from palate.model.paths import computing
 from palate.testing import tiny_model
 
 CPU = torch.device("cpu")
@@ -139,7 +138,7 @@ def test_a_model_computes_the_same_states_through_it(
     ids = torch.randint(256, (1, 58), generator=torch.Generator().manual_seed(0))
 
     def gradients() -> list[Tensor]:
-        with computing(model):
+        with model.computing():
             hidden = states_of(model.network)(ids, positions(shape), PackedLayout(shape))
             weights = [p for p in model.network.parameters() if p.requires_grad]
             found = torch.autograd.grad(hidden.pow(3).sum(), weights, allow_unused=True)
@@ -152,8 +151,10 @@ def test_a_model_computes_the_same_states_through_it(
     monkeypatch.setattr(flex.Blocks, "attend", lambda self, *given: used.append(1) or attend(self, *given))
     found = gradients()
     assert len(used) == 2  # layers
+    # Gradients reach thousands, and a small element is the sum of large ones: the rounding of each element
+    # follows the norm of the whole tensor. Against float64, either path is off by about 8 eps of it.
     for ours, theirs in zip(found, plain, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert (ours - theirs).norm() <= 100 * torch.finfo(torch.float32).eps * theirs.norm()
 
 
 @pytest.mark.usefixtures("uncompiled")

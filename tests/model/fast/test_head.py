@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from palate.model.fast.head import HeadValues, LMHead
+from palate.model.fast.head import LMHead
+from palate.model.heads import HeadValues
 
 WIDTH, VOCABULARY, TOKENS = 5, 11, 20
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from palate.config import ModelConfig
-from palate.model import LoadedModel, Outputs, lm_outputs, load_model
-from palate.model.fast.packed import packed_batches, packed_outputs
-from palate.model.paths import computing
+from palate.model import LoadedModel, Outputs, load_model
+from palate.model.fast.engine import FastEngine
+from palate.model.fast.packed import packed_batches
 from palate.testing import tiny_model
 from palate.types import Comparison, Completion, Example, Group, Prompt, Record
 
@@ -64,17 +64,14 @@ def test_packed_is_plain(kind: str, lora: bool, directory_of: Callable[[str], Pa
     gradients, outputs = [], []
     for fast in (True, False):
         model = load(directory_of(kind), lora=lora, fast=fast)
-        assert (model.fast is not None) == fast
+        assert isinstance(model.engine, FastEngine) == fast
         noise = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for _, parameter in model.trained():  # off the start, where half of an adapter has no gradient
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
         records = records_of(model)
-        with computing(model):
-            if fast:
-                found = packed_outputs(model, model.fast.head, records, statistics=True, top_logits=3)
-            else:
-                found = lm_outputs(model, records, statistics=True, top_logits=3)
+        with model.computing():
+            found = model.outputs(records, statistics=True, top_logits=3)
             everything(found).backward()
         outputs.append(found)
         gradients.append({name: p.grad for name, p in model.trained()})

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,19 +16,15 @@ from transformers import AutoModelForCausalLM
 from palate.config import ModelConfig, Sampling
 from palate.learn import Policy
 from palate.model import LoadedModel, lm_outputs, load_model
-from palate.model.engine import sample
+from palate.model.batched import batched_logps, batched_scores
 from palate.model.fast.attention import Attention
 from palate.model.fast.decode import KeyValueStore
+from palate.model.fast.engine import FastEngine
 from palate.model.fast.head import LMHead
 from palate.model.fast.layout import PackedLayout, ending, positions, predicting
 from palate.model.fast.packed import packed_batches
-from palate.model.paths import (
-    batched_logps,
-    batched_scores,
-    completion_outputs,
-    completion_scores,
-    computing,
-)
+from palate.model.plain.engine import PlainEngine
+from palate.model.rollouts import sample
 from palate.testing import KINDS, tiny_model, tiny_policy
 from palate.types import Group, Prompt
 
@@ -73,14 +70,14 @@ def test_logps_and_gradients_are_those_of_the_padded_way(
 ) -> None:
     policy = tiny_policy(Path(directory_of(kind)), model={"lora": False})
     model = policy.model
-    assert model.fast is not None
+    assert isinstance(model.engine, FastEngine)
     records = groups(model)
     weights = torch.randn(8, generator=torch.Generator().manual_seed(0))
 
     def outcome(fast: bool) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         model.network.zero_grad()
-        with computing(model):
-            outputs = completion_outputs(model, records, statistics=True) if fast else None
+        with model.computing():
+            outputs = model.outputs(records, statistics=True) if fast else None
             if outputs is not None:
                 assert outputs.logps is not None
                 (outputs.logps.sum() * weights).sum().backward()
@@ -104,7 +101,7 @@ def test_logps_and_gradients_are_those_of_the_padded_way(
 @pytest.mark.parametrize("kind", FAST)
 def test_greedy_tokens_are_those_of_generate(kind: str, directory_of: Callable[[str], str]) -> None:
     model = load(directory_of(kind))
-    assert model.fast is not None
+    assert isinstance(model.engine, FastEngine)
     prompts = [Prompt(texts(i, size)) for i, size in enumerate((3, 40, 12, 1))]
     found = sample(model, prompts, 1, Sampling(temperature=0, max_new_tokens=24), seed=0, version=0)
     reference = AutoModelForCausalLM.from_pretrained(directory_of(kind), dtype=torch.float32).eval()
@@ -144,7 +141,7 @@ def test_a_model_that_bypasses_the_registry_takes_the_plain_way_and_says_so(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="palate"):
         model = load(directory_of("bloom"))
-    assert model.fast is None
+    assert isinstance(model.engine, PlainEngine)
     (message,) = [record.getMessage() for record in caplog.records]
     assert "plain way" in message
     found = sample(model, [Prompt("hello")], 2, Sampling(max_new_tokens=5), seed=0, version=0)
@@ -170,14 +167,14 @@ def test_a_head_that_scales_its_logits_takes_the_plain_way(tmp_path: Path) -> No
     )  # fmt: skip
     GraniteForCausalLM(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    assert load(str(tmp_path)).fast is None
+    assert isinstance(load(str(tmp_path)).engine, PlainEngine)
 
 
 def test_a_saved_model_does_not_name_our_attention(
     directory_of: Callable[[str], str], tmp_path: Path
 ) -> None:
     policy = tiny_policy(Path(directory_of("llama")))
-    with computing(policy.model):
+    with policy.model.computing():
         policy.save(tmp_path / "out")
     assert "palate" not in (tmp_path / "out" / "config.json").read_text()
 
@@ -187,8 +184,8 @@ def test_checkpointing_recomputes_the_packed_row(directory_of: Callable[[str], s
     for checkpointing in (False, True):
         policy = tiny_policy(Path(directory_of("mistral")), model={"checkpointing": checkpointing})
         policy.model.network.train(checkpointing)
-        with computing(policy.model):
-            logps = completion_outputs(policy.model, groups(policy.model)).logps
+        with policy.model.computing():
+            logps = policy.model.outputs(groups(policy.model)).logps
             assert logps is not None
             logps.sum().sum().backward()
         found.append([p.grad.clone() for _, p in policy.model.trained()])
@@ -207,12 +204,18 @@ def adapted(directory: str, **options: object) -> Policy:
     return policy
 
 
+def sampling_network(policy: Policy) -> Any:
+    """The network that the fast engine samples from."""
+    assert isinstance(policy.model.engine, FastEngine)
+    return policy.model.engine.sampling_network(policy.model)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_sampling_merges_the_adapter_and_follows_its_changes(
     kind: str, directory_of: Callable[[str], str]
 ) -> None:
     policy = adapted(directory_of(kind))
-    plain = replace(policy.model, fast=None)
+    plain = replace(policy.model, engine=PlainEngine())
     prompts, options = [Prompt("hello"), Prompt("you")], Sampling(max_new_tokens=16)
     for seed in range(2):
         fast = sample(policy.model, prompts, 2, options, seed=seed, version=0)
@@ -225,7 +228,7 @@ def test_sampling_merges_the_adapter_and_follows_its_changes(
 def test_merging_changes_no_live_weight_and_copies_no_other(directory_of: Callable[[str], str]) -> None:
     policy = adapted(directory_of("llama"))
     before = {name: p.detach().clone() for name, p in policy.model.network.named_parameters()}
-    merged = policy.model.sampling_network()
+    merged = sampling_network(policy)
     for name, parameter in policy.model.network.named_parameters():
         assert torch.equal(parameter, before[name])
     live = {p.data_ptr() for p in policy.model.network.parameters()}
@@ -305,8 +308,7 @@ def test_buffers_keep_their_precision_under_a_bfloat16_adapter(directory_of: Cal
 def test_a_bfloat16_adapter_is_not_merged(directory_of: Callable[[str], str]) -> None:
     # A young adapter changes weights by less than bfloat16 resolves: merged, most of it would be lost.
     policy = tiny_policy(Path(directory_of("llama")), dtype="bfloat16", model={"lora": True})
-    assert policy.model.fast is not None
-    assert policy.model.sampling_network() is policy.model.network
+    assert sampling_network(policy) is policy.model.network
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -325,7 +327,7 @@ def test_a_model_whose_layers_mix_neighbours_otherwise_takes_the_plain_way(
     )  # fmt: skip
     Lfm2ForCausalLM(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    assert load(str(tmp_path), dtype=dtype).fast is None
+    assert isinstance(load(str(tmp_path), dtype=dtype).engine, PlainEngine)
 
 
 @pytest.mark.parametrize("windowed", [True, False])
@@ -341,7 +343,7 @@ def test_a_window_that_only_the_mask_knows_of_takes_the_plain_way(windowed: bool
     )  # fmt: skip
     Qwen2MoeForCausalLM(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    assert (load(str(tmp_path)).fast is None) == windowed
+    assert isinstance(load(str(tmp_path)).engine, PlainEngine) == windowed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -385,14 +387,14 @@ def test_adapters_on_experts_are_not_merged(tmp_path: Path) -> None:
     OlmoeForCausalLM(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     policy = tiny_policy(tmp_path, model={"lora": True})
-    assert policy.model.sampling_network() is policy.model.network
+    assert sampling_network(policy) is policy.model.network
     (group,) = policy.snapshot().sample([Prompt("hello")], 2, Sampling(max_new_tokens=4), seed=0)
     assert len(group.completions) == 2
 
 
 @pytest.mark.parametrize("kind", FAST)
 def test_rounding_alone_keeps_no_model_out(kind: str, directory_of: Callable[[str], str]) -> None:
-    assert load(directory_of(kind), dtype="bfloat16").fast is not None
+    assert isinstance(load(directory_of(kind), dtype="bfloat16").engine, FastEngine)
 
 
 # ---- Scores ----------------------------------------------------------------------------------------
@@ -408,13 +410,13 @@ def test_scores_and_gradients_are_those_of_the_padded_way(
     kind: str, directory_of: Callable[[str], str]
 ) -> None:
     model = classifier(directory_of(kind))
-    assert model.fast is not None
+    assert isinstance(model.engine, FastEngine)
     records = groups(model)
     gradients = []
     found = []
-    for way in (model, replace(model, fast=None)):
-        with computing(way):
-            scores = completion_scores(way, records).scores
+    for way in (model, replace(model, engine=PlainEngine())):
+        with way.computing():
+            scores = way.scores(records).scores
             assert scores is not None
             model.network.zero_grad()
             (scores * torch.arange(1, len(scores) + 1)).sum().backward()
@@ -429,11 +431,11 @@ def test_a_classifier_whose_layers_follow_no_layout_takes_the_plain_way(
     directory_of: Callable[[str], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="palate"):
-        assert classifier(directory_of("bloom")).fast is None
+        assert isinstance(classifier(directory_of("bloom")).engine, PlainEngine)
     assert "takes the plain way" in caplog.text
-    assert classifier(directory_of("llama"), fast=False).fast is None
-    assert classifier(directory_of("bloom"), dtype="bfloat16").fast is None
-    assert classifier(directory_of("llama"), dtype="bfloat16").fast is not None
+    assert isinstance(classifier(directory_of("llama"), fast=False).engine, PlainEngine)
+    assert isinstance(classifier(directory_of("bloom"), dtype="bfloat16").engine, PlainEngine)
+    assert isinstance(classifier(directory_of("llama"), dtype="bfloat16").engine, FastEngine)
 
 
 def test_scores_come_in_the_records_order_whatever_shares_a_row(directory_of: Callable[[str], str]) -> None:
@@ -442,7 +444,7 @@ def test_scores_come_in_the_records_order_whatever_shares_a_row(directory_of: Ca
     with torch.no_grad():
         together = batched_scores(model, records, 10_000)
         apart = batched_scores(model, records, 1)
-        plain = batched_scores(replace(model, fast=None), records, 10_000)
+        plain = batched_scores(replace(model, engine=PlainEngine()), records, 10_000)
     torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
     torch.testing.assert_close(together, plain, atol=1e-4, rtol=0)
 

@@ -22,7 +22,8 @@ from palate.model import (
     row_sizes,
     scalar_outputs,
 )
-from palate.model.paths import batched_logps, completion_outputs, computing
+from palate.model.batched import batched_logps
+from palate.model.fast.engine import FastEngine
 from palate.testing import byte_tokenizer, tiny_model
 from palate.types import Comparison, Completion, Demonstration, Example, Group, Pair, Prompt, Record
 
@@ -43,21 +44,21 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     kind, way = request.param
     directory = tiny_model(tmp_path_factory.mktemp(kind), kind=kind, chat=True, initializer_range=0.1)
     model = load(directory, fast=way == "packed")
-    assert (model.fast is not None) == (way == "packed")
+    assert isinstance(model.engine, FastEngine) == (way == "packed")
     return model
 
 
 def again(model: LoadedModel, **options) -> LoadedModel:
     """The same model once more, to be changed."""
-    return load(model.source, **{"fast": model.fast is not None} | options)
+    return load(model.source, **{"fast": isinstance(model.engine, FastEngine)} | options)
 
 
 def outputs_of(
     model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
 ) -> Outputs:
     """What a learner sees."""
-    with computing(model):
-        return completion_outputs(model, records, statistics=statistics, top_logits=top_logits)
+    with model.computing():
+        return model.outputs(records, statistics=statistics, top_logits=top_logits)
 
 
 def records_of(model: LoadedModel) -> list[Record]:
@@ -216,8 +217,8 @@ def test_gradient_equals_the_oracles(model: LoadedModel) -> None:
     live, exact = again(model), again(model, fast=False).network.double()
     # The weights of tokens differ, as those of chosen and rejected do.
     weigh = torch.linspace(-1, 1, 8)
-    with computing(live):
-        (completion_outputs(live, records, statistics=True).logps.sum() * weigh).sum().backward()
+    with live.computing():
+        (live.outputs(records, statistics=True).logps.sum() * weigh).sum().backward()
     for (ids, start), wanted, weight in zip(rows_of(model, records), targets(records), weigh, strict=True):
         logps = exact(torch.tensor([ids])).logits[0].log_softmax(-1)[start - 1 : -1]
         (weight.double() * logps.gather(-1, wanted[:, None]).sum()).backward()

@@ -29,7 +29,7 @@ class Layout(Protocol):
 
 
 class Attention:
-    """What a layer asks of its attention beside the tensors."""
+    """Options of a layer's attention: scaling, sliding window and soft cap."""
 
     def __init__(self, scaling: float, window: int | None, softcap: float | None) -> None:
         self.scaling = scaling
@@ -41,7 +41,7 @@ class Attention:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
     def shares_keys(self, query: Tensor) -> bool:
-        """Whether keys and values may have fewer heads than the query. Elsewhere that has no fast kernel."""
+        """Return True if keys may have fewer heads than the query; only CPUs have a fast kernel for that."""
         return query.device.type == "cpu" and self.softcap is None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -79,7 +79,7 @@ def attend(
     softcap: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """What the layers call while a layout is followed."""
+    """Compute the attention of a layer by its layout; layers call this within `following`."""
     if palate_layout is None or rest.get("s_aux") is not None or rest.get("position_bias") is not None:
         raise NotUnderstood(type(module).__name__)
     how = Attention(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)

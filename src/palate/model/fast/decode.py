@@ -21,7 +21,6 @@ from palate.model.fast.layout import PackedLayout, positions
 from palate.model.fast.lean import states_of
 from palate.model.rows import Row, cut
 from palate.model.sampling import Barred, choose
-from palate.model.widened import widening, widens
 
 PREFILL_TOKENS = 4096
 """Prompt tokens computed in one forward pass."""
@@ -68,13 +67,11 @@ class Decoder:
                 free = (slot for slot in range(self.store.slots) if slot not in busy)
                 fresh = dict(zip(free, groups, strict=False))
                 for some in _portions(fresh):
-                    with widening(self.network):
-                        self._begin(some)
+                    self._begin(some)
                 began = sum(map(len, fresh.values()))
                 going = sum(row is not None for row in self.at)
                 if going:
-                    with widening(self.network):
-                        self._step()
+                    self._step()
                 if not going + began:
                     return
                 yield began + going
@@ -154,9 +151,9 @@ class Decoder:
 class KeyValueStore:
     """Keys and values of prompts, one copy for all rows of a slot, and of each row's new tokens.
 
-    Per layer: prompts (slots, kv heads, longest, D), rows (slots, kv heads, rows, new tokens, D). Keys that
-    come in half precision are kept in float32 on a CPU, which has no product of the one with a sum in the
-    other; values too, where their products would be widened at every step.
+    Per layer: prompts (slots, kv heads, longest, D), rows (slots, kv heads, rows, new tokens, D). On a
+    CPU, keys in half precision are kept in float32, since a CPU has no product of half-precision numbers with
+    a float32 sum.
     """
 
     def __init__(self, slots: int, rows: int, longest: int, new_tokens: int, device: torch.device) -> None:
@@ -177,13 +174,12 @@ class KeyValueStore:
             prompts = (self.slots, heads, self.longest, size)
             own = (self.slots, heads, self.rows, self.new_tokens, size)
             of_keys = torch.float32 if like.device.type == "cpu" else like.dtype
-            of_values = torch.float32 if widens(like) else like.dtype
             # Zeros, not what memory holds: a masked key still meets 0 * value, and a NaN would survive that.
             self.layers[index] = (
                 like.new_zeros(prompts, dtype=of_keys),
-                like.new_zeros(prompts, dtype=of_values),
+                like.new_zeros(prompts),
                 like.new_zeros(own, dtype=of_keys),
-                like.new_zeros(own, dtype=of_values),
+                like.new_zeros(own),
             )
         return self.layers[index]
 

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from palate.model import widened
-from palate.model.widened import FEW_ROWS
+from palate.model.heads import HeadValues
 
+FEW_ROWS = 128
+"""Rows up to which `W x^T` is the faster way to a product in float32 on a CPU."""
 TILE_ELEMENTS = 15 << 19
 """Tokens x vocabulary of one tile: 30 MiB in float32. Blocks of 32 MiB and more the C library asks of the
 system each time, and every page's first touch then costs as much as the arithmetic on it."""
 ACCELERATOR_TILES = 8
-"""How many times larger a tile is on an accelerator, which has an allocator of its own."""
+"""Tiles are this many times larger on an accelerator, which has an allocator of its own."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -25,8 +26,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if x.dtype != torch.float32 or x.device.type != "cpu" or len(x) > FEW_ROWS:
         return nn.functional.linear(x, weight, bias)
-    found = weight @ x.t() if bias is None else torch.addmm(bias[:, None], weight, x.t())
-    return found.t()
+    transposed = weight @ x.t() if bias is None else torch.addmm(bias[:, None], weight, x.t())
+    return transposed.t()
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,8 @@ class LMHead:
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits, after a soft cap in float32. hidden (M, H), the result (M, V).
-
-        They are in the compute dtype, or in float32 where products are widened.
-        """
-        if widened.widens(hidden):
-            logits = widened.times(hidden, self.weight, self.bias, torch.float32)
-        else:
-            logits = product(hidden, self.weight, self.bias)
-        logits = logits.contiguous()
+        """Return logits (M, V) in the compute dtype, or in float32 after a soft cap. hidden (M, H)"""
+        logits = product(hidden, self.weight, self.bias).contiguous()
         if self.softcap is None:
             return logits
         return self.softcap * torch.tanh(logits.to(_wide(logits)) / self.softcap)
@@ -73,67 +67,25 @@ class LMHead:
         self, hidden: Tensor, targets: Tensor, *, statistics: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability, entropy and top1 of each target token; see `values`."""
-        found = self.values(hidden, targets, statistics=statistics)
-        return found.logps, found.entropy, found.top1
+        values = self.values(hidden, targets, statistics=statistics)
+        return values.logps, values.entropy, values.top1
 
     def values(
         self, hidden: Tensor, targets: Tensor, *, statistics: bool = False, top_logits: int = 0
     ) -> HeadValues:
-        """What the head says of each target token.
+        """Compute the head's numbers for each target token.
 
         Args:
             hidden: (M, H), may carry gradient.
             targets: int64 (M,).
             statistics: compute entropy and top1; zeros otherwise.
-            top_logits: K, how many of the likeliest tokens to give with their logits; at most V come.
+            top_logits: K, the number of likeliest tokens to return with their logits; at most V.
         """
         return HeadValues(
             *_TargetValues.apply(  # type: ignore[no-untyped-call]
                 hidden, self.weight, self.bias, targets, self.softcap, statistics, top_logits
             )
         )
-
-
-def scores_of(network: Any, hidden: Tensor) -> Tensor:
-    """What a classifier with one output says of hidden states (M, H): float32 (M,).
-
-    In float32: scores that lie close together must not be rounded into ties.
-    """
-    head = network.score
-    bias = None if head.bias is None else head.bias.float()
-    return nn.functional.linear(hidden.float(), head.weight.float(), bias)[:, 0]
-
-
-class HeadValues(NamedTuple):
-    """What a head says of M target tokens, in float32 (float64 where hidden states are)."""
-
-    logps: Tensor
-    """log softmax of the target. (M,), carries gradient."""
-    entropy: Tensor
-    """Of the distribution over the vocabulary, in nats. (M,), no gradient."""
-    top1: Tensor
-    """1 where the target is the likeliest token. (M,), no gradient."""
-    logits: Tensor
-    """The target's logit, after the soft cap. (M,), carries gradient."""
-    top_logits: Tensor
-    """The largest logits, the largest first. (M, K), carries gradient."""
-    top_tokens: Tensor
-    """Whose they are. int64 (M, K)"""
-
-    @classmethod
-    def of_logits(
-        cls, scored: Tensor, targets: Tensor, *, statistics: bool = False, top_logits: int = 0
-    ) -> HeadValues:
-        """The same from logits that are at hand, by plain operations. scored (M, V), targets int64 (M,)."""
-        normaliser = scored.logsumexp(-1)
-        logits = scored.gather(-1, targets[:, None])[:, 0]
-        entropy = top1 = torch.zeros_like(normaliser, requires_grad=False)
-        if statistics:
-            with torch.no_grad():
-                entropy = normaliser - (torch.softmax(scored, -1) * scored).sum(-1)
-                top1 = (scored.argmax(-1) == targets).to(scored.dtype)
-        top = scored.topk(min(top_logits, scored.shape[-1]), dim=-1)
-        return cls(logits - normaliser, entropy, top1, logits, top.values, top.indices)
 
 
 class _TargetValues(torch.autograd.Function):
@@ -199,8 +151,8 @@ class _TargetValues(torch.autograd.Function):
                 torch.cat((logits[:, None], top), 1),
                 torch.cat((by_logit[:, None], by_top), 1),
             )
-        found = (_through_tiles if ctx.trains_head else _through_slopes)(ctx, by_logp[:, None], single)
-        return *found, None, None, None, None
+        through = _through_tiles if ctx.trains_head else _through_slopes
+        return *through(ctx, by_logp[:, None], single), None, None, None, None
 
 
 class _Logits(NamedTuple):
@@ -241,8 +193,8 @@ def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradie
             d_scored.scatter_add_(-1, single.tokens[rows], single.gradients[rows])
         d_raw = _uncapped(d_scored, scored, ctx.softcap)
         d_hidden[rows] = _through(d_raw, weight)
-        if d_raw.dtype == hidden.dtype or widened.widens(hidden):
-            d_weight.addmm_(d_raw.T, hidden[rows].to(d_raw.dtype))  # without a second (V, H) for every tile
+        if d_raw.dtype == hidden.dtype:
+            d_weight.addmm_(d_raw.T, hidden[rows])  # without a second (V, H) for every tile
         else:
             d_weight += d_raw.to(weight.dtype).T @ hidden[rows]
         if d_bias is not None:
@@ -256,16 +208,13 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 def _scored(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
     """Logits after the soft cap, in float32. (M, V)"""
-    if widened.widens(hidden):
-        raw = widened.times(hidden, weight, bias, torch.float32)
-    else:
-        raw = nn.functional.linear(hidden, weight, bias).to(_wide(hidden))
+    raw = nn.functional.linear(hidden, weight, bias).to(_wide(hidden))
     return raw if softcap is None else softcap * torch.tanh(raw / softcap)
 
 
 def _through(slope: Tensor, weight: Tensor) -> Tensor:
     """Derivative by hidden states from that by the raw logits. (M, V), (V, H) to (M, H)"""
-    return widened.through(slope, weight) if widened.widens(weight) else slope.to(weight.dtype) @ weight
+    return slope.to(weight.dtype) @ weight
 
 
 def _slope(probs: Tensor, target: Tensor) -> Tensor:

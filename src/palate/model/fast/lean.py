@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers.activations import SiLUActivation
 
 from palate.model.fast.attention import Attention, Layout
-from palate.model.widened import checkpoint_options
 
 States = Callable[[Tensor, Tensor, Layout], Tensor]
 """Last hidden states, after the final norm, (B, T, H), of input ids and position ids, int64 (B, T) on any
@@ -43,7 +42,7 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def states_of(network: Any, *, times: Product = linear) -> States:
-    """How to compute hidden states of a causal model whose layers follow layouts: here, or by itself.
+    """Return a function that computes hidden states of a causal model whose layers follow layouts.
 
     Args:
         network: the model.
@@ -54,7 +53,7 @@ def states_of(network: Any, *, times: Product = linear) -> States:
 
 
 def kind_of(network: Any) -> str | None:
-    """Which kind of model this is, None if its layers are not to be computed here.
+    """Return the kind of a model, or None if the model must compute its layers itself.
 
     Only if all that is passed over is just what its class says: a hook, or a forward of its own as offloading
     gives a module, must not be.
@@ -75,7 +74,7 @@ def kind_of(network: Any) -> str | None:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Whether calling it does more than its class says."""
+    """Return True if calling a module does more than its class says."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -108,8 +107,7 @@ def _through_layers(
         )
         if layer.training and layer.gradient_checkpointing:
             # Nothing in a layer is random: the settings have dropout at 0.
-            how = {"use_reentrant": False, "preserve_rng_state": False, **checkpoint_options(layer)}
-            hidden = checkpoint(computed, hidden, **how)
+            hidden = checkpoint(computed, hidden, use_reentrant=False, preserve_rng_state=False)
         else:
             hidden = computed(hidden)
     return normalised(hidden, model.norm).view(embedded.shape)
@@ -177,7 +175,7 @@ def projected(x: Tensor, layer: Any, times: Product) -> Tensor:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a LoRA layer is base + scaling * B A and nothing else, or the base where it is switched off."""
+    """Return True if a LoRA layer is just base + scaling * B A, or the base while it is switched off."""
     if type(layer.base_layer) is not nn.Linear or layer.merged:
         return False
     if layer.disable_adapters:

@@ -1,4 +1,4 @@
-"""What packed rows (see `layout`) say of completions, and which records to pack together."""
+"""Outputs of completions from packed rows (see `layout`), and records that are packed together."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from palate.model.fast.head import LMHead, scores_of
+from palate.model.fast.head import LMHead
 from palate.model.fast.layout import PackedLayout, ending, positions, predicting
 from palate.model.fast.lean import states_of
 from palate.model.fast.segments import Shape
-from palate.model.load import LoadedModel
-from palate.model.plain.forward import Outputs
+from palate.model.heads import scores_of
+from palate.model.loaded import LoadedModel
+from palate.model.outputs import Outputs
 from palate.types import Record
 
 
@@ -24,7 +25,7 @@ def packed_outputs(
     statistics: bool = False,
     top_logits: int = 0,
 ) -> Outputs:
-    """Log-probabilities of the completions' tokens, in float32, from one packed row; as `lm_outputs`.
+    """Log-probabilities of the completions' tokens, in float32, from one packed row; as `Engine.outputs`.
 
     The caller keeps `following(model.network)` open until backward is done.
     """
@@ -32,12 +33,12 @@ def packed_outputs(
     tokens = [t for r in records for c in r.completions for t in c.token_ids]
     targets = torch.tensor(tokens, device=model.device)
     predicted_from = hidden.index_select(0, predicting(shape).to(model.device))
-    found = head.values(predicted_from, targets, statistics=statistics, top_logits=top_logits)
-    return Outputs.of(found, [size for _, sizes in shape for size in sizes], statistics=statistics)
+    values = head.values(predicted_from, targets, statistics=statistics, top_logits=top_logits)
+    return Outputs.of(values, [size for _, sizes in shape for size in sizes], statistics=statistics)
 
 
 def packed_scores(model: LoadedModel, records: Sequence[Record]) -> Outputs:
-    """A scalar head's number for each completion, from one packed row; as `scalar_outputs`."""
+    """A scalar head's output for each completion, from one packed row; as `Engine.scores`."""
     hidden, shape = _hidden(model, records)
     last = hidden.index_select(0, ending(shape).to(model.device))
     return Outputs(scores=scores_of(model.network, last))

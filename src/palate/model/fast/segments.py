@@ -31,15 +31,15 @@ class Segments:
         if heads != kv_heads and not how.shares_keys(query):
             key, value = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (key, value))
         queries, keys, values = (iter(torch.split(t, self.sizes, dim=2)) for t in (query, key, value))
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for prompt, completions in self.records:
             prompt_key, prompt_value = next(keys), next(values)
-            found.append(
+            outputs.append(
                 how(next(queries), prompt_key, prompt_value, self._seen(0, prompt, how.window, query.device))
             )
             for size in completions:
                 mask = self._seen(prompt, size, how.window, query.device)
-                found.append(
+                outputs.append(
                     how(
                         next(queries),
                         torch.cat((prompt_key, next(keys)), dim=2),
@@ -47,10 +47,10 @@ class Segments:
                         mask,
                     )
                 )
-        return torch.cat(found, dim=2).transpose(1, 2)
+        return torch.cat(outputs, dim=2).transpose(1, 2)
 
     def _seen(self, before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
-        """As the function below; every layer asks for the same masks."""
+        """Return the mask of `_seen`, made once: every layer asks for the same masks."""
         key = before, size, window
         if key not in self._masks:
             self._masks[key] = _seen(before, size, window, device)
@@ -58,7 +58,7 @@ class Segments:
 
 
 def _seen(before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which of before + size keys each of the last `size` positions sees; None where plain causal does."""
+    """Return the mask of `size` positions over before + size keys; None for plain causal attention."""
     if before == 0 and (window is None or window >= size):
         return None
     at = torch.arange(before, before + size, device=device)[:, None]

@@ -1,107 +1,23 @@
-"""Log-probabilities of completions by the plain way: padded batches and the model's own forward.
+"""Outputs of completions from padded batches and the model's own forward.
 
-It fits every causal model, since sequences are padded on the right, where no real token can see it,
-and serves faster ways as their oracle.
+They are right for every causal model: sequences are padded on the right, where no real token can see the
+padding. The tests compare the fast engine with them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from palate.model.codec import Codec
-from palate.model.fast.head import HeadValues, scores_of
-from palate.model.load import LoadedModel
+from palate.model.heads import HeadValues, scores_of
+from palate.model.loaded import LoadedModel
+from palate.model.outputs import Outputs
 from palate.types import Record
-
-
-@dataclass(frozen=True)
-class TokenValues:
-    """A number for each token of N completions.
-
-    Attributes:
-        values: float32 (N, T), zero where `mask` is False.
-        mask: bool (N, T), True on completion tokens, the end token among them.
-    """
-
-    values: Tensor
-    mask: Tensor
-
-    def sum(self) -> Tensor:
-        """Over the tokens of each completion. (N,)"""
-        return self.values.sum(-1)
-
-    def mean(self) -> Tensor:
-        """Over the tokens of each completion. (N,)"""
-        return self.values.sum(-1) / self.mask.sum(-1)
-
-    def rows(self) -> list[Tensor]:
-        """The tokens' numbers of each completion, without padding."""
-        return [row[mask] for row, mask in zip(self.values, self.mask, strict=True)]
-
-    def take(self, index: Tensor) -> TokenValues:
-        """Those of some of the completions. index int64 (n,)"""
-        return TokenValues(self.values[index], self.mask[index])
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a forward pass gives for the N completions of some records, in order.
-
-    Attributes:
-        logps: log-probability of each token; carries gradient.
-        entropy: entropy in nats of the distribution each token was drawn from; no gradient.
-        top1: 1 where the token was the likeliest; no gradient.
-        scores: a scalar head's number at the last token. float32 (N,); carries gradient.
-        ref_logps: log-probability of each token under the reference; no gradient.
-        target_logits: logit of each token, soft cap included; carries gradient. This and the next two only
-            where an objective asks for `top_logits`.
-        top_logits: the K largest logits in each token's place, the largest first. float32 (N, T, K), zero
-            where there is no token; carries gradient.
-        top_tokens: whose logits they are. int64 (N, T, K)
-        version: the learner's, where it is about to learn from these; None where it only measures.
-    """
-
-    logps: TokenValues | None = None
-    entropy: TokenValues | None = None
-    top1: TokenValues | None = None
-    scores: Tensor | None = None
-    ref_logps: TokenValues | None = None
-    target_logits: TokenValues | None = None
-    top_logits: Tensor | None = None
-    top_tokens: Tensor | None = None
-    version: int | None = None
-
-    @classmethod
-    def of(cls, found: HeadValues, counts: Sequence[int], *, statistics: bool) -> Outputs:
-        """From the head's values for all completion tokens in a row, `counts` of them a completion."""
-
-        def spread(values: Tensor) -> TokenValues:
-            return ragged(torch.split(values, list(counts)))
-
-        asked = found.top_logits.shape[-1] > 0
-        return cls(
-            logps=spread(found.logps),
-            entropy=spread(found.entropy) if statistics else None,
-            top1=spread(found.top1) if statistics else None,
-            target_logits=spread(found.logits) if asked else None,
-            top_logits=spread(found.top_logits).values if asked else None,
-            top_tokens=spread(found.top_tokens).values if asked else None,
-        )
-
-    def take(self, index: Tensor) -> Outputs:
-        """What was found for some of the completions. index int64 (n,)"""
-        taken: dict[str, Any] = {
-            name: found.take(index) if isinstance(found, TokenValues) else found[index]
-            for name, found in vars(self).items()
-            if isinstance(found, TokenValues | Tensor)
-        }
-        return replace(self, **taken)
 
 
 @dataclass(frozen=True)
@@ -138,13 +54,13 @@ def rows_of(records: Sequence[Record], codec: Codec, device: torch.device) -> Ro
 def lm_outputs(
     model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
 ) -> Outputs:
-    """Log-probabilities of the completions' tokens, in float32.
+    """Compute log-probabilities of the completions' tokens, in float32.
 
     Args:
         model: a causal language model.
         records: prompts with completions, N completions in all.
-        statistics: also entropy and top1.
-        top_logits: also so many of the largest logits in each token's place, and the token's own.
+        statistics: compute entropy and top1, too.
+        top_logits: number of the largest logits to return at each token's position, with the token's own.
     """
     rows = rows_of(records, model.codec, model.device)
     first = int(rows.prompt_lengths.min()) - 1  # position p predicts token p + 1
@@ -158,15 +74,15 @@ def lm_outputs(
     where = (at >= rows.prompt_lengths[:, None]) & (at < rows.lengths[:, None])  # (N, K)
     scored = logits[where].float()  # (M, V): every completion token once, nothing else
     targets = rows.input_ids[:, first + 1 :][where]
-    found = HeadValues.of_logits(scored, targets, statistics=statistics, top_logits=top_logits)
-    return Outputs.of(found, (rows.lengths - rows.prompt_lengths).tolist(), statistics=statistics)
+    values = HeadValues.of_logits(scored, targets, statistics=statistics, top_logits=top_logits)
+    return Outputs.of(values, (rows.lengths - rows.prompt_lengths).tolist(), statistics=statistics)
 
 
 def scalar_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
-    """A sequence classifier's score at the last token of each completion.
+    """Compute a sequence classifier's score at the last token of each completion.
 
-    The head is applied here: transformers looks for the last token that is no padding, and where
-    padding and end token are the same that is not the last token.
+    The head is applied here, because transformers reads the last token that is no padding, which is not the
+    last token if padding and end token are the same.
     """
     rows = rows_of(records, model.codec, model.device)
     hidden = model.network.base_model(
@@ -198,10 +114,3 @@ def micro_batches(sizes: Sequence[Sequence[int]], budget: int) -> list[list[int]
 def row_sizes(records: Sequence[Record], codec: Codec) -> list[list[int]]:
     """Tokens of every row of every record, for `micro_batches`."""
     return [[len(codec.prompt_ids(r.prompt)) + len(c.token_ids) for c in r.completions] for r in records]
-
-
-def ragged(rows: Sequence[Tensor]) -> TokenValues:
-    """Rows of different length as one padded tensor with its mask; a row is (t,), or (t, K)."""
-    counts = torch.tensor([len(row) for row in rows], device=rows[0].device)
-    values = pad_sequence(list(rows), batch_first=True)
-    return TokenValues(values, torch.arange(values.shape[1], device=values.device)[None] < counts[:, None])

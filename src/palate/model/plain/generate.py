@@ -19,21 +19,18 @@ from transformers import (
 from palate.config import Sampling
 from palate.errors import ModelError
 from palate.model.codec import Codec
-from palate.model.load import LoadedModel
+from palate.model.loaded import LoadedModel
 from palate.model.rows import Row, cut
 from palate.model.sampling import Barred, choose
-from palate.model.widened import widening
 
 
 @torch.no_grad()
 def generated(model: LoadedModel, groups: Sequence[Sequence[Row]], sampling: Sampling) -> Iterator[int]:
-    """Fill rows with tokens, `sampling.sampling_rows` at a time; gives how many tokens have come."""
+    """Fill rows with tokens, `sampling.sampling_rows` at a time; yield the number of new tokens."""
     rows = [row for group in groups for row in group]
     for start in range(0, len(rows), sampling.sampling_rows):
         chunk = rows[start : start + sampling.sampling_rows]
-        with widening(model.network):
-            made = _generate(model, chunk, sampling)
-        yield made
+        yield _generate(model, chunk, sampling)
 
 
 def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> int:
@@ -47,8 +44,8 @@ def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> int:
     attention_mask = (torch.arange(width)[None] >= torch.tensor(pad)[:, None]).long()
     chooser = _Draw(model, rows, sampling)
     stopping = StoppingCriteriaList([_StopTexts(codec, width, sampling.stop)] if sampling.stop else [])
-    # Every option is said below: the model's own defaults (top-k, a repetition penalty) would slip into
-    # whatever is left unset.
+    # Every option is set below: the model's own defaults (top-k, a repetition penalty) would replace any
+    # option that is not.
     own, model.network.generation_config = model.network.generation_config, GenerationConfig()
     try:
         out = model.network.generate(

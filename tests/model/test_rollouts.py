@@ -11,7 +11,8 @@ from palate.config import ModelConfig, Sampling
 from palate.errors import DataError
 from palate.journal import Journal
 from palate.model import LoadedModel, lm_outputs, load_model
-from palate.model.engine import sample
+from palate.model.fast.engine import FastEngine
+from palate.model.rollouts import sample
 from palate.model.rows import Row
 from palate.model.sampling import restricted_logps
 from palate.testing import tiny_model
@@ -30,7 +31,7 @@ PROMPTS = [
 def load(directory: str, engine: str = "fast") -> LoadedModel:
     cfg = ModelConfig(model=directory, dtype="float32", device="cpu", fast=engine == "fast")
     model = load_model(cfg, trainable=False)
-    assert (model.fast is not None) == (engine == "fast")
+    assert isinstance(model.engine, FastEngine) == (engine == "fast")
     return model
 
 
@@ -365,7 +366,7 @@ def full(groups: list[Group]) -> list[tuple]:
 def kept(model: LoadedModel, journal: Journal | None, prompts=MANY, **options) -> list[Group]:
     more = {key: options.pop(key) for key in ("seed", "version", "name", "observe") if key in options}
     sampling = Sampling(**{"max_new_tokens": 5, "sampling_rows": 2, "temperature": 0.7} | options)
-    return sample(model, prompts, 2, sampling, journal=journal, **{"seed": 0, "version": 3} | more)
+    return sample(model, prompts, 2, sampling, memory=journal, **{"seed": 0, "version": 3} | more)
 
 
 @pytest.fixture
@@ -397,12 +398,12 @@ def test_only_the_chunk_that_is_missing_is_sampled_again(
     expected = kept(model, None)
     real, left = Journal.keep_completions, cut
 
-    def cut_off(self: Journal, *chunk) -> None:
+    def cut_off(self: Journal, *chunk, **options) -> None:
         nonlocal left
         if left == 0:
             raise KeyboardInterrupt
         left -= 1
-        real(self, *chunk)
+        real(self, *chunk, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "keep_completions", cut_off)
@@ -414,6 +415,15 @@ def test_only_the_chunk_that_is_missing_is_sampled_again(
     sizes = sorted(range(len(MANY)), key=lambda i: len(model.codec.prompt_ids(MANY[i])))
     missing = [c for i in sizes[4 * cut :] for c in expected[i].completions]
     assert sum(told) == sum(len(c.token_ids) for c in missing)
+
+
+def test_a_purpose_has_chunks_of_its_own(model: LoadedModel, journal: Journal) -> None:
+    answers = full(kept(model, journal))
+    verdicts = full(kept(model, journal, purpose="verdict"))
+    assert verdicts == answers  # the same draws, whatever they are for
+    assert len(list(journal.table())) == len(list(journal.table("verdict"))) == len(answers)
+    assert full(kept(model, journal, purpose="verdict")) == answers
+    assert len(list(journal.table("verdict"))) == len(answers)
 
 
 def test_a_chunk_that_is_lost_comes_out_the_same(model: LoadedModel, journal: Journal) -> None:

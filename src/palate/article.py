@@ -1,6 +1,6 @@
-"""The table of the blog article that this family of methods follows, and what of it is not built.
+"""The table of the blog article that this family of methods follows, and its methods that are not built.
 
-docs/methods/README.md says where our own table differs, and why.
+docs/methods/README.md lists the cells in which our own table differs, with reasons.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ANSWERS: Mapping[str, Answer] = MappingProxyType({"O": "yes", "X": "no", "-": "
 
 
 def _cells(marks: str, models: str) -> Cells:
-    """Of four marks: O is yes, X is no, - is what the article draws as a triangle."""
+    """Return cells from four marks: O is yes, X is no, - is partly (a triangle in the article)."""
     a, b, c, d = (_ANSWERS[mark] for mark in marks)
     return Cells(a, b, c, d, models)
 

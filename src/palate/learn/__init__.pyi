@@ -1,0 +1,15 @@
+from .cringe import PairwiseCringe as PairwiseCringe
+from .learner import Learner as Learner
+from .learner import Metrics as Metrics
+from .learner import Policy as Policy
+from .likelihood import Anchored as Anchored
+from .likelihood import Likelihood as Likelihood
+from .likelihood import anchors as anchors
+from .objective import CachedReference as CachedReference
+from .objective import Needs as Needs
+from .objective import Objective as Objective
+from .objective import Pairwise as Pairwise
+from .objective import Reference as Reference
+from .optim import Optimizer as Optimizer
+from .ranking import RankedGroups as RankedGroups
+from .ranking import Ranking as Ranking

@@ -1,0 +1,14 @@
+from .cringe import cringe as cringe
+from .cringe import pairwise_cringe as pairwise_cringe
+from .group import rrhf as rrhf
+from .pairwise import PAIR_LOSSES as PAIR_LOSSES
+from .pairwise import PairLoss as PairLoss
+from .pairwise import click as click
+from .pairwise import dpo as dpo
+from .pairwise import hinge_norm as hinge_norm
+from .pairwise import ipo as ipo
+from .pairwise import rso_hinge as rso_hinge
+from .pairwise import slic_rank as slic_rank
+from .reward import bradley_terry as bradley_terry
+from .reward import soft_preference as soft_preference
+from .token import nll as nll

@@ -1,0 +1,70 @@
+"""A memory of costly results: samples and log-probabilities, by keys of everything that they depend on.
+
+Models and learners ask a `Memory` before they compute. Within a run, the journal is their memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from palate.types import Completion, Group, Prompt
+
+Purpose = Literal["completion", "verdict", "prompt"]
+"""The use of sampled text: a completion of the policy, a judge's verdict, or a new prompt."""
+
+Logps = np.ndarray[Any, np.dtype[np.float32]]
+"""Log-probabilities of the tokens of one completion. float32 (T,)"""
+
+
+class Memory(Protocol):
+    """Gets and keeps samples and log-probabilities by key."""
+
+    def completions(self, key: str) -> list[tuple[Completion, ...]] | None:
+        """Return the chunk of a key, the completions of each of its prompts; None if it is not known."""
+
+    def keep_completions(
+        self,
+        key: str,
+        version: int,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        *,
+        purpose: Purpose = "completion",
+    ) -> None:
+        """Keep a chunk that one version of a policy has sampled."""
+
+    def logps(self, keys: Sequence[str]) -> list[Logps] | None:
+        """Return the token log-probabilities of each key; None unless all keys are known."""
+
+    def keep_logps(self, version: int, logps: Mapping[str, Logps]) -> None:
+        """Keep token log-probabilities under one version of a policy; known keys stay as they are."""
+
+
+def key_of(*parts: Any) -> str:
+    """Return a key of everything that an answer depends on: 32 hex digits, the same in every process.
+
+    Args:
+        parts: JSON values; other objects count by their `repr`.
+    """
+    text = json.dumps(parts, sort_keys=True, default=_as_json, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def content_key(prompt: Prompt, completion: Completion) -> str:
+    """Return the key of a prompt with a completion, by their content."""
+    return key_of(prompt.id, completion.token_ids, completion.text, completion.finish)
+
+
+def group_key(group: Group) -> str:
+    """Return the key of a prompt with several completions, in their order."""
+    return key_of([content_key(group.prompt, c) for c in group.completions])
+
+
+def _as_json(value: Any) -> Any:
+    """Return an array with all of its numbers, since `repr` leaves out the middle; `repr` for the rest."""
+    return [str(value.dtype), value.tolist()] if isinstance(value, np.ndarray) else repr(value)

@@ -1,0 +1,12 @@
+from .codec import Codec as Codec
+from .embedded import embedded_model as embedded_model
+from .load import load_model as load_model
+from .loaded import LoadedModel as LoadedModel
+from .outputs import Outputs as Outputs
+from .outputs import TokenValues as TokenValues
+from .outputs import ragged as ragged
+from .plain.forward import lm_outputs as lm_outputs
+from .plain.forward import micro_batches as micro_batches
+from .plain.forward import row_sizes as row_sizes
+from .plain.forward import scalar_outputs as scalar_outputs
+from .snapshot import Snapshot as Snapshot

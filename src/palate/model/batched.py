@@ -1,0 +1,37 @@
+"""Numbers of many records, in micro-batches and in the records' order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from palate.model.loaded import LoadedModel
+from palate.model.outputs import TokenValues, ragged
+from palate.types import Record
+
+
+def batched_scores(model: LoadedModel, records: Sequence[Record], budget: int) -> Tensor:
+    """Compute a scalar head's scores in micro-batches of at most `budget` tokens. (N,)"""
+    by_record: dict[int, Tensor] = {}
+    with model.computing():
+        for batch in model.batches(records, budget):
+            scores = model.scores([records[i] for i in batch]).scores
+            assert scores is not None
+            parts = torch.split(scores, [len(records[i].completions) for i in batch])
+            by_record |= dict(zip(batch, parts, strict=True))
+    return torch.cat([by_record[i] for i in sorted(by_record)])
+
+
+def batched_logps(model: LoadedModel, records: Sequence[Record], budget: int) -> TokenValues:
+    """Compute log-probabilities in micro-batches of at most `budget` tokens. (N, T)"""
+    by_record: dict[int, list[Tensor]] = {}
+    with model.computing():
+        for batch in model.batches(records, budget):
+            logps = model.outputs([records[i] for i in batch]).logps
+            assert logps is not None
+            rows = iter(logps.rows())
+            for i in batch:
+                by_record[i] = [next(rows) for _ in records[i].completions]
+    return ragged([row for i in sorted(by_record) for row in by_record[i]])

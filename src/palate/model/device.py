@@ -1,0 +1,66 @@
+"""The device and the number format of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from palate.config import ModelConfig
+from palate.errors import ModelError
+
+
+def resolve(cfg: ModelConfig) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the number format of a configuration, with `auto` resolved for this machine.
+
+    Raises:
+        ModelError: the device is not there, or a CPU without bfloat16 units is to compute in bfloat16.
+    """
+    device = torch.device(_device(cfg.device))
+    if cfg.dtype == "auto":
+        return device, torch.bfloat16 if prefers_bfloat16(device) else torch.float32
+    if cfg.dtype == "float32":
+        return device, torch.float32
+    if not has_bfloat16(device):
+        raise ModelError(
+            "dtype is bfloat16, but this CPU has no units for it (AVX512-BF16, AMX or ARM bf16) and would be "
+            "several times slower than in float32; use --dtype float32"
+        )
+    return device, torch.bfloat16
+
+
+def prefers_bfloat16(device: torch.device) -> bool:
+    """Return True where bfloat16 is the faster format: on recent GPUs, and on x86 CPUs with units for it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return False for a CPU without bfloat16 units.
+
+    Tests replace this function, so that they can compute in bfloat16 on every CPU.
+    """
+    return device.type != "cpu" or prefers_bfloat16(device) or bool(_capabilities().get("bf16"))
+
+
+def _capabilities() -> dict[str, Any]:
+    """Return the CPU's features; empty under a version of torch that cannot list them."""
+    listed = getattr(torch.cpu, "get_capabilities", dict)
+    return dict(listed())
+
+
+def _device(name: str) -> str:
+    if name.startswith("mps"):
+        raise ModelError(f"device {name!r} cannot be used: sampling needs float64, which it lacks; use cpu")
+    if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(
+                f"device {name!r} is not to be had here: {str(error).splitlines()[0]}"
+            ) from error
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,86 @@
+"""The fast engine: packed rows without padding, each prompt computed once for all of its completions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from palate.config import Sampling
+from palate.model.fast.attention import following
+from palate.model.fast.decode import Decoder
+from palate.model.fast.head import LMHead
+from palate.model.fast.merge import MergedCopy, can_merge
+from palate.model.fast.packed import packed_batches, packed_outputs, packed_scores
+from palate.model.loaded import LoadedModel
+from palate.model.outputs import Outputs
+from palate.model.rows import Row
+from palate.types import Record
+
+
+class FastEngine:
+    """Computes with the layers of models that `disagreement` accepts; see `Engine` for the methods."""
+
+    def __init__(self) -> None:
+        self._merged: MergedCopy | None = None
+
+    @torch.no_grad()
+    def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
+        """Fill rows with each prompt computed once; ended rows leave the batch, and prompts refill it."""
+        if not groups:
+            return
+        network, most = self.sampling_network(model), sampling.sampling_rows
+        groups = [group[i : i + most] for group in groups for i in range(0, len(group), most)]
+        n = len(groups[0])
+        decoder = Decoder(
+            network,
+            _head(network),
+            model.codec,
+            sampling,
+            slots=min(len(groups), max(1, sampling.sampling_rows // n)),
+            rows=n,
+            longest=max(len(group[0].prompt_ids) for group in groups),
+        )
+        yield from decoder.run(iter(groups))
+
+    def sampling_network(self, model: LoadedModel) -> Any:
+        """Return the live network, or a copy with the LoRA adapter added into its weights."""
+        if model.peft is None or model.adapter_off or not can_merge(model.network):
+            return model.network
+        if self._merged is None or self._merged.network is not model.network:
+            self._merged = MergedCopy(model.network)
+        return self._merged.at(model.revision)
+
+    def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
+        """Let the network's layers follow layouts."""
+        return following(model.network)
+
+    def outputs(
+        self, model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
+    ) -> Outputs:
+        """Compute log-probabilities in one packed row."""
+        head = _head(model.network)
+        return packed_outputs(model, head, records, statistics=statistics, top_logits=top_logits)
+
+    def scores(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
+        """Compute scores in one packed row."""
+        return packed_scores(model, records)
+
+    def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
+        """Return indices of records alike in length; there is no padding."""
+        prompts = [len(model.codec.prompt_ids(record.prompt)) for record in records]
+        completions = [[len(c.token_ids) for c in record.completions] for record in records]
+        sizes = [self.tokens(prompt, rest) for prompt, rest in zip(prompts, completions, strict=True)]
+        return packed_batches(sizes, budget)
+
+    def tokens(self, prompt: int, completions: Sequence[int]) -> int:
+        """Return the prompt's tokens once, and all completions' tokens."""
+        return prompt + sum(completions)
+
+
+def _head(network: Any) -> LMHead:
+    head = LMHead.of(network)
+    assert head is not None, "a language model that takes the fast engine has a plain head"
+    return head

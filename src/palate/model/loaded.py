@@ -1,0 +1,159 @@
+"""A loaded model, and the protocol of the engines that compute with it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from palate.config import Sampling
+from palate.model.codec import Codec
+from palate.model.outputs import Outputs
+from palate.model.rows import Row
+from palate.types import Record
+
+Head = Literal["lm", "scalar"]
+
+
+class SamplingEngine(Protocol):
+    """Samples completions from a model."""
+
+    def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
+        """Fill rows with sampled tokens, without gradient.
+
+        Args:
+            model: the model to sample from; `model.revision` changes when its weights change.
+            groups: rows without tokens; the rows of a group answer the same prompt.
+            sampling: the options; at most `sampling.sampling_rows` rows are sampled side by side.
+
+        Yields:
+            The number of new tokens, as they come.
+        """
+
+
+class Engine(SamplingEngine, Protocol):
+    """Samples from a model and computes outputs of records; chosen once, when the model is loaded."""
+
+    def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
+        """Open this around `outputs` and `scores`, and keep it open until backward is done."""
+
+    def outputs(
+        self, model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
+    ) -> Outputs:
+        """Compute log-probabilities of the completions' tokens, in float32, for N completions in all.
+
+        Args:
+            model: a causal language model.
+            records: prompts with completions.
+            statistics: compute entropy and top1, too.
+            top_logits: number of the largest logits to return at each token's position; with them comes the
+                token's own logit.
+        """
+
+    def scores(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
+        """Compute a scalar head's output at the last token of each completion. `Outputs.scores` is (N,)."""
+
+    def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
+        """Return indices of records to compute together, at most `budget` tokens each, padding included.
+
+        The batches depend on lengths alone. A record is never split; a larger one makes a batch of its own.
+        """
+
+    def tokens(self, prompt: int, completions: Sequence[int]) -> int:
+        """Return the tokens that one record takes, padding included, from the lengths of its parts."""
+
+
+@dataclass
+class LoadedModel:
+    """A network with everything that is needed to compute with it and to save it.
+
+    Attributes:
+        network: the transformers model itself; with LoRA, it contains the adapter's layers.
+        codec: the tokenizer with the chat template.
+        head: `lm` for a language model, `scalar` for a reward model.
+        source: the name that the model was loaded by.
+        engine: samples from the network and computes its outputs.
+        peft: wraps the network, for switching the adapter off and for saving; None without an adapter.
+        fresh_adapter: the adapter was made when the model was loaded, so it starts as zero: the network
+            computes the same with it as without it.
+        revision: counts changes of the weights; whoever changes them adds one.
+        adapter_off: the adapter is switched off at the moment.
+    """
+
+    network: Any
+    codec: Codec
+    head: Head
+    source: str
+    engine: Engine
+    peft: Any | None = None
+    fresh_adapter: bool = False
+    revision: int = 0
+    adapter_off: bool = False
+    _dropout: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def keeps_logits(self) -> bool:
+        """True if the network can compute the logits of some positions only."""
+        return "logits_to_keep" in inspect.signature(self.network.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the inputs."""
+        return torch.device(self.network.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the live weights."""
+        return next(self.network.parameters()).dtype  # type: ignore[no-any-return]
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Return names and parameters that learning changes."""
+        return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Compute as the base model does."""
+        assert self.peft is not None, "only a model with an adapter can switch it off"
+        self.adapter_off = True
+        try:
+            with self.peft.disable_adapter():
+                yield
+        finally:
+            self.adapter_off = False
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Open this around `outputs` and `scores`, and keep it open until backward is done."""
+        return self.engine.computing(self)
+
+    def outputs(self, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0) -> Outputs:
+        """Compute log-probabilities of the completions' tokens; see `Engine.outputs`."""
+        return self.engine.outputs(self, records, statistics=statistics, top_logits=top_logits)
+
+    def scores(self, records: Sequence[Record]) -> Outputs:
+        """Compute a scalar head's output for each completion; see `Engine.scores`."""
+        return self.engine.scores(self, records)
+
+    def batches(self, records: Sequence[Record], budget: int) -> list[list[int]]:
+        """Return indices of records to compute together; see `Engine.batches`."""
+        return self.engine.batches(self, records, budget)
+
+    def save(self, directory: Path) -> None:
+        """Write model (or adapter) and tokenizer in Hugging Face layout, as safetensors."""
+        for key in self._dropout:
+            setattr(self.network.config, key, self._dropout[key])
+        try:
+            if self.peft is not None:
+                self.peft.save_pretrained(directory, save_embedding_layers=False)
+            else:
+                self.network.save_pretrained(directory)
+        finally:
+            for key in self._dropout:
+                setattr(self.network.config, key, 0.0)
+        self.codec.save(directory)

@@ -1,0 +1,77 @@
+"""Finding the files that a model's name stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from peft import PeftConfig
+
+from palate.config import EMBEDDED
+from palate.errors import ModelError
+from palate.model.adapters import CLASSIFIER
+from palate.model.embedded import CACHED_AS, embedded_model
+from palate.model.explain import explained
+from palate.model.loaded import Head
+from palate.model.rundir import model_in
+
+
+class Source(NamedTuple):
+    """Places of a model's files: a hub id or a directory of the base, and the adapter's directory or None."""
+
+    base: str
+    adapter: str | None
+
+
+def find_source(name: str, head: Head, *, trainable: bool) -> Source:
+    """Find the base model and the adapter that a name stands for.
+
+    Args:
+        name: a hub id, a directory of a model, an adapter or a run, or `smollm2`.
+        head: the head that the model is to have.
+        trainable: the model is to be trained, so that a missing reward head can be new.
+
+    Raises:
+        ModelError: there is no such directory, or it has no model that can have this head.
+    """
+    if name == EMBEDDED:
+        return Source(str(embedded_model()), None)
+    path = Path(name)
+    looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not looks_local:
+        return Source(name, None)
+    path = path.expanduser()
+    if not path.is_dir():
+        raise ModelError(f"model {name!r} is not a directory; give a directory, a hub id or `{EMBEDDED}`")
+    path = model_in(path)
+    if (path / "adapter_config.json").is_file():
+        return _adapted(name, path, head, trainable=trainable)
+    if not (path / "config.json").is_file():
+        inside = sorted(p.name for p in path.iterdir())[:5]
+        raise ModelError(
+            f"directory {name!r} holds no model: expected config.json or adapter_config.json, "
+            f"found {', '.join(inside) or 'nothing'}"
+        )
+    return Source(str(path.resolve()), None)  # an adapter made on it saves this path
+
+
+def _adapted(name: str, path: Path, head: Head, *, trainable: bool) -> Source:
+    """Find an adapter's base model, and check that the adapter is for this head."""
+    if not (path / "adapter_model.safetensors").is_file():
+        raise ModelError(f"adapter {name!r} has no adapter_model.safetensors; pickles are not read")
+    with explained(name):
+        adapter = PeftConfig.from_pretrained(str(path))
+    if head == "scalar" and adapter.task_type != CLASSIFIER and not trainable:
+        raise ModelError(f"adapter {name!r} has no reward head; is it a language model's?")
+    if head == "lm" and adapter.task_type == CLASSIFIER:
+        raise ModelError(f"adapter {name!r} is a reward model's, which writes nothing")
+    return Source(_base_of(name, str(adapter.base_model_name_or_path)), str(path))
+
+
+def _base_of(name: str, base: str) -> str:
+    """Return the place of an adapter's base model, which the adapter names `base`."""
+    if not base.startswith(("/", ".")) or Path(base).is_dir():
+        return base
+    if Path(base).name.startswith(CACHED_AS):
+        return str(embedded_model())  # the cache has moved, or is another user's
+    raise ModelError(f"adapter {name!r} was made on {base!r}, which is not there; put that model back")

@@ -1,0 +1,57 @@
+"""The time that a run takes, by the stage of work that it went to."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+
+class Clock:
+    """Wall-clock time of a run and of its present step.
+
+    A stage of work (`sample`, `annotate`, `learn`, `evaluate`) reports when it has done something; the time
+    since the report before is the stage's.
+
+    Attributes:
+        before: seconds of the run's earlier starts.
+    """
+
+    def __init__(self) -> None:
+        self.before = 0.0
+        self._started = self._step_began = self._last_report = time.perf_counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._amounts: defaultdict[str, int] = defaultdict(int)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run, over all of its starts."""
+        return self.before + time.perf_counter() - self._started
+
+    def begin_step(self) -> None:
+        """Start the count of a step."""
+        self._seconds.clear()
+        self._amounts.clear()
+        self._step_began = self._last_report = time.perf_counter()
+
+    def report(self, stage: str, amount: int) -> float:
+        """Give the time since the last report to a stage that has done some amount of work.
+
+        Returns:
+            The stage's work per second in this step.
+        """
+        now = time.perf_counter()
+        self._seconds[stage] += now - self._last_report
+        self._amounts[stage] += amount
+        self._last_report = now
+        return self._rate(stage)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the step's time in seconds, by stage and in all, and the sampled tokens per second."""
+        row = {f"time/{stage}": round(seconds, 4) for stage, seconds in self._seconds.items()}
+        row["step_time"] = round(time.perf_counter() - self._step_began, 4)
+        if "sample" in self._amounts:
+            row["sampling/tokens_per_second"] = round(self._rate("sample"), 1)
+        return row
+
+    def _rate(self, stage: str) -> float:
+        return self._amounts[stage] / max(self._seconds[stage], 1e-9)

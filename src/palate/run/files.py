@@ -1,0 +1,25 @@
+"""Errors in writing the files of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from palate.errors import AGAIN, RunError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error in writing a file of the run into one that says what is safe.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}; what is in the journal and the "
+            f"checkpoints is safe, {AGAIN} to go on"
+        ) from error

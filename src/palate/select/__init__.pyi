@@ -1,0 +1,17 @@
+from ._group import same as same
+from .pairs import Drop as Drop
+from .pairs import Rule as Rule
+from .pairs import Selected as Selected
+from .pairs import all_pairs as all_pairs
+from .pairs import best_vs_worst as best_vs_worst
+from .pairs import by_likelihood_rank as by_likelihood_rank
+from .pairs import pair_of_two as pair_of_two
+from .pairs import select_pairs as select_pairs
+from .thin import Thinned as Thinned
+from .thin import above_threshold as above_threshold
+from .thin import distinct as distinct
+from .thin import rejection_sample as rejection_sample
+from .thin import select_completions as select_completions
+from .thin import top_k as top_k
+from .tournament import first_round_pairs as first_round_pairs
+from .tournament import tournament_pairs as tournament_pairs

@@ -1,0 +1,80 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from palate.config import ModelConfig
+from palate.errors import ModelError
+from palate.model import device, load_model
+from palate.model.device import has_bfloat16, resolve
+
+CPU = torch.device("cpu")
+
+UNITS = pytest.mark.parametrize(
+    ("amx", "avx512", "arm"),
+    [(False, False, False), (True, False, False), (False, True, False), (False, False, True)],
+    ids=["none", "amx", "avx512", "arm"],
+)
+
+SetUnits = Callable[[bool, bool, bool], None]
+
+
+@pytest.fixture
+def units(monkeypatch: pytest.MonkeyPatch) -> SetUnits:
+    """Sets the units of the CPU, and puts the real check for them back."""
+
+    def set_units(amx: bool, avx512: bool, arm: bool) -> None:
+        monkeypatch.setattr(device, "has_bfloat16", has_bfloat16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": arm}, raising=False)
+
+    return set_units
+
+
+def config(dtype: str, model: str = "smollm2") -> ModelConfig:
+    return ModelConfig.model_validate({"model": model, "dtype": dtype, "device": "cpu"})
+
+
+@UNITS
+def test_bfloat16_is_refused_on_a_cpu_without_units(
+    amx: bool, avx512: bool, arm: bool, units: SetUnits, tiny: str
+) -> None:
+    units(amx, avx512, arm)
+    if amx or avx512 or arm:
+        assert load_model(config("bfloat16", tiny)).dtype == torch.bfloat16
+        return
+    with pytest.raises(ModelError) as caught:
+        load_model(config("bfloat16", tiny))
+    assert "dtype is bfloat16, but this CPU has no units for it" in str(caught.value)
+    assert str(caught.value).endswith("use --dtype float32")
+
+
+@UNITS
+def test_auto_is_bfloat16_on_x86_with_units(
+    amx: bool, avx512: bool, arm: bool, units: SetUnits, tiny: str
+) -> None:
+    units(amx, avx512, arm)
+    expected = torch.bfloat16 if amx or avx512 else torch.float32
+    assert load_model(config("auto", tiny)).dtype == expected
+
+
+def test_float32_is_never_refused(units: SetUnits) -> None:
+    units(False, False, False)
+    assert resolve(config("float32")) == (CPU, torch.float32)
+
+
+def test_a_torch_that_lists_no_features(units: SetUnits, monkeypatch: pytest.MonkeyPatch) -> None:
+    units(False, False, False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not has_bfloat16(CPU)
+
+
+def test_other_devices_are_not_refused(units: SetUnits) -> None:
+    units(False, False, False)
+    assert has_bfloat16(torch.device("meta"))
+
+
+def test_a_device_without_float64_is_refused() -> None:
+    with pytest.raises(ModelError, match="cannot be used"):
+        resolve(ModelConfig(device="mps"))
