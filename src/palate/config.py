@@ -170,6 +170,19 @@ class Sampling(Config):
         return Sampling(**{name: getattr(self, name) for name in kept})
 
 
+class KLConfig(Config):
+    """Distance from the start"""
+
+    max_kl: float | None = Field(None, gt=0)
+    """Bound on KL(policy || start), in nats per completion of at most max_new_tokens tokens. Training ends
+    with the last checkpoint within it. No bound if not given."""
+    kl_every: int | None = Field(None, ge=1)
+    """Measure that KL every so many steps, on fresh samples at temperature 1 without top-k or top-p; if not
+    given, every 10 steps with max_kl, and not at all without it."""
+    kl_prompts: int = Field(32, ge=2)
+    """Training prompts of such a measurement, with one completion each."""
+
+
 class DataConfig(Config):
     """Data"""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -10,19 +11,22 @@ from typing import Any, TypeVar
 import torch
 
 from palate.annotate import Annotator, annotator, files_of
-from palate.config import MethodConfig, ModelConfig, RewardConfig, Sampling
-from palate.data import read_comparisons, read_demonstrations, read_prompts
+from palate.config import KLConfig, MethodConfig, ModelConfig, RewardConfig, Sampling
+from palate.data import Stream, read_comparisons, read_demonstrations, read_prompts
 from palate.errors import ConfigError
-from palate.evaluate import Evaluation, compare
+from palate.evaluate import Evaluation, compare, kl_from
 from palate.journal import key_of
 from palate.learn import Learner, Policy
 from palate.loops import PairRounds, content_key, fresh_logps, pairs_of, tell_same
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
-from palate.run import Display, Run
+from palate.run import BoundReachedError, Display, Drift, Run
 from palate.types import Example, Pair, Prompt
 
 T = TypeVar("T")
+
+KL_EVERY = 10
+"""Steps between measurements of the KL with `max_kl`, unless `kl_every` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = _shown(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
     _measure_fresh(policy, shown, cfg, run)
-    method.way_of(cfg).train(policy, annotate, prompts, cfg, run)
+    _watch_kl(policy, prompts, cfg, run)
+    with suppress(BoundReachedError):
+        method.way_of(cfg).train(policy, annotate, prompts, cfg, run)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
     evaluation = _compared(start, policy, held_out, annotate, cfg, run)
     _measure_fresh(policy, shown, cfg, run, evaluation)
@@ -135,7 +141,9 @@ def _on_records(
     others = [record.prompt for record in records]
     shown = _shown(method, learner, prompts, others, cfg, all_held_out=start is not None)
     _measure_fresh(learner, shown, cfg, run)
-    method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
+    _watch_kl(learner, others, cfg, run)
+    with suppress(BoundReachedError):
+        method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
     summarise = _measured if method.summarise is None else method.summarise
     numbers = {**counts, **summarise(learner, run, held_out)}
     evaluation = _compared(start, learner, prompts, annotate, cfg, run)
@@ -164,10 +172,33 @@ def _shown(
         return ()
     if all_held_out:
         return held_out
-    distinct = {prompt.id: prompt for prompt in (held_out or others)}.values()
+    return list(islice(_fitting(learner, held_out or others, cfg), cfg.fresh_prompts))
+
+
+def _fitting(learner: Learner, prompts: Iterable[Prompt], cfg: Any) -> Iterator[Prompt]:
+    """Distinct prompts that leave room for a completion, in order."""
     codec = learner.model.codec
-    fitting = (p for p in distinct if len(codec.prompt_ids(p)) + cfg.max_new_tokens <= codec.max_length)
-    return list(islice(fitting, cfg.fresh_prompts))
+    distinct = {prompt.id: prompt for prompt in prompts}.values()
+    return (p for p in distinct if len(codec.prompt_ids(p)) + cfg.max_new_tokens <= codec.max_length)
+
+
+def _watch_kl(learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run) -> None:
+    """Have the run measure KL(policy || start) as `KLConfig` says, on training prompts drawn once."""
+    if not isinstance(cfg, KLConfig) or not isinstance(cfg, Sampling) or not isinstance(learner, Policy):
+        return
+    every = cfg.kl_every or (KL_EVERY if cfg.max_kl is not None else None)
+    if every is None:
+        return
+    start, sampling = learner.snapshot(), cfg.sampling
+    fitting = list(_fitting(learner, prompts, cfg))
+    if not fitting:
+        raise ConfigError("no training prompt leaves room for max_new_tokens, so the KL cannot be measured")
+    drawn = Stream(fitting, seed=run.seed("kl prompts")).batch(0, min(cfg.kl_prompts, len(fitting)))
+
+    def measure(step: int) -> float:
+        return kl_from(start, learner.snapshot(), drawn, sampling, seed=run.seed("kl", step))
+
+    run.watch_kl(Drift(measure, every, cfg.max_kl))
 
 
 def _measure_fresh(

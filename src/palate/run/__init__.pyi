@@ -1,4 +1,6 @@
 from .display import Display as Display
 from .display import plain as plain
+from .drift import BoundReachedError as BoundReachedError
+from .drift import Drift as Drift
 from .metrics import Metrics as Metrics
 from .run import Run as Run
