@@ -173,6 +173,26 @@ def test_its_paper_config_fits(name: str) -> None:
 
 
 @POLICIES
+def test_a_bound_on_the_kl_ends_training_within_it(
+    name: str, options: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    outcome = train(name, options(name, max_kl=1e-9, kl_every=2, kl_prompts=3, eval_data=None))
+    measured = [row["kl/fresh"] for row in rows_of(outcome.run.directory) if "kl/fresh" in row]
+    assert len(measured) == 1
+    assert measured[0] > 1e-9
+    assert outcome.summary["steps"] == outcome.learner.version == 0  # back to the start
+    untrained = palate.Policy.load(
+        METHODS[name].configure(options(name)), total_steps=1
+    ).model.network.state_dict()
+    for weight, tensor in outcome.policy.model.network.state_dict().items():
+        assert torch.equal(tensor, untrained[weight]) or "lora_A" in weight  # drawn by the run's own seed
+
+    free = train(name, options(name, kl_every=2, kl_prompts=3, eval_data=None, output=tmp_path / "free"))
+    assert free.learner.version > 0
+    assert any("kl/fresh" in row for row in rows_of(free.run.directory))
+
+
+@POLICIES
 @LORA
 def test_a_run_leaves_everything(name: str, lora: bool, options: Callable[..., dict[str, Any]]) -> None:
     outcome = train(name, options(name, lora=lora))
