@@ -42,9 +42,7 @@ class Config(BaseModel):
     the configuration of one.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def part(self, cls: type[T]) -> T:
         """The fields that belong to `cls`, as a `cls`."""

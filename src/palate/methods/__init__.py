@@ -6,36 +6,12 @@ method that it runs.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+from palate.declared import Declared
 from palate.method import Method
 
+METHODS: Mapping[str, Method] = Declared(__name__, __path__, "METHOD")
+"""Every method by its name on the command line, which is its file's name with dashes."""
+
 __all__ = ["METHODS", "Method"]
-
-
-class _Methods(Mapping[str, Method]):
-    """Every method by its name on the command line, which is its file's name with dashes."""
-
-    def __init__(self) -> None:
-        files = (info.name for info in pkgutil.iter_modules(__path__))
-        self._modules = {name.replace("_", "-"): f"{__name__}.{name}" for name in sorted(files)}
-
-    def __getitem__(self, name: str) -> Method:
-        found = importlib.import_module(self._modules[name]).METHOD
-        assert isinstance(found, Method), f"METHOD of {name}"
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._modules
-
-
-METHODS: Mapping[str, Method] = _Methods()
-"""Every method by its name on the command line."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -21,7 +20,8 @@ from palate.errors import RunError
 from palate.journal import Journal
 from palate.model.device import resolve
 from palate.run.checkpoints import Checkpoint
-from palate.run.status import LOCK, write_json
+from palate.run.status import write_json
+from palate.rundir import LOCK, description_in
 
 _PACKAGES = ("palate", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
@@ -272,17 +272,22 @@ def now_text() -> str:
 
 
 def _description_in(directory: Path) -> dict[str, Any] | None:
-    """What the run in a directory says of itself; None if no run of ours is there.
+    """Return the description of the run in a directory; None if it holds no run, or a damaged one.
 
     Models have a `config.json` as well, and must not be deleted.
+
+    Raises:
+        RunError: it may not be read.
     """
     try:
-        found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    kinds = {"id": str, "method": str, "config": dict, "versions": dict, "machine": dict, "resolved": dict}
-    ours = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
-    return found if ours else None
+        found = description_in(directory)
+    except RunError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return None  # it is not JSON
+    kinds = {"id": str, "machine": dict, "resolved": dict}  # what resuming needs besides
+    whole = found is not None and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    return found if whole else None
 
 
 def _refusal(there: Mapping[str, Any], here: Mapping[str, Any], cls: type[RunConfig]) -> str | None:

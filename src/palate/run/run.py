@@ -23,12 +23,13 @@ from palate.run.clock import Clock
 from palate.run.directory import RunDirectory, now_text
 from palate.run.display import Display
 from palate.run.drift import KL, BoundReachedError, Drift
-from palate.run.exports import read_summary, remove_exports, write_exports
+from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.files import writing
 from palate.run.metrics import Metrics, MetricsLog
-from palate.run.status import Status, read_status, write_status
+from palate.run.status import write_status
 from palate.run.trackers import check_trackers
 from palate.run.watch import save_batch
+from palate.rundir import Status, read_status
 from palate.types import Group
 
 
@@ -290,7 +291,7 @@ class Run:
             The summary that is there now.
         """
         self._take_up()
-        if self._new_steps == 0 and (there := read_summary(self.directory)) is not None:
+        if self._new_steps == 0 and (there := earlier_summary(self.directory)) is not None:
             return there
         self._place.keep()
         with writing(self.directory / "summary.json"):
