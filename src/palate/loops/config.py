@@ -45,7 +45,7 @@ class OfflineConfig(MethodConfig, RewardConfig, Sampling, KLConfig):
     """
 
 
-class RoundsConfig(MethodConfig, RewardConfig, Sampling, Batches, KLConfig):
+class RoundsConfig(MethodConfig, RewardConfig, Sampling, KLConfig, Batches):
     """Fields of methods in rounds. Epochs and steps are those of one stage of learning.
 
     Stages follow each other: a finished one cannot be made longer, but more of them may come.

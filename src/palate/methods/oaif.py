@@ -30,7 +30,7 @@ BETA = {"dpo": 0.1, "ipo": 1.0, "hinge_norm": 0.002}
 """The paper's strength for each of its three losses (its tau, for IPO; its "SLiC" is hinge_norm)."""
 
 
-class OAIFConfig(MethodConfig, RewardConfig, Sampling, BatchConfig, KLConfig):
+class OAIFConfig(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfig):
     """Numbers of online AI feedback; temperature, loss and beta default to the paper's."""
 
     vetted_lr: ClassVar = {"lora": 3e-4, "full": 2e-5}

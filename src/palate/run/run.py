@@ -367,11 +367,7 @@ class Run:
         self._done = step + 1
 
     def _is_near(self, last: bool, *learners: Learner) -> bool:
-        """Measure the KL if it is due. True if it was and there is a bound that it lies within.
-
-        Raises:
-            BoundReachedError: it lies above the bound.
-        """
+        """Measure the KL if it is due; True if it lies within a bound. Above it, BoundReachedError."""
         drift = self._drift
         if not learners or drift is None or not drift.is_due(self._done, last=last):
             return False
