@@ -139,8 +139,8 @@ class Sampling(Config):
     """Above 1 makes tokens that the prompt or completion already has less likely."""
     min_new_tokens: int = Field(0, ge=0)
     """No end token before this many tokens."""
-    max_new_tokens: int = Field(64, ge=1)
-    """Cut completions at this many tokens."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Cut completions at this many tokens. Rewards of cut completions are rewards of beginnings."""
     stop: Names = ()
     """Texts at which a completion ends."""
     sampling_rows: int = Field(64, ge=1)
@@ -212,8 +212,17 @@ class RewardConfig(Config):
     `module:function` or `file.py:function`, a reward model as `model:ID` (a hub id, a
     directory, or that of a run). Give several to add them up, with weights as `0.5*length:40`. A pairwise
     ranker, `ranker:ID`, stands alone."""
-    missing_eos_penalty: float = Field(0.0, ge=0)
-    """Taken off the reward of a completion that was cut at max_new_tokens."""
+    missing_eos_penalty: float | None = Field(None, ge=0)
+    """Taken off the reward of a completion that was cut at max_new_tokens; if not given, 1 with a reward
+    `model:ID`, which has learnt from whole answers, and 0 otherwise."""
+
+    @model_validator(mode="after")
+    def _fill_penalty(self) -> Self:
+        if self.missing_eos_penalty is None:
+            by_model = any(spec.rpartition("*")[2].strip().startswith("model:") for spec in self.reward)
+            # Frozen to its users; here it is still being made.
+            object.__setattr__(self, "missing_eos_penalty", 1.0 if by_model else 0.0)
+        return self
 
 
 class RunConfig(Config):

@@ -297,7 +297,7 @@ def _annotator(cfg: RewardConfig, run: Run) -> Annotator:
         if not isinstance(cfg, ModelConfig)
         else {"device": cfg.device, "trust_remote_code": cfg.trust_remote_code, "fast": cfg.fast}
     )
-    annotate = annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty, **options)
+    annotate = annotator(cfg.reward, missing_eos_penalty=cfg.missing_eos_penalty or 0.0, **options)
     for path in files_of(cfg.reward):
         run.require_same(
             f"the reward in {path}", key_of(path.read_text("utf-8")), f"the reward in {str(path)!r}"

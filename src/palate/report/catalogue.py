@@ -210,6 +210,7 @@ PANELS = (
         "How far the model has moved. It begins at 0 and should grow slowly.",
         (
             Curve("objective/kl", TRAINING, of=_where_fresh("objective/kl")),
+            Curve("kl/fresh", "fresh samples"),
             Curve("eval_objective/kl", HELD_OUT),
         ),
         guide=0.0,
