@@ -69,8 +69,8 @@ def tell_low_threshold(groups: Sequence[Group], tau: float, where: str, run: Run
     mean = sum(rewards) / len(rewards)
     if tau <= mean:
         run.display.say(
-            f"{where}: the first threshold {tau:g} is not above the mean reward {mean:.3f}, so the policy also "
-            "imitates completions that are worse than its average; raise --thresholds, or take "
+            f"{where}: the first threshold {tau:g} is not above the mean reward {mean:.3f}, so the policy "
+            "also imitates completions that are worse than its average; raise --thresholds, or take "
             "--threshold-by quantile"
         )
 

@@ -49,8 +49,8 @@ def tell_long_texts(completions: Sequence[Completion], most: int, run: Run) -> N
     longer = sum(len(completion.token_ids) > most for completion in completions)
     if longer > MANY * len(completions):
         run.display.say(
-            f"{longer} of {len(completions)} texts of the data are longer than max_new_tokens ({most}), where "
-            "samples are cut, so the policy learns from the difference in length; raise --max-new-tokens"
+            f"{longer} of {len(completions)} texts of the data are longer than max_new_tokens ({most}), "
+            "where samples are cut, so the policy learns from the difference in length; raise it"
         )
 
 

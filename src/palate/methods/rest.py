@@ -6,7 +6,7 @@ falls. Each Improve step goes on from the one before, and the last one's policy 
 are at hand take part in every set, filtered like the samples.
 
 Ours: of the losses that the paper tried there is the one it found best, the negative log-likelihood; the
-number of Improve steps is fixed, unless `validation` prompts are kept out, and then they end, as in the paper,
+number of Improve steps is fixed, unless `validation` prompts are kept out: then they end, as in the paper,
 when the reward there falls; thresholds may be quantiles of the set's rewards, for rewards that have no scale
 from 0 to 1.
 """
@@ -49,8 +49,8 @@ class ReSTConfig(loops.RoundsConfig):
     reduce: Literal["token", "mean", "sum"] = "token"
     """All tokens of a batch count alike, or all completions, by the mean or the sum of their tokens."""
     validation: int = Field(0, ge=0)
-    """Prompts of the data that are kept out of the Grow steps and answered after every Improve step; when their
-    mean reward falls, the round ends. With 0, all Improve steps are taken."""
+    """Prompts of the data that are kept out of the Grow steps and answered after every Improve step; when
+    their mean reward falls, the round ends. With 0, all Improve steps are taken."""
     demonstrations: str | None = None
     """Prompts with completions from data, read with the split, limit and map of the prompts; they are scored
     and take part in every round's set."""

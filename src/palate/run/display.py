@@ -106,8 +106,8 @@ class Display:
         if share > MANY_CUT and not self._told_cut:
             self._told_cut = True
             self.say(
-                f"step {int(row['step'])}: {share:.0%} of the completions were cut at max_new_tokens, so their "
-                "rewards are those of beginnings; raise --max-new-tokens, or give --missing-eos-penalty"
+                f"step {int(row['step'])}: {share:.0%} of the completions were cut at max_new_tokens, so "
+                "their rewards are those of beginnings; raise --max-new-tokens, or give --missing-eos-penalty"
             )
 
     def metrics(self, row: Mapping[str, float], samples: Sequence[Group]) -> None:
