@@ -208,10 +208,12 @@ class RewardConfig(Config):
     """Reward"""
 
     reward: Names = ()
-    """What scores a completion: `sentiment`, `length:WORDS`, `regex:PATTERN`, a Python function as
-    `module:function` or `file.py:function`, a reward model as `model:ID` (a hub id, a
-    directory, or that of a run). Give several to add them up, with weights as `0.5*length:40`. A pairwise
+    """What scores a completion: `sentiment`, `on-topic` (it has words of the prompt), `length:WORDS`,
+    `regex:PATTERN`, a Python function as `module:function` or `file.py:function`, a reward model as
+    `model:ID` (a hub id, a directory, or that of a run). Give several to add them up, with weights as `0.5*length:40`. A pairwise
     ranker, `ranker:ID`, stands alone."""
+    eval_reward: Names = ()
+    """What scores the held-out completions of before and after; the reward if not given."""
     missing_eos_penalty: float | None = Field(None, ge=0)
     """Taken off the reward of a completion that was cut at max_new_tokens; if not given, 1 with a reward
     `model:ID`, which has learnt from whole answers, and 0 otherwise."""

@@ -86,7 +86,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     with suppress(BoundReachedError):
         method.way_of(cfg).train(policy, annotate, prompts, cfg, run)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
-    evaluation = _compared(start, policy, held_out, annotate, cfg, run)
+    evaluation = _compared(start, policy, held_out, _held_out_annotator(annotate, cfg, run), cfg, run)
     _measure_fresh(policy, shown, cfg, run, evaluation)
     return _finish(policy, evaluation, numbers, run)
 
@@ -146,7 +146,7 @@ def _on_records(
         method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
     summarise = _measured if method.summarise is None else method.summarise
     numbers = {**counts, **summarise(learner, run, held_out)}
-    evaluation = _compared(start, learner, prompts, annotate, cfg, run)
+    evaluation = _compared(start, learner, prompts, _held_out_annotator(annotate, cfg, run), cfg, run)
     _measure_fresh(learner, shown, cfg, run, evaluation)
     return _finish(learner, evaluation, numbers, run)
 
@@ -289,6 +289,14 @@ def _held_out(read: Callable[..., T], cfg: Any) -> T | None:
 def _optional_annotator(cfg: MethodConfig, run: Run) -> Annotator | None:
     """Return the annotator for the comparison before and after, of a method that trains without one."""
     return run.annotator(_annotator(cfg, run)) if isinstance(cfg, RewardConfig) and cfg.reward else None
+
+
+def _held_out_annotator(annotate: Annotator | None, cfg: Any, run: Run) -> Annotator | None:
+    """Return the annotator for the comparison before and after: that of `eval_reward`, or the given one."""
+    if annotate is None or not isinstance(cfg, RewardConfig) or not cfg.eval_reward:
+        return annotate
+    own = cfg.model_copy(update={"reward": cfg.eval_reward})
+    return run.annotator(_annotator(own, run), name="eval_reward")
 
 
 def _annotator(cfg: RewardConfig, run: Run) -> Annotator:

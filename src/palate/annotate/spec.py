@@ -13,6 +13,7 @@ from palate.annotate.function import load_function
 from palate.annotate.ranker import Ranker, against_first
 from palate.annotate.reward_model import RewardModel
 from palate.annotate.rules import length, regex, sentiment
+from palate.annotate.topic import OnTopic
 from palate.errors import AnnotatorError
 
 _RANKER = "ranker:"
@@ -59,6 +60,8 @@ def scorer(spec: str, **model_options: Any) -> Scorer:
     kind, colon, argument = spec.partition(":")
     if spec == "sentiment":
         return sentiment()
+    if spec == "on-topic":
+        return OnTopic()
     if kind == "length" and colon:
         if not argument.isdecimal():
             raise AnnotatorError(
@@ -72,8 +75,8 @@ def scorer(spec: str, **model_options: Any) -> Scorer:
     if colon and kind:
         return load_function(spec)
     raise AnnotatorError(
-        f"reward {spec!r} is unknown; expected sentiment, length:WORDS, regex:PATTERN, module:function, "
-        "file.py:function, model:ID or ranker:ID"
+        f"reward {spec!r} is unknown; expected sentiment, on-topic, length:WORDS, regex:PATTERN, "
+        "module:function, file.py:function, model:ID or ranker:ID"
     )
 
 
