@@ -210,8 +210,8 @@ class RewardConfig(Config):
     reward: Names = ()
     """What scores a completion: `sentiment`, `on-topic` (it has words of the prompt), `length:WORDS`,
     `regex:PATTERN`, a Python function as `module:function` or `file.py:function`, a reward model as
-    `model:ID` (a hub id, a directory, or that of a run). Give several to add them up, with weights as `0.5*length:40`. A pairwise
-    ranker, `ranker:ID`, stands alone."""
+    `model:ID` (a hub id, a directory, or that of a run). Give several to add them up, with weights as
+    `0.5*length:40`. A pairwise ranker, `ranker:ID`, stands alone."""
     eval_reward: Names = ()
     """What scores the held-out completions of before and after; the reward if not given."""
     missing_eos_penalty: float | None = Field(None, ge=0)
