@@ -17,7 +17,7 @@ from palate.learn import Learner, Likelihood, Policy, Ranking
 from palate.loops import OfflineConfig, PairBatches, fit, read_pairs
 from palate.method import Method, Recipe, Way
 from palate.model import load, rollouts
-from palate.run import Run
+from palate.run import Run, directory
 from palate.types import Example, Pair, Prompt
 
 # Asked by peft of every network.
@@ -344,6 +344,7 @@ def test_what_auto_stands_for_may_be_given_and_must_not_change(
 
     with monkeypatch.context() as patch:  # as on another processor
         patch.setattr(load, "resolve", resolved)
+        patch.setattr(directory, "resolve", resolved)
         with pytest.raises(RunError, match=rf"began in {name}; give --dtype {name} to go on with it"):
             again(tiny, tmp_path, dtype="auto")
         again(tiny, tmp_path, dtype=name)  # the same, by its name
