@@ -20,7 +20,7 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding=
 LAYERS = (
     ("errors", "types", "metrics", "declared"),
     ("config", "memory", "rundir"),
-    ("losses", "select", "data", "journal"),
+    ("losses", "select", "data", "journal", "statistics"),
     ("model",),
     ("annotate",),
     ("learn",),

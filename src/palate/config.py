@@ -125,9 +125,11 @@ class OptimConfig(Config):
     lr: float | None = Field(None, gt=0)
     """Peak learning rate; if not given, the method's own for LoRA or for all weights."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: kept, or falling to zero at the last step."""
+    """Learning rate after the warm-up: kept, or falling to `final_lr_ratio` at the last step."""
+    final_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Learning rate at the end of a linear or cosine schedule, as a share of the peak."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rate rises from zero; fewer than there are steps."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW), on matrices only."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -138,6 +140,24 @@ class OptimConfig(Config):
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Bound on tokens, padding included, in one forward and backward pass; changes memory, not results. If it
     is not given, 1024 on a CPU, where more makes nothing faster, and 8192 elsewhere."""
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> Self:
+        check_warmup(self.warmup_steps, getattr(self, "steps", None))
+        return self
+
+
+def check_warmup(warmup_steps: int, steps: int | None) -> None:
+    """Refuse a warm-up that takes all of the steps, for the learning rate would never reach its peak.
+
+    Raises:
+        ValueError: it does; nothing is known to be wrong where the steps are not known.
+    """
+    if steps is not None and warmup_steps and warmup_steps >= steps:
+        raise ValueError(
+            f"warmup_steps is {warmup_steps}, but there are only {steps} steps, so the learning rate would "
+            "not reach its peak; lower warmup_steps, or take more steps or epochs"
+        )
 
 
 class Sampling(Config):
@@ -155,8 +175,8 @@ class Sampling(Config):
     """Above 1 makes tokens that the prompt or completion already has less likely."""
     min_new_tokens: int = Field(0, ge=0)
     """No end token before this many tokens."""
-    max_new_tokens: int = Field(64, ge=1)
-    """Cut completions at this many tokens."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Cut completions at this many tokens. Rewards of cut completions are rewards of beginnings."""
     stop: Names = ()
     """Texts at which a completion ends."""
     sampling_rows: int = Field(64, ge=1)
@@ -176,6 +196,25 @@ class Sampling(Config):
     def sampling(self) -> Sampling:
         """The sampling options alone."""
         return self.part(Sampling)
+
+    @property
+    def unrestricted(self) -> Sampling:
+        """The options that draw from the model itself: temperature 1, nothing barred or made rarer."""
+        kept = {"max_new_tokens", "stop", "sampling_rows"}
+        return Sampling(**{name: getattr(self, name) for name in kept})
+
+
+class KLConfig(Config):
+    """Distance from the start"""
+
+    max_kl: float | None = Field(None, gt=0)
+    """Bound on KL(policy || start), in nats per completion of at most max_new_tokens tokens. Training ends
+    with the last checkpoint within it. No bound if not given."""
+    kl_every: int | None = Field(None, ge=1)
+    """Measure that KL every so many steps, on fresh samples at temperature 1 without top-k or top-p; if not
+    given, every 10 steps with max_kl, and not at all without it."""
+    kl_prompts: int = Field(32, ge=2)
+    """Training prompts of such a measurement, with one completion each."""
 
 
 class DataConfig(Config):
@@ -286,12 +325,23 @@ class RewardConfig(JudgeConfig, Config):
     """Reward"""
 
     reward: Names = ()
-    """What scores a completion: `sentiment`, `length:WORDS`, `regex:PATTERN`, a Python function as
-    `module:function` or `file.py:function`, a reward model as `model:ID` (a hub id, a
-    directory, or that of a run). Give several to add them up, with weights as `0.5*length:40`. A pairwise
-    ranker, `ranker:ID`, stands alone."""
-    missing_eos_penalty: float = Field(0.0, ge=0)
-    """Taken off the reward of a completion that was cut at max_new_tokens."""
+    """What scores a completion: `sentiment`, `on-topic` (it has words of the prompt), `length:WORDS`,
+    `regex:PATTERN`, a Python function as `module:function` or `file.py:function`, a reward model as
+    `model:ID` (a hub id, a directory, or that of a run). Give several to add them up, with weights as
+    `0.5*length:40`. A pairwise ranker, `ranker:ID`, stands alone."""
+    eval_reward: Names = ()
+    """What scores the held-out completions of before and after; the reward if not given."""
+    missing_eos_penalty: float | None = Field(None, ge=0)
+    """Taken off the reward of a completion that was cut at max_new_tokens; if not given, 1 with a reward
+    `model:ID`, which has learnt from whole answers, and 0 otherwise."""
+
+    @model_validator(mode="after")
+    def _fill_penalty(self) -> Self:
+        if self.missing_eos_penalty is None:
+            by_model = any(spec.rpartition("*")[2].strip().startswith("model:") for spec in self.reward)
+            # Frozen to its users; here it is still being made.
+            object.__setattr__(self, "missing_eos_penalty", 1.0 if by_model else 0.0)
+        return self
 
     @model_validator(mode="after")
     def _reward_or_judge(self) -> Self:

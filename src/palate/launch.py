@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -11,16 +12,16 @@ from typing import Any
 import torch
 
 from palate.annotate import Annotator, Judge, annotator, files_of
-from palate.config import MethodConfig, RewardConfig, Sampling
-from palate.data import Account, read_comparisons, read_demonstrations, read_prompts
+from palate.config import KLConfig, MethodConfig, RewardConfig, Sampling
+from palate.data import Account, Stream, read_comparisons, read_demonstrations, read_prompts
 from palate.errors import AnnotatorError, ConfigError
-from palate.evaluate import Evaluation, compare, wilson
+from palate.evaluate import Evaluation, compare, kl_from
 from palate.journal import key_of
 from palate.learn import Learner, Policy
 from palate.loops import PairRounds, account_of, content_key, fresh_logps, pairs_of, records_of
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
-from palate.run import Display, Run, judge_annotator, own_judge
+from palate.run import BoundReachedError, Display, Drift, Run, judge_annotator, own_judge
 from palate.run.judging import model_options
 from palate.types import Example, Pair, Prompt
 
@@ -29,6 +30,9 @@ _NO_FUNCTIONS = ("length:", "regex:", "model:", "ranker:", "judge:")
 
 COSTS = ("judge/verdicts", "judge/tokens", "judge/cost")
 """Numbers of a judge that hold for the whole run."""
+
+KL_EVERY = 10
+"""Steps between measurements of the KL with `max_kl`, unless `kl_every` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +95,18 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
         )
     run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
     policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
-    prompts = _fitting(policy, prompts, cfg.data, account, cfg)
-    held_out = _fitting(policy, held_out, cfg.eval_data, others, cfg)
+    prompts = _with_room(policy, prompts, cfg.data, account, cfg)
+    held_out = _with_room(policy, held_out, cfg.eval_data, others, cfg)
     _report(run, cfg, account, others)
     _attach(policy, (*prompts, *held_out), run)
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = _shown(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
     _measure_fresh(policy, shown, cfg, run)
-    method.way_of(cfg).train(policy, annotate, prompts, cfg, run)
+    _watch_kl(policy, prompts, cfg, run)
+    with suppress(BoundReachedError):
+        method.way_of(cfg).train(policy, annotate, prompts, cfg, run)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
-    evaluation = _compared(start, policy, held_out, annotate, cfg, run)
+    evaluation = _compared(start, policy, held_out, _held_out_annotator(annotate, cfg, run), cfg, run)
     _measure_fresh(policy, shown, cfg, run, evaluation)
     return _finish(policy, evaluation, numbers, run)
 
@@ -156,10 +162,12 @@ def _on_records(
     others = [record.prompt.to_sample() for record in records]
     shown = _shown(method, learner, prompts, others, cfg, all_held_out=start is not None)
     _measure_fresh(learner, shown, cfg, run)
-    method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
+    _watch_kl(learner, others, cfg, run)
+    with suppress(BoundReachedError):
+        method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
     summarise = _measured if method.summarise is None else method.summarise
     numbers = {**counts, **summarise(learner, run, held_out)}
-    evaluation = _compared(start, learner, prompts, annotate, cfg, run)
+    evaluation = _compared(start, learner, prompts, _held_out_annotator(annotate, cfg, run), cfg, run)
     _measure_fresh(learner, shown, cfg, run, evaluation)
     return _finish(learner, evaluation, numbers, run)
 
@@ -185,10 +193,33 @@ def _shown(
         return ()
     if all_held_out:
         return held_out
-    distinct = {prompt.id: prompt for prompt in (held_out or others)}.values()
+    return list(islice(_fitting(learner, held_out or others, cfg), cfg.fresh_prompts))
+
+
+def _fitting(learner: Learner, prompts: Iterable[Prompt], cfg: Any) -> Iterator[Prompt]:
+    """Distinct prompts that leave room for a completion, in order."""
     codec = learner.model.codec
-    fitting = (p for p in distinct if len(codec.prompt_ids(p)) + cfg.max_new_tokens <= codec.max_length)
-    return list(islice(fitting, cfg.fresh_prompts))
+    distinct = {prompt.id: prompt for prompt in prompts}.values()
+    return (p for p in distinct if len(codec.prompt_ids(p)) + cfg.max_new_tokens <= codec.max_length)
+
+
+def _watch_kl(learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run) -> None:
+    """Have the run measure KL(policy || start) as `KLConfig` says, on training prompts drawn once."""
+    if not isinstance(cfg, KLConfig) or not isinstance(cfg, Sampling) or not isinstance(learner, Policy):
+        return
+    every = cfg.kl_every or (KL_EVERY if cfg.max_kl is not None else None)
+    if every is None:
+        return
+    start, sampling = learner.snapshot(), cfg.sampling
+    fitting = list(_fitting(learner, prompts, cfg))
+    if not fitting:
+        raise ConfigError("no training prompt leaves room for max_new_tokens, so the KL cannot be measured")
+    drawn = Stream(fitting, seed=run.seed("kl prompts")).batch(0, min(cfg.kl_prompts, len(fitting)))
+
+    def measure(step: int) -> float:
+        return kl_from(start, learner.snapshot(), drawn, sampling, seed=run.seed("kl", step))
+
+    run.watch_kl(Drift(measure, every, cfg.max_kl))
 
 
 def _measure_fresh(
@@ -239,19 +270,17 @@ def _finish(
 def _measured(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) -> dict[str, float]:
     """Return the first and the last measurement on the held-out records.
 
-    For pairs it is the share that the implicit reward ranks as the data do, else the loss. The interval
-    counts prompts as trials: several pairs of one prompt say less than pairs of several prompts.
+    For pairs it is the share that the implicit reward ranks as the data do, else the loss.
     """
-    ranked = [row["eval_rewards/accuracies"] for row in run.measured if "eval_rewards/accuracies" in row]
+    ranked = [row for row in run.measured if "eval_rewards/accuracies" in row]
     losses = [row["eval_loss"] for row in run.measured if "eval_loss" in row]
     if ranked:
-        low, high = wilson(ranked[-1], len({record.prompt.id for record in held_out}))
         return {
             "held_out_pairs": len(held_out),
-            "accuracy_before": ranked[0],
-            "accuracy_after": ranked[-1],
-            "accuracy_low": low,
-            "accuracy_high": high,
+            "accuracy_before": ranked[0]["eval_rewards/accuracies"],
+            "accuracy_after": ranked[-1]["eval_rewards/accuracies"],
+            "accuracy_low": ranked[-1]["eval_rewards/accuracies_low"],
+            "accuracy_high": ranked[-1]["eval_rewards/accuracies_high"],
         }
     if losses:
         return {"held_out": len(held_out), "loss_before": losses[0], "loss_after": losses[-1]}
@@ -288,7 +317,7 @@ def _rows(read: Callable[..., Any], cfg: Any, *, held_out: bool = False) -> tupl
     return (rows[0] if isinstance(rows, tuple) else rows), account
 
 
-def _fitting(
+def _with_room(
     policy: Learner, prompts: Sequence[Prompt], source: str, account: Account, cfg: Any
 ) -> list[Prompt]:
     """The prompts that the chat template takes and that leave room for a completion."""
@@ -310,6 +339,13 @@ def _report(run: Run, cfg: Any, account: Account, held_out: Account) -> None:
             run.report_data(source, one)
 
 
+def _held_out_annotator(annotate: Annotator | None, cfg: Any, run: Run) -> Annotator | None:
+    """Return the annotator for the comparison before and after: that of `eval_reward`, or the given one."""
+    if annotate is None or not isinstance(cfg, RewardConfig) or not cfg.eval_reward:
+        return annotate
+    return run.annotator(_rewards(cfg, cfg.eval_reward, run), name="eval_reward")
+
+
 def _annotator(cfg: MethodConfig, run: Run, judge: Judge | None) -> Annotator | None:
     """Return the annotator that the configuration names; None if it names none.
 
@@ -321,15 +357,20 @@ def _annotator(cfg: MethodConfig, run: Run, judge: Judge | None) -> Annotator | 
         return None
     if cfg.judge is not None:
         return judge_annotator(cfg, run)
+    return run.annotator(_rewards(cfg, cfg.reward, run))
+
+
+def _rewards(cfg: RewardConfig, specs: Sequence[str], run: Run) -> Annotator:
+    """Return the annotator of rewards; the files of functions must be those that the run began with."""
     annotate = annotator(
-        cfg.reward,
-        missing_eos_penalty=cfg.missing_eos_penalty,
+        specs,
+        missing_eos_penalty=cfg.missing_eos_penalty or 0.0,
         kept=run.ledger(),
         say=run.display.say,
         **model_options(cfg),
     )
-    for path in files_of(cfg.reward):
+    for path in files_of(specs):
         run.require_same(
             f"the reward in {path}", key_of(path.read_text("utf-8")), f"the reward in {str(path)!r}"
         )
-    return run.annotator(annotate)
+    return annotate

@@ -172,6 +172,26 @@ def test_its_paper_config_fits(name: str) -> None:
 
 
 @POLICIES
+def test_a_bound_on_the_kl_ends_training_within_it(
+    name: str, options: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:  # of so few samples the estimate may be anything
+        patch.setattr("palate.launch.kl_from", lambda *_, **__: 1.0)
+        outcome = train(name, options(name, max_kl=0.5, kl_every=2, eval_data=None))
+    assert [row["kl/fresh"] for row in rows_of(outcome.run.directory) if "kl/fresh" in row] == [1.0]
+    assert outcome.summary["steps"] == outcome.learner.version == 0  # back to the start
+    untrained = palate.Policy.load(
+        METHODS[name].configure(options(name)), total_steps=1
+    ).model.network.state_dict()
+    for weight, tensor in outcome.policy.model.network.state_dict().items():
+        assert torch.equal(tensor, untrained[weight]) or "lora_A" in weight  # drawn by the run's own seed
+
+    free = train(name, options(name, kl_every=2, kl_prompts=3, eval_data=None, output=tmp_path / "free"))
+    assert free.learner.version > 0
+    assert any("kl/fresh" in row for row in rows_of(free.run.directory))
+
+
+@POLICIES
 @LORA
 def test_a_run_leaves_everything(name: str, lora: bool, options: Callable[..., dict[str, Any]]) -> None:
     outcome = train(name, options(name, lora=lora))

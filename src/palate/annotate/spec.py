@@ -14,6 +14,7 @@ from palate.annotate.ranker import Ranker, against_first
 from palate.annotate.registry import Registry
 from palate.annotate.reward_model import RewardModel
 from palate.annotate.rules import length, regex, sentiment
+from palate.annotate.topic import OnTopic
 from palate.errors import AnnotatorError
 
 _RANKER = "ranker:"
@@ -82,8 +83,8 @@ def unknown(spec: str) -> AnnotatorError:
     """The error for a spec that names nothing."""
     others = "".join(f", {kind}" for kind in REWARDS if kind not in _OWN)
     return AnnotatorError(
-        f"reward {spec!r} is unknown; expected sentiment, length:WORDS, regex:PATTERN, module:function, "
-        f"file.py:function, model:ID{others} or ranker:ID"
+        f"reward {spec!r} is unknown; expected sentiment, on-topic, length:WORDS, regex:PATTERN, "
+        f"module:function, file.py:function, model:ID{others} or ranker:ID"
     )
 
 
@@ -91,6 +92,12 @@ def _sentiment(argument: str | None, **_: Any) -> Scorer:
     if argument is not None:
         raise unknown(f"sentiment:{argument}")
     return sentiment()
+
+
+def _on_topic(argument: str | None, **_: Any) -> Scorer:
+    if argument is not None:
+        raise unknown(f"on-topic:{argument}")
+    return OnTopic()
 
 
 def _length(argument: str | None, **_: Any) -> Scorer:
@@ -115,7 +122,7 @@ def _model(argument: str | None, **model_options: Any) -> Scorer:
     return RewardModel.load(argument, **model_options)
 
 
-_OWN = {"sentiment": _sentiment, "length": _length, "regex": _regex, "model": _model}
+_OWN = {"sentiment": _sentiment, "on-topic": _on_topic, "length": _length, "regex": _regex, "model": _model}
 
 REWARDS = Registry("palate.rewards", _OWN)
 """What makes a scorer of a spec, by the word in front of the colon."""

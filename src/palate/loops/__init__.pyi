@@ -24,8 +24,12 @@ from .records import records_of as records_of
 from .report import fresh_logps as fresh_logps
 from .report import group_numbers as group_numbers
 from .report import sample_numbers as sample_numbers
+from .rounds import kept_out as kept_out
+from .rounds import mean_reward as mean_reward
 from .rounds import prompts_of_round as prompts_of_round
+from .rounds import tell_low_threshold as tell_low_threshold
 from .rounds import threshold as threshold
 from .texts import check_columns as check_columns
 from .texts import from_column as from_column
+from .texts import tell_long_texts as tell_long_texts
 from .texts import with_targets as with_targets

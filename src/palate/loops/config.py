@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from palate.config import Config, MethodConfig, RewardConfig, RunConfig, Sampling
+from palate.config import Config, KLConfig, MethodConfig, RewardConfig, RunConfig, Sampling
 
 Ask = Literal["scores", "comparisons"]
 """The question to an annotator: a score for each candidate, once, or the better one of two."""
@@ -38,14 +38,14 @@ class PairBatches(Batches):
     """Measure on the held-out data every so many steps, besides before and after."""
 
 
-class OfflineConfig(MethodConfig, RewardConfig, Sampling):
+class OfflineConfig(MethodConfig, RewardConfig, Sampling, KLConfig):
     """Fields of methods that fit a fixed set of records, from data or sampled once.
 
     Where the records come from data, reward and sampling serve the measurement before and after.
     """
 
 
-class RoundsConfig(MethodConfig, RewardConfig, Sampling, Batches):
+class RoundsConfig(MethodConfig, RewardConfig, Sampling, KLConfig, Batches):
     """Fields of methods in rounds. Epochs and steps are those of one stage of learning.
 
     Stages follow each other: a finished one cannot be made longer, but more of them may come.

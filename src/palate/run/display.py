@@ -34,6 +34,9 @@ SHOWN = (
 )
 """Metrics worth a live look, with their formats."""
 
+MANY_CUT = 0.2
+"""Share of completions cut at `max_new_tokens` from which the display warns."""
+
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _UNSAFE = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
 
@@ -66,6 +69,7 @@ class Display:
         self._sample: tuple[Prompt, Completion, float | None] | None = None
         self._title = ""
         self._began = time.monotonic()
+        self._told_cut = False
 
     def start(self, method: str, directory: Path) -> None:
         """Begin showing the run in `directory`."""
@@ -98,10 +102,21 @@ class Display:
         """A stage is at work, at so many tokens (or completions) per second."""
         self._stage, self._speed = stage, speed
 
+    def _tell_cut(self, row: Mapping[str, float]) -> None:
+        """Say once that many completions are cut."""
+        share = row.get("completions/clipped_ratio", 0.0)
+        if share > MANY_CUT and not self._told_cut:
+            self._told_cut = True
+            self.say(
+                f"step {int(row['step'])}: {share:.0%} of the completions were cut at max_new_tokens, so "
+                "their rewards are those of beginnings; raise --max-new-tokens, or give --missing-eos-penalty"
+            )
+
     def metrics(self, row: Mapping[str, float], samples: Sequence[Group]) -> None:
         """A step is done."""
         self._row = row
         self._step = int(row["step"])
+        self._tell_cut(row)
         if samples:
             group = samples[0]
             reward = None if group.rewards is None else group.rewards[0]

@@ -24,6 +24,7 @@ from palate.run.checkpoints import Checkpoints, Position
 from palate.run.clock import Clock
 from palate.run.directory import RunDirectory, now_text
 from palate.run.display import Display
+from palate.run.drift import KL, BoundReachedError, Drift
 from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.files import writing
 from palate.run.metrics import Metrics, MetricsLog
@@ -84,6 +85,7 @@ class Run:
             undo.pop_all()
         self._stage = self._base = self._done = self._new_steps = 0
         self._within = False
+        self._drift: Drift | None = None
         self._attached: list[Learner] = []
         self._measured: dict[str, Metrics] = {}
         self._ledger: Ledger | None = None
@@ -232,6 +234,8 @@ class Run:
 
         Raises:
             RunError: the stage's checkpoint is damaged, or has other learners.
+            BoundReachedError: the KL passed its bound (`watch_kl`); the learners are at the last checkpoint
+                within it.
         """
         self._take_up()
         stage, self._stage = self._stage, self._stage + 1
@@ -242,18 +246,27 @@ class Run:
         if there is not None:
             done = f"{there.steps} of {base + count} steps are done already"
             self.display.say(done if first >= count else f"going on after step {there.steps}")
+        if there is not None and there.final:
+            raise self._ended_at(there.steps)
+        if learners and there is None and stage == 0 and self._drift and self._drift.most is not None:
+            self._save(Position(0, 0, 0, self._metrics.count, ended=False, within=True), *learners)
         for step in range(first, count):
             self._begin_step(base + step, base + count)
             self._within = True
             yield step
             self._within = False
             self._status = replace(self._status, step=self._done)
-            if learners and (step + 1 == count or self._checkpoints.is_due(step + 1)):
-                position = Position(stage, step + 1, base, self._metrics.count, step + 1 == count)
-                self._save(position, *learners)
+            last = step + 1 == count
+            near = self._is_near(last, *learners)
+            if learners and (last or near or self._checkpoints.is_due(step + 1)):
+                self._save(Position(stage, step + 1, base, self._metrics.count, last, near), *learners)
         self._base = self._done = base + max(first, count)
         self._status = replace(self._status, step=self._base, steps=self._base)
         self.journal.place = f"after step {self._base}"
+
+    def watch_kl(self, drift: Drift) -> None:
+        """Measure the KL in the coming steps, and end training where it passes a bound."""
+        self._drift = drift
 
     @property
     def seconds(self) -> float:
@@ -402,6 +415,27 @@ class Run:
                 remove_exports(self.directory)
         self._new_steps += 1
         self._done = step + 1
+
+    def _is_near(self, last: bool, *learners: Learner) -> bool:
+        """Measure the KL if it is due; True if it lies within a bound. Above it, BoundReachedError."""
+        drift = self._drift
+        if not learners or drift is None or not drift.is_due(self._done, last=last):
+            return False
+        kl = self.measure("kl", lambda: {KL: drift.measure(self._done)})[KL]
+        if drift.allows(kl):
+            return drift.most is not None
+        step = self._checkpoints.end_within(self._metrics.count, *learners).steps
+        self.display.say(
+            f"the KL after step {self._done} is {kl:.2f} nats, above max_kl {drift.most:g}: training ends "
+            f"with the weights of step {step}"
+        )
+        raise self._ended_at(step)
+
+    def _ended_at(self, step: int) -> BoundReachedError:
+        self._base = self._done = step
+        self._status = replace(self._status, step=step, steps=step)
+        self.journal.place = f"after step {step}"
+        return BoundReachedError(f"training ended after step {step}")
 
     def _save(self, position: Position, *learners: Learner) -> Path:
         path = self._checkpoints.save(position, *learners)
