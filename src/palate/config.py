@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator, model_validator
+
+from palate.given import as_data, as_model, as_rewards, or_given
 
 T = TypeVar("T", bound="Config")
 
@@ -34,6 +36,12 @@ def split_commas(value: Any) -> Any:
 Numbers = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
+# Names that may also be Python objects; see `palate.given`.
+Source = Annotated[str, WrapValidator(or_given(as_data))]
+ModelName = Annotated[str, WrapValidator(or_given(as_model))]
+Reward = Annotated[str, WrapValidator(or_given(lambda reward: reward))]
+Rewards = Annotated[tuple[Reward, ...], BeforeValidator(as_rewards)]
+
 
 class Config(BaseModel):
     """Base of all configuration: frozen, and a key that is not a field is an error.
@@ -52,7 +60,7 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """Model"""
 
-    model: str = EMBEDDED
+    model: ModelName = EMBEDDED
     """Model to start from: a hub id, a directory in Hugging Face layout (an adapter's too), or `smollm2`,
     which needs no hub. It is the reference as well."""
     lora: bool = True
@@ -145,7 +153,7 @@ class Sampling(Config):
 class DataConfig(Config):
     """Data"""
 
-    data: str
+    data: Source
     """Training data: a .jsonl or .parquet file, a saved `datasets` directory, a hub id, or `everyday`
     (prompts that come with Palate)."""
     split: str = "train"
@@ -154,7 +162,7 @@ class DataConfig(Config):
     """Other names of columns, as `prompt=instruction`."""
     limit: int | None = Field(None, ge=1)
     """Use the first so many rows."""
-    eval_data: str | None = None
+    eval_data: Source | None = None
     """Held-out data of the same form, for measuring before and after; none if not given."""
     eval_split: str = "test"
     """Split of the held-out data."""
@@ -168,7 +176,7 @@ class DataConfig(Config):
 class RewardConfig(Config):
     """Reward"""
 
-    reward: Names = ()
+    reward: Rewards = ()
     """What scores a completion: `sentiment`, `length:WORDS`, `regex:PATTERN`, a Python function as
     `module:function` or `file.py:function`, a reward model as `model:ID` (a hub id, a
     directory, or that of a run). Give several to add them up, with weights as `0.5*length:40`. A pairwise

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from palate.annotate import Annotator, annotator, files_of
+from palate.annotate import Annotator, annotator, code_key, files_of
 from palate.config import MethodConfig, ModelConfig, RewardConfig, Sampling
 from palate.data import read_comparisons, read_demonstrations, read_prompts
 from palate.errors import ConfigError
 from palate.evaluate import Evaluation, compare, wilson
+from palate.given import GivenReward
 from palate.journal import key_of
 from palate.learn import Learner, Policy
 from palate.loops import PairRounds, content_key, fresh_logps, pairs_of, tell_same
@@ -273,4 +274,7 @@ def _annotator(cfg: RewardConfig, run: Run) -> Annotator:
         run.require_same(
             f"the reward in {path}", key_of(path.read_text("utf-8")), f"the reward in {str(path)!r}"
         )
+    for i, reward in enumerate(cfg.reward):
+        if isinstance(reward, GivenReward):
+            run.require_same(f"reward {i}: {reward}", code_key(reward.reward), f"the code of the {reward}")
     return annotate

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from palate.cli.settings import load_config
+from palate.settings import load_config
 from palate.config import EMBEDDED, ModelConfig, Sampling
 from palate.errors import ConfigError, ModelError, RunError
 from palate.model import LoadedModel, Snapshot, load_model

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from palate.errors import DataError
+from palate.given import GivenRows
 
 BUILT_IN = "everyday"
 """Name of the data set inside the package."""
@@ -72,6 +73,8 @@ def near(name: str, names: Iterable[str]) -> str:
 
 
 def _open(source: str, split: str) -> Iterator[Row]:
+    if isinstance(source, GivenRows):
+        return _given(source, split)
     if source == BUILT_IN:
         return _built_in(split)
     path = Path(source).expanduser()
@@ -106,6 +109,20 @@ def _neighbour(path: Path) -> str:
 def _readable(names: Iterable[str]) -> str:
     files = sorted(name for name in names if name.lower().endswith(_READ))
     return f" In that folder there is {', '.join(files[:5])}{', ...' if files[5:] else ''}." if files else ""
+
+
+def _given(source: GivenRows, split: str) -> Iterator[Row]:
+    rows = source.of_split(split)
+    if rows is None:
+        raise DataError(f"The data have no split '{split}'; they are {source}.")
+    for number, value in enumerate(rows, 1):
+        where = f"row {number} given in Python"
+        columns = dict(value) if isinstance(value, Mapping) else value
+        try:
+            row = _row(columns, where)
+        except TypeError:  # a column of dates or arrays, which JSON cannot write; reward functions may read it
+            row = Row(columns, where)
+        yield row
 
 
 def _built_in(split: str) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from palate.cli.near import near
+from palate.near import near
 from palate.config import Config
 from palate.errors import ConfigError
 
