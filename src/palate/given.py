@@ -42,7 +42,7 @@ class GivenRows(str):
                 return None
             rows = rows[split]
         # A data set may hand out tensors or arrays; without a format it gives plain values.
-        return rows if isinstance(rows, list | tuple) else rows.with_format(None)  # type: ignore[no-any-return]
+        return rows if isinstance(rows, list | tuple) else rows.with_format(None)
 
 
 class GivenReward(str):

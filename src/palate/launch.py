@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from palate.annotate import Annotator, annotator, code_key, files_of
+from palate.arguments import configured, method_named
 from palate.config import MethodConfig, ModelConfig, RewardConfig, Sampling
 from palate.data import read_comparisons, read_demonstrations, read_prompts
-from palate.errors import ConfigError
 from palate.evaluate import Evaluation, compare, wilson
 from palate.given import GivenReward
 from palate.journal import key_of
@@ -20,15 +21,23 @@ from palate.learn import Learner, Policy
 from palate.loops import PairRounds, content_key, fresh_logps, pairs_of, tell_same
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
+from palate.quiet import quieted
 from palate.run import Display, Run
 from palate.types import Example, Pair, Prompt
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
-    """A finished run and its results."""
+    """A finished run and its results.
+
+    Attributes:
+        run: the run, closed.
+        learner: the trained model with its optimizer.
+        summary: the numbers of `summary.json`.
+        evaluation: the comparison with the start on held-out prompts; None without held-out data or a reward.
+    """
 
     run: Run
     learner: Learner
@@ -41,26 +50,79 @@ class Outcome:
         assert isinstance(self.learner, Policy), "the run trained no policy; `learner` has the trained model"
         return self.learner
 
+    @property
+    def directory(self) -> Path:
+        """The run's directory. It serves as a model: `model=result.directory`, or `palate chat DIRECTORY`."""
+        return self.run.directory
 
-def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> Outcome:
+    @property
+    def checkpoint(self) -> Path:
+        """The directory of the last checkpoint, in Hugging Face layout."""
+        return self.directory / self.summary["checkpoint"]  # type: ignore[no-any-return]
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """A row per held-out prompt: its completion and reward before and after, as in `samples.jsonl`."""
+        return [] if self.evaluation is None else self.evaluation.samples()
+
+    @property
+    def report(self) -> Path:
+        """The run's report, one HTML file, which is written when this is read.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        from palate.report import write_report  # loads matplotlib
+
+        return write_report([self.directory])
+
+    def __repr__(self) -> str:
+        """Return one line: the method, its steps, the rewards before and after, the directory."""
+        parts = [f"{self.run.method}: {self.summary['steps']} steps"]
+        if (seen := self.evaluation) is not None:
+            parts.append(f"mean reward {seen.reward_before:.3f} before, {seen.reward_after:.3f} after")
+            parts.append(f"wins {seen.win_rate:.0%} of {seen.compared} held-out prompts")
+        return f"<Outcome of {', '.join(parts)}, in {str(self.directory)!r}>"
+
+
+def train(
+    method: str,
+    cfg: MethodConfig | Path | str | None = None,
+    *,
+    tokenizer: Any = None,
+    display: Display | Literal["auto"] | None = "auto",
+    **settings: Any,
+) -> Outcome:
     """Do a whole run: load, measure, train, save, measure again.
+
+        palate.train("oaif", data="everyday", reward=my_function, steps=50)
+
+    A second call with the same arguments resumes the run, or returns its results if it is finished. Rows and
+    functions given in Python count by their content.
 
     Args:
         method: name of a method, as in `palate methods`.
-        cfg: its configuration, of the class of one of the method's ways, as `METHODS[method].config`.
-        display: shows progress.
+        cfg: a configuration, of the class of one of the method's ways, as `METHODS[method].config`; or the
+            path of a YAML file, whose values the settings override; not needed with settings.
+        tokenizer: of a model that is given as an object; that of its `name_or_path` if not given.
+        display: shows progress; `auto` shows it in a terminal, a notebook or a log; None shows nothing.
+        settings: the method's options by name; `palate run METHOD --help` explains them. `data` and
+            `eval_data` may be a list of dicts, a `datasets.Dataset` or a `DatasetDict`; `reward` may be a
+            function, a `Scorer` or a `Judge`, or a list of these and of names, with weights as
+            `(0.5, my_function)`; `model` may be a loaded model. With `data="everyday"`, `eval_data` is a few
+            of its test prompts if it is not given; None leaves them out.
 
     Raises:
         PalateError: a mistake that the user can correct; the message says how.
     """
-    if method not in METHODS:
-        raise ConfigError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
-    chosen = METHODS[method]
-    way = chosen.way_of(cfg)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    with Run(cfg, method=method, display=display) as run:
-        return _PROCEDURES[way.learns_from](chosen, cfg, run)
+    chosen = method_named(method, METHODS)
+    config = configured(chosen, cfg, settings, tokenizer)
+    way = chosen.way_of(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    shown = Display() if display == "auto" else display
+    with quieted(), Run(config, method=method, display=shown) as run:
+        return _PROCEDURES[way.learns_from](chosen, config, run)
 
 
 # ---- A procedure for each kind of data -------------------------------------------------------------

@@ -17,8 +17,8 @@ def code_key(reward: Any) -> str:
     """Return a key of a function or an object that is called: of its name, source and plain values.
 
     A function counts by its qualified name, its source (its compiled code where the source is not available),
-    its defaults, and the variables that it encloses. An object counts by its class and its attributes, without
-    those whose name begins with `_`, which are for state that changes. Values are numbers, texts, and
+    its defaults, and the variables that it encloses. An object counts by its class and its attributes; those
+    whose name begins with `_` are for state that changes, and do not count. Values are numbers, texts, and
     containers of these; of other values the type alone counts. Names that the code looks up in its module do
     not count.
     """
@@ -53,7 +53,9 @@ def _function(function: types.FunctionType, seen: set[int]) -> Any:
     return {
         "name": function.__qualname__,
         "code": _source(function) or _compiled(function.__code__),
-        "values": [_facts(part, seen) for part in (function.__defaults__, function.__kwdefaults__, dict(cells))],
+        "values": [
+            _facts(part, seen) for part in (function.__defaults__, function.__kwdefaults__, dict(cells))
+        ],
     }
 
 
@@ -78,5 +80,7 @@ def _source(code: Any) -> str | None:
 
 
 def _compiled(code: types.CodeType) -> Any:
-    constants = [_compiled(part) if isinstance(part, types.CodeType) else repr(part) for part in code.co_consts]
+    constants = [
+        _compiled(part) if isinstance(part, types.CodeType) else repr(part) for part in code.co_consts
+    ]
     return [code.co_code.hex(), constants, code.co_names, code.co_varnames]

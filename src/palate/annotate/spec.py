@@ -56,7 +56,7 @@ def scorer(spec: str, **model_options: Any) -> Scorer:
         AnnotatorError: it names nothing that can score.
     """
     if isinstance(spec, GivenReward):
-        return FunctionScorer(spec.reward) if spec.kind == "function" else spec.reward  # type: ignore[no-any-return]
+        return FunctionScorer(spec.reward) if spec.kind == "function" else spec.reward
     kind, colon, argument = spec.partition(":")
     if spec == "sentiment":
         return sentiment()

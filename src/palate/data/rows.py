@@ -120,7 +120,9 @@ def _given(source: GivenRows, split: str) -> Iterator[Row]:
         columns = dict(value) if isinstance(value, Mapping) else value
         try:
             row = _row(columns, where)
-        except TypeError:  # a column of dates or arrays, which JSON cannot write; reward functions may read it
+        except (
+            TypeError
+        ):  # a column of dates or arrays, which JSON cannot write; reward functions may read it
             row = Row(columns, where)
         yield row
 

@@ -1,10 +1,10 @@
-"""A model that is already loaded: checked, and prepared for learning without a change to the caller's object."""
+"""A model that is already loaded, prepared for learning without a change to the caller's object."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +26,7 @@ FORMATS: dict[torch.dtype, Literal["float32", "bfloat16"]] = {
 """Number formats that a loaded model may have."""
 
 
-def place_of(
-    given: GivenModel, cfg: ModelConfig
-) -> tuple[torch.device, Literal["float32", "bfloat16"]]:
+def place_of(given: GivenModel, cfg: ModelConfig) -> tuple[torch.device, Literal["float32", "bfloat16"]]:
     """Return the device and the number format of a loaded model, which it keeps.
 
     Raises:
@@ -102,11 +100,13 @@ def _check_kind(given: GivenModel, head: Head) -> None:
         )
     if head == "scalar" and not (hasattr(network, "score") and network.config.num_labels == 1):
         raise ModelError(
-            f"model {given!s} is a {kind}, and a reward model is trained from a causal model with one output; "
-            "load it with AutoModelForSequenceClassification and num_labels=1, or give its name"
+            f"model {given!s} is a {kind}, expected a causal model with one output to train as a reward "
+            "model; load it with AutoModelForSequenceClassification and num_labels=1, or give its name"
         )
     if head == "lm" and network.get_output_embeddings() is None:
-        raise ModelError(f"model {given!s} is a {kind}, which writes nothing; load it with AutoModelForCausalLM")
+        raise ModelError(
+            f"model {given!s} is a {kind}, which cannot generate text; load it with AutoModelForCausalLM"
+        )
 
 
 def _switch_off_dropout(network: Any) -> dict[str, float]:
@@ -124,7 +124,9 @@ def _switch_off_dropout(network: Any) -> dict[str, float]:
 
 def _rates(owner: Any) -> dict[str, float]:
     return {
-        name: value for name, value in vars(owner).items() if "drop" in name and isinstance(value, float) and value
+        name: value
+        for name, value in vars(owner).items()
+        if "drop" in name and isinstance(value, float) and value
     }
 
 
@@ -136,7 +138,7 @@ def _unlike(given: GivenModel, base: str, head: Head) -> str | None:
     if not given.named:
         return "it has no name_or_path"
     stored = _stored(base)
-    if stored is None:
+    if not stored:
         return f"{base!r} has no weights to compare it with"
     prefix = f"{given.network.base_model_prefix}."
     by_weight: dict[int, list[str]] = {}  # tied weights have several names, of which a file has one
@@ -147,21 +149,20 @@ def _unlike(given: GivenModel, base: str, head: Head) -> str | None:
         if head == "scalar" and names[0].startswith("score."):
             continue  # a checkpoint has it beside the adapter
         spellings = [s for name in names for s in (name, name.removeprefix(prefix), prefix + name)]
-        read = next((stored[name] for name in spellings if name in stored), None)
+        name = next((name for name in spellings if name in stored), None)
         weight = weights[names[0]].detach()
-        if read is None or not torch.equal(read().to(weight.dtype), weight.cpu()):
+        if name is None or not torch.equal(_tensor(stored[name], name).to(weight.dtype), weight.cpu()):
             return f"its weight {names[0]} is not that of {base!r}"
     return None
 
 
-def _stored(base: str) -> dict[str, Callable[[], torch.Tensor]] | None:
-    """Return readers of the tensors in a model's safetensors files by name; None if there are no files."""
-    found: dict[str, Callable[[], torch.Tensor]] = {}
+def _stored(base: str) -> dict[str, str]:
+    """Return the safetensors file of each of a model's tensors; empty if it has no such files."""
+    files: dict[str, str] = {}
     for path in _files(base):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                found[name] = lambda path=path, name=name: _tensor(path, name)
-    return found or None
+            files |= dict.fromkeys(file.keys(), path)
+    return files
 
 
 def _files(base: str) -> Iterator[str]:
