@@ -466,7 +466,7 @@ def test_another_reference_is_refused(
 
 
 def test_an_unknown_method() -> None:
-    with pytest.raises(ConfigError, match=r"method 'dpoo' is unknown; there are click, dpo, ipo, "):
+    with pytest.raises(ConfigError, match=r"unknown method 'dpoo'; did you mean 'dpo'\?"):
         palate.train("dpoo", METHODS["dpo"].config(data="x"))
 
 
