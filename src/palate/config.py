@@ -13,7 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+
+from palate.given import as_data, as_model, as_rewards, or_given
 
 T = TypeVar("T", bound="Config")
 
@@ -62,6 +72,12 @@ Numbers = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Values = Annotated[Mapping[str, Any], BeforeValidator(_read_values)]
 
+# Names that may also be Python objects; see `palate.given`.
+Source = Annotated[str, WrapValidator(or_given(as_data))]
+ModelName = Annotated[str, WrapValidator(or_given(as_model))]
+Reward = Annotated[str, WrapValidator(or_given(lambda reward: reward))]
+Rewards = Annotated[tuple[Reward, ...], BeforeValidator(as_rewards)]
+
 
 class Config(BaseModel):
     """Base of all configuration: frozen, and a key that is not a field is an error.
@@ -80,7 +96,7 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """Model"""
 
-    model: str = EMBEDDED
+    model: ModelName = EMBEDDED
     """Model to start from: a hub id, a directory in Hugging Face layout (an adapter's too), or `smollm2`,
     which needs no hub. It is the reference as well."""
     lora: bool = True
@@ -220,7 +236,7 @@ class KLConfig(Config):
 class DataConfig(Config):
     """Data"""
 
-    data: str
+    data: Source
     """Training data: a .jsonl or .parquet file, a saved `datasets` directory, a hub id, or `everyday`
     (prompts that come with Palate)."""
     split: str = "train"
@@ -234,7 +250,7 @@ class DataConfig(Config):
     skipped.jsonl. Above it, the run is refused."""
     strict: bool = False
     """Refuse the data at the first row that cannot be used."""
-    eval_data: str | None = None
+    eval_data: Source | None = None
     """Held-out data of the same form, for measuring before and after; none if not given."""
     eval_split: str = "test"
     """Split of the held-out data."""
@@ -324,12 +340,12 @@ def judge_block(block: Mapping[str, Any]) -> dict[str, Any]:
 class RewardConfig(JudgeConfig, Config):
     """Reward"""
 
-    reward: Names = ()
+    reward: Rewards = ()
     """What scores a completion: `sentiment`, `on-topic` (it has words of the prompt), `length:WORDS`,
     `regex:PATTERN`, a Python function as `module:function` or `file.py:function`, a reward model as
     `model:ID` (a hub id, a directory, or that of a run). Give several to add them up, with weights as
     `0.5*length:40`. A pairwise ranker, `ranker:ID`, stands alone."""
-    eval_reward: Names = ()
+    eval_reward: Rewards = ()
     """What scores the held-out completions of before and after; the reward if not given."""
     missing_eos_penalty: float | None = Field(None, ge=0)
     """Taken off the reward of a completion that was cut at max_new_tokens; if not given, 1 with a reward
@@ -338,7 +354,7 @@ class RewardConfig(JudgeConfig, Config):
     @model_validator(mode="after")
     def _fill_penalty(self) -> Self:
         if self.missing_eos_penalty is None:
-            by_model = any(spec.rpartition("*")[2].strip().startswith("model:") for spec in self.reward)
+            by_model = any(str(spec).rpartition("*")[2].strip().startswith("model:") for spec in self.reward)
             # Frozen to its users; here it is still being made.
             object.__setattr__(self, "missing_eos_penalty", 1.0 if by_model else 0.0)
         return self
@@ -347,8 +363,8 @@ class RewardConfig(JudgeConfig, Config):
     def _reward_or_judge(self) -> Self:
         if self.judge is not None and self.reward:
             raise ValueError(
-                f"judge is {self.judge!r} and reward is {', '.join(self.reward)}; give one of them: a "
-                "judge's verdicts have no scale that rewards could be added to"
+                f"judge is {self.judge!r} and reward is {', '.join(map(str, self.reward))}; give one of "
+                "them: a judge's verdicts have no scale that rewards could be added to"
             )
         if self.judge is None:
             own = {name: field.default for name, field in JudgeConfig.model_fields.items()}

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from cyclopts import Group, Parameter
 
 from palate.cli.descriptions import description
-from palate.cli.settings import flag_name, is_union, load_config, offered, plain
 from palate.config import Config, MethodConfig
 from palate.errors import ConfigError
+from palate.settings import flag_name, is_union, load_config, offered, plain
 
 C = TypeVar("C", bound=Config)
 R = TypeVar("R")

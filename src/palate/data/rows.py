@@ -15,7 +15,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from itertools import chain, islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from palate.data.hubs import hub_rows, saved_rows
 from palate.data.row import Row, near
 from palate.data.tables import parquet_rows, text_rows
 from palate.errors import DataError
+from palate.given import GivenRows
 
 BUILT_IN = "everyday"
 """Name of the data set inside the package."""
@@ -80,6 +81,8 @@ def scan_rows(source: str, *, split: str = "train", limit: int | None = None) ->
 
 
 def _open(source: str, split: str) -> Iterator[Row]:
+    if isinstance(source, GivenRows):
+        return _given(source, split)
     if source == BUILT_IN:
         return _built_in(split)
     path = Path(source).expanduser()
@@ -132,6 +135,22 @@ def _neighbour(path: Path) -> str:
 def _readable(names: Iterable[str]) -> str:
     files = sorted(name for name in names if name.lower().endswith(_READ))
     return f" In that folder there is {', '.join(files[:5])}{', ...' if files[5:] else ''}." if files else ""
+
+
+def _given(source: GivenRows, split: str) -> Iterator[Row]:
+    rows = source.of_split(split)
+    if rows is None:
+        raise DataError(f"The data have no split '{split}'; they are {source}.")
+    for number, value in enumerate(rows, 1):
+        where = f"row {number} given in Python"
+        columns = dict(value) if isinstance(value, Mapping) else value
+        try:
+            row = _row(columns, where)
+        except (
+            TypeError
+        ):  # a column of dates or arrays, which JSON cannot write; reward functions may read it
+            row = Row(columns, where)
+        yield row
 
 
 def _built_in(split: str) -> Iterator[Row]:

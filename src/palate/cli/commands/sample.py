@@ -48,9 +48,9 @@ def sample(config: SampleConfig) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from palate.cli.quiet import quiet_libraries
     from palate.data import check_target, write_rows
     from palate.model import Snapshot, load_model
+    from palate.quiet import quiet_libraries
     from palate.run import plain
 
     quiet_libraries()
