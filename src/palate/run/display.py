@@ -1,4 +1,4 @@
-"""Live progress in a terminal; a line per step where the output is no terminal."""
+"""Live progress in a terminal, or one line per step if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHOWN = (
     ("pairs/dropped", "dropped", "{:.0f}"),
     ("grad_norm", "grad norm", "{:.3f}"),
 )
-"""Metrics worth a live look: name, label, format."""
+"""Metrics of the live view: name, label, format."""
 
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _UNSAFE = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -38,7 +38,7 @@ _DOING = {"sample": "sampling", "annotate": "scoring", "learn": "learning", "eva
 
 
 def plain(text: str) -> str:
-    """Model text without what could move the cursor, recolour the terminal, or turn the order of reading."""
+    """Return model text without characters that control the terminal or reverse the reading order."""
     return "".join(
         "\N{REPLACEMENT CHARACTER}"
         if c in _BIDI or (unicodedata.category(c) in _UNSAFE and c not in "\n\t")
@@ -48,10 +48,10 @@ def plain(text: str) -> str:
 
 
 class Display:
-    """Shows where a run is.
+    """Shows the progress of a run.
 
     Args:
-        console: where to; standard error by default, so that standard output stays for results.
+        console: output; standard error by default, since standard output is for results.
         quiet: show nothing.
     """
 
@@ -67,7 +67,7 @@ class Display:
         self._began = time.monotonic()
 
     def start(self, method: str, directory: Path) -> None:
-        """Begin showing the run in `directory`."""
+        """Start to show the run in `directory`."""
         self._title = plain(f"{method}  {directory}")
         self._began = time.monotonic()
         if not self.quiet and self.console.is_terminal:
@@ -75,30 +75,30 @@ class Display:
             self._live.start()
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the live view."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print a line that stays on the screen."""
         if not self.quiet:
             self.console.print(Text(plain(text)), soft_wrap=True)
 
     def expect(self, steps: int) -> None:
-        """How many steps there will be."""
+        """Set the total number of steps."""
         self._total = steps
 
     def step(self, step: int) -> None:
-        """A step begins."""
+        """Show the start of a step."""
         self._step = step
 
     def working(self, stage: str, speed: float) -> None:
-        """A stage is at work, at so many tokens (or completions) per second."""
+        """Show the current stage of work and its speed in tokens (or completions) per second."""
         self._stage, self._speed = stage, speed
 
     def metrics(self, row: Mapping[str, float], samples: Sequence[Group]) -> None:
-        """A step is done."""
+        """Show the metrics and a sample of a finished step."""
         self._row = row
         self._step = int(row["step"])
         if samples:
@@ -111,7 +111,7 @@ class Display:
             self.console.print(Text(line), soft_wrap=True)
 
     def __rich__(self) -> RenderableType:
-        """The live view."""
+        """Return the live view."""
         head = Table.grid(padding=(0, 2))
         unit = "completions" if self._stage == "annotate" else "tokens"
         speed = f"{self._speed:,.0f} {unit}/s" if self._speed else ""

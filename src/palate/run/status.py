@@ -1,4 +1,4 @@
-"""What state a run is in, as its directory tells."""
+"""The state of a run, as recorded in its directory."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from filelock import FileLock, Timeout
 from palate.errors import RunError
 
 State = Literal["running", "finished", "interrupted", "failed", "killed"]
-"""`interrupted`: by Ctrl-C; `failed`: by an error; `killed`: gone without a word."""
+"""`interrupted`: by Ctrl-C; `failed`: with an error; `killed`: the process ended without a final status."""
 
 LOCK = ".lock"
-"""File whose lock the process of a run holds for as long as it lives."""
+"""File that the process of a run keeps locked until it ends."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run has come. `step` of `steps` are done; `steps` is 0 where not known yet."""
+    """The state and progress of a run: `step` of `steps` are finished; `steps` is 0 if not known yet."""
 
     state: State
     step: int = 0
     steps: int = 0
     reason: str = ""
-    """What went wrong, for a run that failed."""
+    """The error message of a failed run."""
     seconds: float = 0.0
-    """Wall-clock time, over all of its starts."""
+    """Wall-clock time in seconds, summed over all starts of the run."""
     updated: str = ""
-    """When this was written: local time, ISO 8601."""
+    """Time of the last write: local time, ISO 8601."""
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -44,15 +44,14 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def read_status(directory: Path) -> Status:
-    """The state of the run in a directory; `killed` if it says that it runs and no process holds it.
+    """Return the status of the run in a directory; `killed` if it says `running` but no process works on it.
 
     Raises:
-        RunError: no run is there, or its status cannot be read.
+        RunError: the directory holds no run, or its status cannot be read.
     """
     path = directory / "status.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        status = Status(**found)
+        status = Status(**json.loads(path.read_text(encoding="utf-8")))
         known = status.state in get_args(State)
         for name, kind in _KINDS.items():
             if not isinstance(getattr(status, name), kind):
@@ -69,12 +68,12 @@ def read_status(directory: Path) -> Status:
 
 
 def write_status(directory: Path, status: Status) -> None:
-    """Write it; a reader sees the old or the new one, never a part."""
+    """Write a status; a reader sees the old or the new status, never a partial file."""
     write_json(directory / "status.json", asdict(status))
 
 
 def is_held(directory: Path) -> bool:
-    """Whether a process works on the run in a directory."""
+    """Return whether a process works on the run in a directory."""
     if not (directory / LOCK).exists():
         return False
     try:
@@ -83,11 +82,11 @@ def is_held(directory: Path) -> bool:
     except Timeout:
         return True
     except OSError:
-        return True  # another user's run, which is not ours to lock: its own word is all there is
+        return True  # another user's run cannot be locked, so its status is believed
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all, and wait until it is on disk."""
+    """Write a JSON file completely or not at all, and wait until it is on disk."""
     scratch = path.with_name(f".{path.name}.part")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=2) + "\n")
@@ -98,7 +97,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on disk."""
+    """Wait until a file, or the file names in a directory, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
