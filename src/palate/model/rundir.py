@@ -1,4 +1,4 @@
-"""A run's directory as the name of a model: what stands for it is its last checkpoint."""
+"""A run's directory as the name of a model, which means its last checkpoint."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ _STEP = re.compile(r"step-(\d+)")
 
 
 def checkpoints_in(run: Path) -> dict[int, Path]:
-    """The finished checkpoints of a run by their step, in order; one that is being written has another name.
+    """Return the finished checkpoints of a run by step, in order; unfinished ones have other names.
 
     Raises:
-        OSError: they are there and cannot be read.
+        OSError: the checkpoints cannot be read.
     """
     try:
         entries = list((run / "checkpoints").iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    found = {int(match[1]): path for path in entries if (match := _STEP.fullmatch(path.name))}
-    return dict(sorted(found.items()))
+    by_step = {int(match[1]): path for path in entries if (match := _STEP.fullmatch(path.name))}
+    return dict(sorted(by_step.items()))
 
 
 def model_in(directory: Path) -> Path:
-    """The directory itself, or, of a run's, that of its last finished checkpoint.
+    """Return the directory of a run's last finished checkpoint; return any other directory unchanged.
 
     Raises:
-        ModelError: the run has none yet, or they cannot be read.
+        ModelError: the run has no finished checkpoint, or its checkpoints cannot be read.
     """
     if not _is_run(directory):
         return directory
     try:
-        found = checkpoints_in(directory)
+        checkpoints = checkpoints_in(directory)
     except OSError as error:
         raise ModelError(f"{str(error.filename)!r} cannot be read: {error.strerror}") from None
-    if not found:
+    if not checkpoints:
         raise ModelError(
-            f"the run {str(directory)!r} has no finished checkpoint to take as a model; wait until it has "
-            "saved one, or give the command that began it again"
+            f"the run {str(directory)!r} has no finished checkpoint to use as a model; wait until it has "
+            "saved one, or run its command again"
         )
-    return found[max(found)]
+    return checkpoints[max(checkpoints)]
 
 
 def _is_run(directory: Path) -> bool:
-    """A model has a `config.json`, too, but that names no method."""
+    """Return whether a directory holds a run; the `config.json` of a model names no method."""
     try:
-        found = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and {"method", "config", "versions"} <= found.keys()
+    return isinstance(content, dict) and {"method", "config", "versions"} <= content.keys()
