@@ -246,7 +246,7 @@ def test_both_orders_are_learnt_from(trained: Trained, monkeypatch: pytest.Monke
         found.append(example.completion.text)
         return example
 
-    monkeypatch.setattr("palate.methods.reward_model.asked", noted)
+    monkeypatch.setattr("palate.methods.reward_model.ranking_example", noted)
     for seed in (0, 0, 1):
         trained(kind="ranker", steps=1, seed=seed, eval_data=None)
     one, again, other = found[:192], found[192:384], found[384:]

@@ -19,7 +19,7 @@ from .records import content_key as content_key
 from .records import once as once
 from .records import pairs_of as pairs_of
 from .records import read_pairs as read_pairs
-from .records import tell_same as tell_same
+from .records import report_same as report_same
 from .report import fresh_logps as fresh_logps
 from .report import group_numbers as group_numbers
 from .report import sample_numbers as sample_numbers

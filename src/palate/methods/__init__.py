@@ -1,7 +1,7 @@
 """The methods, one file each: adding a file adds a method.
 
-`METHODS` finds the files and imports a method when it is asked for, so that the command line imports the one
-method that it runs.
+`METHODS` lists the files and imports a method on first access, so the command line imports only the method
+that it runs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ __all__ = ["METHODS", "Method"]
 
 
 class _Methods(Mapping[str, Method]):
-    """Every method by its name on the command line, which is its file's name with dashes."""
+    """A mapping of each method's name on the command line (its file's name with dashes) to the method."""
 
     def __init__(self) -> None:
         files = (info.name for info in pkgutil.iter_modules(__path__))
         self._modules = {name.replace("_", "-"): f"{__name__}.{name}" for name in sorted(files)}
 
     def __getitem__(self, name: str) -> Method:
-        found = importlib.import_module(self._modules[name]).METHOD
-        assert isinstance(found, Method), f"METHOD of {name}"
-        return found
+        method = importlib.import_module(self._modules[name]).METHOD
+        assert isinstance(method, Method), f"METHOD of {name}"
+        return method
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)
