@@ -16,7 +16,7 @@ from palate.errors import ConfigError
 from palate.evaluate import Evaluation, compare, wilson
 from palate.journal import key_of
 from palate.learn import Learner, Policy
-from palate.loops import PairRounds, content_key, fresh_logps, pairs_of, tell_same
+from palate.loops import PairRounds, content_key, fresh_logps, pairs_of, report_same
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.run import Display, Run
@@ -36,24 +36,24 @@ class Outcome:
 
     @property
     def policy(self) -> Policy:
-        """The learner as a policy; methods that train a reward model have none."""
-        assert isinstance(self.learner, Policy), "the run trained no policy; `learner` has the trained model"
+        """The learner as a policy; for methods that train a policy."""
+        assert isinstance(self.learner, Policy), "the run trained no policy; use `learner` instead"
         return self.learner
 
 
 def train(method: str, cfg: MethodConfig, *, display: Display | None = None) -> Outcome:
-    """Do a whole run: load, measure, train, save, measure again.
+    """Run a method from start to end: load, measure, train, save, and measure again.
 
     Args:
         method: name of a method, as in `palate methods`.
-        cfg: its configuration, of the class of one of the method's ways, as `METHODS[method].config`.
+        cfg: its configuration, such as an instance of `METHODS[method].config`.
         display: shows progress.
 
     Raises:
         PalateError: a mistake that the user can correct; the message says how.
     """
     if method not in METHODS:
-        raise ConfigError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
+        raise ConfigError(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}")
     chosen = METHODS[method]
     way = chosen.way_of(cfg)
     if cfg.threads is not None:
@@ -71,7 +71,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run) -> Outcome:
     own_judge = isinstance(cfg, PairRounds) and cfg.label == "implicit"
     annotate = _optional_annotator(cfg, run) if own_judge else run.annotator(_annotator(cfg, run))
     run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
-    policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
+    policy = _learner(method, cfg, run, cfg.steps or 1)  # methods in rounds set the schedule of each round
     _attach(policy, (*prompts, *held_out), run)
     for prompt in (*prompts, *held_out):
         policy.model.codec.room(prompt, need=cfg.max_new_tokens)
@@ -90,12 +90,12 @@ def _from_pairs(method: Method, cfg: Any, run: Run) -> Outcome:
     rows, same = read_comparisons(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit)
     unseen, _ = _held_out(read_comparisons, cfg) or ([], 0)
     learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
-    pairs, cut_same = pairs_of(learner, rows, cfg.data)
+    pairs, truncated_same = pairs_of(learner, rows, cfg.data)
     held_out = pairs_of(learner, unseen, cfg.eval_data)[0] if unseen else []
     run.require_same("the pairs", content_key([*pairs, *held_out]), "the data")
     _attach(learner, [pair.prompt for pair in (*pairs, *held_out)], run)
-    tell_same(run, same + cut_same)
-    counts = {"pairs": len(pairs), "pairs_dropped": same + cut_same}
+    report_same(run, same + truncated_same)
+    counts = {"pairs": len(pairs), "pairs_dropped": same + truncated_same}
     return _on_records(method, learner, pairs, held_out, annotate, cfg, run, counts)
 
 
@@ -155,7 +155,7 @@ def _shown(
     *,
     all_held_out: bool,
 ) -> Sequence[Prompt]:
-    """Return the prompts of `_measure_fresh`: all held-out prompts if they are compared on, else a few.
+    """Return the prompts of `_measure_fresh`: all held-out prompts if they are compared, else a few.
 
     There are none if every step samples from the current policy and logs the same number.
     """
@@ -173,14 +173,14 @@ def _shown(
 def _measure_fresh(
     learner: Learner, prompts: Sequence[Prompt], cfg: Any, run: Run, known: Evaluation | None = None
 ) -> None:
-    """Measure `logps/fresh`: the policy's log-probability of its own samples."""
+    """Measure `logps/fresh`, the policy's log-probability of its own samples."""
     if not prompts or not isinstance(learner, Policy):
         return
 
     def metrics() -> dict[str, float]:
         if known is not None:
             return fresh_logps(known.after)
-        # With the seed of `compare`, which then reads them from the journal.
+        # This is the seed of `compare`, which then reads the samples from the journal.
         return fresh_logps(learner.snapshot().sample(prompts, 1, cfg.sampling, seed=2 * run.seed("evaluate")))
 
     run.measure("fresh", metrics)
@@ -194,7 +194,7 @@ def _compared(
     cfg: Any,
     run: Run,
 ) -> Evaluation | None:
-    """Save, then compare with the start: a failing reward must not cost the training."""
+    """Save the learner, then compare it with the start; saving first protects it if the reward fails."""
     run.save(learner)
     if start is None or annotate is None or not prompts or not isinstance(learner, Policy):
         return None
@@ -217,8 +217,9 @@ def _finish(
 def _measured(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) -> dict[str, float]:
     """Return the first and the last measurement on the held-out records.
 
-    For pairs it is the share that the implicit reward ranks as the data do, else the loss. The interval
-    counts prompts as trials: several pairs of one prompt say less than pairs of several prompts.
+    For pairs it is the fraction of pairs that the implicit reward ranks like the data, else the loss. The
+    interval counts prompts as trials, since several pairs of one prompt are less informative than pairs of
+    several prompts.
     """
     ranked = [row["eval_rewards/accuracies"] for row in run.measured if "eval_rewards/accuracies" in row]
     losses = [row["eval_loss"] for row in run.measured if "eval_loss" in row]
@@ -242,11 +243,11 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
 
 
 def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run) -> None:
-    """Check the prompts' tokens against those that the run began with, then start or resume."""
+    """Check that the prompts' tokens have not changed since the start of the run, then start or resume."""
     codec = learner.model.codec
     tokens = key_of([codec.prompt_ids(prompt) for prompt in prompts])
-    subject = f"what the tokenizer or chat template of {learner.model.source} makes of the prompts"
-    run.require_same("the prompts in tokens", tokens, subject)
+    label = f"the tokenizer or chat template of {learner.model.source}"
+    run.require_same("the prompts in tokens", tokens, label)
     run.attach(learner)
 
 
@@ -258,7 +259,7 @@ def _held_out(read: Callable[..., T], cfg: Any) -> T | None:
 
 
 def _optional_annotator(cfg: MethodConfig, run: Run) -> Annotator | None:
-    """Return the annotator for the comparison before and after, of a method that trains without one."""
+    """Return the annotator for the comparison before and after training, if the user gave a reward."""
     return run.annotator(_annotator(cfg, run)) if isinstance(cfg, RewardConfig) and cfg.reward else None
 
 

@@ -123,7 +123,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         ("run oaif --data prompts.jsonl --reward length:3 --model ./none", ["'./none' is not a directory"]),
         ("run dpo --data pairs.jsonl --model broken_model", ["'broken_model' could not be loaded"]),
         ("run dpo --data pairs.jsonl --model cut_model", ["'cut_model' could not be loaded", "complete?"]),
-        ("run dpo --data pairs.jsonl --model tiny --device warp", ["device 'warp' is not to be had here"]),
+        ("run dpo --data pairs.jsonl --model tiny --device warp", ["device 'warp' is not available"]),
         (f"{short('prompts.jsonl')} --max-length 9999", ["max_length is 9999", "at most 256"]),
         # Rewards.
         (short("prompts.jsonl", ""), ["no reward is given", "--reward sentiment"]),
@@ -140,8 +140,8 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (f"{short('prompts.jsonl', 'rewards.py:nothing')} --n 4", ["no usable reward for any of 8"]),
         (f"{short('pairs.jsonl', 'no_such:f', 'dpo')} --eval-data pairs.jsonl", ["'no_such' is not there"]),
         # Where the run goes.
-        (f"{short('prompts.jsonl')} --output foreign", ["'foreign' is there and holds no run"]),
-        (f"{short('prompts.jsonl')} --output no_model --overwrite", ["'no_model' is there and holds no run"]),
+        (f"{short('prompts.jsonl')} --output foreign", ["'foreign' exists but holds no run"]),
+        (f"{short('prompts.jsonl')} --output no_model --overwrite", ["'no_model' exists but holds no run"]),
         (f"{short('prompts.jsonl')} --output prompts.jsonl/run", ["cannot be written: Not a directory"]),
         (f"{short('prompts.jsonl')} --output /proc/run", ["'/proc/run' cannot be written"]),
         (f"{short('prompts.jsonl')} --report-to mlflow", ["report_to 'mlflow' is unknown", "tensorboard"]),
@@ -204,7 +204,9 @@ def test_a_run_that_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert main([*line, "--seed", "1"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "'runs/dpo' holds a run already, with seed 0 and not 1; to go on with it, give what" in err
+    assert (
+        "'runs/dpo' already holds a run: seed is 0 there and 1 here; use the original value to resume" in err
+    )
     assert main(line) == 0  # the same command goes on, and there is nothing left to do
     assert (folder / "runs" / "dpo" / "metrics.jsonl").read_text() == before
     assert main([*line, "--seed", "1", "--overwrite"]) == 0
