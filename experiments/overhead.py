@@ -20,7 +20,7 @@ from typing import Any
 
 import palate
 from machine import machine
-from palate.cli.actions import quiet_libraries
+from palate.cli.quiet import quiet_libraries
 from palate.cli.settings import load_config
 from palate.journal import Journal
 from palate.run import run as running

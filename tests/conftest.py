@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,9 +17,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from palate.cli.actions import quiet_libraries
+from palate.cli.quiet import quiet_libraries
 from palate.learn import Policy
+from palate.rundir import RunRecord, Sample, Status
 from palate.testing import tiny_model, tiny_policy
+
+MakeRun = Callable[..., Path]
 
 torch.set_num_threads(1)
 quiet_libraries()
@@ -50,3 +56,99 @@ def make_policy(tiny: str) -> Callable[..., Policy]:
         return tiny_policy(Path(tiny), **options)  # type: ignore[arg-type]
 
     return make
+
+
+# ---- Run directories made by hand ------------------------------------------------------------------
+
+FINISHED = Status("finished", 4, 4, "", 61.0, "2026-11-21T14:07:02+0000")
+
+
+def by_step(metrics: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """A row a step, counted from 1, of metrics that are given as one list each."""
+    count = max((len(values) for values in metrics.values()), default=0)
+    named = ({name: values[i] for name, values in metrics.items() if i < len(values)} for i in range(count))
+    return [{"step": i + 1, **row} for i, row in enumerate(named)]
+
+
+@pytest.fixture
+def record() -> Callable[..., RunRecord]:
+    """A record made by hand: `metrics` are lists with one value a step, `measured` with one a measurement."""
+
+    def make(
+        metrics: Mapping[str, Sequence[float]] | None = None,
+        measured: Mapping[str, Sequence[float]] | None = None,
+        *,
+        summary: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        resolved: Mapping[str, Any] | None = None,
+        samples: Sequence[Sample] = (),
+        status: Status = FINISHED,
+        method: str = "oaif",
+        directory: Path = Path("runs/a"),
+    ) -> RunRecord:
+        measurements = [{**row, "step": row["step"] - 1} for row in by_step(measured or {})]
+        return RunRecord(
+            directory=directory,
+            method=method,
+            description={"method": method, "config": config or {}, "resolved": resolved or {}},
+            status=status,
+            rows=tuple(by_step(metrics or {})),
+            measurements=tuple(measurements),
+            summary=summary or {},
+            samples=tuple(samples),
+        )
+
+    return make
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """A run's directory as a run leaves it; NaN becomes null."""
+
+    def write(
+        name: str = "a",
+        *,
+        rows: Sequence[Mapping[str, Any]] = (),
+        samples: Sequence[Mapping[str, Any]] = (),
+        summary: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        status: Status = FINISHED,
+        method: str = "oaif",
+    ) -> Path:
+        directory = tmp_path / name
+        directory.mkdir(parents=True)
+        description = {
+            "method": method,
+            "config": {"model": "smollm2", "data": "everyday", **(config or {})},
+            "resolved": {"device": "cpu", "dtype": "float32"},
+            "versions": {"palate": "0.1.0"},
+            "python": "3.12.1",
+            "machine": {"system": "Linux", "threads": 2},
+            "started": "2026-11-21T14:02:11+0000",
+        }
+        (directory / "config.json").write_text(json.dumps(description))
+        (directory / "status.json").write_text(json.dumps(asdict(status)))
+        lines = [json.dumps({k: None if v != v else v for k, v in row.items()}) + "\n" for row in rows]
+        (directory / "metrics.jsonl").write_text("".join(lines))
+        if summary is None and samples:
+            summary = {}  # it is written after them
+        if summary is not None:
+            (directory / "summary.json").write_text(json.dumps({"method": method, "steps": 4, **summary}))
+        if samples:
+            (directory / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+        return directory
+
+    return write
+
+
+@pytest.fixture(name="describe")
+def describe_fixture() -> MakeRun:
+    """Writes the `config.json` of a run."""
+    return describe
+
+
+def describe(directory: Path, *, method: str = "oaif", started: str | None = None, **config: Any) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    found = {"method": method, "config": config, "versions": {}} | ({"started": started} if started else {})
+    (directory / "config.json").write_text(json.dumps(found))
+    return directory

@@ -18,8 +18,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 LAYERS = (
-    ("errors", "types"),
-    ("config", "memory"),
+    ("errors", "types", "metrics", "declared"),
+    ("config", "memory", "rundir"),
     ("losses", "select", "data", "journal"),
     ("model",),
     ("annotate",),

@@ -91,7 +91,6 @@ for method in palate.methods.METHODS.values():
         "import palate",
         "import palate; palate.PalateError; palate.Prompt; palate.ConfigError",
         "from palate.cli import main; assert main(['--version']) == 0",
-        "from palate.cli import main; assert main(['--help']) == 0",
         "from palate.cli import main; assert main(['--beta']) == 2",
     ],
 )

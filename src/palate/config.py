@@ -42,9 +42,7 @@ class Config(BaseModel):
     uses the configuration of only one.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def part(self, cls: type[T]) -> T:
         """Return the fields that `cls` has, as an instance of `cls`."""

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,21 +14,8 @@ from palate.testing import tiny_policy
 MakeRun = Callable[..., Path]
 
 
-@pytest.fixture(name="describe")
-def describe_fixture() -> MakeRun:
-    """Writes the `config.json` of a run."""
-    return describe
-
-
-def describe(directory: Path, *, method: str = "oaif", started: str | None = None, **config: Any) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    found = {"method": method, "config": config, "versions": {}} | ({"started": started} if started else {})
-    (directory / "config.json").write_text(json.dumps(found))
-    return directory
-
-
 @pytest.fixture
-def make_run(tmp_path: Path, tiny: str) -> MakeRun:
+def make_run(tmp_path: Path, tiny: str, describe: MakeRun) -> MakeRun:
     """Runs with a checkpoint whose weights are far from the base model's."""
 
     def make(
@@ -44,3 +32,18 @@ def make_run(tmp_path: Path, tiny: str) -> MakeRun:
         return run
 
     return make
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Stands in for `write_report`: what it was given, or first of all what it shall raise."""
+    calls: list[Any] = []
+
+    def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
+        if calls and isinstance(calls[0], Exception):
+            raise calls[0]
+        calls.append((list(runs), output))
+        return output or runs[0] / "report.html"
+
+    monkeypatch.setitem(sys.modules, "palate.report", SimpleNamespace(write_report=write_report))  # type: ignore[arg-type]
+    return calls

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,13 @@ from pydantic import Field
 import palate
 from palate.cli import main
 from palate.cli.app import build_app
+from palate.cli.command import Command, Group
+from palate.cli.commands import COMMANDS
+from palate.cli.commands.chat import COMMAND as CHAT
+from palate.cli.commands.methods import COMMAND as LIST
+from palate.cli.commands.report import COMMAND as REPORT
+from palate.cli.commands.run import COMMAND as RUN
+from palate.cli.commands.runs import COMMAND as RUNS
 from palate.config import BatchConfig, Config, MethodConfig, ModelConfig
 from palate.errors import DataError
 
@@ -25,16 +32,6 @@ class Toy(BatchConfig, MethodConfig):
 
     beta: float = Field(0.1, gt=0)
     """Strength of the pull."""
-
-
-@dataclass
-class FakeMethod:
-    name: str
-    summary: str
-    options: type[Config] = Toy
-
-    def choose(self, values: Mapping[str, Any]) -> type[Config]:
-        return self.options
 
 
 class SampleConfig(ModelConfig):
@@ -54,61 +51,67 @@ class ChatConfig(Config):
     """Of the draws."""
 
 
-@dataclass
-class FakeActions:
-    calls: list[Any] = field(default_factory=list)
-    outcome: Callable[[], int | None] = lambda: None
-    SampleConfig: type[Config] = SampleConfig
-    ChatConfig: type[Config] = ChatConfig
+class Fake:
+    """The program's commands, none of which does its work: calls are noted, and `outcome` gives their result.
 
-    def run(self, method: str, config: Any) -> int | None:
-        self.calls.append((method, config))
-        return self.outcome()
+    `run`, `chat` and `sample` have options of their own; the others have those of the real ones.
+    """
 
-    def sample(self, config: Any) -> int | None:
-        self.calls.append(("sample", config))
-        return self.outcome()
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.outcome: Callable[[], int | None] = lambda: None
+        methods = {name: self.method(name, help) for name, help in METHODS.items()}
+        self.commands: dict[str, Command | Group] = {
+            "run": replace(RUN, members=lambda: methods),
+            "sample": Command("sample", "Sample.", self.configured("sample"), config=SampleConfig),
+            "chat": replace(CHAT, call=self.configured("chat"), config=ChatConfig),
+            **{command.name: replace(command, call=self.called(command)) for command in (RUNS, REPORT, LIST)},
+        }
 
-    def chat(self, config: Any) -> int | None:
-        self.calls.append(("chat", config))
-        return self.outcome()
+    def method(self, name: str, help: str) -> Command:
+        return Command(name, help, self.configured(name), config=Toy)
 
-    def runs(self, directory: Path | None, *, json: bool) -> int | None:
-        self.calls.append(("runs", directory, json))
-        return self.outcome()
+    def configured(self, name: str) -> Callable[[Any], int | None]:
+        def call(config: Any) -> int | None:
+            self.calls.append((name, config))
+            return self.outcome()
 
-    def report(self, runs: Sequence[Path], *, output: Path | None, show: bool) -> int | None:
-        self.calls.append(("report", [*runs], output, show))
-        return self.outcome()
+        return call
 
-    def methods(self, json: bool) -> int | None:
-        self.calls.append(("methods", json))
-        print('["dpo"]' if json else "a table")
-        return self.outcome()
+    def called(self, command: Command) -> Callable[..., int | None]:
+        @wraps(command.call)
+        def call(*values: Any, **options: Any) -> int | None:
+            self.calls.append((command.name, values, options))
+            return self.outcome()
+
+        return call
+
+    def __call__(self, line: str) -> int:
+        return main(line.split(), commands=self.commands)
 
 
 METHODS = {
-    "dpo": FakeMethod("dpo", "Direct preference optimisation."),
-    "oaif": FakeMethod("oaif", "Online AI feedback."),
-    "reward-model": FakeMethod("reward-model", "A reward model."),
+    "dpo": "Direct preference optimisation.",
+    "oaif": "Online AI feedback.",
+    "reward-model": "A reward model.",
 }
 
 
 @pytest.fixture
-def actions(monkeypatch: pytest.MonkeyPatch) -> FakeActions:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setenv("COLUMNS", "100")
-    return FakeActions()
+    return Fake()
 
 
 @pytest.fixture
-def complaint(actions: FakeActions, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+def complaint(fake: Fake, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
     def run(line: str) -> str:
-        assert main(line.split(), methods=METHODS, actions=actions) == 2
+        assert fake(line) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("palate: ")
         assert err.count("\n") == 1
-        assert actions.calls == []
+        assert fake.calls == []
         return err.removeprefix("palate: ").removesuffix("\n")
 
     return run
@@ -117,54 +120,49 @@ def complaint(actions: FakeActions, capsys: pytest.CaptureFixture[str]) -> Calla
 # What works
 
 
-def test_run_hands_the_config_to_the_action(actions: FakeActions) -> None:
-    line = ["run", "reward-model", "--data", "x", "--beta", "0.3", "--no-lora"]
-    assert main(line, methods=METHODS, actions=actions) == 0
-    assert actions.calls == [("reward-model", Toy(data="x", beta=0.3, lora=False))]
+def test_run_hands_the_config_to_the_action(fake: Fake) -> None:
+    assert fake("run reward-model --data x --beta 0.3 --no-lora") == 0
+    assert fake.calls == [("reward-model", Toy(data="x", beta=0.3, lora=False))]
 
 
-def test_sample_hands_the_config_to_the_action(actions: FakeActions) -> None:
-    assert main(["sample", "--prompt", "hi"], methods=METHODS, actions=actions) == 0
-    assert actions.calls == [("sample", SampleConfig(prompt="hi"))]
+def test_sample_hands_the_config_to_the_action(fake: Fake) -> None:
+    assert fake("sample --prompt hi") == 0
+    assert fake.calls == [("sample", SampleConfig(prompt="hi"))]
 
 
-def test_chat_hands_the_config_to_the_action(actions: FakeActions) -> None:
-    assert main(["chat", "runs/a", "--seed", "3"], methods=METHODS, actions=actions) == 0
-    assert actions.calls == [("chat", ChatConfig(run=Path("runs/a"), seed=3))]
+def test_chat_hands_the_config_to_the_action(fake: Fake) -> None:
+    assert fake("chat runs/a --seed 3") == 0
+    assert fake.calls == [("chat", ChatConfig(run=Path("runs/a"), seed=3))]
 
 
 @pytest.mark.parametrize(
     ("line", "call"),
     [
-        ("runs", ("runs", None, False)),
-        ("runs exp --json", ("runs", Path("exp"), True)),
-        ("report a", ("report", [Path("a")], None, False)),
-        ("report a b --output c.html --open", ("report", [Path("a"), Path("b")], Path("c.html"), True)),
-        ("report --output c.html a", ("report", [Path("a")], Path("c.html"), False)),
+        ("runs", ("runs", (), {})),
+        ("runs exp --json", ("runs", (Path("exp"),), {"json": True})),
+        ("report a", ("report", (Path("a"),), {})),
+        (
+            "report a b --output c.html --open",
+            ("report", (Path("a"), Path("b")), {"output": Path("c.html"), "show": True}),
+        ),
+        ("report --output c.html a", ("report", (Path("a"),), {"output": Path("c.html")})),
+        ("methods", ("methods", (), {})),
+        ("methods --json", ("methods", (), {"json": True})),
     ],
 )
-def test_listings(actions: FakeActions, line: str, call: Any) -> None:
-    assert main(line.split(), methods=METHODS, actions=actions) == 0
-    assert actions.calls == [call]
+def test_listings(fake: Fake, line: str, call: Any) -> None:
+    assert fake(line) == 0
+    assert fake.calls == [call]
 
 
-def test_the_actions_exit_code_is_the_programs(actions: FakeActions) -> None:
-    actions.outcome = lambda: 3
-    assert main(["sample"], methods=METHODS, actions=actions) == 3
-
-
-@pytest.mark.parametrize(("flags", "as_json"), [([], False), (["--json"], True)])
-def test_methods(
-    actions: FakeActions, capsys: pytest.CaptureFixture[str], flags: list[str], as_json: bool
-) -> None:
-    assert main(["methods", *flags], methods=METHODS, actions=actions) == 0
-    assert actions.calls == [("methods", as_json)]
-    assert not as_json or json.loads(capsys.readouterr().out) == ["dpo"]
+def test_the_actions_exit_code_is_the_programs(fake: Fake) -> None:
+    fake.outcome = lambda: 3
+    assert fake("sample") == 3
 
 
 @pytest.mark.parametrize("line", ["--version", "run --version"])
-def test_version(actions: FakeActions, capsys: pytest.CaptureFixture[str], line: str) -> None:
-    assert main(line.split(), methods=METHODS, actions=actions) == 0
+def test_version(fake: Fake, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    assert fake(line) == 0
     assert capsys.readouterr().out.startswith("palate ")
 
 
@@ -179,31 +177,29 @@ def test_help_of_the_program(capsys: pytest.CaptureFixture[str], line: str) -> N
 
 
 @pytest.mark.parametrize("line", ["run", "run --help", "--help run"])
-def test_help_of_run_lists_the_methods(
-    actions: FakeActions, capsys: pytest.CaptureFixture[str], line: str
-) -> None:
-    assert main(line.split(), methods=METHODS, actions=actions) == 0
+def test_help_of_run_lists_the_methods(fake: Fake, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    assert fake(line) == 0
     out = capsys.readouterr().out
     assert out.startswith("Usage: palate run METHOD [OPTIONS]\n")
     assert "╭─ Methods ─" in out
     assert "│ reward-model  A reward model. " in out
 
 
-def test_help_of_a_method(actions: FakeActions, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "dpo", "--help"], methods=METHODS, actions=actions) == 0
+def test_help_of_a_method(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fake("run dpo --help") == 0
     out = capsys.readouterr().out
     assert out.startswith("Usage: palate run dpo [OPTIONS]\n\nDirect preference optimisation.\n")
     assert "--beta FLOAT" in out.split("╭─ Model ─")[0]
-    assert actions.calls == []
+    assert fake.calls == []
 
 
-def test_help_of_sample(actions: FakeActions, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", "--help"], methods=METHODS, actions=actions) == 0
+def test_help_of_sample(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fake("sample --help") == 0
     assert "--prompt TEXT" in capsys.readouterr().out.split("╭─ Model ─")[0]
 
 
-def test_help_of_chat(actions: FakeActions, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["chat", "--help"], methods=METHODS, actions=actions) == 0
+def test_help_of_chat(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fake("chat --help") == 0
     out = capsys.readouterr().out
     assert out.startswith("Usage: palate chat RUN [OPTIONS]\n")
     assert "│ RUN  Whose models. " in out
@@ -211,18 +207,32 @@ def test_help_of_chat(actions: FakeActions, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(("command", "usage"), [("runs", "[DIRECTORY]"), ("report", "RUN...")])
-def test_help_of_listings(
-    actions: FakeActions, capsys: pytest.CaptureFixture[str], command: str, usage: str
-) -> None:
-    assert main([command, "--help"], methods=METHODS, actions=actions) == 0
+def test_help_of_listings(fake: Fake, capsys: pytest.CaptureFixture[str], command: str, usage: str) -> None:
+    assert fake(f"{command} --help") == 0
     out = capsys.readouterr().out
     assert out.startswith(f"Usage: palate {command} {usage} [OPTIONS]\n")
     assert f"│ {usage.strip('[].')} " in out
 
 
-def test_only_the_command_asked_for_has_flags(actions: FakeActions) -> None:
-    assert "dpo" in build_app("run", methods=METHODS, actions=actions)["run"]
-    assert "dpo" not in build_app("sample", methods=METHODS, actions=actions)["run"]
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("run dpo --data x", {"run"}),
+        ("sample", {"sample"}),
+        ("--help", set(COMMANDS)),
+        ("smaple", set(COMMANDS)),
+    ],
+)
+def test_only_what_is_asked_for_is_built(fake: Fake, line: str, names: set[str]) -> None:
+    app = build_app(line.split(), fake.commands)
+    assert {name for name in app if not name.startswith("-")} == names
+    if names == {"run"}:
+        assert {name for name in app["run"] if not name.startswith("-")} == {"dpo"}
+
+
+def test_every_file_is_a_command() -> None:
+    assert list(COMMANDS) == ["chat", "methods", "report", "run", "runs", "sample"]
+    assert all(COMMANDS[name].name == name for name in COMMANDS)
 
 
 # Mistakes
@@ -264,7 +274,6 @@ def test_only_the_command_asked_for_has_flags(actions: FakeActions) -> None:
             "unexpected 'b': a value follows its flag, and `palate chat --help` lists the flags",
         ),
         ("chat a --seed x", "--seed is 'x', expected a whole number"),
-        ("report", "no run is given, write `palate report RUN`, as `palate report runs/oaif`"),
         ("report --output", "--output has no value, expected `--output FILE`"),
         ("report a --opne", "unknown flag --opne; did you mean --open? `palate report --help` lists them"),
         ("runs --jsn", "unknown flag --jsn; did you mean --json? `palate runs --help` lists them"),
@@ -315,18 +324,16 @@ def failing(error: BaseException) -> Callable[[], int | None]:
     return fail
 
 
-def test_an_actions_mistake_is_one_line_however_long(
-    actions: FakeActions, capsys: pytest.CaptureFixture[str]
-) -> None:
-    actions.outcome = failing(DataError("row 3 has\n  no prompt " + "and so on " * 30))
-    assert main(["sample"], methods=METHODS, actions=actions) == 2
+def test_an_actions_mistake_is_one_line_however_long(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.outcome = failing(DataError("row 3 has\n  no prompt " + "and so on " * 30))
+    assert fake("sample") == 2
     err = capsys.readouterr().err
     assert err.startswith("palate: row 3 has no prompt and so on and so on")
     assert err.count("\n") == 1
 
 
 def test_on_a_terminal_the_line_is_styled_and_not_wrapped(
-    actions: FakeActions, monkeypatch: pytest.MonkeyPatch
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -335,23 +342,23 @@ def test_on_a_terminal_the_line_is_styled_and_not_wrapped(
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    actions.outcome = failing(DataError("[bold]row 3[/bold] " + "and so on " * 30))
-    assert main(["sample"], methods=METHODS, actions=actions) == 2
+    fake.outcome = failing(DataError("[bold]row 3[/bold] " + "and so on " * 30))
+    assert fake("sample") == 2
     assert screen.getvalue().startswith("\x1b[1;31mpalate:\x1b[0m [bold]row 3[/bold] and so on")
     assert screen.getvalue().count("\n") == 1
 
 
-def test_an_interrupt_is_130(actions: FakeActions, capsys: pytest.CaptureFixture[str]) -> None:
-    actions.outcome = failing(KeyboardInterrupt())
-    assert main(["sample"], methods=METHODS, actions=actions) == 130
+def test_an_interrupt_is_130(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.outcome = failing(KeyboardInterrupt())
+    assert fake("sample") == 130
     assert capsys.readouterr().err == "palate: interrupted\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), ValueError("ours"), BrokenPipeError("a socket's")])
-def test_other_errors_go_through(actions: FakeActions, error: Exception) -> None:
-    actions.outcome = failing(error)
+def test_other_errors_go_through(fake: Fake, error: Exception) -> None:
+    fake.outcome = failing(error)
     with pytest.raises(type(error)):
-        main(["sample"], methods=METHODS, actions=actions)
+        fake("sample")
 
 
 # The real process
@@ -359,11 +366,11 @@ def test_other_errors_go_through(actions: FakeActions, error: Exception) -> None
 SOURCE = str(Path(palate.__file__ or "").parents[1])
 FLOOD = """
 import sys
-from types import SimpleNamespace
 from palate.cli import main
-def flood(json):
+from palate.cli.command import Command
+def flood():
     for i in range(100_000): print(i)
-sys.exit(main(["methods"], methods={}, actions=SimpleNamespace(methods=flood)))
+sys.exit(main(["flood"], commands={"flood": Command("flood", "Prints a lot.", flood)}))
 """
 
 
@@ -381,17 +388,6 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
-
-
-def test_help_loads_neither_torch_nor_pydantic() -> None:
-    code = (
-        "import sys; from palate.cli import main; code = main([]); "
-        "sys.exit(code or sorted({'torch', 'pydantic', 'yaml', 'transformers'} & set(sys.modules)) or 0)"
-    )
-    with python("-c", code) as process:
-        out, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
-    assert "palate COMMAND" in out
 
 
 def test_python_m_palate() -> None:

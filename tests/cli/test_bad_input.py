@@ -151,7 +151,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         ("chat foreign", ["'foreign' holds no run", "see `palate runs`"]),
         ("chat tiny", ["'tiny' holds no run"]),
         ("chat broken_model", ["'broken_model/config.json' cannot be read"]),
-        ("chat begun", ["the run 'begun' has no checkpoint yet; wait until it has saved one"]),
+        ("chat begun", ["the run 'begun' has no finished checkpoint yet; wait until it has saved one"]),
         ("chat begun --step -1", ["--step is -1, expected a whole number of at least 0"]),
         ("chat begun --only both", ["--only is 'both', expected one of checkpoint, base"]),
         ("chat begun --only base --device warp", ["of the run 'begun'", "device 'warp' is not to be"]),

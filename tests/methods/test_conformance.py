@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import palate
 from palate import method as declared
 from palate import methods
-from palate.config import Config, MethodConfig, Sampling
+from palate.cli.descriptions import description
+from palate.config import MethodConfig, Sampling
 from palate.errors import AnnotatorError, ConfigError, DataError, RunError
 from palate.methods import METHODS
 from palate.testing import END
@@ -149,9 +150,7 @@ def test_every_option_is_explained(name: str) -> None:
     cls = METHODS[name].config
     assert issubclass(cls, MethodConfig)
     for field in cls.model_fields:
-        # A method that only changes a default may leave the text to the part that has the field.
-        parts = [part for part in cls.__mro__ if issubclass(part, Config) and field in part.model_fields]
-        assert any(part.model_fields[field].description for part in parts), f"{cls.__name__}.{field}"
+        assert description(cls, field), f"{cls.__name__}.{field}"
 
 
 @NAMES

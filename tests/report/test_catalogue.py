@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from palate.report.catalogue import PANELS, Curve
-from palate.report.read import RunRecord
+from palate.rundir import RunRecord
 
 Record = Callable[..., RunRecord]
 

@@ -13,7 +13,7 @@ from palate.report.panels import (
     panels_of_one_value,
     stage_seconds,
 )
-from palate.report.read import RunRecord
+from palate.rundir import RunRecord
 
 Record = Callable[..., RunRecord]
 

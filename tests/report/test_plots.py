@@ -13,7 +13,7 @@ from palate.report import plots
 from palate.report.catalogue import Line, Panel
 from palate.report.panels import panels
 from palate.report.plots import Interval
-from palate.report.read import RunRecord
+from palate.rundir import RunRecord
 
 Record = Callable[..., RunRecord]
 

@@ -11,7 +11,7 @@ import pytest
 
 from palate.errors import RunError
 from palate.report import write_report
-from palate.run.status import Status
+from palate.rundir import Status
 
 Write = Callable[..., Path]
 Rows = list[dict[str, float]]

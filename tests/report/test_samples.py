@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 
-from palate.report.read import RunRecord, Sample
 from palate.report.samples import (
     CHUNK,
     LONGEST_LINE,
@@ -15,6 +14,7 @@ from palate.report.samples import (
     shortened,
     shown,
 )
+from palate.rundir import RunRecord, Sample
 
 Record = Callable[..., RunRecord]
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from palate.report import signs as module
-from palate.report.read import RunRecord, Sample
 from palate.report.signs import (
     SIGNS,
     accuracy_is_chance,
@@ -22,6 +21,7 @@ from palate.report.signs import (
     skipped_updates,
     win_rate_is_chance,
 )
+from palate.rundir import RunRecord, Sample
 
 Record = Callable[..., RunRecord]
 GAP = "sampling/sampling_logp_difference"

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 
-from palate.report.read import RunRecord, Sample
 from palate.report.spans import (
     FEWEST_SAMPLES,
     ends,
@@ -15,6 +14,7 @@ from palate.report.spans import (
     rounds,
     third_quarter,
 )
+from palate.rundir import RunRecord, Sample
 
 Record = Callable[..., RunRecord]
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from palate.report.plots import Interval
-from palate.report.read import RunRecord
 from palate.report.tables import Figure, drawn_once, figures, held_out, interval_rows, settings, unlike
+from palate.rundir import RunRecord
 
 Record = Callable[..., RunRecord]
 

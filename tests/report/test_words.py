@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palate.methods import METHODS
-from palate.report.read import RunRecord
 from palate.report.words import (
     best_figures,
     count,
@@ -24,7 +23,7 @@ from palate.report.words import (
     unsampled,
     what_was_run,
 )
-from palate.run.status import Status
+from palate.rundir import RunRecord, Status
 
 Record = Callable[..., RunRecord]
 

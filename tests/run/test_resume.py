@@ -21,7 +21,7 @@ from palate.errors import RunError
 from palate.methods import METHODS
 from palate.run import Run
 from palate.run.directory import RunDirectory
-from palate.run.status import read_status
+from palate.rundir import read_status
 
 # Asked by peft of every network.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")

@@ -21,7 +21,7 @@ from palate.learn import Needs, Policy
 from palate.methods.oaif import OAIFConfig
 from palate.model import Outputs
 from palate.run import Display, Run
-from palate.run.status import read_status
+from palate.rundir import read_status
 from palate.types import Completion, Demonstration, Group, Prompt
 
 SAFELY = r"run the same command again \(without --overwrite\)"

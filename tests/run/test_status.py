@@ -13,7 +13,8 @@ from filelock import FileLock
 from palate.config import RunConfig
 from palate.errors import RunError
 from palate.run import Run
-from palate.run.status import LOCK, Status, is_held, read_status, write_json, write_status
+from palate.run.status import write_json, write_status
+from palate.rundir import LOCK, Status, is_held, read_status
 
 
 @pytest.fixture

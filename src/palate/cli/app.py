@@ -1,98 +1,40 @@
-"""The program `palate`: its commands, and how a user's mistake ends: one sentence on stderr and exit code 2.
+"""The program `palate`: from a command line to a command, and how it ends.
 
-What a command needs, the methods and torch with them, is imported for that command alone, so that
-`palate --version` and `palate --help` answer at once.
+A user's mistake ends with one sentence on stderr and exit code 2. Only the command that is asked for is
+imported, and for `palate run METHOD` only that method, so that help and mistakes answer at once.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
-from importlib import import_module, metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO, cast
+from collections.abc import Sequence
+from typing import Any, TextIO
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 
+from palate.cli.command import Command, Commands, Group
+from palate.cli.commands import COMMANDS
 from palate.cli.mistakes import explain
 from palate.errors import ConfigError, PalateError
-
-if TYPE_CHECKING:
-    from palate.config import Config
 
 MISTAKE, INTERRUPTED, CUT_OFF = 2, 130, 141
 """Exit codes: a user's mistake, Ctrl-C, and stdout closed by its reader (as shells count signals)."""
 
-Json = Annotated[
-    bool, Parameter(negative=(), help="Print JSON, and nothing else on stdout.", show_default=False)
-]
+_UNUSED: Any = object()
+"""Stands for cyclopts' console of errors, which are ours to print: it would load rich."""
+
+HELP = {"--help", "-h"}
 
 
-class Method(Protocol):
-    """What the command line needs of a training method."""
-
-    @property
-    def name(self) -> str:
-        """METHOD in `palate run METHOD`."""
-
-    @property
-    def summary(self) -> str:
-        """One line."""
-
-    @property
-    def options(self) -> type[Config]:
-        """Its options, of all its ways."""
-
-    def choose(self, values: Mapping[str, Any], /) -> type[Config]:
-        """The class that values are for."""
-
-
-class Actions(Protocol):
-    """What the commands do: modules of `palate.cli`, or one stand-in for all of them."""
-
-    @property
-    def SampleConfig(self) -> type[Config]:  # noqa: N802 - a class in the module
-        """Options of `palate sample`."""
-
-    @property
-    def ChatConfig(self) -> type[Config]:  # noqa: N802 - a class in the module
-        """Options of `palate chat`."""
-
-    def run(self, method: str, config: Any) -> int | None:
-        """Train a model by `method`."""
-
-    def chat(self, config: Any) -> int | None:
-        """Talk to what a run has trained."""
-
-    def sample(self, config: Any) -> int | None:
-        """Sample completions."""
-
-    def runs(self, directory: Path | None, *, json: bool) -> int | None:
-        """List the runs in a directory."""
-
-    def report(self, runs: Sequence[Path], *, output: Path | None, show: bool) -> int | None:
-        """Write a report on runs."""
-
-    def methods(self, json: bool) -> int | None:
-        """Print the table of methods."""
-
-
-def main(
-    argv: Sequence[str] | None = None,
-    *,
-    methods: Mapping[str, Method] | None = None,
-    actions: Actions | None = None,
-) -> int:
+def main(argv: Sequence[str] | None = None, *, commands: Commands = COMMANDS) -> int:
     """Run the command line `argv`, which starts after the program's name, and return the exit code.
 
-    `methods` and `actions` stand in for `palate.methods.METHODS` and for the modules that do the commands'
-    work. An error that is no `PalateError` is a bug of ours and goes through with its traceback.
+    An error that is no `PalateError` is a bug of ours and goes through with its traceback.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(tokens, methods, actions)
+        code = _dispatch(tokens, commands)
         sys.stdout.flush()
     except PalateError as error:
         _complain(str(error))
@@ -107,141 +49,100 @@ def main(
     return code
 
 
-def build_app(
-    command: str | None = None,
-    *,
-    methods: Mapping[str, Method] | None = None,
-    actions: Actions | None = None,
-) -> App:
-    """The commands. Only `command`, the first word of the command line, is given its flags.
+def build_app(tokens: Sequence[str], commands: Commands = COMMANDS) -> App:
+    """Return the program with the commands that the command line `tokens` needs.
 
-    The flags of the others are not needed to tell what they are, and would cost their imports.
+    That is the command it names, with its flags; every command with its line of help, to list them; or, to
+    report a word that is no command, their names alone.
     """
     app = App(
         name="palate",
         help="Align language models with preferences: every method, one roof, any causal LM.",
-        version=f"palate {_version()}",
+        version=_version,
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
     )
-    run = App(
-        name="run",
-        help="Train a model by a method. `palate run METHOD --help` explains its options.",
-        usage="Usage: palate run METHOD [OPTIONS]",
-        group_commands="Methods",
-        sort_key=0,
-    )
-    app.command(run)
-    if command == "run":
-        _add_methods(run, methods, actions)
-    _add_chat(app, actions, flags=command == "chat")
-    _add_sample(app, actions, flags=command == "sample")
-    _add_listings(app, actions)
+    words = [token for token in tokens if not token.startswith("-")]
+    named = _named(words, commands, listed=not tokens or (not words and not HELP.isdisjoint(tokens)))
+    for name, command in named.items():
+        if isinstance(command, Group):
+            app.command(_group(command, tokens, words))
+        elif command is None or not words:
+            app.command(_line(name, command))
+        else:
+            _add(app, command)
     return app
 
 
-def _add_methods(run: App, methods: Mapping[str, Method] | None, actions: Actions | None) -> None:
-    from palate.cli.flags import command
-
-    def start(name: str, config: Config) -> int | None:
-        return _actions(actions).run(name, config)
-
-    for name, method in _methods(methods).items():
-        done = partial(start, name)
-        action = command(method.options, done, name=name, help=method.summary, choose=method.choose)
-        run.command(action, name=name)
+def _named(words: Sequence[str], commands: Commands, *, listed: bool) -> dict[str, Command | Group | None]:
+    """The commands to build by name: the first of `words`, or all of them; None where its name will do."""
+    if words and words[0] in commands:
+        return {words[0]: commands[words[0]]}
+    return {name: commands[name] if listed else None for name in commands}
 
 
-def _add_chat(app: App, actions: Actions | None, *, flags: bool) -> None:
-    about = "Talk to what a run has trained, beside the model that it started from."
-    if not flags:
-        app.command(App(name="chat", help=about, sort_key=1))
+def _group(group: Group, tokens: Sequence[str], words: Sequence[str]) -> App:
+    app = _line(group.name, group, usage=group.usage, group_commands=group.title)
+    if not words:
+        return app
+    members, rest = group.members(), words[1:]
+    listed = len(tokens) == 1 or (not rest and not HELP.isdisjoint(tokens))
+    for name, member in _named(rest, members, listed=listed).items():
+        if isinstance(member, Command) and rest:
+            _add(app, member)
+        else:
+            app.command(_line(name, member))
+    return app
+
+
+def _line(name: str, command: Command | Group | None, **options: Any) -> App:
+    """A command without its flags, for a list of commands."""
+    if command is None:
+        return App(name=name)
+    return App(name=name, help=command.help, sort_key=command.order, **options)
+
+
+def _add(app: App, command: Command) -> None:
+    """Add a command with its flags."""
+    options: dict[str, Any] = {"name": command.name, "usage": command.usage, "help": command.help}
+    if command.config is None:
+        app.command(command.call, **options)
         return
-    from palate.cli.flags import command
+    from palate.cli.flags import command as with_flags
 
-    done = _actions(actions, "chat")
-    action = command(done.ChatConfig, done.chat, name="chat", help=about, first="run")
-    app.command(action, name="chat", usage="Usage: palate chat RUN [OPTIONS]", sort_key=1)
-
-
-def _add_sample(app: App, actions: Actions | None, *, flags: bool) -> None:
-    about = "Sample completions from a model."
-    if not flags:
-        app.command(App(name="sample", help=about, sort_key=2))
-        return
-    from palate.cli.flags import command
-
-    done = _actions(actions)
-    app.command(command(done.SampleConfig, done.sample, name="sample", help=about), name="sample", sort_key=2)
+    action = with_flags(
+        command.config,
+        command.call,
+        name=command.name,
+        help=command.help,
+        first=command.first,
+        choose=command.choose,
+    )
+    app.command(action, **options)
 
 
-def _add_listings(app: App, actions: Actions | None) -> None:
-    """The commands that train and sample nothing; their few flags cost no imports."""
-
-    def runs(
-        directory: Annotated[
-            Path | None, Parameter(help="Where to look; `runs` if not given.", show_default=False)
-        ] = None,
-        /,
-        *,
-        json: Json = False,
-    ) -> int | None:
-        return _actions(actions, "runs").runs(directory, json=json)
-
-    def report(
-        *run: Annotated[Path, Parameter(help="Directories of runs.", negative=())],
-        output: Annotated[
-            Path | None,
-            Parameter(metavar="FILE", help="Where to write it; beside the (first) run if not given."),
-        ] = None,
-        show: Annotated[
-            bool,
-            Parameter(name="--open", negative=(), help="Open it in a browser.", show_default=False),
-        ] = False,
-    ) -> int | None:
-        if not run:
-            raise ConfigError("no run is given, write `palate report RUN`, as `palate report runs/oaif`")
-        return _actions(actions, "report").report(run, output=output, show=show)
-
-    def methods(*, json: Json = False) -> int | None:
-        return _actions(actions, "methods").methods(json=json)
-
-    about = "List runs: how far they are and what came of them."
-    app.command(runs, help=about, usage="Usage: palate runs [DIRECTORY] [OPTIONS]", sort_key=3)
-    about = "Write a report on one run, or on several side by side."
-    app.command(report, help=about, usage="Usage: palate report RUN... [OPTIONS]", sort_key=4)
-    app.command(methods, help="Show the methods and what each needs.", sort_key=5)
-
-
-def _dispatch(tokens: list[str], methods: Mapping[str, Method] | None, actions: Actions | None) -> int:
-    first = next((token for token in tokens if not token.startswith("-")), None)
-    app = build_app(first, methods=methods, actions=actions)
+def _dispatch(tokens: list[str], commands: Commands) -> int:
     try:
-        code = app(tokens, print_error=False, exit_on_error=False, result_action="return_value")
+        app = build_app(tokens, commands)
+        code = app(
+            tokens,
+            print_error=False,
+            exit_on_error=False,
+            error_console=_UNUSED,
+            result_action="return_value",
+        )
     except CycloptsError as error:
-        commands = [name for name in app if not name.startswith("-")]
-        raise ConfigError(explain(error, commands=commands, methods=lambda: _methods(methods))) from None
+        raise ConfigError(explain(error, commands)) from None
     return code or 0
 
 
-def _methods(methods: Mapping[str, Method] | None) -> Mapping[str, Method]:
-    if methods is None:
-        from palate.methods import METHODS
-
-        return METHODS
-    return methods
-
-
-def _actions(actions: Actions | None, module: str = "actions") -> Actions:
-    """The stand-in, or the module of `palate.cli` that has what a command does."""
-    return actions if actions is not None else cast("Actions", import_module(f"palate.cli.{module}"))
-
-
 def _version() -> str:
+    from importlib import metadata
+
     try:
-        return metadata.version("palate")
+        return f"palate {metadata.version('palate')}"
     except metadata.PackageNotFoundError:
-        return "(run from its source, not installed)"
+        return "palate (run from its source, not installed)"
 
 
 # Endings
@@ -262,9 +163,9 @@ def _complain(text: str) -> None:
 
 
 def _let_go(stream: TextIO) -> bool:
-    """Whether the reader of `stream` is gone; if so, Python's flush at exit goes nowhere and stays silent.
+    """Return True if the reader of `stream` is gone; Python's flush at exit then goes nowhere and is silent.
 
-    A broken pipe may be a socket's as well, which is no ending but an error.
+    A broken pipe may be a socket's as well, which is an error like any other.
     """
     try:
         print(file=stream, flush=True)  # only writing tells; a flush alone has nothing left to write

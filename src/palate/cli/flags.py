@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
+from palate.cli.descriptions import description
 from palate.cli.settings import flag_name, is_union, load_config, offered, plain
 from palate.config import Config, MethodConfig
 from palate.errors import ConfigError
@@ -84,7 +85,7 @@ def panels(cls: type[Config]) -> dict[str, list[str]]:
 
 def _first(cls: type[Config], field: str | None) -> Iterator[inspect.Parameter]:
     if field is not None:
-        about = Parameter(help=_description(cls, field), metavar=field.upper(), show_default=False)
+        about = Parameter(help=description(cls, field), metavar=field.upper(), show_default=False)
         only = inspect.Parameter.POSITIONAL_ONLY
         yield inspect.Parameter(field, only, default="", annotation=Annotated[str, about])
 
@@ -115,7 +116,7 @@ def _field_parameter(
     parameter = Parameter(
         name=flag_name(name),
         negative=_negative(name) if hint is bool else (),
-        help=" ".join([*_description(cls, name).split(), *notes]),
+        help=" ".join([*description(cls, name).split(), *notes]),
         metavar=None if hint is bool else metavar(hint),
         show_default=_default(name, default) or False,
         json_list=False,
@@ -129,12 +130,6 @@ def _parameter(name: str, hint: Any, parameter: Parameter) -> inspect.Parameter:
     # what was given alone. It has the type of the hint, since cyclopts checks it where pydantic is loaded.
     keyword_only = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, keyword_only, default=hint(), annotation=Annotated[hint, parameter])
-
-
-def _description(cls: type[Config], name: str) -> str:
-    """The text under a field; a class that changes only the default keeps the text of its part."""
-    fields = (part.model_fields.get(name) for part in cls.__mro__ if issubclass(part, Config))
-    return next((field.description for field in fields if field and field.description), "")
 
 
 def _negative(name: str) -> str:

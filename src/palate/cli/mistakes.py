@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cyclopts import (
@@ -15,22 +15,27 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
+from palate.cli.command import Commands, Group
+from palate.cli.near import near
+
 if TYPE_CHECKING:
     from cyclopts import Argument
 
+GROUPS = ("run",)
+"""Groups whose members are likely to be typed without the group."""
 
-def explain(error: CycloptsError, *, commands: Iterable[str], methods: Callable[[], Iterable[str]]) -> str:
-    """What is wrong with a command line, in one sentence of ours.
+
+def explain(error: CycloptsError, commands: Commands) -> str:
+    """Return one sentence of ours on the mistake that cyclopts found in a command line.
 
     Args:
-        error: what cyclopts found.
-        commands: names of the program's commands.
-        methods: gives the names of the methods, whose import is not for nothing.
+        error: raised by cyclopts.
+        commands: the program's commands, to find the one that may have been meant.
     """
     path = " ".join(["palate", *(error.command_chain or ())])
     match error:
         case UnknownCommandError(unused_tokens=[word, *_]):
-            return _unknown_command(word, path, commands, methods)
+            return _unknown_command(word, path, commands)
         case UnknownOptionError():
             flag = error.token.keyword or error.token.value
             flags = {name: name for argument in error.argument_collection for name in argument.names}
@@ -49,23 +54,23 @@ def explain(error: CycloptsError, *, commands: Iterable[str], methods: Callable[
             return str(error)
 
 
-def _unknown_command(
-    word: str, path: str, commands: Iterable[str], methods: Callable[[], Iterable[str]]
-) -> str:
-    if path == "palate run":
+def _unknown_command(word: str, path: str, commands: Commands) -> str:
+    _, *names = path.split()
+    group = commands[names[0]] if names else None
+    if isinstance(group, Group):
         if word.startswith("-"):
-            return f"expected a method right after `palate run`, got {word}; `palate methods` lists them"
-        advice = _perhaps(word, {name: repr(name) for name in methods()})
-        return f"unknown method {word!r};{advice} `palate methods` lists them"
+            return f"expected a {group.noun} right after `{path}`, got {word}; `{group.listed_by}` lists them"
+        advice = _perhaps(word, {name: repr(name) for name in group.members()})
+        return f"unknown {group.noun} {word!r};{advice} `{group.listed_by}` lists them"
     if word.startswith("-"):
         return f"expected a command right after `palate`, got {word}; `palate --help` lists them"
-    meanings = {name: f"`palate run {name}`" for name in methods()} | {name: repr(name) for name in commands}
+    groups = [group for name in GROUPS if isinstance(group := commands.get(name), Group)]
+    meanings = {name: f"`palate {g.name} {name}`" for g in groups for name in g.members()}
+    meanings |= {name: repr(name) for name in commands}
     return f"unknown command {word!r};{_perhaps(word, meanings)} `palate --help` lists them"
 
 
 def _perhaps(word: str, meanings: Mapping[str, str]) -> str:
-    from palate.cli.settings import near
-
     meant = near(word, meanings)
     return f" did you mean {meanings[meant]}?" if meant is not None else ""
 

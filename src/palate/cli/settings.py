@@ -7,7 +7,6 @@ its errors are told again here in words that name the flag, or the key with file
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from palate.cli.near import near
 from palate.config import Config
 from palate.errors import ConfigError
 
@@ -76,11 +76,13 @@ def load_config(
     entries, mistakes = _from_file(cls, file) if file is not None else ({}, [])
     given |= entries | {name: _Given(value, flag_name(name)) for name, value in flags.items()}
     values = {name: _unmixed(cls, name, entry.value) for name, entry in given.items()}
-    chosen = cls if choose is None else choose(values)
     try:
+        chosen = cls if choose is None else choose(values)
         config = chosen.model_validate({k: value for k, value in values.items() if k in chosen.model_fields})
     except ValidationError as error:
         mistakes += _mistakes(cls, error, given, file)
+    except ConfigError as error:
+        mistakes.append(str(error))
     if mistakes:
         more = len(mistakes) - MOST_MISTAKES
         raise ConfigError("; ".join(mistakes[:MOST_MISTAKES]) + (f"; and {more} more" if more > 0 else ""))
@@ -96,11 +98,6 @@ def offered(cls: type[Config]) -> list[str]:
 def flag_name(field: str) -> str:
     """`--max-new-tokens` of `max_new_tokens`."""
     return "--" + field.replace("_", "-")
-
-
-def near(word: str, words: Iterable[str]) -> str | None:
-    """The one of `words` that `word` may have been meant as."""
-    return next(iter(difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.65)), None)
 
 
 def plain(hint: Any) -> Any:

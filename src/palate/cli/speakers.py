@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from palate.cli.directories import checkpoint, description, read_json
 from palate.cli.settings import load_config
 from palate.config import EMBEDDED, ModelConfig, Sampling
 from palate.errors import ConfigError, ModelError, RunError
@@ -16,6 +15,7 @@ from palate.model import LoadedModel, Snapshot, load_model
 from palate.model.codec import Codec
 from palate.model.embedded import CACHED_AS
 from palate.model.snapshot import Weights
+from palate.rundir import checkpoint, read_description, read_object
 from palate.types import Completion, Content, Prompt
 
 Which = Literal["checkpoint", "base"]
@@ -128,7 +128,7 @@ def _speaker(
 
 def _base(run: Path, device: str | None, trust_remote_code: bool) -> ModelConfig:
     """What the run started from, as its `config.json` says."""
-    found = description(run)["config"]
+    found = read_description(run)["config"]
     fields: dict[str, Any] = {name: found[name] for name in FROM_THE_RUN if name in found}
     fields["trust_remote_code"] = trust_remote_code
     if device is not None:
@@ -149,9 +149,9 @@ def _load_base(run: Path, base: ModelConfig) -> LoadedModel:
 def _require_language_model(path: Path) -> None:
     """Raise RunError for a checkpoint with a reward head: a language head would be made up for it."""
     names = ("adapter_config.json", "config.json")
-    found = next((read_json(path / name) for name in names if (path / name).is_file()), None)
-    if not isinstance(found, dict):
-        return  # loading tells what is wrong
+    found = next((read_object(path / name) for name in names if (path / name).is_file()), None)
+    if found is None:
+        return  # loading reports what is wrong
     classifier = "ForSequenceClassification" in str(found.get("architectures"))
     if classifier or found.get("task_type") == "SEQ_CLS":
         raise RunError(f"checkpoint {str(path)!r} is a reward model's, which scores text and writes none")
@@ -161,7 +161,8 @@ def _made_on(checkpoint: Path, model: str) -> bool:
     """Whether an adapter sits right on a model; a run that continued an adapter started from that one."""
     if (Path(model).expanduser() / "adapter_config.json").is_file():
         return False
-    below = Path(str(read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path")))
+    adapter = read_object(checkpoint / "adapter_config.json") or {}
+    below = Path(str(adapter.get("base_model_name_or_path")))
     if model == EMBEDDED:
         return below.name.startswith(CACHED_AS)
     return below in (Path(model), Path(model).expanduser().resolve())

@@ -13,7 +13,7 @@ from palate.model.adapters import CLASSIFIER
 from palate.model.embedded import CACHED_AS, embedded_model
 from palate.model.explain import explained
 from palate.model.loaded import Head
-from palate.model.rundir import model_in
+from palate.rundir import model_in
 
 
 class Source(NamedTuple):

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from palate.report.read import OF_SAMPLES, Points, RunRecord
+from palate.metrics import of_samples
+from palate.rundir import RunRecord
+from palate.rundir.record import Points
 
 TRAINING, HELD_OUT = "training", "held out"
 """Labels of what is logged of a step's work, and of what is measured."""
@@ -61,7 +63,7 @@ class Curve:
     def read(self, run: RunRecord) -> Line:
         """The line of a run; without points if the run has not the metric."""
         points = run.curve(self.metric) if self.of is None else self.of(run)
-        once = not run.fresh and len(points[0]) == 1 and self.metric.startswith(OF_SAMPLES)
+        once = not run.fresh and len(points[0]) == 1 and of_samples(self.metric)
         band = self._band(run, points)
         return Line(points, self.label, band=band, measured=self.measured, once=once)
 

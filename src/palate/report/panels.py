@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from palate.metrics import METRICS, PART, STAGES
 from palate.report.catalogue import PANELS, TRAINING, Curve, Line, Panel
-from palate.report.read import RunRecord
+from palate.rundir import RunRecord
 
 MOST_OTHERS = 36
 """Curves of metrics that no panel names; a method may log any."""
 
-PART = "objective/scores/"
-"""What the names of a reward's parts begin with."""
-
-STAGES = {"sample": "sampling", "annotate": "scoring", "learn": "learning", "evaluate": "measuring"}
-"""Stages of a run that metrics give the time of, as `time/sample`, and what they are called."""
-
-PLAIN = {"step", "epoch", "beta", "num_tokens"} | {f"time/{stage}" for stage in STAGES}
-"""Metrics that are not worth a curve, or have a plot of another kind."""
+_NOT_DRAWN = {name for name, metric in METRICS.items() if not metric.drawn}
 
 
 def panels(runs: Sequence[RunRecord]) -> list[Panel]:
@@ -47,7 +41,7 @@ def other_panels(runs: Sequence[RunRecord]) -> list[Panel]:
     """A panel for every further metric that changes in a run."""
     curves = [curve for panel in (_parts(runs), *PANELS) for curve in panel.curves]
     named = {name for curve in curves for name in (curve.metric, curve.std, *(curve.bounds or ()))}
-    rest = [n for n in _names(runs) if n not in named | PLAIN and any(_changes(run, n) for run in runs)]
+    rest = [n for n in _names(runs) if n not in named | _NOT_DRAWN and any(_changes(run, n) for run in runs)]
     shown = (Panel(f"other-{i}", name, "", "", (Curve(name),)) for i, name in enumerate(rest[:MOST_OTHERS]))
     return [drawn for panel in shown for drawn in _drawn(panel, runs)]
 

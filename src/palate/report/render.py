@@ -19,7 +19,6 @@ from palate.errors import RunError
 from palate.report import plots
 from palate.report.catalogue import Panel
 from palate.report.panels import letter, other_panels, panels, stage_seconds
-from palate.report.read import RunRecord, read_runs, run_names
 from palate.report.samples import chunked, left_out, shown
 from palate.report.signs import SIGNS, Sign, signs
 from palate.report.tables import Figure, drawn_once, figures, held_out, interval_rows, settings, unlike
@@ -33,6 +32,7 @@ from palate.report.words import (
     what_was_run,
 )
 from palate.run import plain
+from palate.rundir import RunRecord, read_runs, run_names
 
 HERE = Path(__file__).parent
 

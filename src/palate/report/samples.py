@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from palate.report.panels import letter
-from palate.report.read import RunRecord, Sample
 from palate.report.words import count, number, signed
+from palate.rundir import RunRecord, Sample
 
 MOST_SAMPLES = 500
 """Samples of a run in a report: more would make a page that browsers are slow with."""

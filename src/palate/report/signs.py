@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from palate.report.read import RunRecord
 from palate.report.spans import ends, late, latest_samples, length_link, quarters, rounds, third_quarter
 from palate.report.words import count, interval, number, percent, signed, unit
+from palate.rundir import RunRecord
 
 CHOSEN_FALL_NOTE, CHOSEN_FALL_WORRY = 0.02, 0.10
 """Fall of the chosen log-probability as a share of where it began: a share, since a sum over tokens is the

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from palate.report.read import RunRecord, Sample
+from palate.rundir import RunRecord, Sample
 
 FEWEST_SAMPLES = 20
 """Samples below which no correlation is computed."""

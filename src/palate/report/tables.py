@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from palate.report.panels import letter, panels_of_one_value
 from palate.report.plots import Interval
-from palate.report.read import RunRecord
 from palate.report.words import count, duration, interval, moment, number, percent, signed
+from palate.rundir import RunRecord
 
 ARROW = " \N{RIGHTWARDS ARROW} "
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from palate.method import Way
 from palate.methods import METHODS
-from palate.report.read import RunRecord
+from palate.rundir import RunRecord
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -91,6 +91,12 @@ def _way(run: RunRecord) -> Way | None:
     """The way of its method that a run took; None for a method that is not known here."""
     method = METHODS.get(run.method)
     return None if method is None else method.variant(run.config.get("variant"))
+
+
+def _writes(run: RunRecord) -> bool:
+    """Return True for a method that trains a policy, or is not known here; a reward model writes nothing."""
+    method = METHODS.get(run.method)
+    return method is None or "policy" in method.recipe.networks
 
 
 def what_was_run(run: RunRecord) -> str:
@@ -177,7 +183,7 @@ def unmeasured(runs: Sequence[RunRecord]) -> str:
 
 def unsampled(runs: Sequence[RunRecord]) -> str:
     """Why finished runs have no samples, in a sentence's end."""
-    if all(run.method == "reward-model" for run in runs):
+    if not any(_writes(run) for run in runs):
         return ": a reward model writes nothing"
     return ": they are kept of runs that have held-out prompts (--eval-data) and a reward"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -21,7 +20,8 @@ from palate.errors import RunError
 from palate.journal import Journal
 from palate.model.device import resolve
 from palate.run.checkpoints import Checkpoint
-from palate.run.status import LOCK, write_json
+from palate.run.status import write_json
+from palate.rundir import LOCK, description_in
 
 _PACKAGES = ("palate", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
@@ -272,19 +272,22 @@ def now_text() -> str:
 
 
 def _description_in(directory: Path) -> dict[str, Any] | None:
-    """Return the description of the run in a directory; None if it holds no run of Palate.
+    """Return the description of the run in a directory; None if it holds no run, or a damaged one.
 
     A model's directory has a `config.json` too, and must not be deleted.
+
+    Raises:
+        RunError: the file cannot be read.
     """
     try:
-        content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    kinds = {"id": str, "method": str, "config": dict, "versions": dict, "machine": dict, "resolved": dict}
-    ours = isinstance(content, dict) and all(
-        isinstance(content.get(name), kind) for name, kind in kinds.items()
-    )
-    return content if ours else None
+        content = description_in(directory)
+    except RunError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return None  # the file is not JSON
+    kinds = {"id": str, "machine": dict, "resolved": dict}  # further entries that a resumed run needs
+    complete = content is not None and all(isinstance(content.get(k), kind) for k, kind in kinds.items())
+    return content if complete else None
 
 
 def _refusal(there: Mapping[str, Any], here: Mapping[str, Any], cls: type[RunConfig]) -> str | None:

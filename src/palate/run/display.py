@@ -15,26 +15,25 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from palate.metrics import STAGES, label
 from palate.types import Completion, Group, Prompt
 
 SHOWN = (
-    ("objective/scores", "reward", "{:.3f}"),
-    ("objective/scores_margin", "best - worst", "{:.3f}"),
-    ("loss", "loss", "{:.4f}"),
-    ("rewards/margins", "margin", "{:.3f}"),
-    ("rewards/accuracies", "accuracy", "{:.0%}"),
-    ("objective/kl", "KL (nats)", "{:.2f}"),
-    ("completions/mean_length", "tokens each", "{:.1f}"),
-    ("val/contain_eos_token", "ended", "{:.0%}"),
-    ("pairs/dropped", "dropped", "{:.0f}"),
-    ("grad_norm", "grad norm", "{:.3f}"),
+    ("objective/scores", "{:.3f}"),
+    ("objective/scores_margin", "{:.3f}"),
+    ("loss", "{:.4f}"),
+    ("rewards/margins", "{:.3f}"),
+    ("rewards/accuracies", "{:.0%}"),
+    ("objective/kl", "{:.2f}"),
+    ("completions/mean_length", "{:.1f}"),
+    ("val/contain_eos_token", "{:.0%}"),
+    ("pairs/dropped", "{:.0f}"),
+    ("grad_norm", "{:.3f}"),
 )
-"""Metrics of the live view: name, label, format."""
+"""Metrics of the live view, with their formats."""
 
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _UNSAFE = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
-
-_DOING = {"sample": "sampling", "annotate": "scoring", "learn": "learning", "evaluate": "evaluating"}
 
 
 def plain(text: str) -> str:
@@ -120,7 +119,7 @@ class Display:
             Text(self._title, style="bold"),
             ProgressBar(total=max(1, self._total), completed=self._step, width=24),
             Text(f"step {self._step}/{self._total}"),
-            Text(f"{_DOING.get(self._stage, self._stage)} {speed}", style="cyan"),
+            Text(f"{STAGES.get(self._stage, self._stage)} {speed}", style="cyan"),
             Text(f"{minutes:02}:{seconds:02}", style="dim"),
         )
         numbers = Table.grid(padding=(0, 3))
@@ -136,4 +135,4 @@ class Display:
         return Panel(Stack(*parts), border_style="dim")
 
     def _numbers(self) -> list[tuple[str, str]]:
-        return [(label, form.format(self._row[key])) for key, label, form in SHOWN if key in self._row]
+        return [(label(name), form.format(self._row[name])) for name, form in SHOWN if name in self._row]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from palate.data import write_rows
+from palate.errors import RunError
 from palate.journal import Journal
 from palate.run.status import write_json
-
-SUMMARY, SAMPLES, COMPLETIONS = "summary.json", "samples.jsonl", "completions.parquet"
+from palate.rundir import read_summary
+from palate.rundir.files import COMPLETIONS, SAMPLES, SUMMARY
 
 
 def write_exports(
@@ -42,13 +43,12 @@ def remove_exports(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def read_summary(directory: Path) -> dict[str, Any] | None:
-    """Return the content of `summary.json`; None if the file is missing or damaged."""
+def earlier_summary(directory: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that has finished before; None if it is missing or damaged."""
     try:
-        summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return read_summary(directory)
+    except RunError:
         return None
-    return summary if isinstance(summary, dict) else None
 
 
 def finite(numbers: Mapping[str, Any]) -> dict[str, Any]:

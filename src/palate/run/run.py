@@ -22,12 +22,13 @@ from palate.run.checkpoints import Checkpoints, Position
 from palate.run.clock import Clock
 from palate.run.directory import RunDirectory, now_text
 from palate.run.display import Display
-from palate.run.exports import read_summary, remove_exports, write_exports
+from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.files import writing
 from palate.run.metrics import Metrics, MetricsLog
-from palate.run.status import Status, read_status, write_status
+from palate.run.status import write_status
 from palate.run.trackers import check_trackers
 from palate.run.watch import save_batch
+from palate.rundir import Status, read_status
 from palate.types import Group
 
 
@@ -276,7 +277,7 @@ class Run:
             The summary in the directory.
         """
         self._start()
-        if self._new_steps == 0 and (there := read_summary(self.directory)) is not None:
+        if self._new_steps == 0 and (there := earlier_summary(self.directory)) is not None:
             return there
         self._place.keep()
         with writing(self.directory / "summary.json"):

@@ -1,4 +1,4 @@
-"""`palate chat`: talk in the terminal to what a run has trained, beside what it started from."""
+"""A conversation in the terminal with one or two models, and where its turns come from."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from palate.cli.quiet import quiet_libraries
-from palate.cli.settings import load_config, near
-from palate.cli.speakers import Speaker, speakers
-from palate.config import ModelConfig, RunConfig, Sampling
+from palate.cli.near import near
+from palate.cli.settings import load_config
+from palate.cli.speakers import Speaker
 from palate.errors import ConfigError, DataError
 from palate.run.display import plain
+
+if TYPE_CHECKING:
+    from palate.cli.commands.chat import ChatConfig
 
 WIDE = 100
 """Columns of a terminal from which on two answers stand side by side."""
@@ -33,51 +33,6 @@ HELP = """\
 /reset          forget the conversation
 /quit           end, as Ctrl-D does; Ctrl-C stops an answer
 //...           a turn that begins with a slash"""
-
-
-class ChatConfig(Sampling):
-    """Chat"""
-
-    unoffered: ClassVar = frozenset({"run", "sampling_rows"})
-    """Fields without a flag: the command's first word, and what is of no use for one answer."""
-
-    run: Path
-    """Directory of the run."""
-    step: int | None = Field(None, ge=0)
-    """Checkpoint of this step; the last one if not given."""
-    only: Literal["checkpoint", "base"] | None = None
-    """Talk to one of the two only."""
-    temperature: float = Field(0.7, ge=0)
-    max_new_tokens: int = Field(256, ge=1)
-    seed: int = Field(RunConfig.model_fields["seed"].default, ge=0)
-    """Seed of the draws."""
-    device: str | None = None
-    """`cpu`, `cuda`, `cuda:1`; as in the run if not given."""
-    trust_remote_code: bool = ModelConfig.model_fields["trust_remote_code"].default
-    """Run Python code that comes with the model; asked for again, even if the run had leave. It can do
-    anything on this machine."""
-
-
-def chat(config: ChatConfig) -> int:
-    """Talk, turn by turn, until the input ends."""
-    quiet_libraries()
-    notes = Console(stderr=True)
-    with _busy(notes, "loading"):
-        found = speakers(
-            config.run,
-            step=config.step,
-            only=config.only,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-        )
-    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-    talk = Chat(found, config, Console(), notes, interactive=interactive)
-    if interactive:
-        talk.greet()
-    for line in _typed(talk.note) if interactive else _piped():
-        if not talk.take(line):
-            break
-    return 0
 
 
 class Chat:
@@ -154,7 +109,7 @@ class Chat:
     def _set(self, name: str, value: str) -> None:
         now = self.config.model_dump() | {name: value}
         try:
-            self.config = load_config(ChatConfig, file=None, flags={}, base=now)
+            self.config = load_config(type(self.config), file=None, flags={}, base=now)
         except ConfigError as error:
             self.note(str(error))
         else:
@@ -180,7 +135,7 @@ class Chat:
         """What a model says, or why it does not."""
         what = f"{speaker.name} answers" + ("; Ctrl-C stops it" if self._interactive else "")
         try:
-            with _busy(self._notes, what):
+            with busy(self._notes, what):
                 sampling, seed = self.config.sampling, self.config.seed
                 completion, forgotten = speaker.answer(text, self.system, sampling, seed)
         except KeyboardInterrupt:
@@ -203,7 +158,7 @@ class Chat:
         self._console.print(text, soft_wrap=not self._console.is_terminal)
 
 
-def _typed(note: Callable[[str], None]) -> Iterator[str]:
+def typed(note: Callable[[str], None]) -> Iterator[str]:
     """Lines that a person types."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives `input` a history and the arrow keys
@@ -218,13 +173,13 @@ def _typed(note: Callable[[str], None]) -> Iterator[str]:
             note("Ctrl-D or /quit ends")
 
 
-def _piped() -> Iterator[str]:
+def piped() -> Iterator[str]:
     """Lines of the standard input; what is no UTF-8 in them is replaced."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     yield from sys.stdin or ()
 
 
-def _busy(console: Console, what: str) -> AbstractContextManager[object]:
+def busy(console: Console, what: str) -> AbstractContextManager[object]:
     """A spinner where somebody can see it."""
     return console.status(Text(what, style="dim")) if console.is_terminal else nullcontext()

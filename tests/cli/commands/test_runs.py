@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from filelock import FileLock
 from rich.console import Console
 
 from palate.cli import main
-from palate.cli.runs import STYLES, Listed, listed, show
-from palate.run.status import LOCK
+from palate.cli.commands.runs import STYLES, Listed, listed, show
+from palate.rundir import LOCK
 
 MakeRun = Callable[..., Path]
 
@@ -134,13 +133,13 @@ def test_a_run_from_before_there_was_a_status(put: MakeRun, tmp_path: Path) -> N
     [
         ("config.json", '{"method": ', "config.json' cannot be read: "),
         ("config.json", "[1]", "holds no run: no config.json there is a run's"),
-        ("config.json", "\xff", "config.json' cannot be read: 'utf-8' codec"),
+        ("config.json", "\xff", "config.json' cannot be read: it is not JSON ('utf-8' codec"),
         ("config.json", "[" * 100_000, "config.json' cannot be read: "),
         ("status.json", "{", "status.json' cannot be read: "),
         ("status.json", "[]", "status.json' cannot be read: "),
         ("status.json", '{"state": "asleep"}', "has the state 'asleep'"),
         ("summary.json", "{", "summary.json' cannot be read: "),
-        ("summary.json", "3", "summary.json' holds no summary of a run"),
+        ("summary.json", "3", "summary.json' cannot be read: it holds no JSON object"),
     ],
 )
 def test_a_broken_run_is_unreadable_and_the_others_are_listed(
@@ -157,9 +156,7 @@ def test_a_broken_run_is_unreadable_and_the_others_are_listed(
 
 def test_a_directory_where_a_file_should_be(put: MakeRun, tmp_path: Path) -> None:
     (put("one") / "metrics.jsonl").mkdir()
-    assert only(tmp_path).reason == "IsADirectoryError: " + str(
-        IsADirectoryError(21, os.strerror(21), str(tmp_path / "one/metrics.jsonl"))
-    )
+    assert only(tmp_path).reason == f"{str(tmp_path / 'one/metrics.jsonl')!r} cannot be read: Is a directory"
 
 
 def test_what_is_no_number_is_left_out(put: MakeRun, tmp_path: Path) -> None:

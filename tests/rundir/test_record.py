@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from palate.errors import RunError
-from palate.report.read import RunRecord, Sample, read_run, read_runs, run_names
-from palate.run.status import Status
+from palate.rundir import RunRecord, Sample, Status, read_run, read_runs, run_names
 
 Write = Callable[..., Path]
 Record = Callable[..., RunRecord]
@@ -153,19 +152,10 @@ def test_steps_that_learn_from_the_same_samples(write_run: Write) -> None:
 
 
 def test_a_directory_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no run"):
-        read_run(tmp_path)
-
-
-def test_no_directory_at_all(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no run"):
-        read_run(tmp_path / "nowhere")
-
-
-def test_a_file_instead_of_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="holds no run"):
-        read_run(tmp_path / "file")
+    for name, reason in (("", "holds no run"), ("nowhere", "is not there"), ("file", "is a file")):
+        with pytest.raises(RunError, match=reason):
+            read_run(tmp_path / name)
 
 
 def test_a_models_directory_is_no_run(tmp_path: Path) -> None:
@@ -181,8 +171,16 @@ def test_a_run_without_a_state(write_run: Write) -> None:
         read_run(directory)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", ""])
-@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "{"),
+        ("config.json", ""),
+        ("summary.json", "{"),
+        ("summary.json", "[]"),
+        ("summary.json", ""),
+    ],
+)
 def test_broken_documents(write_run: Write, name: str, text: str) -> None:
     directory = write_run(summary={})
     (directory / name).write_text(text)

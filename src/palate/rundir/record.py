@@ -1,30 +1,29 @@
-"""A run's directory as one frozen record."""
+"""Everything that a run's directory holds, as one frozen record."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from palate.errors import RunError
-from palate.run.status import Status, read_status
-
-T = TypeVar("T")
-
-BIGGEST = 1e30
-"""Numbers beyond are taken for infinite: nothing that is measured here comes near."""
-
-OF_SAMPLES = (
-    "completions/mean_", "completions/min_", "completions/max_", "completions/clipped_", "pairs/", "pool/",
-    "candidates/", "objective/scores", "objective/unusable", "val/", "frac_reward_zero_std", "logps/fresh",
-    "sampling/sampling_logp_difference/",
-)  # fmt: skip
-"""What the names of numbers of freshly sampled completions begin with."""
+from palate.metrics import of_samples
+from palate.rundir.config import read_description
+from palate.rundir.files import (
+    BIGGEST,
+    METRICS,
+    SAMPLES,
+    STATUS,
+    as_number,
+    finite_number,
+    read_lines,
+)
+from palate.rundir.metrics import read_summary
+from palate.rundir.status import Status, read_status
 
 Row = Mapping[str, float]
 """Metrics of one step by name; NaN where the run had no finite number."""
@@ -84,8 +83,8 @@ class RunRecord:
     @property
     def config(self) -> Mapping[str, Any]:
         """The configuration, flat."""
-        found = self.description.get("config")
-        return found if isinstance(found, dict) else {}
+        config: Mapping[str, Any] = self.description["config"]
+        return config
 
     @cached_property
     def draws(self) -> tuple[Row, ...]:
@@ -102,20 +101,18 @@ class RunRecord:
 
     def curve(self, name: str) -> Points:
         """Finite values of a metric with their steps; of numbers of samples, one for each set of them."""
-        of_steps = self.draws if name.startswith(OF_SAMPLES) else self.rows
+        of_steps = self.draws if of_samples(name) else self.rows
         rows = sorted((*of_steps, *self.measurements), key=itemgetter("step"))
         found = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
         return tuple(step for step, _ in found), tuple(value for _, value in found)
 
     def figure(self, name: str) -> float | None:
         """A number of the summary, None if it is missing or not finite."""
-        value = _number(self.summary.get(name))
-        return value if math.isfinite(value) else None
+        return finite_number(self.summary, name)
 
     def setting(self, name: str) -> float | None:
         """A number of the configuration, None if it is missing or no number."""
-        value = _number(self.config.get(name))
-        return value if math.isfinite(value) else None
+        return finite_number(self.config, name)
 
 
 def read_run(directory: Path) -> RunRecord:
@@ -127,22 +124,17 @@ def read_run(directory: Path) -> RunRecord:
     Raises:
         RunError: no run is there, or one of its files cannot be read.
     """
-    description = _document(directory / "config.json")
-    if description is None or not isinstance(description.get("method"), str):
-        raise RunError(
-            f"{str(directory)!r} holds no run: a run has a config.json that names its method; give the "
-            "directory that the run was given as --output"
-        )
+    description = read_description(directory)
     status = read_status(directory)
     if not 0 <= status.seconds <= BIGGEST:
         raise RunError(
-            f"{str(directory / 'status.json')!r} cannot be read: seconds is {status.seconds}, expected a time"
+            f"{str(directory / STATUS)!r} cannot be read: seconds is {status.seconds}, expected a time"
         )
-    summary = _document(directory / "summary.json")
-    logged, bad_metrics = _lines(directory / "metrics.jsonl", _row)
+    summary = read_summary(directory)
+    logged, bad_metrics = read_lines(directory / METRICS, _row)
     # Without a summary, samples are those of an end that the run has gone on from.
-    samples, bad_samples = ([], 0) if summary is None else _lines(directory / "samples.jsonl", _sample)
-    unread = {"metrics.jsonl": bad_metrics, "samples.jsonl": bad_samples}
+    samples, bad_samples = ([], 0) if summary is None else read_lines(directory / SAMPLES, _sample)
+    unread = {METRICS: bad_metrics, SAMPLES: bad_samples}
     return RunRecord(
         directory=directory,
         method=description["method"],
@@ -187,65 +179,14 @@ def run_names(directories: Sequence[Path]) -> list[str]:
     return names
 
 
-# ---- Files -----------------------------------------------------------------------------------------
-
-
-def _bytes(path: Path) -> bytes | None:
-    """What a file holds; None where there is no file."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise RunError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
-
-
-def _document(path: Path) -> dict[str, Any] | None:
-    text = _bytes(path)
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{str(path)!r} cannot be read: it is no JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise RunError(f"{str(path)!r} cannot be read: it holds no JSON object")
-    return found
-
-
-def _lines(path: Path, parse: Callable[[dict[str, Any]], T | None]) -> tuple[list[T], int]:
-    """What can be parsed, and a count of what cannot."""
-    lines = (_bytes(path) or b"").split(b"\n")
-    unfinished = lines.pop()  # empty after a last line that is whole; else it may be cut within a letter
-    rows = [_parsed(line, parse) for line in lines if line.strip()]
-    whole = [row for row in rows if row is not None]
-    last = _parsed(unfinished, parse)
-    return whole + ([] if last is None else [last]), len(rows) - len(whole)
-
-
-def _parsed(line: bytes, parse: Callable[[dict[str, Any]], T | None]) -> T | None:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return parse(found) if isinstance(found, dict) else None
-
-
 # ---- Rows ------------------------------------------------------------------------------------------
-
-
-def _number(value: object) -> float:
-    """A float; NaN for what is no number or too large for one to be meant."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= BIGGEST:
-        return math.nan
-    return float(value)
 
 
 def _row(found: dict[str, Any]) -> dict[str, float] | None:
     step = found.get("step")
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= BIGGEST:
         return None
-    numbers = {k: _number(v) for k, v in found.items() if v is None or isinstance(v, int | float)}
+    numbers = {k: as_number(v) for k, v in found.items() if v is None or isinstance(v, int | float)}
     return {**numbers, "step": float(step)}
 
 
@@ -280,8 +221,8 @@ def _sample(found: dict[str, Any]) -> Sample | None:
     texts = [found.get(name) for name in ("prompt", "before", "after")]
     if not all(isinstance(text, str) for text in texts):
         return None
-    rewards = [_number(found.get(name)) for name in ("reward_before", "reward_after")]
-    tokens = [_number(found.get(name)) for name in ("tokens_before", "tokens_after")]
+    rewards = [as_number(found.get(name)) for name in ("reward_before", "reward_after")]
+    tokens = [as_number(found.get(name)) for name in ("tokens_before", "tokens_after")]
     ends = [found.get(name) for name in ("finish_before", "finish_after")]
     prompt, before, after = map(str, texts)
     reward_before, reward_after = (reward if math.isfinite(reward) else None for reward in rewards)

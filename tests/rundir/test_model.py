@@ -9,7 +9,7 @@ import torch
 from palate.config import ModelConfig
 from palate.errors import ModelError
 from palate.model import load_model
-from palate.model.rundir import checkpoints_in, model_in
+from palate.rundir import checkpoints_in, model_in
 from palate.testing import tiny_policy
 
 # Asked by peft of every network.

@@ -10,9 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from palate.article import SOURCE, UNBUILT, Unbuilt
-from palate.method import METHOD_GROUPS
-from palate.methods import METHODS, Method
+from palate.cli.command import Command, Json
 
 QUESTIONS = {
     "no_human_preferences": "no human\nlabels",
@@ -33,7 +31,7 @@ NOTES = (
 )
 
 
-def methods(json: bool) -> int:
+def methods(*, json: Json = False) -> int:
     """Print the table of methods."""
     rows = list(method_rows())
     if json:
@@ -62,6 +60,10 @@ def methods(json: bool) -> int:
 
 def method_rows() -> Iterator[dict[str, Any]]:
     """A row per method, with our cells and, under `source`, those of the article, None where it has none."""
+    from palate.article import SOURCE, UNBUILT, Unbuilt
+    from palate.method import METHOD_GROUPS, Method
+    from palate.methods import METHODS
+
     known: list[Method | Unbuilt] = [*METHODS.values(), *UNBUILT]
     for method in sorted(known, key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):
         source = SOURCE.get(method.name)
@@ -69,7 +71,10 @@ def method_rows() -> Iterator[dict[str, Any]]:
             "name": method.name,
             "group": method.group,
             "paper": method.paper,
-            "built": isinstance(method, Method),
+            "built": method.name in METHODS,
             **asdict(method.recipe.cells),
             "source": None if source is None else asdict(source),
         }
+
+
+COMMAND = Command(name="methods", help="Show the methods and what each needs.", call=methods, order=5)

@@ -1,63 +1,26 @@
-"""What the commands do, and how they show it."""
+"""What a finished run has changed, shown in the terminal."""
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from palate.cli.quiet import quiet_libraries
-from palate.config import DataConfig, MethodConfig, ModelConfig, RunConfig, Sampling
-from palate.data import check_target, read_prompts, write_rows
-from palate.errors import ConfigError, PalateError
+from palate.errors import PalateError
 from palate.evaluate import Evaluation
-from palate.launch import train
-from palate.model import Snapshot, load_model
-from palate.run import Display, plain
-from palate.types import Group, Prompt
+from palate.launch import Outcome
+from palate.run import plain
 
 BESIDE = 3
 """Prompts shown with both answers at the end of a run."""
 
 
-class SampleConfig(ModelConfig, Sampling):
-    """Sample"""
-
-    unoffered: ClassVar = frozenset({"lora", "lora_rank", "lora_alpha", "checkpointing"})
-    """Fields of the parts that say how to train."""
-    prompt: tuple[str, ...] = ()
-    """Text to complete or answer."""
-    data: str | None = None
-    """Prompts from a file, a saved data set, a hub id, or `everyday`, instead of --prompt."""
-    split: str = DataConfig.model_fields["split"].default
-    """Split of the data."""
-    map: Mapping[str, str] = Field(default_factory=dict)
-    """Other names of columns, as `prompt=instruction`."""
-    limit: int | None = Field(None, ge=1)
-    """Use the first so many rows."""
-    n: int = Field(1, ge=1)
-    """Completions per prompt."""
-    seed: int = RunConfig.model_fields["seed"].default
-    """Seed of the draws."""
-    output: Path | None = None
-    """Write rows to this .jsonl or .parquet file instead of printing them."""
-    json_lines: bool = False
-    """Print JSON lines."""
-
-
-def run(method: str, config: MethodConfig) -> int:
-    """Train, then show what changed."""
-    quiet_libraries()
-    display = Display()
-    outcome = train(method, config, display=display)
-    console = Console()
+def show_outcome(outcome: Outcome, console: Console) -> None:
+    """Print what was measured, and where checkpoint, summary and report are; the report is written first."""
     if "accuracy_after" in outcome.summary:
         show_accuracy(outcome.summary, console)
     if "loss_after" in outcome.summary:
@@ -69,31 +32,6 @@ def run(method: str, config: MethodConfig) -> int:
     console.print(Text(plain(f"\ncheckpoint  {directory / outcome.summary['checkpoint']}")), soft_wrap=True)
     console.print(Text(plain(f"summary     {directory / 'summary.json'}")), soft_wrap=True)
     show_report(directory, console)
-    return 0
-
-
-def sample(config: SampleConfig) -> int:
-    """Sample completions and print or write them."""
-    quiet_libraries()
-    prompts = _prompts(config)
-    if config.output is not None:
-        check_target(config.output)
-    model = load_model(config.part(ModelConfig), trainable=False)
-    snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=2048)
-    groups = snapshot.sample(prompts, config.n, config.sampling, seed=config.seed)
-    if config.output is not None:
-        write_rows(config.output, _rows(groups))
-        return 0
-    if config.json_lines:
-        for row in _rows(groups):
-            print(jsonlib.dumps(row, ensure_ascii=False))
-        return 0
-    console = Console()
-    for group in groups:
-        for completion in group.completions:
-            texts = (plain(group.prompt.text), "italic"), "\n", plain(completion.text), "\n"
-            console.print(Text.assemble(*texts), soft_wrap=True)
-    return 0
 
 
 def show_evaluation(found: Evaluation, console: Console) -> None:
@@ -153,32 +91,3 @@ def show_report(directory: Path, console: Console) -> None:
         Console(stderr=True).print(line, soft_wrap=True)
     else:
         console.print(Text(plain(text)), soft_wrap=True)
-
-
-def _prompts(config: SampleConfig) -> list[Prompt]:
-    if config.data is not None and config.prompt:
-        raise ConfigError("--prompt and --data were both given; expected one of them")
-    if config.data is not None:
-        return read_prompts(config.data, split=config.split, columns=config.map, limit=config.limit)
-    if not config.prompt:
-        raise ConfigError("there is nothing to sample from; give --prompt TEXT or --data FILE")
-    return [Prompt(text) for text in config.prompt]
-
-
-def _rows(groups: list[Group]) -> Iterator[dict[str, Any]]:
-    """A row per completion, in TRL's column names."""
-    for group in groups:
-        content = group.prompt.content
-        for completion in group.completions:
-            answer = completion.text
-            if isinstance(content, str):
-                texts: dict[str, Any] = {"prompt": content, "completion": answer}
-            else:
-                turn = {"role": "assistant", "content": answer}
-                texts = {"prompt": [dict(turn) for turn in content], "completion": [turn]}
-            yield {
-                **texts,
-                "finish": completion.finish,
-                "tokens": len(completion.token_ids),
-                "logp": sum(completion.logps or ()),
-            }

@@ -9,16 +9,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from palate.cli.directories import UNREADABLE, description, holds_run, latest_numbers, read_json
+from palate.cli.command import Command, Json
 from palate.errors import PalateError, RunError
+from palate.metrics import label
 from palate.run.display import plain
-from palate.run.status import read_status
+from palate.rundir import (
+    UNREADABLE,
+    holds_run,
+    latest_numbers,
+    read_description,
+    read_status,
+    read_summary,
+)
 
 WHERE = Path("runs")
 
@@ -40,13 +49,8 @@ STOPPED = ("interrupted", "failed", "killed")
 RESULTS = ("reward_before", "reward_after", "win_rate", "win_rate_low", "win_rate_high",
            "accuracy_before", "accuracy_after", "accuracy_low", "accuracy_high")  # fmt: skip
 """Numbers of `summary.json`."""
-LATEST = {
-    "objective/scores": "reward",
-    "eval_rewards/accuracies": "held-out accuracy",
-    "rewards/accuracies": "accuracy",
-    "loss": "loss",
-}
-"""Metrics that stand for a run which has no result, the best first, and what they are called."""
+LATEST = ("objective/scores", "eval_rewards/accuracies", "rewards/accuracies", "loss")
+"""Metrics that stand for a run without a result, the best first."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,14 @@ class Listed:
     """Seconds since it began, for the order."""
 
 
-def runs(directory: Path | None = None, *, json: bool = False) -> int:
+def runs(
+    directory: Annotated[
+        Path | None, Parameter(help="Where to look; `runs` if not given.", show_default=False)
+    ] = None,
+    /,
+    *,
+    json: Json = False,
+) -> int:
     """List the runs in a directory, the newest first."""
     where = directory or WHERE
     if directory is not None and not where.is_dir():
@@ -148,8 +159,8 @@ def _folders(directory: Path) -> list[Path]:
 def _read(directory: Path) -> Listed:
     name = str(directory)
     try:
-        told = description(directory)
-        summary, latest = _summary(directory), latest_numbers(directory)
+        told = read_description(directory)
+        summary, latest = read_summary(directory) or {}, latest_numbers(directory)
         figures = _numbers(summary, RESULTS) or dict(list(_numbers(latest, LATEST).items())[:1])
         started = told.get("started") if isinstance(told.get("started"), str) else None
         known: dict[str, Any] = {"method": told["method"], "started": started, "figures": figures}
@@ -164,16 +175,6 @@ def _read(directory: Path) -> Listed:
     except UNREADABLE as error:
         reason = str(error) if isinstance(error, PalateError) else f"{type(error).__name__}: {error}"
         return Listed(name, "unreadable", _line(reason), age=_age(None, directory))
-
-
-def _summary(directory: Path) -> Mapping[str, Any]:
-    try:
-        found = read_json(directory / "summary.json")
-    except FileNotFoundError:
-        return {}
-    if not isinstance(found, Mapping):
-        raise RunError(f"{str(directory / 'summary.json')!r} holds no summary of a run")
-    return found
 
 
 def _age(started: str | None, directory: Path) -> float:
@@ -223,7 +224,7 @@ def _result(figures: Mapping[str, float]) -> str:
     parts = [_change("reward", figures), _change("accuracy", figures)]
     if "win_rate" in figures:
         parts.insert(1, f"wins {figures['win_rate']:.2f}{_interval('win_rate', figures)}")
-    parts += [f"{label} {figures[name]:.3f}" for name, label in LATEST.items() if name in figures]
+    parts += [f"{label(name)} {figures[name]:.3f}" for name in LATEST if name in figures]
     return ", ".join(filter(None, parts))
 
 
@@ -239,3 +240,12 @@ def _interval(name: str, figures: Mapping[str, float]) -> str:
     if not {f"{name}_low", f"{name}_high"} <= figures.keys():
         return ""
     return f" [{figures[f'{name}_low']:.2f}, {figures[f'{name}_high']:.2f}]"
+
+
+COMMAND = Command(
+    name="runs",
+    help="List runs: how far they are and what came of them.",
+    call=runs,
+    usage="Usage: palate runs [DIRECTORY] [OPTIONS]",
+    order=3,
+)

@@ -1,0 +1,77 @@
+"""`palate chat`: talk in the terminal to what a run has trained, beside what it started from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from palate.cli.command import Command
+from palate.config import ModelConfig, RunConfig, Sampling
+from palate.rundir import read_description
+
+
+class ChatConfig(Sampling):
+    """Chat"""
+
+    unoffered: ClassVar = frozenset({"run", "sampling_rows"})
+    """Fields without a flag: the command's first word, and what is of no use for one answer."""
+
+    run: Path
+    """Directory of the run."""
+    step: int | None = Field(None, ge=0)
+    """Checkpoint of this step; the last one if not given."""
+    only: Literal["checkpoint", "base"] | None = None
+    """Talk to one of the two only."""
+    temperature: float = Field(0.7, ge=0)
+    max_new_tokens: int = Field(256, ge=1)
+    seed: int = Field(RunConfig.model_fields["seed"].default, ge=0)
+    """Seed of the draws."""
+    device: str | None = None
+    """`cpu`, `cuda`, `cuda:1`; as in the run if not given."""
+    trust_remote_code: bool = ModelConfig.model_fields["trust_remote_code"].default
+    """Run Python code that comes with the model; asked for again, even if the run had leave. It can do
+    anything on this machine."""
+
+
+def chat(config: ChatConfig) -> int:
+    """Talk, turn by turn, until the input ends."""
+    read_description(config.run)  # a wrong directory is reported before torch is loaded
+
+    from rich.console import Console
+
+    from palate.cli.quiet import quiet_libraries
+    from palate.cli.speakers import speakers
+    from palate.cli.talk import Chat, busy, piped, typed
+
+    quiet_libraries()
+    notes = Console(stderr=True)
+    with busy(notes, "loading"):
+        found = speakers(
+            config.run,
+            step=config.step,
+            only=config.only,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+        )
+    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    talk = Chat(found, config, Console(), notes, interactive=interactive)
+    if interactive:
+        talk.greet()
+    for line in typed(talk.note) if interactive else piped():
+        if not talk.take(line):
+            break
+    return 0
+
+
+COMMAND = Command(
+    name="chat",
+    help="Talk to what a run has trained, beside the model that it started from.",
+    call=chat,
+    config=ChatConfig,
+    first="run",
+    usage="Usage: palate chat RUN [OPTIONS]",
+    order=1,
+)

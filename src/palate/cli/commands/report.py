@@ -1,0 +1,55 @@
+"""`palate report`: write the page on one or several runs, and open it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from palate.cli.command import Command
+from palate.errors import ConfigError, RunError
+from palate.rundir import read_description
+
+
+def report(
+    *run: Annotated[Path, Parameter(help="Directories of runs.", negative=())],
+    output: Annotated[
+        Path | None,
+        Parameter(metavar="FILE", help="Where to write it; beside the (first) run if not given."),
+    ] = None,
+    show: Annotated[
+        bool, Parameter(name="--open", negative=(), help="Open it in a browser.", show_default=False)
+    ] = False,
+) -> int:
+    """Write a report, and say where it is."""
+    if not run:
+        raise ConfigError("no run is given, write `palate report RUN`, as `palate report runs/oaif`")
+    for directory in run:
+        read_description(directory)  # a wrong directory is reported before the plots' libraries are loaded
+
+    import webbrowser
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from palate.report import write_report
+    from palate.run.display import plain
+
+    try:
+        path = write_report(run, output)
+    except OSError as error:
+        raise RunError(f"the report cannot be written: {error.strerror or error}") from error
+    Console().print(Text(plain(str(path))), soft_wrap=True)
+    if show and not webbrowser.open(path.resolve().as_uri()):
+        raise RunError(f"no browser could be started; open {str(path)!r} yourself")
+    return 0
+
+
+COMMAND = Command(
+    name="report",
+    help="Write a report on one run, or on several side by side.",
+    call=report,
+    usage="Usage: palate report RUN... [OPTIONS]",
+    order=4,
+)

@@ -1,0 +1,110 @@
+"""`palate sample`: sample completions from a model."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from palate.cli.command import Command
+from palate.config import DataConfig, ModelConfig, RunConfig, Sampling
+from palate.errors import ConfigError
+from palate.types import Group, Prompt
+
+
+class SampleConfig(ModelConfig, Sampling):
+    """Sample"""
+
+    unoffered: ClassVar = frozenset({"lora", "lora_rank", "lora_alpha", "checkpointing"})
+    """Fields of the parts that say how to train."""
+    prompt: tuple[str, ...] = ()
+    """Text to complete or answer."""
+    data: str | None = None
+    """Prompts from a file, a saved data set, a hub id, or `everyday`, instead of --prompt."""
+    split: str = DataConfig.model_fields["split"].default
+    """Split of the data."""
+    map: Mapping[str, str] = Field(default_factory=dict)
+    """Other names of columns, as `prompt=instruction`."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first so many rows."""
+    n: int = Field(1, ge=1)
+    """Completions per prompt."""
+    seed: int = RunConfig.model_fields["seed"].default
+    """Seed of the draws."""
+    output: Path | None = None
+    """Write rows to this .jsonl or .parquet file instead of printing them."""
+    json_lines: bool = False
+    """Print JSON lines."""
+
+
+def sample(config: SampleConfig) -> int:
+    """Sample completions and print or write them."""
+    prompts = _prompts(config)  # a mistake in them is reported before torch is loaded
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from palate.cli.quiet import quiet_libraries
+    from palate.data import check_target, write_rows
+    from palate.model import Snapshot, load_model
+    from palate.run import plain
+
+    quiet_libraries()
+    if config.output is not None:
+        check_target(config.output)
+    model = load_model(config.part(ModelConfig), trainable=False)
+    snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=2048)
+    groups = snapshot.sample(prompts, config.n, config.sampling, seed=config.seed)
+    if config.output is not None:
+        write_rows(config.output, _rows(groups))
+        return 0
+    if config.json_lines:
+        for row in _rows(groups):
+            print(jsonlib.dumps(row, ensure_ascii=False))
+        return 0
+    console = Console()
+    for group in groups:
+        for completion in group.completions:
+            texts = (plain(group.prompt.text), "italic"), "\n", plain(completion.text), "\n"
+            console.print(Text.assemble(*texts), soft_wrap=True)
+    return 0
+
+
+def _prompts(config: SampleConfig) -> list[Prompt]:
+    if config.data is not None and config.prompt:
+        raise ConfigError("--prompt and --data were both given; expected one of them")
+    if config.data is not None:
+        from palate.data import read_prompts
+
+        return read_prompts(config.data, split=config.split, columns=config.map, limit=config.limit)
+    if not config.prompt:
+        raise ConfigError("there is nothing to sample from; give --prompt TEXT or --data FILE")
+    return [Prompt(text) for text in config.prompt]
+
+
+def _rows(groups: list[Group]) -> Iterator[dict[str, Any]]:
+    """A row per completion, in TRL's column names."""
+    for group in groups:
+        content = group.prompt.content
+        for completion in group.completions:
+            answer = completion.text
+            if isinstance(content, str):
+                texts: dict[str, Any] = {"prompt": content, "completion": answer}
+            else:
+                turn = {"role": "assistant", "content": answer}
+                texts = {"prompt": [dict(turn) for turn in content], "completion": [turn]}
+            yield {
+                **texts,
+                "finish": completion.finish,
+                "tokens": len(completion.token_ids),
+                "logp": sum(completion.logps or ()),
+            }
+
+
+COMMAND = Command(
+    name="sample", help="Sample completions from a model.", call=sample, config=SampleConfig, order=2
+)
