@@ -96,7 +96,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (f"{short('prompts.jsonl')} --beta -0.1", ["--beta is -0.1", "a number greater than 0"]),
         (f"{short('prompts.jsonl')} --n 1", ["--n is 1", "at least 2"]),
         (f"{short('prompts.jsonl')} --loss dpoo", ["--loss is 'dpoo'", "did you mean dpo?"]),
-        (f"{short('prompts.jsonl')} --min-new-tokens 9", ["min_new_tokens is 9, above max_new_tokens 4"]),
+        (f"{short('prompts.jsonl')} --min-new-tokens 9", ["min_new_tokens is 9, but max_new_tokens is only 4"]),
         (f"run oaif {TINY} --reward length:3", ["data is missing, give --data"]),
         # Configuration files.
         ("run oaif --config near.yaml", ["`batchsize` (line 2 of near.yaml)", "did you mean `batch_size`?"]),
@@ -154,7 +154,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         ("chat begun", ["the run 'begun' has no finished checkpoint yet; wait until it has saved one"]),
         ("chat begun --step -1", ["--step is -1, expected a whole number of at least 0"]),
         ("chat begun --only both", ["--only is 'both', expected one of checkpoint, base"]),
-        ("chat begun --only base --device warp", ["of the run 'begun'", "device 'warp' is not to be"]),
+        ("chat begun --only base --device warp", ["of the run 'begun'", "device 'warp' is not available"]),
         ("chat begun/checkpoints/step-1", ["is a checkpoint; give its run, 'begun'"]),
         ("chat foreign_step", ["directory 'foreign_step/checkpoints/step-1' holds no model"]),
         ("chat lost", ["base model of the run 'lost' cannot be had: model './gone' is not a directory"]),
