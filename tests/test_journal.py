@@ -383,7 +383,7 @@ def test_an_empty_file_is_a_new_journal(path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "nowhere" / "journal.db", tmp_path / "file" / "journal.db", tmp_path):
-        with pytest.raises(RunError, match=r"cannot be opened: unable to open .* see that its directory"):
+        with pytest.raises(RunError, match=r"cannot be opened: unable to open .* make its directory writable"):
             Journal(path)
 
 
