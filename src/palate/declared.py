@@ -1,4 +1,4 @@
-"""What the files of a package declare, one name in each: how methods and commands are found."""
+"""Declarations in the files of a package, one per file: the lists of methods and commands."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ T = TypeVar("T")
 class Declared(Mapping[str, T], Generic[T]):
     """Declarations by the names of their files, with dashes for underscores, in order of names.
 
-    Listing the names imports nothing; a file is imported when its declaration is asked for.
+    Listing the names imports no file; a file is imported on the first access to its declaration.
 
     Args:
-        package: its `__name__`.
-        path: its `__path__`.
-        variable: name of the variable that each file declares, such as `METHOD`.
+        package: the package's `__name__`.
+        path: the package's `__path__`.
+        variable: name of the variable in each file, such as `METHOD`.
     """
 
     def __init__(self, package: str, path: Any, variable: str) -> None:
         self._package, self._variable = package, variable
-        found = (info.name for info in pkgutil.iter_modules(path))
-        self._modules = {name.replace("_", "-"): name for name in sorted(found)}
+        files = (info.name for info in pkgutil.iter_modules(path))
+        self._modules = {name.replace("_", "-"): name for name in sorted(files)}
 
     def __getitem__(self, name: str) -> T:
-        """Import the file, and return what it declares."""
+        """Import the file, and return its declaration."""
         module = import_module(f"{self._package}.{self._modules[name]}")
         return cast("T", getattr(module, self._variable))
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
+        """Return an iterator over the names."""
         return iter(self._modules)
 
     def __len__(self) -> int:
-        """The number of files."""
+        """Return the number of files."""
         return len(self._modules)
 
     def __contains__(self, name: object) -> bool:
-        """Return True for a name, without importing its file."""
+        """Return whether a file has this name, without importing it."""
         return name in self._modules

@@ -1,7 +1,7 @@
-"""The metrics that runs write, by name: declared here once, and read by the live display, lists and reports.
+"""The metrics that runs write, by name: declared once for the live display, lists and reports.
 
-A name that is no name of TRL's is ours. Measurements on held-out data have the same names after `eval_`. A
-method may write other names as well; a report draws them without a word on them.
+Names that TRL does not have are ours. Measurements on held-out data have the same names with the prefix
+`eval_`. A method may write other names, too; a report draws them with their plain names.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ HELD_OUT = "eval_"
 """Prefix of held-out measurements."""
 
 PART = "objective/scores/"
-"""Prefix of the parts of a reward, where several are weighed and added."""
+"""Prefix of the parts of a weighted sum of rewards."""
 
 DROPPED = "pairs/dropped_"
-"""Prefix of counts of groups that gave no pair, by reason."""
+"""Prefix of the numbers of groups without a pair, by reason."""
 
 STAGES = {"sample": "sampling", "annotate": "scoring", "learn": "learning", "evaluate": "measuring"}
-"""Stages of a step, whose seconds a run writes as `time/sample`, and the words for them."""
+"""Stages of a step, whose seconds a run writes as `time/sample`, with their labels."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class Metric:
     """One metric.
 
     Attributes:
-        label: a few words for people.
-        of_samples: a number of freshly sampled completions: where several steps learn from the same samples,
-            it has one value for all of them.
-        drawn: a report has a plot of its own or none for it, so that it is not drawn among the others.
+        label: a short description for people.
+        of_samples: True for a number about newly sampled completions, which has one value for all steps that
+            learn from the same samples.
+        drawn: True if a report draws the metric together with the others; False if it has a separate plot or
+            none.
     """
 
     label: str
@@ -43,7 +44,7 @@ def _samples(label: str) -> Metric:
 
 
 METRICS: Mapping[str, Metric] = {
-    # The reward and what became of the samples.
+    # The reward, and the use of the samples.
     "objective/scores": _samples("reward"),
     "objective/scores_std": _samples("spread of the reward"),
     "objective/scores_margin": _samples("best - worst"),
@@ -114,17 +115,17 @@ METRICS: Mapping[str, Metric] = {
 }
 
 _OF_SAMPLES = (PART, DROPPED, "candidates/dropped_")
-"""Prefixes of numbers of samples that have an open set of names."""
+"""Prefixes of numbers about samples whose names are not all known."""
 
 
 def of_samples(name: str) -> bool:
-    """Return True for a number of freshly sampled completions."""
+    """Return whether a metric is a number about newly sampled completions."""
     known = METRICS.get(name)
     return name.startswith(_OF_SAMPLES) if known is None else known.of_samples
 
 
 def label(name: str) -> str:
-    """Return the words for a metric, held-out ones included; the name itself where none are declared."""
+    """Return the label of a metric, including held-out metrics; the name itself if it has no label."""
     known = METRICS.get(name.removeprefix(HELD_OUT))
     if known is None:
         return name

@@ -129,8 +129,8 @@ def test_a_round_without_a_pair(taught: Taught) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"label": "implicit"}, "label is implicit and no pairs are given"),
-        ({"mix_pairs": True}, "mix_pairs is on and no pairs are given"),
+        ({"label": "implicit"}, "label is implicit and pairs is not set"),
+        ({"mix_pairs": True}, "mix_pairs is on, but pairs is not set"),
         ({"pairs": "p.jsonl", "rounds": 1}, "rounds is 1"),
         ({"beta": 0.0}, "beta"),
         ({"n": 1}, "n"),

@@ -96,7 +96,7 @@ def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
 
 
 def test_pairs_from_two_places() -> None:
-    with pytest.raises(ConfigError, match=r"variant is direct.* so pairs would do nothing; leave it out"):
+    with pytest.raises(ConfigError, match=r"variant is direct.* so pairs would have no effect; leave it out"):
         METHODS["pairwise-cringe"].configure({"data": "x", "variant": "direct", "pairs": "y"})
 
 

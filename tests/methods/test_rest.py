@@ -143,7 +143,7 @@ def test_how_tokens_count(taught: Taught, reduce: str, same: bool) -> None:
     ("options", "message"),
     [
         ({"thresholds": (2.0,)}, r"round 1: none of 32 completions has a reward above the threshold 2, the"),
-        ({"thresholds": (-1.0, 2.0)}, r"lower --thresholds, or take --threshold-by quantile"),
+        ({"thresholds": (-1.0, 2.0)}, r"lower --thresholds, or use --threshold-by quantile"),
     ],
 )
 def test_a_threshold_out_of_reach(taught: Taught, options: dict[str, Any], message: str) -> None:

@@ -129,7 +129,7 @@ def test_groups_in_which_no_reward_differs_are_left_out(taught: Taught) -> None:
 
     (row, *_) = taught("rrhf", annotate).rows
     assert (row["pairs/kept"], row["pairs/dropped_tie"]) == (8, 8)
-    with pytest.raises(RunError, match=r"round 1 gave nothing to learn from: .*\(left out: 16 tie\)"):
+    with pytest.raises(RunError, match=r"round 1 gave nothing to learn from: .*\(dropped: 16 tie\)"):
         taught("rrhf", scored(ScriptedScorer(lambda text: 1.0)))
 
 
@@ -152,7 +152,7 @@ def test_defaults_are_the_papers() -> None:
 
 def test_one_completion_has_no_rank() -> None:
     with pytest.raises(
-        ValidationError, match="n is 1 and no texts join it, so there is nothing to rank; raise"
+        ValidationError, match="n is 1 and texts is empty, so there is nothing to rank; raise"
     ):
         RRHFConfig(data="x", n=1)
     assert RRHFConfig(data="x", n=1, texts="chosen").texts == ("chosen",)  # type: ignore[arg-type]

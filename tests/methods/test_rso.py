@@ -180,7 +180,7 @@ def test_an_epoch_is_of_the_pairs_that_were_made(taught: Taught) -> None:
 
 def test_nothing_to_learn_from(taught: Taught) -> None:
     with pytest.raises(
-        RunError, match=r"round 1 gave nothing .*mean reward of 2 \(left out: 32 tie, 64 passed over\); take"
+        RunError, match=r"round 1 gave nothing .*mean reward of 2 \(dropped: 32 tie, 64 passed over\); use"
     ):
         taught("rso", scored(ScriptedScorer(lambda text: 2.0)), n=8, keep=4, **FREE)
 
@@ -196,9 +196,7 @@ def test_defaults_are_the_papers() -> None:
 
 
 def test_more_cannot_be_kept_than_there_are() -> None:
-    with pytest.raises(
-        ValidationError, match="keep is 8, more than the 4 candidates of n; lower it or raise n"
-    ):
+    with pytest.raises(ValidationError, match="keep is 8, but n is only 4 candidates; lower keep or raise n"):
         RSOConfig(data="x", n=4)
     assert RSOConfig(data="x", n=4, variant="sft-sample-rank").keep == 8  # n is for rejection
 

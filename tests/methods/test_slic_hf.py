@@ -164,7 +164,7 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("pairing", ["drawn", "best-vs-worst"])
 def test_comparisons_are_of_a_tournament(pairing: str) -> None:
-    with pytest.raises(ValidationError, match=f"ask is comparisons, by which pairing {pairing} cannot rank"):
+    with pytest.raises(ValidationError, match=f"ask is comparisons, but pairing {pairing} needs scores"):
         SlicHFConfig(data="x", ask="comparisons", pairing=pairing)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters: fresh ones, and those that a model comes with."""
+"""LoRA adapters: new adapters, and adapters that come with a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSIFIER = "SEQ_CLS"
 
 
 def fresh_adapter(network: Any, cfg: ModelConfig, head: Head) -> Any:
-    """Put a new LoRA adapter on all linear layers; return peft's wrapper of the network."""
+    """Add a new LoRA adapter to all linear layers; return peft's wrapper of the network."""
     lora = LoraConfig(
         r=cfg.lora_rank,
         lora_alpha=cfg.lora_alpha,
@@ -39,9 +39,9 @@ def fresh_adapter(network: Any, cfg: ModelConfig, head: Head) -> Any:
 
 
 def continued_adapter(network: Any, adapter: str, head: Head, *, trainable: bool) -> Any:
-    """Put the adapter of a directory on a network; return peft's wrapper of the network.
+    """Add the adapter of a directory to a network; return peft's wrapper of the network.
 
-    A language model's adapter gets a new head for a reward model.
+    For a reward model, the adapter of a language model gets a new head.
 
     Raises:
         ModelError: the adapter changes layers that a reward model does not have.
@@ -63,9 +63,9 @@ def continued_adapter(network: Any, adapter: str, head: Head, *, trainable: bool
 
 def settle(peft: Any, dtype: torch.dtype) -> None:
     """Give all parameters of an adapted network one number format, and switch dropout off."""
-    # Parameters alone: buffers, such as the frequencies of rotary embeddings, keep the float32 they have.
+    # Only parameters: buffers, such as the frequencies of rotary embeddings, stay in float32.
     for parameter in peft.parameters():
         parameter.data = parameter.data.to(dtype)
     for module in peft.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # an adapter that is continued may have been made with dropout
+            module.p = 0.0  # an existing adapter may have dropout

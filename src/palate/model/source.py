@@ -1,4 +1,4 @@
-"""Finding the files that a model's name stands for."""
+"""Search for the files of a model's name."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from palate.rundir import model_in
 
 
 class Source(NamedTuple):
-    """Places of a model's files: a hub id or a directory of the base, and the adapter's directory or None."""
+    """Location of a model's files: hub id or directory of the base, and the adapter's directory or None."""
 
     base: str
     adapter: str | None
 
 
 def find_source(name: str, head: Head, *, trainable: bool) -> Source:
-    """Find the base model and the adapter that a name stands for.
+    """Find the base model and the adapter of a model's name.
 
     Args:
         name: a hub id, a directory of a model, an adapter or a run, or `smollm2`.
-        head: the head that the model is to have.
-        trainable: the model is to be trained, so that a missing reward head can be new.
+        head: the required head.
+        trainable: True for training, which can create a missing reward head.
 
     Raises:
-        ModelError: there is no such directory, or it has no model that can have this head.
+        ModelError: the directory does not exist, or has no model that fits the head.
     """
     if name == EMBEDDED:
         return Source(str(embedded_model()), None)
@@ -52,26 +52,31 @@ def find_source(name: str, head: Head, *, trainable: bool) -> Source:
             f"directory {name!r} holds no model: expected config.json or adapter_config.json, "
             f"found {', '.join(inside) or 'nothing'}"
         )
-    return Source(str(path.resolve()), None)  # an adapter made on it saves this path
+    return Source(str(path.resolve()), None)  # an adapter of this model saves the path
 
 
 def _adapted(name: str, path: Path, head: Head, *, trainable: bool) -> Source:
-    """Find an adapter's base model, and check that the adapter is for this head."""
+    """Find an adapter's base model, and check that the adapter fits the head."""
     if not (path / "adapter_model.safetensors").is_file():
-        raise ModelError(f"adapter {name!r} has no adapter_model.safetensors; pickles are not read")
+        raise ModelError(
+            f"adapter {name!r} has no adapter_model.safetensors; save it as safetensors, since pickles are "
+            "not read"
+        )
     with explained(name):
         adapter = PeftConfig.from_pretrained(str(path))
     if head == "scalar" and adapter.task_type != CLASSIFIER and not trainable:
-        raise ModelError(f"adapter {name!r} has no reward head; is it a language model's?")
+        raise ModelError(f"adapter {name!r} has no reward head; is it an adapter of a language model?")
     if head == "lm" and adapter.task_type == CLASSIFIER:
-        raise ModelError(f"adapter {name!r} is a reward model's, which writes nothing")
+        raise ModelError(f"adapter {name!r} is part of a reward model and cannot generate text")
     return Source(_base_of(name, str(adapter.base_model_name_or_path)), str(path))
 
 
 def _base_of(name: str, base: str) -> str:
-    """Return the place of an adapter's base model, which the adapter names `base`."""
+    """Return the location of an adapter's base model; `base` is the location that the adapter states."""
     if not base.startswith(("/", ".")) or Path(base).is_dir():
         return base
     if Path(base).name.startswith(CACHED_AS):
-        return str(embedded_model())  # the cache has moved, or is another user's
-    raise ModelError(f"adapter {name!r} was made on {base!r}, which is not there; put that model back")
+        return str(embedded_model())  # the cache has moved or belongs to another user
+    raise ModelError(
+        f"adapter {name!r} was trained on the model {base!r}, which does not exist; restore that model"
+    )

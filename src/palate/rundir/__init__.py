@@ -1,7 +1,7 @@
-"""The reader of run directories. It needs no torch, so that listing runs and reports answer at once.
+"""The reader of run directories. It does not import torch, so that `palate runs` and `report` start fast.
 
-`palate.run` writes these directories. Everything that reads one asks here: `palate runs`, `report` and
-`chat`, `--model RUN`, `--reward model:RUN`, and a run that resumes.
+`palate.run` writes these directories. All readers use this package: `palate runs`, `report` and `chat`,
+`--model RUN`, `--reward model:RUN`, and resumed runs.
 """
 
 from palate.rundir.checkpoints import checkpoint, checkpoints_in

@@ -1,4 +1,4 @@
-"""Names of the files in a run's directory, and how they are read: an error is a `RunError` that names one."""
+"""Names of the files in a run's directory, and readers for them; an error is a `RunError` with the file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SUMMARY, SAMPLES, COMPLETIONS = "summary.json", "samples.jsonl", "completions.pa
 CHECKPOINTS = "checkpoints"
 
 UNREADABLE = (OSError, ValueError, RecursionError)
-"""Errors of reading a JSON file; `RunError` is among them, as a `ValueError`."""
+"""Errors of reading a JSON file, including `RunError`, which is a `ValueError`."""
 
 BIGGEST = 1e30
-"""Larger numbers count as infinite: no measurement of ours comes near."""
+"""Largest number that counts as finite, far above any measurement."""
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """Return the content of a file, None if there is no such file.
+    """Return the content of a file; None if it does not exist.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: the file cannot be read.
     """
     try:
         return path.read_bytes()
@@ -39,10 +39,10 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value of a JSON file, None if there is no such file.
+    """Return the value of a JSON file; None if it does not exist.
 
     Raises:
-        RunError: it cannot be read, or is not JSON.
+        RunError: the file cannot be read, or is not JSON.
     """
     text = read_bytes(path)
     if text is None:
@@ -54,10 +54,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Return the object of a JSON file, None if there is no such file.
+    """Return the object of a JSON file; None if it does not exist.
 
     Raises:
-        RunError: it cannot be read, is not JSON, or holds something else.
+        RunError: the file cannot be read, is not JSON, or holds another value.
     """
     value = read_json(path)
     if value is None and not path.exists():
@@ -68,15 +68,15 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path, parse: Callable[[dict[str, Any]], T | None]) -> tuple[list[T], int]:
-    """Return the rows of a JSON-lines file that `parse` accepts, and a count of the other lines.
+    """Return the rows of a JSON-lines file that `parse` accepts, and the number of other lines.
 
-    An unfinished last line is left out without being counted: the run may be writing it.
+    An incomplete last line is ignored and not counted, since the run may be writing it.
 
     Raises:
-        RunError: the file cannot be read. A file that does not exist has no rows.
+        RunError: the file cannot be read. A missing file has no rows.
     """
     lines = (read_bytes(path) or b"").split(b"\n")
-    unfinished = lines.pop()  # empty after a complete last line; else it may end within a letter
+    unfinished = lines.pop()  # empty after a complete last line; else possibly not valid UTF-8
     rows = [_parsed(line, parse) for line in lines if line.strip()]
     usable = [row for row in rows if row is not None]
     last = _parsed(unfinished, parse)
@@ -92,13 +92,13 @@ def _parsed(line: bytes, parse: Callable[[dict[str, Any]], T | None]) -> T | Non
 
 
 def as_number(value: object) -> float:
-    """Return a float; NaN for a value that is not a number, or too large to be meant."""
+    """Return a value as float; NaN if it is not a number or implausibly large."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= BIGGEST:
         return math.nan
     return float(value)
 
 
 def finite_number(values: Mapping[str, Any], name: str) -> float | None:
-    """Return a number by its name; None if it is missing or not a finite number."""
+    """Return a number by its name; None if it is missing or not finite."""
     value = as_number(values.get(name))
     return value if math.isfinite(value) else None

@@ -11,22 +11,22 @@ from palate.errors import RunError
 from palate.rundir.files import METRICS, SUMMARY, read_object
 
 TAIL = 1 << 16
-"""Bytes at the end of `metrics.jsonl` that are read for the latest numbers."""
+"""Number of bytes at the end of `metrics.jsonl` to read for the latest numbers."""
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """Return the content of `summary.json`, None before the run has finished.
+    """Return the content of `summary.json`; None before the run has finished.
 
     Raises:
-        RunError: it cannot be read, or holds no JSON object.
+        RunError: the file cannot be read, or holds no JSON object.
     """
     return read_object(directory / SUMMARY)
 
 
 def latest_numbers(directory: Path) -> dict[str, Any]:
-    """Return the last value of every metric in the end of `metrics.jsonl`; nothing if there is no such file.
+    """Return the last value of every metric at the end of `metrics.jsonl`; empty if the file is missing.
 
-    A last line that is being written, or was cut off, is skipped.
+    Incomplete lines are skipped.
 
     Raises:
         RunError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""A run's directory as the name of a model: it stands for the run's last checkpoint."""
+"""A run's directory as the name of a model, which means the run's last checkpoint."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from palate.rundir.config import description_in
 
 
 def model_in(directory: Path) -> Path:
-    """Return the directory itself or, if it holds a run, that of the run's last finished checkpoint.
+    """Return the directory of a run's last finished checkpoint; return any other directory unchanged.
 
     Raises:
-        ModelError: the run has no checkpoint yet, or they cannot be read.
+        ModelError: the run has no finished checkpoint, or its checkpoints cannot be read.
     """
     try:
         described = description_in(directory)

@@ -10,25 +10,25 @@ from palate.errors import RunError
 from palate.rundir.files import STATUS, read_object
 
 State = Literal["running", "finished", "interrupted", "failed", "killed"]
-"""`interrupted`: by Ctrl-C; `failed`: by an error; `killed`: gone without a word."""
+"""`interrupted`: by Ctrl-C; `failed`: with an error; `killed`: the process ended without a final status."""
 
 LOCK = ".lock"
-"""File whose lock the process of a run holds for as long as it lives."""
+"""File that the process of a run keeps locked until it ends."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run has come. `step` of `steps` are done; `steps` is 0 where not known yet."""
+    """The state and progress of a run: `step` of `steps` are finished; `steps` is 0 if not known yet."""
 
     state: State
     step: int = 0
     steps: int = 0
     reason: str = ""
-    """What went wrong, for a run that failed."""
+    """The error message of a failed run."""
     seconds: float = 0.0
-    """Wall-clock time, over all of its starts."""
+    """Wall-clock time in seconds, summed over all starts of the run."""
     updated: str = ""
-    """When this was written: local time, ISO 8601."""
+    """Time of the last write: local time, ISO 8601."""
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -41,17 +41,17 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def read_status(directory: Path) -> Status:
-    """Return the state of the run in a directory: `killed` if it says that it runs and no process holds it.
+    """Return the status of the run in a directory; `killed` if it says `running` but no process works on it.
 
     Raises:
-        RunError: no run is there, or its status cannot be read.
+        RunError: the directory holds no run, or its status cannot be read.
     """
     path = directory / STATUS
-    found = read_object(path)
-    if found is None:
+    content = read_object(path)
+    if content is None:
         raise RunError(f"{str(directory)!r} holds no run: it has no status.json")
     try:
-        status = Status(**found)
+        status = Status(**content)
         known = status.state in get_args(State)
         for name, kind in _KINDS.items():
             if not isinstance(getattr(status, name), kind):
@@ -66,8 +66,8 @@ def read_status(directory: Path) -> Status:
 
 
 def is_held(directory: Path) -> bool:
-    """Return True while a process works on the run in a directory."""
-    from filelock import FileLock, Timeout  # only a run that says that it is running needs it
+    """Return whether a process works on the run in a directory."""
+    from filelock import FileLock, Timeout  # slow to import, and only needed if the status is running
 
     if not (directory / LOCK).exists():
         return False
@@ -77,4 +77,4 @@ def is_held(directory: Path) -> bool:
     except Timeout:
         return True
     except OSError:
-        return True  # another user's run, which is not ours to lock: its own word is all there is
+        return True  # another user's run cannot be locked, so its status is believed

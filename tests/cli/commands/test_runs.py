@@ -132,7 +132,7 @@ def test_a_run_from_before_there_was_a_status(put: MakeRun, tmp_path: Path) -> N
     ("file", "text", "reason"),
     [
         ("config.json", '{"method": ', "config.json' cannot be read: "),
-        ("config.json", "[1]", "holds no run: no config.json there is a run's"),
+        ("config.json", "[1]", "holds no run: it has no config.json of a run"),
         ("config.json", "\xff", "config.json' cannot be read: it is not JSON ('utf-8' codec"),
         ("config.json", "[" * 100_000, "config.json' cannot be read: "),
         ("status.json", "{", "status.json' cannot be read: "),
