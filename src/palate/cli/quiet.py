@@ -1,4 +1,4 @@
-"""Other libraries' chatter, kept out of what a command shows."""
+"""Silence other libraries' progress bars and advice in the terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from transformers.utils import logging as transformers_logging
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' progress bars and advice out of the way of ours; its errors are raised still."""
+    """Silence transformers' progress bars and advice. Its errors are still raised."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # its retries; the error says that they failed
-    # peft asks transformers for names that it will drop; nothing that a user of Palate can mend.
+    # It warns about each retry; if all of them fail, it raises an error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # peft uses names that transformers will remove; a user of Palate can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
