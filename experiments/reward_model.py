@@ -1,10 +1,10 @@
-"""A reward model on real preferences: does it rank pairs of prompts it has not seen, and by more than length?
+"""Train a reward model on real preferences and test it on pairs of unseen prompts.
 
-Takes a file of pairs with columns prompt, chosen, rejected, or a directory with one called
-preferences-train.jsonl.gz; splits it by prompt; trains the embedded model as a scalar head or as a pairwise
-ranker; and reports its accuracy on held-out pairs with interval, its calibration, its accuracy where the
-shorter answer is the better one, and the accuracy of preferring the longer answer, on the same pairs and on
-all.
+The data are a file of pairs with columns prompt, chosen, rejected, or a directory with such a file called
+preferences-train.jsonl.gz. The script splits the pairs by prompt and trains the embedded model with a scalar
+head or as a pairwise ranker. It reports the accuracy on held-out pairs with an interval, the calibration, and
+the accuracy on pairs whose chosen answer is shorter. For comparison, it reports the accuracy of always
+preferring the longer answer, on the same pairs and on all pairs.
 
     python experiments/reward_model.py --data preferences-train.jsonl.gz --kind ranker
 """
@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
 def train(
     given: argparse.Namespace, learnt: list[Comparison], unseen: list[Comparison], scratch: Path
 ) -> tuple[palate.Outcome, Any]:
-    """The run, and its configuration."""
+    """Train, and return the run and its configuration."""
     for name, part in (("train", learnt), ("test", unseen)):
         palate.write_rows(
             scratch / f"{name}.jsonl",

@@ -242,7 +242,10 @@ def test_every_file_is_a_command() -> None:
     ("line", "message"),
     [
         ("run oaiff", "unknown method 'oaiff'; did you mean 'oaif'? `palate methods` lists the methods"),
-        ("run OAIF --data x", "unknown method 'OAIF'; did you mean 'oaif'? `palate methods` lists the methods"),
+        (
+            "run OAIF --data x",
+            "unknown method 'OAIF'; did you mean 'oaif'? `palate methods` lists the methods",
+        ),
         ("run qqq --help", "unknown method 'qqq'; `palate methods` lists the methods"),
         (
             "run --beta 1 dpo",
@@ -252,7 +255,10 @@ def test_every_file_is_a_command() -> None:
         ("rnus", "unknown command 'rnus'; did you mean 'runs'? `palate --help` lists the commands"),
         ("chta runs/a", "unknown command 'chta'; did you mean 'chat'? `palate --help` lists the commands"),
         ("reports a", "unknown command 'reports'; did you mean 'report'? `palate --help` lists the commands"),
-        ("dpo --data x", "unknown command 'dpo'; did you mean `palate run dpo`? `palate --help` lists the commands"),
+        (
+            "dpo --data x",
+            "unknown command 'dpo'; did you mean `palate run dpo`? `palate --help` lists the commands",
+        ),
         ("qqq", "unknown command 'qqq'; `palate --help` lists the commands"),
         (
             "--config a.yaml run dpo",
@@ -275,7 +281,10 @@ def test_every_file_is_a_command() -> None:
         ),
         ("chat a --seed x", "--seed is 'x', expected a whole number"),
         ("report --output", "--output has no value, expected `--output FILE`"),
-        ("report a --opne", "unknown flag --opne; did you mean --open? `palate report --help` lists the flags"),
+        (
+            "report a --opne",
+            "unknown flag --opne; did you mean --open? `palate report --help` lists the flags",
+        ),
         ("runs --jsn", "unknown flag --jsn; did you mean --json? `palate runs --help` lists the flags"),
         (
             "runs a b",
@@ -394,4 +403,7 @@ def test_python_m_palate() -> None:
     with python("-m", "palate", "--beta") as process:
         out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
-    assert err == "palate: expected a command right after `palate`, got --beta; `palate --help` lists the commands\n"
+    assert (
+        err
+        == "palate: expected a command right after `palate`, got --beta; `palate --help` lists the commands\n"
+    )

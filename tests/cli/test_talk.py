@@ -156,7 +156,10 @@ def test_commands_change_what_comes_next(codec: Any) -> None:
         ("/temperature nan", "temperature is nan, expected a finite number"),
         ("/temperature", "temperature is '', expected a number of at least 0"),
         ("/seed 1.5", "seed is 1.5, expected a whole number of at least 0"),
-        ("/sede 1", "unknown command /sede; did you mean /seed? /help lists the commands, // starts a turn with /"),
+        (
+            "/sede 1",
+            "unknown command /sede; did you mean /seed? /help lists the commands, // starts a turn with /",
+        ),
         ("/temp 1", "unknown command /temp; did you mean /temperature? /help lists the commands, // starts"),
         ("/zzz", "unknown command /zzz; /help lists the commands, // starts a turn with /"),
         ("/", "unknown command /; /help lists the commands, // starts a turn with /"),

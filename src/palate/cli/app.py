@@ -57,7 +57,7 @@ def build_app(tokens: Sequence[str], commands: Commands = COMMANDS) -> App:
     """
     app = App(
         name="palate",
-        help="Align language models with preferences: every method, one roof, any causal LM.",
+        help="Train language models on preferences with many methods. Works with any causal language model.",
         version=_version,
         help_format="plaintext",
         suppress_keyboard_interrupt=False,

@@ -199,7 +199,7 @@ def _draw(row: Row) -> object:
     """Return a value that is equal for steps that share samples; None if each step has new samples.
 
     Methods with rounds log the round. Methods that draw candidates once log the same numbers about them at
-    every step; two draws with exactly the same numbers need not be told apart.
+    every step; two draws with exactly equal numbers count as one.
     """
     if "round" in row:
         return row["round"]

@@ -16,7 +16,7 @@ def report(
     *run: Annotated[Path, Parameter(help="Directories of runs.", negative=())],
     output: Annotated[
         Path | None,
-        Parameter(metavar="FILE", help="File to write. Default: report.html in the (first) run."),
+        Parameter(metavar="FILE", help="File to write. Default: report.html in the (first) run's directory."),
     ] = None,
     show: Annotated[
         bool, Parameter(name="--open", negative=(), help="Open the report in a browser.", show_default=False)

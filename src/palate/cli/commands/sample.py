@@ -28,9 +28,9 @@ class SampleConfig(ModelConfig, Sampling):
     split: str = DataConfig.model_fields["split"].default
     """Split of the data."""
     map: Mapping[str, str] = Field(default_factory=dict)
-    """Column names of the data, such as `prompt=instruction`."""
+    """Columns of the data by field, such as `prompt=instruction`."""
     limit: int | None = Field(None, ge=1)
-    """Use only this many rows, from the start."""
+    """Number of rows to use, from the start. Default: all."""
     n: int = Field(1, ge=1)
     """Completions per prompt."""
     seed: int = RunConfig.model_fields["seed"].default
