@@ -102,7 +102,7 @@ def runs_of(ending: str, runs: int) -> int:
 
 
 def median(rows: list[dict[str, Any]], key: str) -> float:
-    """Of one measured number."""
+    """Return the median of one measured number over the runs."""
     return statistics.median(row[key] for row in rows)
 
 

@@ -145,13 +145,13 @@ def vllm_worker(dtype: str, model_directory: str, texts_file: str) -> Any:
     def work(shape: str, natural: bool, seed: int = 0) -> dict[str, float]:
         s = SHAPES[shape]
         options = SamplingParams(
-            # Without a seed: one of its own for every request is a slower way to draw.
+            # No seed: a seed per request makes vLLM sample more slowly.
             n=s["n"],
             temperature=1.0,
             max_tokens=s["new"],
             min_tokens=0 if natural else s["new"],
         )
-        engine.reset_prefix_cache()  # or it would have the prompts from the run before
+        engine.reset_prefix_cache()  # else the prompts of the previous run would be cached
         began = time.perf_counter()
         found = engine.generate(texts[shape], options, use_tqdm=False)
         seconds = time.perf_counter() - began

@@ -1,11 +1,12 @@
 """Measure cost against prompt length and completions per prompt, with and without Palate's fast path.
 
-Sampling and one update (forward, backward, optimizer step, all weights of SmolLM2-135M-Instruct, the
-negative log-likelihood of every completion) of 2 prompts with 32 new tokens a completion, forced to full
-length. `fast` computes each prompt once and shares it among its completions, `padded` is the same model
-with --no-fast: transformers' `generate` with its KV cache, and right-padded batches with the prompt in
-every row. `fast` also has its own layers, head and sampler, so the two differ even if there is little to
-share; the growth of the difference is the result. Each side is a separate process; the two take turns.
+The work is sampling and one update for 2 prompts with 32 new tokens per completion, forced to full length. An
+update is forward, backward and optimizer step on all weights of SmolLM2-135M-Instruct; the loss is the
+negative log-likelihood of all completions. `fast` computes each prompt once and shares it among its
+completions, `padded` is the same model with --no-fast: transformers' `generate` with its KV cache, and
+right-padded batches with the prompt in every row. `fast` also has its own layers, head and sampler, so the
+two differ even if there is little to share; the growth of the difference is the result. Each side is a
+separate process; the two take turns.
 
     python benchmarks/scaling.py                    # prints a table and draws docs/scaling.svg
     python benchmarks/scaling.py --lengths 100 400 --completions 2 8 --json

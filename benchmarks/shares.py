@@ -52,7 +52,7 @@ def profiled(work: Callable[[], Any]) -> dict[str, float]:
         seconds = time.perf_counter() - began
     shares = dict.fromkeys((*KINDS, "other small operations"), 0.0)
     for event in found.key_averages():
-        # Autograd's own events enclose operations, whose time is counted with them.
+        # Autograd's own events enclose other operations, which are counted themselves.
         if event.key.startswith("aten::"):
             shares[kind_of(event.key.removeprefix("aten::"))] += event.self_cpu_time_total / 1e6 / seconds
     shares["between operations"] = max(0.0, 1 - sum(shares.values()))

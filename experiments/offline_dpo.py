@@ -87,7 +87,9 @@ def main() -> None:
     measured = [row for row in map(json.loads, log) if "eval_rewards/accuracies" in row]
     accuracy = measured[-1]["eval_rewards/accuracies"]
     prompts = len({row.prompt.id for row in held_out})
-    low, high = palate.wilson(accuracy, prompts)  # several pairs of a prompt say less than pairs of several
+    low, high = palate.wilson(
+        accuracy, prompts
+    )  # prompts are the trials: pairs of one prompt depend on each other
     result = {
         "script": "experiments/offline_dpo.py",
         "method": given.method,

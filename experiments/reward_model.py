@@ -31,10 +31,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="a file of pairs, or a directory with one")
-    parser.add_argument("--output", type=Path, help="the result; experiments/results/reward_model_KIND.json")
+    parser.add_argument("--data", type=Path, required=True, help="file of pairs, or directory with one")
     parser.add_argument(
-        "--run", type=Path, help="directory of the run, kept to go on with; scratch if not given"
+        "--output", type=Path, help="result file; default: experiments/results/reward_model_KIND.json"
+    )
+    parser.add_argument(
+        "--run", type=Path, help="directory of the run, kept so that it can be resumed; default: temporary"
     )
     parser.add_argument("--kind", choices=("pointwise", "ranker"), default="pointwise")
     parser.add_argument("--pairs", type=int, default=3000)
@@ -91,7 +93,7 @@ def main() -> None:
         if max(len(r.prompt.text), len(str(r.chosen)), len(str(r.rejected))) <= given.max_characters
     ]
     learnt, unseen = split_by_prompt(list(short), given.pairs, given.held_out, given.seed)
-    # Beside a run that is to be gone on with, its data must stay where they were.
+    # A run that is kept can only be resumed if its data stay in the same place.
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if given.run is None else given.run.with_name(f"{given.run.name}-data")
         place.mkdir(parents=True, exist_ok=True)

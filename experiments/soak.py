@@ -183,12 +183,12 @@ def kill_often(trial: Trial, whole: Trial, times: int, draw: random.Random) -> d
     while kills < times:
         before, noted = trial.committed(), len(trial.lines("sample"))
         where = told[kills % len(told)]
-        # Long enough for the work of the place to be under way, or over by a little.
+        # Long enough that the work at this place has started, or has just finished.
         wait = draw.uniform(0, 1.0 if where == "timer" else 0.03)
         ended = trial.start(
             kill=f"{where}:{1 if where in ('timer', 'resume') else draw.randint(1, 3)}:{wait}"
         )
-        if ended.returncode == 0:  # the place did not come that often any more
+        if ended.returncode == 0:  # the run finished before it reached the place that often
             break
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         kills += 1

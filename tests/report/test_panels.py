@@ -96,7 +96,7 @@ def test_how_far_the_training_text_is_from_the_models_own(record: Record) -> Non
     (panel,) = panels([record(numbers, {"eval_logps/training": [-2.1, -1.6]})])
     assert [(line.label, line.points[1]) for line in panel.lines] == [
         ("training texts", (-2.0, -1.5)),
-        ("its own", (-1.0, -1.1)),
+        ("own samples", (-1.0, -1.1)),
         ("held out", (-2.1, -1.6)),
     ]
 

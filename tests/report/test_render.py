@@ -212,7 +212,7 @@ def test_a_run_without_a_step(write_run: Write) -> None:
     check_alone(page)
     check_marked_up(page)
     assert "No measurements yet." in page.said()
-    assert "No step has been written yet." in page.said()
+    assert "No steps have been logged yet." in page.said()
 
 
 def test_one_step_is_enough(write_run: Write, online_rows: Rows) -> None:

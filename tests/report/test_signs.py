@@ -118,7 +118,7 @@ def test_length_and_reward_go_together(record: Record, after: float, slope: int,
     sign = length_drift(record(summary={"length_before": 40.0, "length_after": after}, samples=samples))
     assert sign is not None
     assert f"correlation {'+' if slope > 0 else '−'}1.00" in sign.seen
-    assert ("paying for length" in sign.means) == linked
+    assert ("may pay for length" in sign.means) == linked
 
 
 # ---- Cut -------------------------------------------------------------------------------------------
@@ -156,15 +156,22 @@ def test_dead_pairs(record: Record, tie: int, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("why", "advice"), [("tie", "--tie"), ("identical", "--temperature"), ("unusable", "reward")]
+    ("why", "name", "advice"),
+    [
+        ("tie", "ties", "--tie"),
+        ("identical", "identical texts", "--temperature"),
+        ("unusable", "unusable rewards", "reward"),
+    ],
 )
-def test_dead_pairs_say_what_to_do_about_each_reason(record: Record, why: str, advice: str) -> None:
+def test_dead_pairs_say_what_to_do_about_each_reason(
+    record: Record, why: str, name: str, advice: str
+) -> None:
     offered = {"tie": 0.0, "temperature": 1.0}
     sign = dead_pairs(record({"pairs/kept": [4, 0], f"pairs/dropped_{why}": [4, 8]}, config=offered))
     assert sign is not None
     assert sign.seen == (
-        f"75.0\N{NO-BREAK SPACE}% of 16 groups gave no training pair. Reasons: 12 {why}. "
-        "In 1 of 2 steps no pair was left, so the model was not updated."
+        f"75.0\N{NO-BREAK SPACE}% of 16 groups gave no training pair. Reasons: {name} (12). "
+        "1 of 2 steps had no pair and made no update."
     )
     assert advice in sign.do
     assert "--n" not in sign.do  # a setting that the method has not

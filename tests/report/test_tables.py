@@ -52,7 +52,7 @@ def test_held_out_figures_beside_each_other(record: Record) -> None:
         "Win rate against the model before": ("75.0 % [50.0 %, 87.5 %]", ""),
         "Accuracy": ("", "75.0 % [50.0 %, 87.5 %]"),
         "Accuracy before": ("", "50.0 %"),
-        "Completions with an end token": ("25.0 % → 50.0 %", ""),
+        "Completions not truncated": ("25.0 % → 50.0 %", ""),
         "Prompts compared": ("100", ""),
         "Held-out pairs": ("", "200"),
     }

@@ -164,7 +164,7 @@ def test_best_figures_of_samples_that_several_steps_learn_from(record: Record) -
     scores = {"objective/scores": [0.25, 0.25, 0.5]}
     said = "On fresh samples, mean reward changed from 0.250 in the first round to 0.500."
     assert best_figures(record({**scores, "round": [1, 1, 2]})) == said
-    said = "The samples that it learns from were drawn once; their mean reward is 0.250."
+    said = "The training samples were drawn once; their mean reward is 0.250."
     assert best_figures(record({"objective/scores": [0.25] * 3, "candidates/kept": [4] * 3})) == said
 
 

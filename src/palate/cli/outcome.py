@@ -44,7 +44,7 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
     table.add_row("win rate against before, 95 % interval", "", interval)
     table.add_row("KL from before (nats per completion)", "", f"{evaluation.kl:.2f}")
     table.add_row("mean length (tokens)", f"{evaluation.length_before:.1f}", f"{evaluation.length_after:.1f}")
-    table.add_row("share with an end token", f"{evaluation.eos_before:.2f}", f"{evaluation.eos_after:.2f}")
+    table.add_row("share not truncated", f"{evaluation.eos_before:.2f}", f"{evaluation.eos_after:.2f}")
     console.print()
     console.print(table)
     for old, new in list(zip(evaluation.before, evaluation.after, strict=True))[:BESIDE]:

@@ -159,7 +159,11 @@ def clipped(run: RunRecord) -> Sign | None:
 _REMEDIES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "tie": (
         "ties",
-        (("", "use a finer reward"), ("n", "more completions per prompt (--n)"), ("tie", "a smaller --tie")),
+        (
+            ("", "use a more fine-grained reward"),
+            ("n", "more completions per prompt (--n)"),
+            ("tie", "a smaller --tie"),
+        ),
     ),
     "identical": (
         "identical texts",
@@ -194,13 +198,10 @@ def dead_pairs(run: RunRecord) -> Sign | None:
         dropped, total = counts["same"], counts["same"] + (run.figure("pairs") or 0.0)
     if not total or dropped / total < DEAD_NOTE:
         return None
-    reasons = ", ".join(f"{count(n)} {why}" for why, n in counts.items() if n)
+    names = {why: name for why, (name, _) in _REMEDIES.items()}
+    reasons = ", ".join(f"{names.get(why, 'identical texts')} ({count(n)})" for why, n in counts.items() if n)
     idle = sum(n == 0 for n in kept)
-    empty = (
-        f" In {count(idle)} of {count(len(kept))} steps no pair was left, so the model was not updated."
-        if idle
-        else ""
-    )
+    empty = f" {count(idle)} of {count(len(kept))} steps had no pair and made no update." if idle else ""
     advice = "; ".join(_remedies(run, why) for why, n in counts.items() if n and why in _REMEDIES)
     return Sign(
         "dead_pairs",
@@ -265,7 +266,7 @@ def sampler_gap(run: RunRecord) -> Sign | None:
         "Sampler and learner differ",
         f"Their log-probabilities of the same token differ by {number(gap)} nats on average{at_most} "
         f"({kind or 'unknown dtype'}; at most {number(limit)} is expected).",
-        "The training samples then do not quite come from the policy that is trained.",
+        "The training samples do not come exactly from the policy that is trained, which can bias training.",
         "Try --dtype float32. If the difference remains, try --no-fast. If that helps, please report the "
         "model as a bug.",
     )

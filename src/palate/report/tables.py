@@ -79,7 +79,7 @@ def held_out(runs: Sequence[RunRecord]) -> Rows:
         ("Loss", lambda run: _change(run, "loss", number)),
         ("KL from before, nats per completion", lambda run: _single(run, "kl", number)),
         ("Mean length, tokens", lambda run: _change(run, "length", number)),
-        ("Completions with an end token", lambda run: _change(run, "eos", percent)),
+        ("Completions not truncated", lambda run: _change(run, "eos", percent)),
         ("Prompts compared", lambda run: _single(run, "compared", count)),
         ("Held-out pairs", lambda run: _single(run, "held_out_pairs", count)),
         ("Held-out pairs where chosen is shorter", lambda run: _single(run, "shorter_pairs", count)),
