@@ -270,7 +270,7 @@ PANELS = (
         "length",
         "Length",
         "tokens",
-        "Mean length of fresh completions, and of those with an end token.",
+        "Mean length of fresh completions, and of those that ended.",
         (Curve("completions/mean_length", "all"), Curve("completions/mean_terminated_length", "ended")),
     ),
     Panel(
