@@ -1,4 +1,4 @@
-"""Declarations in the files of a package, one per file: the lists of methods and commands."""
+"""Discovery of methods and commands: each file of a package declares one object."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ T = TypeVar("T")
 
 
 class Declared(Mapping[str, T], Generic[T]):
-    """Declarations by the names of their files, with dashes for underscores, in order of names.
+    """The declared objects by file name, with dashes for underscores, sorted by name.
 
-    Listing the names imports no file; a file is imported on the first access to its declaration.
+    Listing the names imports nothing. A file is imported when its object is accessed.
 
     Args:
         package: the package's `__name__`.
         path: the package's `__path__`.
-        variable: name of the variable in each file, such as `METHOD`.
+        variable: the name of the variable that each file declares, such as `METHOD`.
     """
 
     def __init__(self, package: str, path: Any, variable: str) -> None:
         self._package, self._variable = package, variable
-        files = (info.name for info in pkgutil.iter_modules(path))
-        self._modules = {name.replace("_", "-"): name for name in sorted(files)}
+        modules = (info.name for info in pkgutil.iter_modules(path))
+        self._modules = {name.replace("_", "-"): name for name in sorted(modules)}
 
     def __getitem__(self, name: str) -> T:
-        """Import the file, and return its declaration."""
+        """Import the file and return its declared object."""
         module = import_module(f"{self._package}.{self._modules[name]}")
         return cast("T", getattr(module, self._variable))
 
     def __iter__(self) -> Iterator[str]:
-        """Return an iterator over the names."""
+        """Iterate over the names."""
         return iter(self._modules)
 
     def __len__(self) -> int:

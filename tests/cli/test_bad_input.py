@@ -149,26 +149,26 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (f"{short('prompts.jsonl')} --output /proc/run", ["'/proc/run' cannot be written"]),
         (f"{short('prompts.jsonl')} --report-to mlflow", ["report_to 'mlflow' is unknown", "tensorboard"]),
         # Talking to runs and listing them.
-        ("chat none", ["'none' is not there; expected the directory of a run"]),
+        ("chat none", ["'none' does not exist; expected the directory of a run"]),
         ("chat prompts.jsonl", ["'prompts.jsonl' is a file; expected the directory of a run"]),
-        ("chat foreign", ["'foreign' holds no run", "see `palate runs`"]),
-        ("chat tiny", ["'tiny' holds no run"]),
+        ("chat foreign", ["'foreign' is not a run", "see `palate runs`"]),
+        ("chat tiny", ["'tiny' is not a run"]),
         ("chat broken_model", ["'broken_model/config.json' cannot be read"]),
         ("chat begun", ["the run 'begun' has no finished checkpoint yet; wait until it has saved one"]),
         ("chat begun --step -1", ["--step is -1, expected a whole number of at least 0"]),
         ("chat begun --only both", ["--only is 'both', expected one of checkpoint, base"]),
         ("chat begun --only base --device warp", ["of the run 'begun'", "device 'warp' is not available"]),
-        ("chat begun/checkpoints/step-1", ["is a checkpoint; give its run, 'begun'"]),
+        ("chat begun/checkpoints/step-1", ["is a checkpoint; give the run's directory, 'begun'"]),
         ("chat foreign_step", ["directory 'foreign_step/checkpoints/step-1' holds no model"]),
-        ("chat lost", ["base model of the run 'lost' cannot be had: model './gone' is not a directory"]),
-        ("chat lost --only base", ["base model of the run 'lost' cannot be had"]),
+        ("chat lost", ["base model of the run 'lost' cannot be loaded: model './gone' is not a directory"]),
+        ("chat lost --only base", ["base model of the run 'lost' cannot be loaded"]),
         ("chat odd", ["'odd/config.json' cannot be used: dtype is 'float8'"]),
-        ("runs none", ["'none' is not there; expected a directory with runs in it"]),
+        ("runs none", ["'none' does not exist; expected a directory with runs in it"]),
         ("runs prompts.jsonl", ["'prompts.jsonl' is a file; expected a directory with runs in it"]),
-        ("report foreign", ["'foreign' holds no run"]),
+        ("report foreign", ["'foreign' is not a run"]),
         # Sampling.
-        (f"sample {TINY}", ["nothing to sample from; give --prompt TEXT or --data FILE"]),
-        (f"sample {TINY} --prompt a --data prompts.jsonl", ["--prompt and --data were both given"]),
+        (f"sample {TINY}", ["no prompts are given; give --prompt TEXT or --data FILE"]),
+        (f"sample {TINY} --prompt a --data prompts.jsonl", ["--prompt and --data are both given"]),
         (f"sample {TINY} --prompt a --max-new-tokens 300", ["no room for 300 new", "it begins 'a'"]),
         (f"sample {TINY} --prompt a --max-new-tokens 2 --output a.csv", ["a.csv has the suffix '.csv'"]),
         (f"sample {TINY} --prompt a --max-new-tokens 2 --output no/a.jsonl", ["there is no folder no"]),
@@ -236,7 +236,7 @@ def test_run_oaif(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(progress) == 2
     assert progress[0].startswith("step 1/2  reward ")
     assert progress[1].startswith("step 2/2  reward ")
-    for shown in ("held-out prompts (2)", "mean reward", "win rate over before", "KL from before"):
+    for shown in ("held-out prompts (2)", "mean reward", "win rate against before", "KL from before"):
         assert shown in out
     answers = [line.split(" (")[0] for line in out.splitlines() if line.startswith(("before (", "after ("))]
     assert answers == ["before", "after"] * 2  # to both prompts
@@ -254,7 +254,7 @@ def test_run_dpo(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert err.count("\n") == 2
     assert "held-out pairs (4)" in out
-    assert "ranked as in the data" in out
+    assert "accuracy" in out
     assert "\ncheckpoint  runs/dpo/checkpoints/step-2\n" in out
     AutoModelForCausalLM.from_pretrained("runs/dpo/checkpoints/step-2")
 

@@ -74,8 +74,8 @@ class RoundsConfig(MethodConfig, RewardConfig, Sampling, KLConfig, Batches):
             )
         if comparison is not None and self.judge is not None and self.judge_mode == "pairwise":
             raise ValueError(
-                f"judge_mode is pairwise, whose numbers are of each prompt's own comparisons, and {comparison}; "
-                "take score or rubric"
+                "judge_mode is pairwise, whose numbers are comparable within one prompt only, but "
+                f"{comparison}; use score or rubric"
             )
         return self
 

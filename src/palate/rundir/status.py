@@ -10,25 +10,25 @@ from palate.errors import RunError
 from palate.rundir.files import STATUS, read_object
 
 State = Literal["running", "finished", "interrupted", "failed", "killed"]
-"""`interrupted`: by Ctrl-C; `failed`: with an error; `killed`: the process ended without a final status."""
+"""`interrupted`: by Ctrl-C; `failed`: by an error; `killed`: the process ended without writing a state."""
 
 LOCK = ".lock"
-"""File that the process of a run keeps locked until it ends."""
+"""A file that the process of a run keeps locked while it lives."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """The state and progress of a run: `step` of `steps` are finished; `steps` is 0 if not known yet."""
+    """The state and progress of a run: `step` of `steps` are done; `steps` is 0 if not known yet."""
 
     state: State
     step: int = 0
     steps: int = 0
     reason: str = ""
-    """The error message of a failed run."""
+    """The error, for a run that failed."""
     seconds: float = 0.0
-    """Wall-clock time in seconds, summed over all starts of the run."""
+    """Wall-clock time, summed over all starts and resumes."""
     updated: str = ""
-    """Time of the last write: local time, ISO 8601."""
+    """The time of this status: local time, ISO 8601."""
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -41,17 +41,17 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def read_status(directory: Path) -> Status:
-    """Return the status of the run in a directory; `killed` if it says `running` but no process works on it.
+    """Return the status of a run; the state is `killed` if it was `running` but no process holds the lock.
 
     Raises:
-        RunError: the directory holds no run, or its status cannot be read.
+        RunError: the directory is not a run, or its status cannot be read.
     """
     path = directory / STATUS
-    content = read_object(path)
-    if content is None:
-        raise RunError(f"{str(directory)!r} holds no run: it has no status.json")
+    fields = read_object(path)
+    if fields is None:
+        raise RunError(f"{str(directory)!r} is not a run: it has no status.json")
     try:
-        status = Status(**content)
+        status = Status(**fields)
         known = status.state in get_args(State)
         for name, kind in _KINDS.items():
             if not isinstance(getattr(status, name), kind):
@@ -66,8 +66,8 @@ def read_status(directory: Path) -> Status:
 
 
 def is_held(directory: Path) -> bool:
-    """Return whether a process works on the run in a directory."""
-    from filelock import FileLock, Timeout  # slow to import, and only needed if the status is running
+    """Return True while a process is working on the run in a directory."""
+    from filelock import FileLock, Timeout  # imported late: only needed for a run marked as running
 
     if not (directory / LOCK).exists():
         return False
@@ -77,4 +77,4 @@ def is_held(directory: Path) -> bool:
     except Timeout:
         return True
     except OSError:
-        return True  # another user's run cannot be locked, so its status is believed
+        return True  # another user's run cannot be locked, so its recorded state is trusted
