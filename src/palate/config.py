@@ -55,6 +55,9 @@ class ModelConfig(Config):
     model: str = EMBEDDED
     """Model to start from: a hub id, a directory in Hugging Face layout (an adapter's too), or `smollm2`,
     which needs no hub. It is the reference as well."""
+    base: str | None = None
+    """Base model of an adapter, if it has moved or has another name than the adapter says: a directory or a
+    hub id."""
     lora: bool = True
     """Train a LoRA adapter on all linear layers, or go on with the one that the model comes with; false
     trains every weight, an adapter that the model comes with added to them."""

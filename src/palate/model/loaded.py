@@ -83,6 +83,7 @@ class LoadedModel:
         peft: wraps the network, for switching the adapter off and for saving; None without an adapter.
         fresh_adapter: the adapter was made when the model was loaded, so it starts as zero: the network
             computes the same with it as without it.
+        whole_embeddings: the adapter comes with whole embeddings, because tokens were added.
         revision: counts changes of the weights; whoever changes them adds one.
         adapter_off: the adapter is switched off at the moment.
     """
@@ -94,6 +95,7 @@ class LoadedModel:
     engine: Engine
     peft: Any | None = None
     fresh_adapter: bool = False
+    whole_embeddings: bool = False
     revision: int = 0
     adapter_off: bool = False
     _dropout: Mapping[str, float] = field(default_factory=dict)
@@ -145,12 +147,22 @@ class LoadedModel:
         return self.engine.batches(self, records, budget)
 
     def save(self, directory: Path) -> None:
-        """Write model (or adapter) and tokenizer in Hugging Face layout, as safetensors."""
+        """Write model (or adapter) and tokenizer in Hugging Face layout, as safetensors.
+
+        The generation config names every token that ends Palate's own sampling, so that other programs stop
+        at the same places.
+        """
         for key in self._dropout:
             setattr(self.network.config, key, self._dropout[key])
+        end_ids = [self.codec.end_id, *sorted(self.codec.end_ids - {self.codec.end_id})]
+        generation = self.network.generation_config if self.head == "lm" else None
+        if generation is not None:
+            generation.eos_token_id = end_ids if len(end_ids) > 1 else end_ids[0]
         try:
             if self.peft is not None:
-                self.peft.save_pretrained(directory, save_embedding_layers=False)
+                self.peft.save_pretrained(directory, save_embedding_layers=self.whole_embeddings)
+                if generation is not None:
+                    generation.save_pretrained(directory)
             else:
                 self.network.save_pretrained(directory)
         finally:
