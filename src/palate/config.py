@@ -99,6 +99,9 @@ class ModelConfig(Config):
     model: ModelName = EMBEDDED
     """Model to train: a hub id, a directory in Hugging Face layout (a model or an adapter), or `smollm2`,
     which needs no download. The model before training is also the reference."""
+    base: str | None = None
+    """Base model of an adapter, if it has moved or has another name than the adapter states: a directory or a
+    hub id."""
     lora: bool = True
     """Train a LoRA adapter on all linear layers; an adapter that comes with the model is trained further.
     With false, all weights are trained, and an adapter that comes with the model is merged first."""

@@ -17,7 +17,7 @@ from transformers import (
 from palate.config import ModelConfig
 from palate.errors import ModelError
 from palate.given import GivenModel
-from palate.model.adapters import continued_adapter, fresh_adapter, settle
+from palate.model.adapters import continued_adapter, embedding_rows, fresh_adapter, settle, untie
 from palate.model.codec import Codec
 from palate.model.device import resolve
 from palate.model.explain import explained
@@ -55,7 +55,9 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     """
     device, dtype = resolve(cfg)
     given = cfg.model if isinstance(cfg.model, GivenModel) else None
-    base, adapter = find_source(cfg.model, head, trainable=trainable) if given is None else (given, None)
+    base, adapter = (
+        find_source(cfg.model, head, trainable=trainable, base=cfg.base) if given is None else (given, None)
+    )
     template = _template(cfg.chat_template)
     with explained(cfg.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -65,15 +67,22 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
             tokenizer = _tokenizer(base, adapter, cfg)
         else:
             (network, dropout), tokenizer = network_of(given, cfg, head), tokenizer_of(given)
-        peft = None
+        peft, own_embeddings = None, None
         if adapter is not None:
+            own_embeddings = embedding_rows(adapter)
+            if own_embeddings not in (None, network.get_input_embeddings().weight.shape[0]):
+                network.resize_token_embeddings(own_embeddings)  # it was made with added tokens
+            merged = trainable and not cfg.lora
+            if merged:
+                untie(network, adapter)
             peft = continued_adapter(network, adapter, head, trainable=trainable)
-            if trainable and not cfg.lora:
+            if merged:
                 network, peft = peft.merge_and_unload().requires_grad_(True), None
         elif trainable and cfg.lora:
             peft = fresh_adapter(network, cfg, head)
     if peft is not None:
         settle(peft, dtype)
+    _check_vocabulary(network, tokenizer, cfg.model)
     codec = Codec(
         tokenizer,
         eos_ids=_end_ids(network),
@@ -91,7 +100,8 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     fresh = peft is not None and adapter is None
     engine = _engine(network, codec, cfg, head)
-    return LoadedModel(network, codec, head, cfg.model, engine, peft, fresh, _dropout=dropout)
+    embeddings = own_embeddings is not None
+    return LoadedModel(network, codec, head, cfg.model, engine, peft, fresh, embeddings, _dropout=dropout)
 
 
 def _engine(network: Any, codec: Codec, cfg: ModelConfig, head: Head) -> Engine:
@@ -183,6 +193,19 @@ def _max_length(cfg: ModelConfig, config: Any, tokenizer: Any) -> int:
     return cfg.max_length or own or _NO_LIMIT
 
 
+def _check_vocabulary(network: Any, tokenizer: Any, name: str) -> None:
+    """Raise ModelError if the tokenizer has tokens that the embedding has no rows for."""
+    rows = network.get_input_embeddings().weight.shape[0]
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    if beyond:
+        first, token = beyond[0]
+        raise ModelError(
+            f"model {name!r} has {rows} rows in its embedding, but its tokenizer has tokens up to "
+            f"{beyond[-1][0]} ({token!r} is {first}); resize the embedding and save the model, or use the "
+            "tokenizer it was trained with"
+        )
+
+
 def _set_unused_pad(network: Any, codec: Codec) -> None:
     """Set a padding token other than the end tokens.
 
@@ -191,6 +214,10 @@ def _set_unused_pad(network: Any, codec: Codec) -> None:
     tokenizer = codec.tokenizer
     spare = [i for i in (tokenizer.pad_token_id, *reversed(tokenizer.all_special_ids)) if i is not None]
     spare = [i for i in spare if i not in codec.end_ids]
-    network.config.get_text_config().pad_token_id = spare[0] if spare else 0
     if spare:  # the saved tokenizer must pad with the same token
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
+        pad = spare[0]
+    else:  # a text that is scored ends with an end token, so any other token can stand for padding
+        rows = network.get_input_embeddings().weight.shape[0]
+        pad = next(i for i in reversed(range(rows)) if i not in codec.end_ids)
+    network.config.get_text_config().pad_token_id = network.config.pad_token_id = pad

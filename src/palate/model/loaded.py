@@ -85,6 +85,7 @@ class LoadedModel:
             adapter.
         fresh_adapter: True if the adapter was created at loading, so that it starts as zero: version 0
             computes the same with and without it.
+        whole_embeddings: True if the adapter comes with whole embeddings, because tokens were added.
         revision: number of changes of the weights; code that changes the weights must add one.
         adapter_off: True while the adapter is switched off.
     """
@@ -96,6 +97,7 @@ class LoadedModel:
     engine: Engine
     peft: Any | None = None
     fresh_adapter: bool = False
+    whole_embeddings: bool = False
     revision: int = 0
     adapter_off: bool = False
     _dropout: Mapping[str, float] = field(default_factory=dict)
@@ -147,12 +149,22 @@ class LoadedModel:
         return self.engine.batches(self, records, budget)
 
     def save(self, directory: Path) -> None:
-        """Write the model (or adapter) and the tokenizer in Hugging Face layout, as safetensors."""
+        """Write model (or adapter) and tokenizer in Hugging Face layout, as safetensors.
+
+        The generation config names every token that ends Palate's own sampling, so that other programs stop
+        at the same places.
+        """
         for key in self._dropout:
             setattr(self.network.config, key, self._dropout[key])
+        end_ids = [self.codec.end_id, *sorted(self.codec.end_ids - {self.codec.end_id})]
+        generation = self.network.generation_config if self.head == "lm" else None
+        if generation is not None:
+            generation.eos_token_id = end_ids if len(end_ids) > 1 else end_ids[0]
         try:
             if self.peft is not None:
-                self.peft.save_pretrained(directory, save_embedding_layers=False)
+                self.peft.save_pretrained(directory, save_embedding_layers=self.whole_embeddings)
+                if generation is not None:
+                    generation.save_pretrained(directory)
             else:
                 self.network.save_pretrained(directory)
         finally:
