@@ -1,4 +1,4 @@
-"""The table of the blog article that this family of methods follows, and its methods that are not built.
+"""The table of the blog article that lists this family of methods, and its methods without implementation.
 
 docs/methods/README.md lists the cells in which our own table differs, with reasons.
 """
@@ -23,7 +23,7 @@ def _cells(marks: str, models: str) -> Cells:
 SOURCE: Mapping[str, Cells] = MappingProxyType(
     {
         "rlhf": _cells("XOOO", "4"),
-        "rlaif": _cells("XOOX", "4"),
+        "rlaif": _cells("OOOX", "4"),
         "rest": _cells("XOOO", "4"),
         "slic-hf": _cells("XXXO", "2 (1)"),
         "dpo": _cells("XXXO", "2 (1)"),
@@ -38,12 +38,12 @@ SOURCE: Mapping[str, Cells] = MappingProxyType(
         "oaif": _cells("OOOX", "2 (1)"),
     }
 )
-"""The article's rows in its order, under our names."""
+"""The article's rows in its order, with our names."""
 
 
 @dataclass(frozen=True)
 class Unbuilt:
-    """A method of the article that is not built here."""
+    """A method of the article that Palate does not implement."""
 
     name: str
     group: str
@@ -61,7 +61,7 @@ UNBUILT = (
             "current",
             "each step",
             ("policy", "reference", "reward model", "value"),
-            ("policy", "reference", "value"),  # d-RLAIF asks the labelling model for the reward itself
+            ("policy", "reference", "value"),  # d-RLAIF uses the labelling model itself as reward
             external=True,
         ),
     ),

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from palate.advantages import adapted_beta
 from palate.annotate import Annotator
 from palate.config import LearnerConfig
-from palate.data import Stream, read_demonstrations
+from palate.data import Stream
 from palate.errors import ModelError, RunError
 from palate.learn import Learner, Policy
-from palate.loops.records import content_key, once
+from palate.loops.records import once, read_examples
 from palate.loops.rl_config import PolicyGradients
 from palate.model import share_frozen
 from palate.run import Run
@@ -29,7 +29,7 @@ def load_critic(policy: Policy, cfg: PolicyGradients, *, seed: int) -> tuple[Lea
     """
     if cfg.estimator != "gae":
         return ()
-    models = [spec.removeprefix(REWARD_MODEL) for spec in cfg.reward if spec.startswith(REWARD_MODEL)]
+    models = [s.removeprefix(REWARD_MODEL) for s in map(str, cfg.reward) if s.startswith(REWARD_MODEL)]
     sole = models[0] if len(models) == len(cfg.reward) == 1 else None
     critic = None
     if cfg.value_model or sole:
@@ -47,7 +47,7 @@ def load_critic(policy: Policy, cfg: PolicyGradients, *, seed: int) -> tuple[Lea
     return (critic,)
 
 
-def mean_reward(
+def reward_centre(
     policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: PolicyGradients, run: Run
 ) -> float:
     """Return the mean reward that is taken off every reward; see `PolicyGradients.centre_on`.
@@ -60,11 +60,12 @@ def mean_reward(
         return 0.0
     if cfg.centre_on == "start":
         asked = once(prompts)[: cfg.centre_prompts]
-        groups = policy.snapshot().sample(asked, 1, cfg.sampling, seed=run.seed("centre"))
+        n = 1 if cfg.judge is None else cfg.n  # a judge may compare the completions of a prompt
+        groups = policy.snapshot().sample(asked, n, cfg.sampling, seed=run.seed("centre"))
     else:
-        rows = read_demonstrations(cfg.centre_on, split=cfg.split, columns=cfg.map, limit=cfg.centre_prompts)
-        examples = [policy.model.codec.example(row) for row in rows]
-        run.require_same("the completions for the mean", content_key(examples), f"the data {cfg.centre_on!r}")
+        examples = read_examples(
+            policy, cfg.centre_on, cfg, run, name="the completions for the mean", limit=cfg.centre_prompts
+        )
         groups = [Group(e.prompt, (e.completion,)) for e in examples]
     rewards = [r for group in annotate(groups) for r in group.rewards or () if r is not None]
     if not rewards:
@@ -84,9 +85,8 @@ def pretraining(policy: Policy, cfg: PolicyGradients, run: Run) -> Stream[Exampl
     """
     if cfg.pretrain_data is None:
         return None
-    rows = read_demonstrations(cfg.pretrain_data, split=cfg.split, columns=cfg.map, limit=None)
-    examples = [policy.model.codec.example(row) for row in rows]
-    run.require_same("the texts to keep likely", content_key(examples), f"the data {cfg.pretrain_data!r}")
+    name = "the texts to keep likely"
+    examples = read_examples(policy, cfg.pretrain_data, cfg, run, name=name, limit=None)
     return Stream(examples, seed=run.seed("pretraining"))
 
 

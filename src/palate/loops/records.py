@@ -1,66 +1,116 @@
-"""Records from data, in a learner's tokens, and keys of their content."""
+"""Records from data as tokens of a learner, and keys of their content."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from palate.config import DataConfig
-from palate.data import read_comparisons
+from palate.data import Account, read_comparisons, read_demonstrations
 from palate.errors import DataError
 from palate.journal import key_of
 from palate.learn import Learner
 from palate.run import Run
 from palate.select import same
-from palate.types import Comparison, Pair, Prompt, Record
+from palate.types import Comparison, Example, Pair, Prompt, Record
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple[list[Pair], int]:
-    """Read preference pairs of a file or data set, by the configuration's `split`, `map` and `limit`.
+    """Read preference pairs of a file or data set, with the configuration's `split`, `map` and `limit`.
 
     Returns:
-        The pairs in the policy's tokens, and the number of pairs that were left out because chosen and
-        rejected are the same, or become the same when cut to the context. The display shows that number.
+        The pairs as tokens of the policy, and the number of dropped pairs, whose completions are the same or
+        become the same after truncation to the context. The display shows that number.
 
     Raises:
-        DataError: none is left, or the data cannot be used.
-        RunError: the run began with other pairs.
+        DataError: no pair is left, or the data cannot be used.
+        RunError: the run started with other pairs.
     """
-    rows, same = read_comparisons(source, split=cfg.split, columns=cfg.map, limit=cfg.limit)
-    pairs, cut_same = pairs_of(policy, rows, source)
+    account = account_of(cfg)
+    rows, _ = read_comparisons(source, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account)
+    pairs = pairs_of(policy, rows, source, account)
     run.require_same(f"the pairs of {source}", content_key(pairs), f"the data {source!r}")
-    tell_same(run, same + cut_same)
-    return pairs, same + cut_same
+    run.report_data(source, account)
+    return pairs, account.dropped_rows
 
 
-def pairs_of(policy: Learner, rows: Sequence[Comparison], source: str) -> tuple[list[Pair], int]:
-    """Return comparisons in the policy's tokens, and the number of those that became equal when cut.
+def read_examples(
+    policy: Learner, source: str, cfg: DataConfig, run: Run, *, name: str, limit: int | None
+) -> list[Example]:
+    """Read prompts with completions of a file or data set, with the configuration's `split` and `map`.
+
+    Args:
+        policy: its tokens are used.
+        source: the data.
+        cfg, run: of the method.
+        name: the data's name in the journal, by which a resumed run checks that they are the same.
+        limit: number of rows to use; None for all.
 
     Raises:
-        DataError: none is left; the message names `source`.
+        DataError: no row is left, or the data cannot be used.
+        RunError: the run started with other data.
     """
-    pairs = [policy.model.codec.pair(row) for row in rows]
+    account = account_of(cfg)
+    rows = read_demonstrations(source, split=cfg.split, columns=cfg.map, limit=limit, account=account)
+    examples = records_of(policy, rows, source, account, policy.model.codec.example)
+    account.use(None)  # a reward may read any column
+    run.report_data(source, account)
+    run.require_same(name, content_key(examples), f"the data {source!r}")
+    return examples
+
+
+def account_of(cfg: DataConfig) -> Account:
+    """Return an empty account with the configuration's limits for rows that cannot be used."""
+    return Account(strict=cfg.strict, max_bad_rows=cfg.max_bad_rows)
+
+
+def pairs_of(policy: Learner, rows: Sequence[Comparison], source: str, account: Account) -> list[Pair]:
+    """Return comparisons in the policy's tokens, without those that become equal when cut.
+
+    Raises:
+        DataError: none is left, or too many cannot be used; the message names `source`.
+    """
+    pairs = records_of(policy, rows, source, account, policy.model.codec.pair)
     kept = [pair for pair in pairs if not same(pair.chosen, pair.rejected)]
+    for _ in range(len(pairs) - len(kept)):
+        account.drop("chosen and rejected are the same, cut to the model's context")
     if not kept:
         raise DataError(
-            f"{source}: cut to the model's context, chosen and rejected are the same in every pair"
+            f"{source}: after truncation to the model's context, chosen and rejected are the same in every "
+            "pair; use shorter texts or a larger --max-length"
         )
-    return kept, len(pairs) - len(kept)
+    return kept
 
 
-def tell_same(run: Run, count: int) -> None:
-    """Show the number of pairs that were left out because their texts are the same."""
-    if count:
-        run.display.say(f"left out {count} pairs in which chosen and rejected are the same")
+def records_of(
+    policy: Learner, rows: Iterable[T], source: str, account: Account, tokenize: Callable[[T], R]
+) -> list[R]:
+    """Return rows of data in the policy's tokens; rows that cannot be used are skipped and counted.
+
+    Raises:
+        DataError: none is left, or too many cannot be used; the message names `source`.
+    """
+    policy.model.codec.account = account
+    records = []
+    for row in rows:
+        try:
+            records.append(tokenize(row))
+        except DataError as error:
+            account.skip(error)
+    account.check(source, len(records))
+    return records
 
 
 def content_key(items: Sequence[Prompt | Record]) -> str:
-    """Return a key of a set of data: of its contents, and of the columns that a reward may read."""
+    """Return a key of a data set's contents, including the columns that a reward may read."""
     return key_of([_facts(item) for item in items])
 
 
 def once(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return each prompt once; two rows with the same prompt that differ in another column are two."""
+    """Return each prompt once; rows with the same prompt but different other columns are kept."""
     return list({content_key([prompt]): prompt for prompt in prompts}.values())
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from palate.config import BatchConfig, MethodConfig, RewardConfig, Sampling
+from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Sampling, Source
 
 BY_ESTIMATOR: dict[str, dict[str, Any]] = {
     "gae": {"n": 1, "ppo_epochs": 4, "whiten": True},
@@ -15,8 +15,18 @@ BY_ESTIMATOR: dict[str, dict[str, Any]] = {
 }
 """Defaults that depend on the estimator."""
 
+LONG = 64
+"""Tokens above which lambda is 1 by default: with less, the score fades on its way to the first tokens."""
 
-class PolicyGradients(MethodConfig, RewardConfig, Sampling, BatchConfig):
+
+def _is_long(max_new_tokens: Any) -> bool:
+    try:
+        return max_new_tokens is None or int(max_new_tokens) > LONG
+    except (TypeError, ValueError):
+        return False  # not a number, which the field itself reports
+
+
+class PolicyGradients(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfig):
     """Fields of methods that learn by policy gradients."""
 
     batch_size: int = Field(16, ge=1)
@@ -24,7 +34,7 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, BatchConfig):
     steps: int = Field(100, ge=1)
     """Rollout phases: sample, score, then learn in `ppo_epochs` x `mini_batches` optimizer steps. Warm-up
     steps count optimizer steps."""
-    missing_eos_penalty: float = Field(1.0, ge=0)
+    missing_eos_penalty: float | None = Field(1.0, ge=0)
     """Taken off the reward of a completion that was cut at max_new_tokens. Give it in the unit of your
     reward: about the spread of the rewards. Without it, completions drift to the limit."""
 
@@ -48,9 +58,9 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, BatchConfig):
     """A token's probability may change by this share in a phase before its gradient ends."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount from one token to the next."""
-    lam: float = Field(0.95, ge=0, le=1)
-    """Lambda of `gae`: 1 trusts rewards alone, less trusts the value function more. Take 1 for completions of
-    several hundred tokens."""
+    lam: float = Field(1.0, ge=0, le=1)
+    """Lambda of `gae`: 1 trusts rewards alone, less trusts the value function more. Default: 0.95 up to a
+    `max_new_tokens` of 64, and 1 above."""
     whiten: bool = True
     """Scale the advantages of a phase to mean 0 and variance 1; off for `rloo`."""
     centre_on: str = "start"
@@ -70,7 +80,7 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, BatchConfig):
     value_warmup: int = Field(0, ge=0)
     """First phases in which the value function learns and the policy does not."""
 
-    pretrain_data: str | None = None
+    pretrain_data: Source | None = None
     """Prompts with completions that the policy must keep likely (PPO-ptx): each optimizer step adds some."""
     pretrain_coef: float = Field(1.0, gt=0)
     """With `pretrain_data`: weight of their mean negative log-likelihood per token."""
@@ -82,6 +92,8 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, BatchConfig):
     def _of_estimator(cls, given: Any) -> Any:
         if isinstance(given, dict):
             own = BY_ESTIMATOR.get(str(given.get("estimator", "gae")), {})
+            if _is_long(given.get("max_new_tokens")):
+                own = {**own, "lam": 1.0}
             return {**given, **{name: value for name, value in own.items() if given.get(name) is None}}
         return given
 
@@ -102,7 +114,7 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, BatchConfig):
                     f"{name} is {getattr(self, name)}, expected {getattr(plain, name)}: policy gradients are "
                     "right for samples from the policy as it is"
                 )
-        ranker = next((spec for spec in self.reward if spec.startswith("ranker:")), None)
+        ranker = next((spec for spec in map(str, self.reward) if spec.startswith("ranker:")), None)
         if ranker is not None and self.estimator != "rloo":
             raise ValueError(
                 f"reward is {ranker!r}, which compares the completions of a prompt, and {self.estimator} "

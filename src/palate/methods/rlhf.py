@@ -49,7 +49,7 @@ def rlhf(
         learner.optimizer.total_steps = cfg.steps * cfg.updates
     ref = policy.snapshot()  # pi_ref
     texts = loops.pretraining(policy, cfg, run)
-    centre = loops.mean_reward(policy, annotate, prompts, cfg, run)
+    centre = loops.reward_centre(policy, annotate, prompts, cfg, run)
     stream = data.Stream(prompts, seed=run.seed("prompts"))
 
     for step in run.steps(cfg.steps, *learners):

@@ -1,4 +1,4 @@
-"""A sign in a run: the record that all of them give."""
+"""One warning about a run, the record that all checks return."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Level = Literal["note", "worry"]
 
 @dataclass(frozen=True)
 class Sign:
-    """Something seen in a run: what, in numbers; what it means; what to do."""
+    """One warning about a run: the measured numbers (`seen`), why they matter (`means`), advice (`do`)."""
 
     key: str
     level: Level
