@@ -5,8 +5,8 @@
 
 The judge compares the pairs of `gold_pairs.jsonl`, of which one answer is plainly the better one. Then each
 attack by meaning is put into the worse answer. A flip is a pair that was judged rightly and, with the attack,
-is judged wrongly, as the mean of both orders; intervals are Wilson's at 95 %. Structural attacks are not here:
-that they change nothing is an exact test (tests/annotate/judges/test_attacks.py).
+is judged wrongly, as the mean of both orders; intervals are Wilson's at 95 %. Structural attacks are not
+here: that they change nothing is an exact test (tests/annotate/judges/test_attacks.py).
 """
 
 from __future__ import annotations
