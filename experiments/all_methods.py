@@ -34,10 +34,10 @@ import torch
 import palate
 from machine import machine
 from palate.annotate import RewardModel
-from palate.cli.quiet import quiet_libraries
 from palate.config import MethodConfig, Sampling
 from palate.loops.report import fresh_logps
 from palate.model import Snapshot
+from palate.quiet import quiet_libraries
 from palate.types import Completion, Group, Prompt
 
 RESULTS = Path(__file__).parent / "results" / "all_methods.jsonl"
@@ -75,6 +75,8 @@ ARMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SEEN = 240
 """Of the training prompts, those whose samples are data; the others' are held out."""
+EVALUATION_SEED = 1000
+"""Of the held-out samples of all rows: every method and seed is compared with the same texts of the base."""
 GIVEN = {"sft": 40 * 16, "spin": 35 * 16, "dpo": COMPLETIONS, "ipo": COMPLETIONS}
 """Completions that were sampled to make a method's data."""
 
@@ -177,7 +179,7 @@ def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
     base: Any = Remembered(palate.Policy.load(cfg, total_steps=1).snapshot(), work)
     gold = palate.annotator(["sentiment"])
     held_out = palate.read_prompts("everyday", split="test")
-    found = palate.compare(base, outcome.policy.snapshot(), held_out, gold, SAMPLING, seed=1000 + seed)
+    found = palate.compare(base, outcome.policy.snapshot(), held_out, gold, SAMPLING, seed=EVALUATION_SEED)
     palate.write_rows(work / f"{output.name}-texts.jsonl", found.samples())
     last = {name: value for row in metrics for name, value in row.items()}
     return {
@@ -187,6 +189,7 @@ def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
         **{name: round(value, 4) for name, value in found.summary().items()},
         "sampled_completions": len(rows) + GIVEN.get(method, 0),
         "sampled_tokens": sum(row["tokens"] for row in rows) + GIVEN.get(method, 0) * NEW_TOKENS,
+        "sampled_for_reward_model": SEEN * 16 if asks(method, reward) == "model" else 0,
         "annotated": sum(row["reward"] is not None for row in rows) + GIVEN.get(method, 0),
         "optimizer_steps": outcome.learner.version,
         "logps_training": last.get("logps/training"),
@@ -202,7 +205,7 @@ def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
 
 
 class Remembered:
-    """The base, whose evaluation texts serve all runs of a seed: what it has sampled is in a file."""
+    """The base, whose evaluation texts serve all runs: what it has sampled is in a file."""
 
     def __init__(self, snapshot: Snapshot, work: Path) -> None:
         self.logps, self._snapshot, self._work = snapshot.logps, snapshot, work

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -47,10 +48,7 @@ def documents(rows: Sequence[dict[str, Any]]) -> dict[Path, Parts]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The rows as Markdown: means over the seeds, with an interval whose trials are the held-out prompts.
-
-    The same prompts serve every seed, so more seeds do not make more trials.
-    """
+    """The rows as Markdown: means over the seeds, with intervals that include the seeds (`interval_of`)."""
     scored = any("model_gain" in row for row in rows)
     heads = [
         "method", "learns from", "gold reward", "win rate over the base", "by seed",
@@ -63,7 +61,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         if not own:
             continue
         mean = partial(mean_of, own)
-        low, high = palate.wilson(mean("win_rate"), own[0]["compared"])
+        low, high = interval_of(own)
         cells = [
             f"`{method}`", reward, f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}",
             f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}]",
@@ -74,6 +72,21 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, *(["", *reward_model()] if scored else [])]
+
+
+def interval_of(own: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """The 95 % interval of a mean win rate, over other prompts and, with several seeds, over other seeds.
+
+    The same prompts serve every seed, so more seeds do not make more prompts: their variance is that of one
+    coin for each prompt. The variance of the mean over seeds is added to it. Wilson's interval follows for as
+    many trials as have that variance together.
+    """
+    rates = [row["win_rate"] for row in own]
+    mean = sum(rates) / len(rates)
+    spread = mean * (1 - mean)
+    of_prompts = spread / own[0]["compared"]
+    of_seeds = statistics.variance(rates) / len(rates) if len(rates) > 1 else 0.0
+    return palate.wilson(mean, spread / (of_prompts + of_seeds) if spread else own[0]["compared"])
 
 
 def reward_model() -> list[str]:
@@ -100,7 +113,7 @@ def paragraph(rows: Sequence[dict[str, Any]], method: str) -> list[str]:
         if not own:
             continue
         mean = partial(mean_of, own)
-        low, high = palate.wilson(mean("win_rate"), own[0]["compared"])
+        low, high = interval_of(own)
         text = (
             f"{FROM[reward]}, {len(own)} seed{'s' if len(own) > 1 else ''}: mean reward "
             f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}, win rate over the base "

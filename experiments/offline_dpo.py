@@ -17,7 +17,7 @@ from pathlib import Path
 
 import palate
 from machine import machine
-from palate.cli.quiet import quiet_libraries
+from palate.quiet import quiet_libraries
 from palate.types import Comparison
 
 
@@ -86,7 +86,6 @@ def main() -> None:
     measured = [row for row in map(json.loads, log) if "eval_rewards/accuracies" in row]
     accuracy = measured[-1]["eval_rewards/accuracies"]
     prompts = len({row.prompt.id for row in held_out})
-    low, high = palate.wilson(accuracy, prompts)  # several pairs of a prompt say less than pairs of several
     result = {
         "script": "experiments/offline_dpo.py",
         "method": given.method,
@@ -98,8 +97,8 @@ def main() -> None:
         "epochs": given.epochs,
         "accuracy_before": measured[0]["eval_rewards/accuracies"],
         "accuracy_after": accuracy,
-        "accuracy_low": low,
-        "accuracy_high": high,
+        "accuracy_low": measured[-1]["eval_rewards/accuracies_low"],
+        "accuracy_high": measured[-1]["eval_rewards/accuracies_high"],
         "accuracy_by_step": {row["step"]: round(row["eval_rewards/accuracies"], 4) for row in measured},
         "logps_chosen_before": measured[0]["eval_logps/chosen"],
         "logps_chosen_after": measured[-1]["eval_logps/chosen"],

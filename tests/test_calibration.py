@@ -15,7 +15,7 @@ from palate.calibration import (
     expected_calibration_error,
     ranking_quality,
 )
-from palate.evaluate import wilson
+from palate.statistics import rate_interval
 from palate.testing import ScriptedScorer
 from palate.types import Completion, Pair, Prompt
 
@@ -133,12 +133,12 @@ def test_by_hand() -> None:
     found = ranking_quality(PAIRS, RANKED)
     assert found.pairs == 5
     assert found.accuracy == pytest.approx(3.5 / 5)  # a tie is half right
-    # Four prompts are four trials.
-    assert (found.accuracy_low, found.accuracy_high) == wilson(0.7, 4)
+    # Prompt "a" has two of the five pairs.
+    assert (found.accuracy_low, found.accuracy_high) == rate_interval([1, 1, 0, 0.5, 1], "aabcd")[1:3]
     # Chosen is the shorter one in the second, third and fifth; two of them are ranked rightly, of 3 prompts.
     assert found.shorter_pairs == 3
     assert found.accuracy_shorter == pytest.approx(2 / 3)
-    assert (found.accuracy_shorter_low, found.accuracy_shorter_high) == wilson(2 / 3, 3)
+    assert (found.accuracy_shorter_low, found.accuracy_shorter_high) == rate_interval([1, 0, 1])[1:3]
     assert found.longer_wins == pytest.approx(1.5 / 5)  # the first, and half of the fourth
     assert found.margin == 1.0
     # log(1 + e^-m): 0.313262 + 0.126928 + 1.313262 + 0.693147 + 0.048587

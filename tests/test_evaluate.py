@@ -6,73 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, binomtest
 
 from palate.annotate import against_first, judged, scored
 from palate.config import Sampling
 from palate.errors import AnnotatorError
-from palate.evaluate import Evaluation, compare, wilson
+from palate.evaluate import Evaluation, compare, kl_from
 from palate.journal import Journal
 from palate.learn import Policy
 from palate.model.plain.forward import TokenValues
+from palate.statistics import rate_interval
 from palate.testing import ScriptedJudge, ScriptedScorer, tiny_model, tiny_policy
 from palate.types import Completion, Finish, Group, Prompt
-
-# ---- wilson ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
-@pytest.mark.parametrize("trials", [1, 2, 10, 37, 1000])
-def test_against_scipy(trials: int, confidence: float) -> None:
-    for wins in {0, 1, trials // 3, trials // 2, trials - 1, trials}:
-        low, high = wilson(wins / trials, trials, confidence=confidence)
-        theirs = binomtest(wins, trials).proportion_ci(confidence, method="wilson")
-        assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-
-
-@pytest.mark.parametrize("trials", [20, 100])
-def test_it_covers_the_truth_as_often_as_it_says(trials: int) -> None:
-    # Exactly: for a true rate, the chance of those counts whose interval holds it. It saws about the
-    # nominal level, so its mean over the rates is what must be near it.
-    intervals = np.array([wilson(k / trials, trials) for k in range(trials + 1)])
-    rates = np.linspace(0.02, 0.98, 481)
-    holds = (intervals[:, :1] <= rates) & (rates <= intervals[:, 1:])  # (counts, rates)
-    chances = binom.pmf(np.arange(trials + 1)[:, None], trials, rates)
-    coverage = (holds * chances).sum(0)
-    assert 0.945 < coverage.mean() < 0.96
-    assert coverage.min() > 0.83  # the known dip at the edges; Wald's interval falls to 0.3
-
-
-def test_ties_as_halves_are_covered_too() -> None:
-    # A trial that may end as a half varies less than a coin: the interval is then on the wide side.
-    rng = np.random.default_rng(0)
-    outcomes = rng.choice([0.0, 0.5, 1.0], p=[0.3, 0.3, 0.4], size=(2000, 50))
-    intervals = [wilson(rate, 50) for rate in outcomes.mean(1)]
-    assert np.mean([low <= 0.55 <= high for low, high in intervals]) > 0.95
-
-
-def test_without_trials_nothing_is_known() -> None:
-    assert wilson(math.nan, 0) == (0.0, 1.0)
-
-
-@pytest.mark.parametrize("trials", [1, 5, 10**6])
-def test_all_lost_and_all_won(trials: int) -> None:
-    low, high = wilson(0.0, trials)
-    assert 0.0 <= low < 1e-12
-    assert low < high < 1.0
-    mirrored = wilson(1.0, trials)
-    assert mirrored == pytest.approx((1.0 - high, 1.0), abs=1e-12)
-    assert mirrored[1] <= 1.0
-
-
-def test_more_trials_narrow_it() -> None:
-    widths = [high - low for low, high in (wilson(0.5, trials) for trials in (1, 10, 100, 1000))]
-    assert widths == sorted(widths, reverse=True)
-    assert widths[2] / widths[3] == pytest.approx(math.sqrt(10), rel=0.05)
-
 
 # ---- compare, counting -----------------------------------------------------------------------------
 
@@ -115,7 +61,7 @@ def test_wins_ties_and_losses() -> None:
     found = count([["1"], ["1"], ["1"], ["1"]], [["2"], ["1"], ["0"], ["2"]])
     assert found.win_rate == (1 + 0.5 + 0 + 1) / 4
     assert found.compared == 4
-    assert (found.win_rate_low, found.win_rate_high) == wilson(2.5 / 4, 4)
+    assert (found.win_rate_low, found.win_rate_high) == rate_interval([1, 0.5, 0, 1])[1:3]
     assert (found.reward_before, found.reward_after) == (1.0, 1.25)
 
 
@@ -207,6 +153,49 @@ def test_two_policies(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert found.kl > 5
     assert [g.prompt for g in found.after] == PROMPTS
     assert found.before != found.after
+
+
+def test_the_kl_is_that_of_the_policy_whatever_it_samples_with(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    # Over one token it can be enumerated.
+    snapshots = []
+    for seed in (1, 2):
+        directory = tmp_path_factory.mktemp("model")
+        tiny_model(directory, chat=True, seed=seed, initializer_range=0.3)
+        snapshots.append(tiny_policy(directory).snapshot())
+    ref, policy = snapshots
+    prompt = Prompt("which?")
+    every = [Group(prompt, tuple(Completion("", (token,)) for token in range(259)))]
+    new, old = (snapshot.logps(every).sum().double() for snapshot in (policy, ref))
+    exact = float((new.exp() * (new - old)).sum())
+    spread = float((new.exp() * (new - old - exact).square()).sum().sqrt())
+    biased = 0
+    for changes in ({"temperature": t} for t in (0.5, 0.7, 1.0, 1.2)), ({"top_k": 5}, {"top_p": 0.6}):
+        for change in changes:
+            sampling = Sampling(max_new_tokens=1, **change)
+            asked = [Prompt("which?", where=str(i)) for i in range(2000)]
+            estimate = kl_from(ref, policy, asked, sampling, seed=7)
+            assert abs(estimate - exact) < 4 * spread / math.sqrt(len(asked))
+            drawn = policy.sample(asked, 1, sampling, seed=7)
+            ratios = (policy.logps(drawn).sum() - ref.logps(drawn).sum()).double()
+            biased += abs(float(ratios.mean()) - exact) > 4 * float(ratios.std()) / math.sqrt(len(asked))
+    assert biased == 5  # the mean log-ratio of such samples is another number, but for temperature 1
+
+
+def test_completions_that_are_drawn_already_serve_the_kl(make_policy: Callable[..., Policy]) -> None:
+    calls: list[Sampling] = []
+
+    def counted(prompts: Any, n: int, sampling: Sampling, *, seed: int) -> list[Group]:
+        calls.append(sampling)
+        return draw(prompts, n, sampling, seed=seed)
+
+    one, two = (make_policy().snapshot() for _ in range(2))
+    draw, two.sample = two.sample, counted  # type: ignore[method-assign]
+    compare(one, two, PROMPTS, ANNOTATE, SAMPLING, seed=3)
+    assert calls == [SAMPLING]
+    compare(one, two, PROMPTS, ANNOTATE, Sampling(max_new_tokens=8, temperature=0.5, top_k=3), seed=3)
+    assert [(s.temperature, s.top_k, s.max_new_tokens) for s in calls[1:]] == [(0.5, 3, 8), (1.0, 0, 8)]
 
 
 def test_the_seed_decides(make_policy: Callable[..., Policy]) -> None:

@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("script", ["experiments/comparison.py", "benchmarks/tables.py"])
+@pytest.mark.parametrize(
+    "script", ["experiments/comparison.py", "experiments/coverage.py", "benchmarks/tables.py"]
+)
 def test_the_documents_have_what_the_script_writes(script: str) -> None:
     told = subprocess.run(
         [sys.executable, str(ROOT / script), "--check"], check=False, capture_output=True, text=True

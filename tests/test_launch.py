@@ -16,8 +16,8 @@ from palate.journal import Journal
 from palate.learn import Learner, Likelihood, Policy, Ranking
 from palate.loops import OfflineConfig, PairBatches, fit, read_pairs
 from palate.method import Method, Recipe, Way
-from palate.model import engine, load
-from palate.run import Run
+from palate.model import load, rollouts
+from palate.run import Run, directory
 from palate.types import Example, Pair, Prompt
 
 # Asked by peft of every network.
@@ -135,17 +135,25 @@ def test_a_variant_may_learn_from_pairs_instead(go: Callable[..., palate.Outcome
     assert "pairs" not in outcome.summary
 
 
+def test_held_out_completions_may_have_a_reward_of_their_own(go: Callable[..., palate.Outcome]) -> None:
+    outcome = go(method(sampled, "prompts", config=SampledConfig), "prompts", eval_reward="length:3")
+    assert outcome.evaluation is not None
+    for group in (*outcome.evaluation.before, *outcome.evaluation.after):
+        (completion,) = group.completions
+        assert group.rewards == (-abs(len(completion.text.split()) - 3) / 3,)
+
+
 def test_fresh_samples_before_and_after(
     go: Callable[..., palate.Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []  # of the sampler, by the policy's version
-    draw = engine._sampled
+    draw = rollouts._sampled
 
-    def counted(model: Any, asked: Any, n: int, sampling: Any, seed: int, version: int, observe: Any) -> Any:
-        passes.append(version)
-        return draw(model, asked, n, sampling, seed, version, observe)
+    def counted(*arguments: Any) -> Any:
+        passes.append(arguments[-2])
+        return draw(*arguments)
 
-    monkeypatch.setattr(engine, "_sampled", counted)
+    monkeypatch.setattr(rollouts, "_sampled", counted)
     outcome = go(method(learn, "pairs"), "pairs")
     found = {row["step"]: row["logps/fresh"] for row in rows_of(outcome) if "logps/fresh" in row}
     assert found.keys() == {0, 2}
@@ -328,9 +336,15 @@ def test_what_auto_stands_for_may_be_given_and_must_not_change(
     kept = again(tiny, tmp_path, dtype="auto").policy.model.dtype
     name = str(kept).removeprefix("torch.")
     other = torch.bfloat16 if kept == torch.float32 else torch.float32
-    real = load._dtype
+    real = load.resolve
+
+    def resolved(cfg: Any) -> tuple[torch.device, torch.dtype]:
+        device, dtype = real(cfg)
+        return device, other if cfg.dtype == "auto" else dtype
+
     with monkeypatch.context() as patch:  # as on another processor
-        patch.setattr(load, "_dtype", lambda given, device: other if given == "auto" else real(given, device))
+        patch.setattr(load, "resolve", resolved)
+        patch.setattr(directory, "resolve", resolved)
         with pytest.raises(RunError, match=rf"began in {name}; give --dtype {name} to go on with it"):
             again(tiny, tmp_path, dtype="auto")
         again(tiny, tmp_path, dtype=name)  # the same, by its name

@@ -26,7 +26,7 @@ from .errors import PalateError as PalateError
 from .errors import RunError as RunError
 from .evaluate import Evaluation as Evaluation
 from .evaluate import compare as compare
-from .evaluate import wilson as wilson
+from .evaluate import kl_from as kl_from
 from .journal import Journal as Journal
 from .launch import Outcome as Outcome
 from .launch import train as train
@@ -81,6 +81,9 @@ from .select import select_completions as select_completions
 from .select import select_pairs as select_pairs
 from .select import top_k as top_k
 from .select import tournament_pairs as tournament_pairs
+from .statistics import Rate as Rate
+from .statistics import rate_interval as rate_interval
+from .statistics import wilson as wilson
 from .types import AnchoredPair as AnchoredPair
 from .types import Comparison as Comparison
 from .types import Completion as Completion

@@ -23,7 +23,7 @@ def _cells(marks: str, models: str) -> Cells:
 SOURCE: Mapping[str, Cells] = MappingProxyType(
     {
         "rlhf": _cells("XOOO", "4"),
-        "rlaif": _cells("XOOX", "4"),
+        "rlaif": _cells("OOOX", "4"),
         "rest": _cells("XOOO", "4"),
         "slic-hf": _cells("XXXO", "2 (1)"),
         "dpo": _cells("XXXO", "2 (1)"),

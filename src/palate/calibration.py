@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from palate.annotate import Annotator
-from palate.evaluate import wilson
+from palate.statistics import rate_interval
 from palate.types import Group, Pair
 
 BINS = 10
@@ -21,8 +21,8 @@ ENDS = ("low", "high")
 class RankingQuality:
     """How a reward model ranks pairs of which the better completion is known. Rates are in [0, 1].
 
-    An interval takes prompts for trials, since several pairs of one prompt say less than pairs of several. A
-    rate over no pairs is NaN, with the interval (0, 1).
+    Intervals are those of `palate.statistics.rate_interval` with prompts as clusters, since several pairs of
+    one prompt say less than pairs of several. A rate over no pairs is NaN, with the interval (0, 1).
 
     Attributes:
         pairs: how many were ranked.
@@ -166,8 +166,8 @@ def expected_calibration_error(margins: Sequence[float], *, bins: int = BINS) ->
 
 def _rate(pairs: Sequence[Pair], margins: Sequence[float]) -> tuple[float, float, float]:
     """Accuracy with its interval."""
-    rate = _mean([_right(margin) for margin in margins])
-    return rate, *wilson(rate, len({pair.prompt.id for pair in pairs}))
+    found = rate_interval([_right(margin) for margin in margins], [pair.prompt.id for pair in pairs])
+    return found.rate, found.low, found.high
 
 
 def _right(margin: float) -> float:

@@ -7,11 +7,23 @@ its help on the command line.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+
+from palate.given import as_data, as_model, as_rewards, or_given
 
 T = TypeVar("T", bound="Config")
 
@@ -31,8 +43,40 @@ def split_commas(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
 
 
+def _read_values(given: Any) -> Any:
+    """Read the values of a mapping as JSON where they are; the whole may be the JSON text of an object."""
+    if isinstance(given, str):
+        given = _json(given)
+    return {key: _json(value) for key, value in given.items()} if isinstance(given, Mapping) else given
+
+
+def _json(text: Any) -> Any:
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return text
+
+
+def expand_home(given: Any) -> Any:
+    """Replace a leading `~` by the user's home directory, also behind a weight: `0.5*~/rewards.py:score`."""
+    if isinstance(given, list | tuple):
+        return [expand_home(one) for one in given]
+    return (
+        re.sub(r"^([\d.]+\*)?~(?=/)", lambda m: f"{m[1] or ''}{Path.home()}", given)
+        if isinstance(given, str)
+        else given
+    )
+
+
 Numbers = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Values = Annotated[Mapping[str, Any], BeforeValidator(_read_values)]
+
+# Names that may also be Python objects; see `palate.given`.
+Source = Annotated[str, WrapValidator(or_given(as_data))]
+ModelName = Annotated[str, WrapValidator(or_given(as_model))]
+Reward = Annotated[str, WrapValidator(or_given(lambda reward: reward))]
+Rewards = Annotated[tuple[Reward, ...], BeforeValidator(as_rewards)]
 
 
 class Config(BaseModel):
@@ -52,7 +96,7 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """Model"""
 
-    model: str = EMBEDDED
+    model: ModelName = EMBEDDED
     """Model to start from: a hub id, a directory in Hugging Face layout (an adapter's too), or `smollm2`,
     which needs no hub. It is the reference as well."""
     lora: bool = True
@@ -74,6 +118,9 @@ class ModelConfig(Config):
     """A Jinja file that replaces the model's chat template. Text prompts for a model with a template
     become a user turn; for one without, they stay text, and chat rows are laid out as `User:` and
     `Assistant:`."""
+    chat_template_kwargs: Values = Field(default_factory=dict)
+    """Values that the chat template reads besides the turns, as `enable_thinking=false`; a row's own column
+    `chat_template_kwargs` wins."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     fast: bool = True
@@ -82,6 +129,11 @@ class ModelConfig(Config):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. It can do anything on this machine."""
 
+    @field_validator("chat_template", mode="before")
+    @classmethod
+    def _at_home(cls, given: Any) -> Any:
+        return expand_home(given)
+
 
 class OptimConfig(Config):
     """Optimisation"""
@@ -89,9 +141,11 @@ class OptimConfig(Config):
     lr: float | None = Field(None, gt=0)
     """Peak learning rate; if not given, the method's own for LoRA or for all weights."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: kept, or falling to zero at the last step."""
+    """Learning rate after the warm-up: kept, or falling to `final_lr_ratio` at the last step."""
+    final_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Learning rate at the end of a linear or cosine schedule, as a share of the peak."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rate rises from zero; fewer than there are steps."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW), on matrices only."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -102,6 +156,24 @@ class OptimConfig(Config):
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Bound on tokens, padding included, in one forward and backward pass; changes memory, not results. If it
     is not given, 1024 on a CPU, where more makes nothing faster, and 8192 elsewhere."""
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> Self:
+        check_warmup(self.warmup_steps, getattr(self, "steps", None))
+        return self
+
+
+def check_warmup(warmup_steps: int, steps: int | None) -> None:
+    """Refuse a warm-up that takes all of the steps, for the learning rate would never reach its peak.
+
+    Raises:
+        ValueError: it does; nothing is known to be wrong where the steps are not known.
+    """
+    if steps is not None and warmup_steps and warmup_steps >= steps:
+        raise ValueError(
+            f"warmup_steps is {warmup_steps}, but there are only {steps} steps, so the learning rate would "
+            "not reach its peak; lower warmup_steps, or take more steps or epochs"
+        )
 
 
 class Sampling(Config):
@@ -119,8 +191,8 @@ class Sampling(Config):
     """Above 1 makes tokens that the prompt or completion already has less likely."""
     min_new_tokens: int = Field(0, ge=0)
     """No end token before this many tokens."""
-    max_new_tokens: int = Field(64, ge=1)
-    """Cut completions at this many tokens."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Cut completions at this many tokens. Rewards of cut completions are rewards of beginnings."""
     stop: Names = ()
     """Texts at which a completion ends."""
     sampling_rows: int = Field(64, ge=1)
@@ -141,11 +213,30 @@ class Sampling(Config):
         """The sampling options alone."""
         return self.part(Sampling)
 
+    @property
+    def unrestricted(self) -> Sampling:
+        """The options that draw from the model itself: temperature 1, nothing barred or made rarer."""
+        kept = {"max_new_tokens", "stop", "sampling_rows"}
+        return Sampling(**{name: getattr(self, name) for name in kept})
+
+
+class KLConfig(Config):
+    """Distance from the start"""
+
+    max_kl: float | None = Field(None, gt=0)
+    """Bound on KL(policy || start), in nats per completion of at most max_new_tokens tokens. Training ends
+    with the last checkpoint within it. No bound if not given."""
+    kl_every: int | None = Field(None, ge=1)
+    """Measure that KL every so many steps, on fresh samples at temperature 1 without top-k or top-p; if not
+    given, every 10 steps with max_kl, and not at all without it."""
+    kl_prompts: int = Field(32, ge=2)
+    """Training prompts of such a measurement, with one completion each."""
+
 
 class DataConfig(Config):
     """Data"""
 
-    data: str
+    data: Source
     """Training data: a .jsonl or .parquet file, a saved `datasets` directory, a hub id, or `everyday`
     (prompts that come with Palate)."""
     split: str = "train"
@@ -154,7 +245,12 @@ class DataConfig(Config):
     """Other names of columns, as `prompt=instruction`."""
     limit: int | None = Field(None, ge=1)
     """Use the first so many rows."""
-    eval_data: str | None = None
+    max_bad_rows: float = Field(0.01, ge=0, le=1)
+    """Share of rows that may be skipped because they cannot be used; one row always may. They are listed in
+    skipped.jsonl. Above it, the run is refused."""
+    strict: bool = False
+    """Refuse the data at the first row that cannot be used."""
+    eval_data: Source | None = None
     """Held-out data of the same form, for measuring before and after; none if not given."""
     eval_split: str = "test"
     """Split of the held-out data."""
@@ -244,20 +340,31 @@ def judge_block(block: Mapping[str, Any]) -> dict[str, Any]:
 class RewardConfig(JudgeConfig, Config):
     """Reward"""
 
-    reward: Names = ()
-    """What scores a completion: `sentiment`, `length:WORDS`, `regex:PATTERN`, a Python function as
-    `module:function` or `file.py:function`, a reward model as `model:ID` (a hub id, a
-    directory, or that of a run). Give several to add them up, with weights as `0.5*length:40`. A pairwise
-    ranker, `ranker:ID`, stands alone."""
-    missing_eos_penalty: float = Field(0.0, ge=0)
-    """Taken off the reward of a completion that was cut at max_new_tokens."""
+    reward: Rewards = ()
+    """What scores a completion: `sentiment`, `on-topic` (it has words of the prompt), `length:WORDS`,
+    `regex:PATTERN`, a Python function as `module:function` or `file.py:function`, a reward model as
+    `model:ID` (a hub id, a directory, or that of a run). Give several to add them up, with weights as
+    `0.5*length:40`. A pairwise ranker, `ranker:ID`, stands alone."""
+    eval_reward: Rewards = ()
+    """What scores the held-out completions of before and after; the reward if not given."""
+    missing_eos_penalty: float | None = Field(None, ge=0)
+    """Taken off the reward of a completion that was cut at max_new_tokens; if not given, 1 with a reward
+    `model:ID`, which has learnt from whole answers, and 0 otherwise."""
+
+    @model_validator(mode="after")
+    def _fill_penalty(self) -> Self:
+        if self.missing_eos_penalty is None:
+            by_model = any(str(spec).rpartition("*")[2].strip().startswith("model:") for spec in self.reward)
+            # Frozen to its users; here it is still being made.
+            object.__setattr__(self, "missing_eos_penalty", 1.0 if by_model else 0.0)
+        return self
 
     @model_validator(mode="after")
     def _reward_or_judge(self) -> Self:
         if self.judge is not None and self.reward:
             raise ValueError(
-                f"judge is {self.judge!r} and reward is {', '.join(self.reward)}; give one of them: a "
-                "judge's verdicts have no scale that rewards could be added to"
+                f"judge is {self.judge!r} and reward is {', '.join(map(str, self.reward))}; give one of "
+                "them: a judge's verdicts have no scale that rewards could be added to"
             )
         if self.judge is None:
             own = {name: field.default for name, field in JudgeConfig.model_fields.items()}
@@ -265,6 +372,11 @@ class RewardConfig(JudgeConfig, Config):
             if idle is not None:
                 raise ValueError(f"{idle} is given, and no judge that it is for; give judge, or leave it out")
         return self
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _at_home(cls, given: Any) -> Any:
+        return expand_home(given)
 
 
 class RunConfig(Config):
@@ -302,6 +414,11 @@ class RunConfig(Config):
     """CPU threads; as many as there are cores if not given."""
     report_to: Names = ()
     """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`."""
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _output_at_home(cls, given: Any) -> Any:
+        return expand_home(given)
 
 
 class LearnerConfig(ModelConfig, OptimConfig):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from palate.annotate import Annotator
 from palate.config import Sampling
+from palate.statistics import rate_interval
 from palate.types import Group, Prompt
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ class Evaluation:
         reward_before, reward_after: mean reward on the prompts that are compared.
         win_rate: share of prompts on which `after` has the higher reward, a tie counting one half.
         win_rate_low, win_rate_high: its 95 % interval.
-        kl: estimate of KL(after || before) from after's completions; without bias only at temperature 1 with
-            nothing cut off, since elsewhere they are not drawn from the policy itself.
+        kl: estimate of KL(after || before), see `kl_from`.
         length_before, length_after: mean tokens of a completion.
         eos_before, eos_after: share of completions that ended by themselves.
         compared: prompts on which both have a usable reward; the rest is left out.
@@ -81,10 +81,10 @@ def compare(
     both = annotate([replace(b, completions=b.completions + a.completions) for b, a in drawn])
     old, new = ([_part(group, part) for group in both] for part in (slice(n), slice(n, None)))
     outcomes = [(_win(a, b), a, b) for a, b in zip(new, old, strict=True)]
-    wins = [win for win, _, _ in outcomes if win is not None]
-    rate = _mean(wins)
-    low, high = wilson(rate, len(wins))
-    kl = float((after.logps(new, kept=True).sum() - before.logps(new, kept=True).sum()).mean())
+    wins = {i: win for i, (win, _, _) in enumerate(outcomes) if win is not None}
+    rate, low, high, _ = rate_interval(list(wins.values()), [prompts[i].id for i in wins])
+    own = new if sampling == sampling.unrestricted else None  # then they serve the KL as well
+    kl = kl_from(before, after, prompts, sampling, seed=2 * seed + 1, own=own)
     return Evaluation(
         before=tuple(old),
         after=tuple(new),
@@ -102,25 +102,31 @@ def compare(
     )
 
 
-def wilson(rate: float, trials: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a rate (Wilson 1927).
+def kl_from(
+    ref: Snapshot,
+    policy: Snapshot,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    seed: int,
+    own: Sequence[Group] | None = None,
+) -> float:
+    """Estimate KL(policy || ref) in nats per completion of at most `sampling.max_new_tokens` tokens.
 
-    With ties counted as halves, or several samples a prompt averaged, a trial varies less than a coin
-    of the same rate, so the interval is then on the wide side. Without trials it is (0, 1).
+    It is the mean of log policy(y|x) - log ref(y|x) over y ~ policy. Without bias it needs completions of the
+    policy itself, so they are drawn at temperature 1 without top-k, top-p and the like, whatever `sampling`
+    says. The mean log-ratio of tempered samples is another number.
 
     Args:
-        rate: mean outcome per trial, in [0, 1].
-        trials: independent trials: prompts, not completions.
-        confidence: of the interval.
+        ref: the policy that the distance is measured from.
+        policy: the policy to draw from.
+        prompts: one completion is drawn for each.
+        sampling: its limit on new tokens and its stop texts count, nothing else.
+        seed: of the draw.
+        own: completions that are drawn in this way already, to be used instead.
     """
-    if trials == 0:
-        return 0.0, 1.0
-    from scipy.special import ndtri  # the configuration of reward models imports this file, and must be fast
-
-    z = float(ndtri(0.5 + confidence / 2))
-    centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    drawn = own or policy.sample(prompts, 1, sampling.unrestricted, seed=seed)
+    return float((policy.logps(drawn, kept=True).sum() - ref.logps(drawn, kept=True).sum()).mean())
 
 
 def _part(group: Group, part: slice) -> Group:

@@ -49,6 +49,7 @@ METRICS: Mapping[str, Metric] = {
     "objective/scores_margin": _samples("best - worst"),
     "objective/unusable": _samples("unusable rewards"),
     "objective/kl": Metric("KL (nats)"),
+    "kl/fresh": Metric("KL of fresh samples (nats)"),
     "frac_reward_zero_std": _samples("groups of equal rewards"),
     "pairs/kept": _samples("pairs"),
     "pairs/dropped": _samples("dropped"),

@@ -75,7 +75,7 @@ def test_the_penalty_for_cut_completions() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", "reward '' is unknown; expected sentiment, length:WORDS"),
+        ("", "reward '' is unknown; expected sentiment, on-topic"),
         ("sentimant", "reward 'sentimant' is unknown"),
         ("Sentiment", "reward 'Sentiment' is unknown"),
         ("0.5*", "reward '0.5*' is unknown"),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from palate.config import OptimConfig
+from palate.errors import ConfigError
 from palate.learn import Optimizer, Policy
 from palate.learn.optim import lr_factor
 
@@ -208,6 +209,26 @@ def test_past_its_end_a_schedule_stays_at_zero(schedule: str) -> None:
     cfg = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=2)
     assert [lr_factor(step, cfg, 10) for step in (10, 11, 25)] == pytest.approx([0, 0, 0], abs=1e-12)
     assert lr_factor(1, cfg, 1) == 1.0  # a run that ends within its warm-up
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_falls_to_the_share_that_is_asked_for(schedule: str) -> None:
+    cfg = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=2, final_lr_ratio=0.1)
+    falling = [lr_factor(step, cfg, 10) for step in range(2, 11)]
+    assert falling == pytest.approx([0.1 + 0.9 * SCHEDULES[schedule](i / 8) for i in range(9)])
+    assert falling[-1] == lr_factor(25, cfg, 10) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("warmup", [6, 7])
+def test_a_warm_up_that_takes_all_steps_is_refused(warmup: int) -> None:
+    live = nn.Parameter(torch.zeros(1))
+    ours = optimizer([("x", live)], lr=0.5, warmup_steps=warmup, total_steps=6)
+    live.sum().backward()
+    with pytest.raises(ConfigError, match=f"warmup_steps is {warmup}, but there are only 6 steps"):
+        ours.step()
+    with pytest.raises(ConfigError, match="only 2 steps"):
+        ours.restart(total_steps=2)
+    ours.restart(total_steps=warmup + 1)
 
 
 def test_the_learning_rate_is_applied() -> None:

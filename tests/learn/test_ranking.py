@@ -35,6 +35,17 @@ def groups(*rewards: tuple[float | None, ...]) -> list[Group]:
     ]
 
 
+def test_rewards_are_compared_in_float64_and_infinite_ones_never_win() -> None:
+    # 16,777,217 is no float32; the infinite ones take no part, or they would be best and worst.
+    ranked, plain = outputs(), outputs()
+    close = groups((16_777_216.0, 16_777_217.0, math.inf), (-math.inf, 3.0))
+    loss, numbers = RankedGroups()(ranked, close)
+    expected, _ = RankedGroups()(plain, groups((0.0, 1.0, None), (None, 3.0)))
+    assert loss.tolist() == expected.tolist()
+    assert numbers["logps/chosen"].tolist() == [-2.0, -4.0 * 2]
+    assert numbers["rank_loss"].tolist() == [1.0, 0.0]
+
+
 def numbers_of(numbers: dict) -> dict[str, list[float]]:
     assert not any(values.requires_grad for values in numbers.values())
     return {name: pytest.approx(values.tolist(), nan_ok=True) for name, values in numbers.items()}

@@ -92,6 +92,7 @@ def group(*rewards: float | None) -> Group:
         ((1, 2, 3, 4), 0.6, 3),  # at most 0.4 of 4: one
         ((1, 2, 3, 4), 0.95, 3),  # the best in any case
         ((1, 2, 3, 4), 0.0, 1),
+        (tuple(range(1, 101)), 0.55, 55),  # the float nearest to 0.55, times 100, lies above 55
         ((0, 0, 0, 1), 0.5, 0),
         ((0, 1, 1, 1), 0.5, 0),  # more are best than would be kept
     ],

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from palate.errors import DataError
 from palate.learn import Policy
-from palate.loops.texts import check_columns, from_column, with_targets
+from palate.loops.texts import check_columns, from_column, tell_long_texts, with_targets
 from palate.testing import tiny_policy
-from palate.types import AnchoredPair, Pair, Prompt
+from palate.types import AnchoredPair, Completion, Pair, Prompt
 
 
 @pytest.fixture
@@ -34,3 +35,13 @@ def test_a_text_that_is_not_there(policy: Policy, columns: dict[str, object], fo
     asked = Prompt("What now?", columns, "data.jsonl:7")
     with pytest.raises(DataError, match=rf"data\.jsonl:7: column 'gold' is {found}; expected .*What now"):
         check_columns(policy, [asked], ["gold"])
+
+
+@pytest.mark.parametrize(("longer", "told"), [(2, False), (3, True)])
+def test_many_texts_longer_than_the_samples_are_told(longer: int, told: bool) -> None:
+    texts = [Completion("", (1,) * (9 if i < longer else 8)) for i in range(10)]
+    said: list[str] = []
+    run = SimpleNamespace(display=SimpleNamespace(say=said.append))
+    tell_long_texts(texts, 8, run)  # type: ignore[arg-type]
+    assert bool(said) == told
+    assert all("3 of 10 texts of the data are longer than max_new_tokens (8)" in line for line in said)

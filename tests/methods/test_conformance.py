@@ -163,12 +163,32 @@ def test_a_learning_rate_is_vetted_for_adapters_and_for_all_weights(name: str) -
 @NAMES
 def test_its_paper_config_fits(name: str) -> None:
     file = Path(__file__).parents[2] / "configs" / "paper" / f"{name}.yaml"
-    from palate.cli.settings import load_config
+    from palate.settings import load_config
 
     load_config(METHODS[name].config, file=file, flags={"data": "x"})
 
 
 # ---- A whole run -----------------------------------------------------------------------------------
+
+
+@POLICIES
+def test_a_bound_on_the_kl_ends_training_within_it(
+    name: str, options: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:  # of so few samples the estimate may be anything
+        patch.setattr("palate.launch.kl_from", lambda *_, **__: 1.0)
+        outcome = train(name, options(name, max_kl=0.5, kl_every=2, eval_data=None))
+    assert [row["kl/fresh"] for row in rows_of(outcome.run.directory) if "kl/fresh" in row] == [1.0]
+    assert outcome.summary["steps"] == outcome.learner.version == 0  # back to the start
+    untrained = palate.Policy.load(
+        METHODS[name].configure(options(name)), total_steps=1
+    ).model.network.state_dict()
+    for weight, tensor in outcome.policy.model.network.state_dict().items():
+        assert torch.equal(tensor, untrained[weight]) or "lora_A" in weight  # drawn by the run's own seed
+
+    free = train(name, options(name, kl_every=2, kl_prompts=3, eval_data=None, output=tmp_path / "free"))
+    assert free.learner.version > 0
+    assert any("kl/fresh" in row for row in rows_of(free.run.directory))
 
 
 @POLICIES
@@ -466,7 +486,7 @@ def test_another_reference_is_refused(
 
 
 def test_an_unknown_method() -> None:
-    with pytest.raises(ConfigError, match=r"method 'dpoo' is unknown; there are click, dpo, ipo, "):
+    with pytest.raises(ConfigError, match=r"unknown method 'dpoo'; did you mean 'dpo'\?"):
         palate.train("dpoo", METHODS["dpo"].config(data="x"))
 
 

@@ -46,6 +46,24 @@ def test_a_threshold_that_tells_nothing_raises_nothing(taught: Taught) -> None:
     assert abs(fmean(found.rise for found in runs)) < 0.12
 
 
+def test_a_round_ends_when_the_reward_on_prompts_kept_out_falls(
+    taught: Taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards = iter([0.1, 0.3, 0.2, 0.5, 0.4])  # before and after the Improve steps of two rounds
+    monkeypatch.setattr(loops, "mean_reward", lambda *_: next(rewards))
+    found = taught("rest", n=4, rounds=2, steps=1, thresholds=(0.0, 0.1, 0.2), validation=2)
+    steps = [row for row in found.rows if "loss" in row]
+    # 0.1 -> 0.3 -> 0.2 falls in the second Improve step; the second round begins at 0.5 and falls at once.
+    assert [(row["round"], row["improve"]) for row in steps] == [(1, 1), (1, 2), (2, 1)]
+    assert next(rewards, None) is None
+
+
+def test_prompts_kept_out_are_measured_and_not_grown_from(taught: Taught) -> None:
+    found = taught("rest", n=2, rounds=1, steps=1, thresholds=(0.0,), validation=3)
+    measured = [row for row in found.rows if "eval_objective/scores" in row]
+    assert [row["step"] for row in measured] == [0, 1]
+
+
 def test_grow_and_improve(taught: Taught) -> None:
     found = taught("rest", n=4, rounds=2, steps=2, lr=1e-2, lr_decay=0.5, thresholds=(0.0, 0.25, 0.5))
     steps = [row for row in found.rows if "loss" in row]

@@ -66,6 +66,14 @@ def test_a_long_line_stays_one() -> None:
     assert len(out.getvalue().splitlines()[0]) > 80
 
 
+@pytest.mark.parametrize(("share", "told"), [(0.2, 0), (0.21, 1)])
+def test_many_cut_completions_are_told_once(share: float, told: int) -> None:
+    display, out = file_display()
+    for step in (1, 2):
+        display.metrics({**ROW, "step": step, "completions/clipped_ratio": share}, [])
+    assert out.getvalue().count("of the completions were cut at max_new_tokens") == told
+
+
 def test_no_colours_in_a_file() -> None:
     display, out = file_display()
     display.metrics(EVERY, [])

@@ -15,6 +15,9 @@ from palate.evaluate import Evaluation
 from palate.launch import Outcome
 from palate.run import plain
 
+QUESTION = "How was your day?"
+"""Asked in an example of a command."""
+
 BESIDE = 3
 """Prompts shown with both answers at the end of a run."""
 
@@ -32,6 +35,8 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
     console.print(Text(plain(f"\ncheckpoint  {directory / outcome.summary['checkpoint']}")), soft_wrap=True)
     console.print(Text(plain(f"summary     {directory / 'summary.json'}")), soft_wrap=True)
     show_report(directory, console)
+    if outcome.evaluation is not None:
+        show_next(directory, console)
 
 
 def show_evaluation(found: Evaluation, console: Console) -> None:
@@ -85,9 +90,20 @@ def show_report(directory: Path, console: Console) -> None:
     from palate.report import write_report
 
     try:
-        text = f"report      {write_report([directory])}"
+        report = write_report([directory])
     except (PalateError, OSError) as error:
         line = Text(plain(f"palate: the run is done, but its report cannot be written: {error}"))
         Console(stderr=True).print(line, soft_wrap=True)
     else:
-        console.print(Text(plain(text)), soft_wrap=True)
+        link = Path(report).resolve().as_uri()  # which terminals make clickable
+        console.print(Text.assemble("report      ", (plain(str(report)), f"link {link}")), soft_wrap=True)
+
+
+def show_next(directory: Path, console: Console) -> None:
+    """Two commands to try on what was trained."""
+    console.print(Text("\ntry next"), soft_wrap=True)
+    for command in (
+        f"palate chat {directory}",
+        f"palate sample --model {directory} --prompt {QUESTION!r} --n 3",
+    ):
+        console.print(Text(plain(f"    {command}")), soft_wrap=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from palate.config import LearnerConfig, OptimConfig
 from palate.errors import NonFiniteError, RunError
-from palate.learn.objective import Needs, Objective
+from palate.learn.objective import Needs, Objective, accuracy_interval
 from palate.learn.optim import Optimizer
 from palate.memory import Memory
 from palate.model import (
@@ -161,9 +161,10 @@ class Learner:
 
     @torch.no_grad()
     def measure(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
-        """The metrics of `update` without learning, for held-out records."""
+        """The metrics of `update` without learning, for held-out records; the accuracy has an interval."""
         needs = self._needs(objective)
         meter = _Meter()
+        outcomes: list[tuple[float, str]] = []
         for batch in self.model.batches(records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if needs.ref is None else needs.ref.logps(micro)
@@ -172,7 +173,9 @@ class Learner:
             loss, numbers = objective(outputs, micro)
             meter.add({"loss": loss.detach(), **numbers})
             meter.add_tokens(outputs, micro, None)
-        return meter.result()
+            ranked = numbers["rewards/accuracies"].tolist() if "rewards/accuracies" in numbers else ()
+            outcomes += [(rate, record.prompt.id) for rate, record in zip(ranked, micro, strict=False)]
+        return meter.result() | accuracy_interval(outcomes)
 
     @torch.no_grad()
     def scores(self, records: Sequence[Record]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from palate.losses import PairLoss
 from palate.model import Outputs, Snapshot, TokenValues, ragged
 from palate.model.loaded import Head
+from palate.statistics import rate_interval
 from palate.types import Completion, Pair, Record
 
 R_contra = TypeVar("R_contra", bound=Record, contravariant=True)
@@ -94,9 +95,10 @@ class Pairwise:
             scale = self.strength if self.loss.scales else 1.0
             numbers = pair_numbers(chosen, rejected, ref_chosen, ref_rejected, scale)
             now = outputs.version
-            own = [now is not None and all(c.policy_version == now for c in p.completions) for p in records]
+            own = [now is not None and all(drawn_from(now, c) for c in p.completions) for p in records]
             if outputs.ref_logps is not None and any(own):
-                # Only on samples of the policy as it is, is the mean log-ratio an estimate of KL.
+                # The mean log-ratio estimates the KL only on samples of the policy as it is: this version, at
+                # temperature 1, without top-k or top-p.
                 kl = (outputs.logps.sum() - outputs.ref_logps.sum()).view(-1, 2).mean(-1)
                 others = ~torch.tensor(own, device=kl.device)
                 numbers = {**numbers, "objective/kl": kl.masked_fill(others, torch.nan)}
@@ -120,9 +122,28 @@ def pair_numbers(
     }
 
 
+def drawn_from(version: int, completion: Completion) -> bool:
+    """True for a completion that was drawn from this version of the policy itself, nothing restricted."""
+    unrestricted = completion.sampling_logps in (None, completion.logps)
+    return completion.policy_version == version and unrestricted
+
+
 def accuracy(margin: Tensor) -> Tensor:
     """1 where the margin is above zero; 0.5 at exactly zero, as at the first step: it prefers neither."""
     return (margin > 0).float() + 0.5 * (margin == 0).float()
+
+
+def accuracy_interval(outcomes: Sequence[tuple[float, str]]) -> dict[str, float]:
+    """The 95 % interval of `rewards/accuracies`, with prompts as clusters; nothing without outcomes.
+
+    Args:
+        outcomes: of each record, its accuracy (NaN where there was nothing to rank) and the id of its prompt.
+    """
+    usable = [(rate, prompt) for rate, prompt in outcomes if rate == rate]
+    if not usable:
+        return {}
+    _, low, high, _ = rate_interval([rate for rate, _ in usable], [prompt for _, prompt in usable])
+    return {"rewards/accuracies_low": low, "rewards/accuracies_high": high}
 
 
 class CachedReference:

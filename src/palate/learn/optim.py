@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from palate.config import OptimConfig
+from palate.config import OptimConfig, check_warmup
+from palate.errors import ConfigError
 
 
 class Optimizer:
@@ -54,7 +55,12 @@ class Optimizer:
 
         Returns:
             Norm of the gradient before clipping.
+
+        Raises:
+            ConfigError: at the first step, the warm-up takes all of them.
         """
+        if self.steps == 0:
+            self._check_warmup()
         norm = float(nn.utils.clip_grad_norm_(self.master, self.cfg.max_grad_norm))
         if not math.isfinite(norm):
             self.drop_gradients()
@@ -76,7 +82,14 @@ class Optimizer:
         self._adamw.state.clear()
         self.steps = 0
         self.total_steps = total_steps
+        self._check_warmup()
         self.lr = self.lr if lr is None else lr
+
+    def _check_warmup(self) -> None:
+        try:
+            check_warmup(self.cfg.warmup_steps, self.total_steps)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def drop_gradients(self) -> None:
         """Forget what has been gathered."""
@@ -118,12 +131,9 @@ def lr_factor(step: int, cfg: OptimConfig, total_steps: int) -> float:
         return (step + 1) / cfg.warmup_steps
     if cfg.schedule == "constant":
         return 1.0
-    progress = (step - cfg.warmup_steps) / max(1, total_steps - cfg.warmup_steps)
-    return (
-        max(0.0, 1.0 - progress)
-        if cfg.schedule == "linear"
-        else 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-    )
+    progress = min(1.0, (step - cfg.warmup_steps) / max(1, total_steps - cfg.warmup_steps))
+    left = 1.0 - progress if cfg.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return cfg.final_lr_ratio + (1.0 - cfg.final_lr_ratio) * left
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,7 +26,7 @@ class RankedGroups:
 
     RRHF, Yuan et al. 2023, arXiv:2304.05302, with both weights 1 and the likelihood summed over tokens. The
     best is the completion with the highest reward, the first of them where several have it. A completion
-    whose reward is None takes no part.
+    whose reward is None or not finite takes no part.
 
     Metrics are both terms, `rank_loss` and `nll_loss`; `logps/chosen` is the best's; `rewards/accuracies` and
     `rewards/margins` are means over the pairs of unlike reward in a group, a mean log-probability being the
@@ -59,12 +60,13 @@ class RankedGroups:
 
 
 def _rewards(groups: Sequence[Group]) -> Tensor:
-    """Rewards, NaN where there is none. (R, G)"""
+    """Finite rewards, NaN where there is none. float64, in which two rewards differ if they do. (R, G)"""
     rows = []
     for group in groups:
         assert group.rewards is not None, "annotated groups"
-        assert any(reward is not None for reward in group.rewards), "a method leaves such a group out"
-        rows.append(torch.tensor([torch.nan if r is None else float(r) for r in group.rewards]))
+        usable = [torch.nan if r is None or not math.isfinite(r) else float(r) for r in group.rewards]
+        assert not all(map(math.isnan, usable)), "a method leaves such a group out"
+        rows.append(torch.tensor(usable, dtype=torch.float64))
     return pad_sequence(rows, batch_first=True, padding_value=torch.nan)
 
 

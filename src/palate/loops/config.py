@@ -7,7 +7,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from palate.config import Config, MethodConfig, RewardConfig, RunConfig, Sampling
+from palate.config import Config, KLConfig, MethodConfig, RewardConfig, RunConfig, Sampling, Source
+from palate.given import is_judge
 
 Ask = Literal["scores", "comparisons"]
 """The question to an annotator: a score for each candidate, once, or the better one of two."""
@@ -38,14 +39,14 @@ class PairBatches(Batches):
     """Measure on the held-out data every so many steps, besides before and after."""
 
 
-class OfflineConfig(MethodConfig, RewardConfig, Sampling):
+class OfflineConfig(MethodConfig, RewardConfig, Sampling, KLConfig):
     """Fields of methods that fit a fixed set of records, from data or sampled once.
 
     Where the records come from data, reward and sampling serve the measurement before and after.
     """
 
 
-class RoundsConfig(MethodConfig, RewardConfig, Sampling, Batches):
+class RoundsConfig(MethodConfig, RewardConfig, Sampling, KLConfig, Batches):
     """Fields of methods in rounds. Epochs and steps are those of one stage of learning.
 
     Stages follow each other: a finished one cannot be made longer, but more of them may come.
@@ -64,7 +65,7 @@ class RoundsConfig(MethodConfig, RewardConfig, Sampling, Batches):
     @model_validator(mode="after")
     def _comparable_rewards(self) -> Self:
         what = self.compares_rewards
-        ranker = next((spec for spec in self.reward if spec.startswith("ranker:")), None)
+        ranker = next((spec for spec in self.reward if is_judge(spec)), None)
         if what is not None and ranker is not None:
             raise ValueError(
                 f"reward is {ranker!r}, whose numbers are of each prompt's own comparisons, and {what}; "
@@ -94,7 +95,7 @@ class PairRounds(RoundsConfig):
     """Rewards that differ by no more than this are a tie, and the pair is dropped."""
     label: Literal["annotator", "implicit"] = "annotator"
     """The judge of the completions: the reward, or the policy's own log-ratio to its reference."""
-    pairs: str | None = None
+    pairs: Source | None = None
     """Preference pairs from data, read with the split, limit and map of the prompts; the first round learns
     from them instead of samples."""
     mix_pairs: bool = False

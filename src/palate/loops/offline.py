@@ -9,7 +9,7 @@ from typing import TypeVar
 from palate.data import Stream
 from palate.learn import Learner, Objective
 from palate.loops.config import Batches, PairBatches
-from palate.run import Run
+from palate.run import BoundReachedError, Run
 from palate.types import Record
 
 R = TypeVar("R", bound=Record)
@@ -54,12 +54,16 @@ def fit(
             run.measure(name, lambda: named(metrics_now()))
 
     look()
-    for step in run.steps(steps, policy):
-        batch = stream.batch(step, cfg.batch_size)
-        metrics = policy.update(batch, objective(batch, run.seed(name, step)))
-        run.log(step, metrics, numbers, {"epoch": (step + 1) * cfg.batch_size / len(records)})
-        if step + 1 == steps or (every and (step + 1) % every == 0):
-            look()
+    try:
+        for step in run.steps(steps, policy):
+            batch = stream.batch(step, cfg.batch_size)
+            metrics = policy.update(batch, objective(batch, run.seed(name, step)))
+            run.log(step, metrics, numbers, {"epoch": (step + 1) * cfg.batch_size / len(records)})
+            if step + 1 == steps or (every and (step + 1) % every == 0):
+                look()
+    except BoundReachedError:
+        look()  # at the weights that training ends with
+        raise
     look()  # for a run resumed with fewer steps, whose loop is empty; any other has this measurement already
 
 

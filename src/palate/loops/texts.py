@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from palate.errors import DataError
 from palate.learn import Policy
+from palate.run import Run
 from palate.types import AnchoredPair, Completion, Pair, Prompt
+
+MANY = 0.2
+"""Share of texts longer than `max_new_tokens` from which `tell_long_texts` warns."""
 
 
 def from_column(policy: Policy, prompt: Prompt, column: str) -> Completion:
@@ -32,6 +36,22 @@ def check_columns(policy: Policy, prompts: Iterable[Prompt], columns: Sequence[s
     for prompt in prompts:
         for column in columns:
             from_column(policy, prompt, column)
+
+
+def tell_long_texts(completions: Sequence[Completion], most: int, run: Run) -> None:
+    """Warn that many texts of the data are longer than the samples can be: length alone tells them apart.
+
+    Args:
+        completions: of the data.
+        most: `max_new_tokens` of the samples.
+        run: where to say it.
+    """
+    longer = sum(len(completion.token_ids) > most for completion in completions)
+    if longer > MANY * len(completions):
+        run.display.say(
+            f"{longer} of {len(completions)} texts of the data are longer than max_new_tokens ({most}), "
+            "where samples are cut, so the policy learns from the difference in length; raise it"
+        )
 
 
 def with_targets(policy: Policy, pairs: Iterable[Pair], column: str) -> list[Pair | AnchoredPair]:

@@ -21,8 +21,8 @@ def rrhf(mean_logps: Tensor, rewards: Tensor, mask: Tensor | None = None) -> Ten
     Args:
         mean_logps: p, log-probability per token of each completion under the policy: the sum over its
             tokens divided by their number, in nats. (B, G)
-        rewards: r, higher is better. One that is not finite stands for no usable reward, and its
-            completion takes no part. (B, G)
+        rewards: r, higher is better, in a number format that tells them apart (float64). One that is not
+            finite stands for no usable reward, and its completion takes no part. (B, G)
         mask: Bool, False where a smaller group is padded, whatever stands there. (B, G)
 
     Returns:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from palate import data, learn, loops, losses, select
-from palate.config import BatchConfig, MethodConfig, RewardConfig, Sampling
+from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Sampling
 from palate.method import Method, Recipe
 from palate.types import Prompt
 
@@ -30,7 +30,7 @@ BETA = {"dpo": 0.1, "ipo": 1.0, "hinge_norm": 0.002}
 """The paper's strength for each of its three losses (its tau, for IPO; its "SLiC" is hinge_norm)."""
 
 
-class OAIFConfig(MethodConfig, RewardConfig, Sampling, BatchConfig):
+class OAIFConfig(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfig):
     """Numbers of online AI feedback; temperature, loss and beta default to the paper's."""
 
     vetted_lr: ClassVar = {"lora": 3e-4, "full": 2e-5}

@@ -6,8 +6,9 @@ falls. Each Improve step goes on from the one before, and the last one's policy 
 are at hand take part in every set, filtered like the samples.
 
 Ours: of the losses that the paper tried there is the one it found best, the negative log-likelihood; the
-number of Improve steps is fixed, where the paper ends them when the reward on held-out data stops rising;
-thresholds may be quantiles of the set's rewards, for rewards that have no scale from 0 to 1.
+number of Improve steps is fixed, unless `validation` prompts are kept out: then they end, as in the paper,
+when the reward there falls; thresholds may be quantiles of the set's rewards, for rewards that have no scale
+from 0 to 1.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ class ReSTConfig(loops.RoundsConfig):
     """Factor of the learning rate from one Improve step to the next; each round starts at the full rate."""
     reduce: Literal["token", "mean", "sum"] = "token"
     """All tokens of a batch count alike, or all completions, by the mean or the sum of their tokens."""
+    validation: int = Field(0, ge=0)
+    """Prompts of the data that are kept out of the Grow steps and answered after every Improve step; when
+    their mean reward falls, the round ends. With 0, all Improve steps are taken."""
     demonstrations: str | None = None
     """Prompts with completions from data, read with the split, limit and map of the prompts; they are scored
     and take part in every round's set."""
@@ -71,11 +75,15 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
     """Train `policy` in place to imitate its own completions of high reward."""
     shown = _demonstrations(policy, annotate, cfg, run)
     assert cfg.lr is not None
+    prompts, unseen = loops.kept_out(prompts, cfg.validation, run)
     for g in range(cfg.rounds):
         asked = loops.prompts_of_round(prompts, g, cfg, run)  # Grow
+        reached = loops.mean_reward(policy, annotate, unseen, cfg, run)
         groups = annotate(policy.snapshot().sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", g)))
         for i, given in enumerate(cfg.thresholds):  # Improve
             tau = loops.threshold([*groups, *shown], given, cfg.threshold_by, f"round {g + 1}")
+            if i == 0:
+                loops.tell_low_threshold([*groups, *shown], tau, f"round {g + 1}", run)
             kept, _ = select.select_completions([*groups, *shown], partial(select.above_threshold, tau=tau))
             examples = [Example(group.prompt, c) for group in kept for c in group.completions]
             numbers = {
@@ -89,13 +97,25 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
             policy.optimizer.restart(total_steps=steps, lr=cfg.lr * cfg.lr_decay**i)
             name, objective = f"round {g} improve {i}", partial(_likelihood, cfg.reduce)
             loops.fit(policy, examples, objective, cfg, run, name=name, numbers=numbers)
+            reached, before = loops.mean_reward(policy, annotate, unseen, cfg, run), reached
+            if reached < before:
+                run.display.say(
+                    f"round {g + 1}: the reward on the {len(unseen)} prompts kept out fell from {before:.3f} "
+                    f"to {reached:.3f}; no more Improve steps"
+                )
+                break
 
 
 def _demonstrations(policy: Policy, annotate: Annotator, cfg: ReSTConfig, run: Run) -> list[Group]:
     if cfg.demonstrations is None:
         return []
-    rows = data.read_demonstrations(cfg.demonstrations, split=cfg.split, columns=cfg.map, limit=cfg.limit)
-    examples = [policy.model.codec.example(row) for row in rows]
+    account, source = loops.account_of(cfg), cfg.demonstrations
+    rows = data.read_demonstrations(
+        source, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account
+    )
+    examples = loops.records_of(policy, rows, source, account, policy.model.codec.example)
+    account.use(None)  # the reward may read any column
+    run.report_data(source, account)
     run.require_same("the demonstrations", loops.content_key(examples), f"the data {cfg.demonstrations!r}")
     return annotate([Group(e.prompt, (e.completion,)) for e in examples])
 

@@ -39,8 +39,9 @@ class RFTConfig(loops.RoundsConfig):
     """Rounds of sampling from the policy and learning; epochs and steps count for each."""
     n: int = Field(10, ge=2)
     """Completions per prompt, of which the best is kept."""
-    pool: Literal["best", "all", "none"] = "best"
-    """Completions of earlier rounds that stay: per prompt the best of all, each round's, or none."""
+    pool: Literal["best", "all", "none"] = "all"
+    """Completions of earlier rounds that stay: each round's best, as in the paper; per prompt the best of all
+    rounds; or none."""
     restart: bool = True
     """Begin each round's training with the weights of the start; without, with those of the last round."""
     temperature: float = Field(1.2, gt=0)

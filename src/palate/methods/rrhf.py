@@ -67,7 +67,8 @@ class RRHFDirectConfig(Common, loops.OfflineConfig, loops.PairBatches):
 
 def rrhf(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RRHFConfig, run: Run) -> None:
     """Train `policy` in place on its own ranked candidates."""
-    loops.check_columns(policy, prompts, cfg.texts)
+    texts = [loops.from_column(policy, prompt, name) for prompt in prompts for name in cfg.texts]
+    loops.tell_long_texts(texts, cfg.max_new_tokens, run)
     objective = learn.RankedGroups(rank_weight=cfg.rank_weight)
     for t in range(cfg.rounds):
         asked = loops.prompts_of_round(prompts, t, cfg, run)

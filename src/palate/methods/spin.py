@@ -61,6 +61,7 @@ def spin(
     held_out: Sequence[Example] = (),
 ) -> None:
     """Train `policy` in place against what it was a round ago."""
+    loops.tell_long_texts([example.completion for example in examples], cfg.max_new_tokens, run)
     rounds: list[list[Pair]] = []
     for t in range(cfg.rounds):
         opponent = policy.snapshot()  # p_theta_t, the reference too

@@ -210,6 +210,7 @@ PANELS = (
         "How far the model has moved. It begins at 0 and should grow slowly.",
         (
             Curve("objective/kl", TRAINING, of=_where_fresh("objective/kl")),
+            Curve("kl/fresh", "fresh samples"),
             Curve("eval_objective/kl", HELD_OUT),
         ),
         guide=0.0,
@@ -235,7 +236,7 @@ PANELS = (
         "implicit",
         "Implicit rewards",
         "implicit reward",
-        "Beta times how much likelier than at the start a text has become.",
+        "Beta times how much likelier a text is than under the reference.",
         (Curve("rewards/chosen", "chosen"), Curve("rewards/rejected", "rejected")),
         guide=0.0,
     ),

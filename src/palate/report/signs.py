@@ -217,8 +217,9 @@ def dead_pairs(run: RunRecord) -> Sign | None:
 def kl_runs_away(run: RunRecord) -> Sign | None:
     """The policy is far from where it began, or moves off faster and faster."""
     last = before = None
-    if run.fresh:  # the mean log-ratio is an estimate of KL on samples of the policy as it is
-        last, before = late(run, "objective/kl"), third_quarter(run, "objective/kl")
+    if run.setting("max_kl") is None:  # within a bound it does not run away
+        name = "kl/fresh" if run.curve("kl/fresh")[1] else "objective/kl" if run.fresh else ""
+        last, before = late(run, name), third_quarter(run, name)
     kl = max((k for k in (last, run.figure("kl")) if k is not None), default=None)
     if kl is None:
         return None

@@ -40,8 +40,8 @@ def figures(run: RunRecord) -> tuple[Figure, ...]:
     ):
         if bounds := _interval(run, name):
             rate, low, high = bounds
-            trials = run.figure(of)
-            on = "" if trials is None else f" on {count(trials)} {unit}"
+            compared = run.figure(of)
+            on = "" if compared is None else f", {count(compared)} {unit}"
             found.append(Figure(label, percent(rate), f"{interval(low, high)}{on}"))
     before, after = run.figure("reward_before"), run.figure("reward_after")
     if before is not None and after is not None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,10 @@ class Position:
     """Rows of metrics that were written."""
     ended: bool
     """Whether the stage was done."""
+    within: bool = False
+    """The KL was measured here, and lies within its bound."""
+    final: bool = False
+    """Training ended here, since the KL passed its bound later on."""
 
     @property
     def steps(self) -> int:
@@ -150,6 +154,28 @@ class Checkpoints:
         """The one of most steps."""
         return self._found[-1] if self._found else None
 
+    def end_within(self, metrics: int, *learners: Learner) -> Position:
+        """End training at the last checkpoint whose KL lies within its bound: put learners back to it, note
+        that it is final, and remove the later ones.
+
+        Args:
+            metrics: rows of metrics that were written until the end of training.
+            learners: as in `save`.
+
+        Raises:
+            RunError: it is damaged or does not fit the learners, or the note cannot be written.
+        """
+        checkpoint = self._last_within()
+        assert checkpoint is not None, "a bounded run saves its start"
+        checkpoint.check(self._run)
+        checkpoint.restore(learners)
+        position = replace(checkpoint.position, metrics=metrics, ended=True, final=True)
+        self.save(position, *learners)
+        for later in [c for c in self._found if c.position.steps > position.steps]:
+            _remove(_put_aside(later.path))
+            self._found.remove(later)
+        return position
+
     def is_due(self, step: int) -> bool:
         """Return whether it is time to save, after a step counted from 1 in its stage."""
         if self._every is not None:
@@ -226,6 +252,10 @@ class Checkpoints:
 
     # -- inside ------------------------------------------------------------------------------------
 
+    def _last_within(self) -> Checkpoint | None:
+        within = [c for c in self._found if c.position.within]
+        return max(within, key=lambda c: c.position.steps, default=None)
+
     def _require_room(self, learners: Sequence[Learner], target: Path) -> None:
         latest = sum(size for size, _ in self.latest.files.values()) if self.latest else 0
         need = max(latest, sum(map(state_bytes, learners))) + SPARE
@@ -245,8 +275,10 @@ class Checkpoints:
         return f"{safe} safe: free some space and {AGAIN}"
 
     def _prune(self) -> None:
-        """Remove old ones; the end of a stage stays, for a later stage may have to start from it."""
-        passing = [c for c in self._found if not c.position.ended]
+        """Remove old ones. The end of a stage stays, for a later stage may have to start from it, and so does
+        the last one within the bound of the KL.
+        """
+        passing = [c for c in self._found if not c.position.ended and c is not self._last_within()]
         for old in passing[: -self._keep]:
             _remove(_put_aside(old.path))
             self._found.remove(old)

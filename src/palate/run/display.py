@@ -1,4 +1,4 @@
-"""Live progress in a terminal; a line per step where the output is no terminal."""
+"""Live progress in a terminal or a notebook; a line per step where the output is neither."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from palate.metrics import STAGES, label
+from palate.run.notebook import NotebookView
 from palate.types import Completion, Group, Prompt
 
 SHOWN = (
@@ -33,6 +34,9 @@ SHOWN = (
     ("grad_norm", "{:.3f}"),
 )
 """Metrics worth a live look, with their formats."""
+
+MANY_CUT = 0.2
+"""Share of completions cut at `max_new_tokens` from which the display warns."""
 
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _UNSAFE = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -59,13 +63,14 @@ class Display:
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True)
         self.quiet = quiet
-        self._live: Live | None = None
+        self._live: Live | NotebookView | None = None
         self._total = self._step = 0
         self._stage, self._speed = "starting", 0.0
         self._row: Mapping[str, float] = {}
         self._sample: tuple[Prompt, Completion, float | None] | None = None
         self._title = ""
         self._began = time.monotonic()
+        self._told_cut = False
 
     def start(self, method: str, directory: Path) -> None:
         """Begin showing the run in `directory`."""
@@ -73,6 +78,9 @@ class Display:
         self._began = time.monotonic()
         if not self.quiet and self.console.is_terminal:
             self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
+        elif not self.quiet and self.console.is_jupyter:
+            self._live = NotebookView(self.__rich__)
+        if self._live is not None:
             self._live.start()
 
     def stop(self) -> None:
@@ -93,19 +101,33 @@ class Display:
     def step(self, step: int) -> None:
         """A step begins."""
         self._step = step
+        self._refresh()
 
     def working(self, stage: str, speed: float) -> None:
         """A stage is at work, at so many tokens (or completions) per second."""
         self._stage, self._speed = stage, speed
+        self._refresh()
+
+    def _tell_cut(self, row: Mapping[str, float]) -> None:
+        """Say once that many completions are cut."""
+        share = row.get("completions/clipped_ratio", 0.0)
+        if share > MANY_CUT and not self._told_cut:
+            self._told_cut = True
+            self.say(
+                f"step {int(row['step'])}: {share:.0%} of the completions were cut at max_new_tokens, so "
+                "their rewards are those of beginnings; raise --max-new-tokens, or give --missing-eos-penalty"
+            )
 
     def metrics(self, row: Mapping[str, float], samples: Sequence[Group]) -> None:
         """A step is done."""
         self._row = row
         self._step = int(row["step"])
+        self._tell_cut(row)
         if samples:
             group = samples[0]
             reward = None if group.rewards is None else group.rewards[0]
             self._sample = (group.prompt, group.completions[0], reward)
+        self._refresh()
         if self._live is None and not self.quiet:
             shown = "  ".join(f"{label} {text}" for label, text in self._numbers())
             line = f"step {self._step}/{self._total}  {shown}  {row['step_time']:.1f} s"
@@ -135,6 +157,10 @@ class Display:
             if reward is not None:
                 parts.append(Text(f"reward {reward:.2f}", style="dim"))
         return Panel(Stack(*parts), border_style="dim")
+
+    def _refresh(self) -> None:
+        if isinstance(self._live, NotebookView):  # a terminal is refreshed by a thread of its own
+            self._live.refresh()
 
     def _numbers(self) -> list[tuple[str, str]]:
         return [(label(name), form.format(self._row[name])) for name, form in SHOWN if name in self._row]

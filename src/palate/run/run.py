@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +13,7 @@ from typing import Any, Self
 from palate.annotate import Annotator
 from palate.annotate.judges.ledger import Ledger
 from palate.config import RunConfig
+from palate.data import Account, write_rows
 from palate.errors import BudgetError, NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.learner import POLICY
@@ -23,6 +24,7 @@ from palate.run.checkpoints import Checkpoints, Position
 from palate.run.clock import Clock
 from palate.run.directory import RunDirectory, now_text
 from palate.run.display import Display
+from palate.run.drift import KL, BoundReachedError, Drift
 from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.files import writing
 from palate.run.metrics import Metrics, MetricsLog
@@ -83,11 +85,13 @@ class Run:
             undo.pop_all()
         self._stage = self._base = self._done = self._new_steps = 0
         self._within = False
+        self._drift: Drift | None = None
         self._attached: list[Learner] = []
         self._measured: dict[str, Metrics] = {}
         self._ledger: Ledger | None = None
         self.meter: Callable[[], Metrics] = dict
         self._taken_up = False
+        self._accounts: dict[str, Account] = {}
         if not self._place.resumed:
             self._take_up()
 
@@ -188,6 +192,28 @@ class Run:
                 f"{known[:12]}); bring the old one back, or start anew with --overwrite or another --output"
             )
 
+    def remember(self, name: str, value: str) -> str:
+        """Return a value as it was when the run began; `value` if it begins with this call."""
+        known = self.journal.fact(name)
+        if known is None:
+            self.journal.keep_fact(name, value)
+        return value if known is None else known
+
+    def report_data(self, source: str, account: Account) -> None:
+        """Show what is skipped and not used of a data set; keep it in config.json and skipped.jsonl.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        self._accounts[source] = account
+        for line in account.lines():
+            self.display.say(f"{source}: {line}")
+        with writing(self.directory / "config.json"):
+            self._place.add("data", {name: one.summary() for name, one in self._accounts.items()})
+        rows = [asdict(row) for one in self._accounts.values() for row in one.skipped]
+        if rows:
+            write_rows(self.directory / "skipped.jsonl", rows)
+
     # -- clock -------------------------------------------------------------------------------------
 
     def observe(self, stage: str, amount: int = 0) -> None:
@@ -208,6 +234,8 @@ class Run:
 
         Raises:
             RunError: the stage's checkpoint is damaged, or has other learners.
+            BoundReachedError: the KL passed its bound (`watch_kl`); the learners are at the last checkpoint
+                within it.
         """
         self._take_up()
         stage, self._stage = self._stage, self._stage + 1
@@ -218,18 +246,27 @@ class Run:
         if there is not None:
             done = f"{there.steps} of {base + count} steps are done already"
             self.display.say(done if first >= count else f"going on after step {there.steps}")
+        if there is not None and there.final:
+            raise self._ended_at(there.steps)
+        if learners and there is None and stage == 0 and self._drift and self._drift.most is not None:
+            self._save(Position(0, 0, 0, self._metrics.count, ended=False, within=True), *learners)
         for step in range(first, count):
             self._begin_step(base + step, base + count)
             self._within = True
             yield step
             self._within = False
             self._status = replace(self._status, step=self._done)
-            if learners and (step + 1 == count or self._checkpoints.is_due(step + 1)):
-                position = Position(stage, step + 1, base, self._metrics.count, step + 1 == count)
-                self._save(position, *learners)
+            last = step + 1 == count
+            near = self._is_near(last, *learners)
+            if learners and (last or near or self._checkpoints.is_due(step + 1)):
+                self._save(Position(stage, step + 1, base, self._metrics.count, last, near), *learners)
         self._base = self._done = base + max(first, count)
         self._status = replace(self._status, step=self._base, steps=self._base)
         self.journal.place = f"after step {self._base}"
+
+    def watch_kl(self, drift: Drift) -> None:
+        """Measure the KL in the coming steps, and end training where it passes a bound."""
+        self._drift = drift
 
     @property
     def seconds(self) -> float:
@@ -378,6 +415,27 @@ class Run:
                 remove_exports(self.directory)
         self._new_steps += 1
         self._done = step + 1
+
+    def _is_near(self, last: bool, *learners: Learner) -> bool:
+        """Measure the KL if it is due; True if it lies within a bound. Above it, BoundReachedError."""
+        drift = self._drift
+        if not learners or drift is None or not drift.is_due(self._done, last=last):
+            return False
+        kl = self.measure("kl", lambda: {KL: drift.measure(self._done)})[KL]
+        if drift.allows(kl):
+            return drift.most is not None
+        step = self._checkpoints.end_within(self._metrics.count, *learners).steps
+        self.display.say(
+            f"the KL after step {self._done} is {kl:.2f} nats, above max_kl {drift.most:g}: training ends "
+            f"with the weights of step {step}"
+        )
+        raise self._ended_at(step)
+
+    def _ended_at(self, step: int) -> BoundReachedError:
+        self._base = self._done = step
+        self._status = replace(self._status, step=step, steps=step)
+        self.journal.place = f"after step {step}"
+        return BoundReachedError(f"training ended after step {step}")
 
     def _save(self, position: Position, *learners: Learner) -> Path:
         path = self._checkpoints.save(position, *learners)
