@@ -24,7 +24,7 @@ from palate.annotate.base import in_both_orders
 from palate.annotate.judges.build import JudgeContext, judging
 from palate.annotate.judges.ledger import Ledger
 from palate.config import JudgeConfig
-from palate.evaluate import wilson
+from palate.statistics import wilson
 from palate.types import Completion, Prompt
 
 PAIRS = Path(__file__).with_name("gold_pairs.jsonl")
