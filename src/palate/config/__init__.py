@@ -1,4 +1,4 @@
-"""Configuration: frozen records of numbers, names and paths; each method has one flat class of these parts."""
+"""Configuration: frozen records of numbers, names and paths; a method has one flat class of these parts."""
 
 from palate.config.base import EMBEDDED, Config, Names, Numbers, Source, split_commas
 from palate.config.judge import JudgeConfig, RewardConfig, judge_block

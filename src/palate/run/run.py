@@ -310,10 +310,7 @@ class Run:
     def finish(self, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """Write `summary.json`, held-out samples, and all completions as `completions.parquet`.
 
-        If the run was already finished and did no new steps, its existing summary is kept.
-
-        Returns:
-            The summary in the directory.
+        If the run was already finished and did no new steps, its summary is kept. Return the summary there.
         """
         self._start()
         if self._new_steps == 0 and (there := earlier_summary(self.directory)) is not None:
