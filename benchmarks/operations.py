@@ -62,9 +62,9 @@ def step(lengths: list[int], n: int, new: int, *, shared: bool) -> Work:
 
 def main() -> None:
     given = arguments(__doc__ or "")
-    from palate.cli.quiet import quiet_libraries
     from palate.config import ModelConfig
     from palate.model import load_model
+    from palate.quiet import quiet_libraries
     from palate.types import Prompt
 
     quiet_libraries()

@@ -45,10 +45,10 @@ SHAPES = {
 
 def palate_worker(dtype: str) -> Any:
     """Palate's sampling engine."""
-    from palate.cli.quiet import quiet_libraries
     from palate.config import ModelConfig, Sampling
     from palate.model import load_model
     from palate.model.rollouts import sample
+    from palate.quiet import quiet_libraries
     from palate.types import Prompt
 
     quiet_libraries()
@@ -73,8 +73,8 @@ def generate_worker(dtype: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    from palate.cli.quiet import quiet_libraries
     from palate.model import embedded_model
+    from palate.quiet import quiet_libraries
 
     quiet_libraries()
     tokenizer = AutoTokenizer.from_pretrained(embedded_model(), padding_side="left")

@@ -43,9 +43,9 @@ class NegativeLogLikelihood:
 
 def worker(kind: str, dtype: str) -> Any:
     """Sample, then learn what was sampled."""
-    from palate.cli.quiet import quiet_libraries
     from palate.config import LearnerConfig, Sampling
     from palate.learn import Policy
+    from palate.quiet import quiet_libraries
     from palate.types import Prompt
 
     quiet_libraries()

@@ -34,10 +34,10 @@ import torch
 import palate
 from machine import machine
 from palate.annotate import RewardModel
-from palate.cli.quiet import quiet_libraries
 from palate.config import MethodConfig, Sampling
 from palate.loops.report import fresh_logps
 from palate.model import Snapshot
+from palate.quiet import quiet_libraries
 from palate.types import Completion, Group, Prompt
 
 RESULTS = Path(__file__).parent / "results" / "all_methods.jsonl"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import palate
 from machine import machine
-from palate.cli.quiet import quiet_libraries
+from palate.quiet import quiet_libraries
 from palate.types import Comparison
 
 

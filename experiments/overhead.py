@@ -20,11 +20,11 @@ from typing import Any
 
 import palate
 from machine import machine
-from palate.cli.quiet import quiet_libraries
-from palate.cli.settings import load_config
 from palate.journal import Journal
+from palate.quiet import quiet_libraries
 from palate.run import run as running
 from palate.run.checkpoints import Checkpoints
+from palate.settings import load_config
 
 SPENT: defaultdict[str, float] = defaultdict(float)
 COUNTS: defaultdict[str, int] = defaultdict(int)

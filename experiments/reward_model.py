@@ -20,7 +20,7 @@ from typing import Any
 import palate
 from machine import machine
 from offline_dpo import longer_wins, split_by_prompt
-from palate.cli.quiet import quiet_libraries
+from palate.quiet import quiet_libraries
 from palate.types import Comparison
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,8 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from palate.cli.quiet import quiet_libraries
 from palate.learn import Policy
+from palate.quiet import quiet_libraries
 from palate.rundir import RunRecord, Sample, Status
 from palate.testing import tiny_model, tiny_policy
 

@@ -18,8 +18,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 LAYERS = (
-    ("errors", "types", "metrics", "declared"),
+    ("errors", "types", "metrics", "declared", "near", "given", "quiet"),
     ("config", "memory", "rundir"),
+    ("settings",),
     ("losses", "select", "data", "journal", "statistics"),
     ("model",),
     ("annotate",),
@@ -30,8 +31,8 @@ LAYERS = (
     ("method",),
     ("loops",),
     ("methods",),
+    ("arguments", "report"),
     ("launch", "testing", "article"),
-    ("report",),
     ("cli",),
 )
 """From the bottom. A part imports from the layers below its own, and nothing from its neighbours."""

@@ -12,7 +12,7 @@ from palate.report.catalogue import PANELS
 from palate.run.display import SHOWN
 
 SOURCE = Path(str(palate.__file__)).parent
-WRITERS = ("learn", "loops", "methods", "run", "evaluate.py", "launch.py", "calibration.py")
+WRITERS = ("annotate", "learn", "loops", "methods", "run", "evaluate.py", "launch", "calibration.py")
 FAMILIES = tuple(sorted({name.split("/")[0] + "/" for name in METRICS if "/" in name} - {"time/"}))
 
 

@@ -17,6 +17,7 @@ from .data import read_demonstrations as read_demonstrations
 from .data import read_prompts as read_prompts
 from .data import write_rows as write_rows
 from .errors import AnnotatorError as AnnotatorError
+from .errors import BudgetError as BudgetError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import ModelError as ModelError

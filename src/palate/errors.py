@@ -5,6 +5,7 @@ PalateError (ValueError)
 ├── DataError        a file, a row, a prompt
 ├── ModelError       a model or tokenizer that cannot be used
 ├── AnnotatorError   a reward function, rule, judge or reward model that failed
+├── BudgetError      a spending limit that is reached: the run stops as by Ctrl-C, and can be resumed
 └── RunError         a run directory, or training that cannot go on
     └── NonFiniteError   a loss or gradient that is infinite or no number
 """
@@ -36,6 +37,10 @@ class ModelError(PalateError):
 
 class AnnotatorError(PalateError):
     """An annotator failed or gave something that is no reward."""
+
+
+class BudgetError(PalateError):
+    """A spending limit is reached. The run stops as by Ctrl-C: everything is kept, and it can be resumed."""
 
 
 class RunError(PalateError):

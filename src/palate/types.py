@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-Message = Mapping[str, str]
-"""One chat turn, `{"role": ..., "content": ...}`."""
+Message = Mapping[str, Any]
+"""One chat turn, `{"role": ..., "content": ...}`. A turn may have further keys that a chat template reads,
+such as `reasoning_content` or `tool_calls`; a turn that only calls tools may have no content."""
 
 Content = str | tuple[Message, ...]
 """A text (*standard* format) or a list of chat turns (*conversational* format)."""
@@ -32,16 +33,27 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
     where: str = field(default="", compare=False)
     """Where it was read, such as `prompts.jsonl:12`, for messages."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Values for the chat template beside the turns: `tools`, and a row's own template arguments."""
+    token_ids: tuple[int, ...] | None = field(default=None, compare=False)
+    """The tokens before a completion from data, where these differ from the tokens that sampling starts
+    after; else None. They belong to one model's tokenizer."""
 
     @cached_property
     def id(self) -> str:
-        """Key of the content: 16 hex digits, the same in every process."""
-        return hashlib.blake2b(json.dumps(_plain(self.content)).encode(), digest_size=8).hexdigest()
+        """Key of the content (and of the variables, if any): 16 hex digits, the same in every process."""
+        content = _plain(self.content)
+        facts = [content, dict(self.variables)] if self.variables else content
+        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
 
     @property
     def text(self) -> str:
         """The content as text: the last turn of a conversation. For display, and for rules."""
-        return self.content if isinstance(self.content, str) else self.content[-1]["content"]
+        return self.content if isinstance(self.content, str) else said(self.content[-1])
+
+    def to_sample(self) -> Prompt:
+        """Return the same prompt as sampling starts from it, without the tokens of a row of data."""
+        return self if self.token_ids is None else replace(self, token_ids=None)
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,9 @@ class Comparison:
     rejected: Content
     margin: float | None = None
     """How much better, where the data say so."""
+    chosen_finish: Finish = "eos"
+    rejected_finish: Finish = "eos"
+    """Why each text ends where it does; a text that was cut ("length") gets no end token."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,8 @@ class Demonstration:
 
     prompt: Prompt
     completion: Content
+    finish: Finish = "eos"
+    """Why the completion ends where it does; one that was cut ("length") gets no end token."""
 
 
 @dataclass(frozen=True)
@@ -166,5 +183,11 @@ class Record(Protocol):
         """The completions, in the order in which a learner returns their numbers."""
 
 
-def _plain(content: Content) -> str | list[dict[str, str]]:
+def said(turn: Message) -> str:
+    """The text of a chat turn; empty for a turn that only calls tools."""
+    content = turn.get("content")
+    return content if isinstance(content, str) else ""
+
+
+def _plain(content: Content) -> str | list[dict[str, Any]]:
     return content if isinstance(content, str) else [dict(turn) for turn in content]

@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from palate.annotate import judged, penalised, scored
 from palate.errors import AnnotatorError
@@ -126,8 +128,29 @@ def test_a_wrong_number_of_rewards(count: int) -> None:
 
 
 def test_two_completions_get_p_and_its_rest() -> None:
-    (found,) = judged(ScriptedJudge(lambda a, b: 0.75))([group("a", "b")])
+    (found,) = judged(ScriptedJudge(lambda x, y: 0.75 if x == "a" else 0.25))([group("a", "b")])
     assert found.rewards == (0.75, 0.25)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.7, 1.0])
+def test_a_judge_that_favours_a_place_says_nothing(p: float) -> None:
+    (found,) = judged(ScriptedJudge(lambda x, y: p))([group("a", "b", "c")])
+    assert found.rewards == (0.5, 0.5, 0.5)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_swapping_the_two_gives_the_complement(p: float, q: float) -> None:
+    judge = ScriptedJudge(lambda x, y: p if x == "a" else q)
+    (found,) = judged(judge)([group("a", "b")])
+    (swapped,) = judged(judge)([group("b", "a")])
+    assert found.rewards == pytest.approx(((p + 1 - q) / 2, (q + 1 - p) / 2))
+    assert swapped.rewards == pytest.approx(tuple(reversed(found.rewards or ())))
+
+
+@pytest.mark.parametrize("missing", ["a", "b"])
+def test_a_verdict_in_one_order_alone_is_none(missing: str) -> None:
+    (found,) = judged(ScriptedJudge(lambda x, y: None if x == missing else 0.9))([group("a", "b")])
+    assert found.rewards == (None, None)
 
 
 def test_the_first_of_a_pair_is_the_one_preferred() -> None:
@@ -136,8 +159,15 @@ def test_the_first_of_a_pair_is_the_one_preferred() -> None:
 
 
 def test_mean_win_probability_over_the_others() -> None:
-    # Against a table: each pair is asked once, and the other order is its rest.
-    table = {("a", "b"): 0.9, ("a", "c"): 0.4, ("b", "c"): 0.5}
+    # Against a table: each pair is asked in both orders.
+    table = {
+        ("a", "b"): 0.9,
+        ("b", "a"): 0.1,
+        ("a", "c"): 0.6,
+        ("c", "a"): 0.8,
+        ("b", "c"): 0.5,
+        ("c", "b"): 0.5,
+    }
     (found,) = judged(ScriptedJudge(lambda x, y: table[x, y]))([group("a", "b", "c")])
     assert found.rewards == pytest.approx(((0.9 + 0.4) / 2, (0.1 + 0.5) / 2, (0.6 + 0.5) / 2))
 
@@ -156,21 +186,22 @@ def test_all_matches_of_all_groups_in_one_call() -> None:
             return [0.5] * len(pairs)
 
     judged(Recording())([group("a", "b", prompt="P"), group(*"cde", prompt="R")])
-    expected = [("P", "a", "b"), *(("R", x, y) for x, y in itertools.combinations("cde", 2))]
+    expected = [("P", "a", "b"), ("P", "b", "a"), *(("R", x, y) for x, y in itertools.permutations("cde", 2))]
     assert sorted(asked) == expected
 
 
 @pytest.mark.parametrize("unusable", [None, math.nan, math.inf, -0.1, 1.1])
 def test_an_unusable_verdict_counts_for_neither(unusable: float | None) -> None:
     # b has one usable match left; a and c have theirs against it, or none.
-    verdicts = {("a", "b"): unusable, ("a", "c"): unusable, ("b", "c"): 0.8}
-    (found,) = judged(ScriptedJudge(lambda x, y: verdicts[x, y]))([group("a", "b", "c")])
-    assert found.rewards == (None, 0.8, pytest.approx(0.2))
+    verdicts = {("b", "c"): 0.8, ("c", "b"): 0.2}
+    (found,) = judged(ScriptedJudge(lambda x, y: verdicts.get((x, y), unusable)))([group("a", "b", "c")])
+    assert found.rewards == (None, pytest.approx(0.8), pytest.approx(0.2))
 
 
-def test_no_usable_verdict_at_all() -> None:
-    with pytest.raises(AnnotatorError, match=r"silent gave no usable reward for any of 8 .*'why'"):
-        judged(ScriptedJudge(lambda a, b: None, name="silent"))([group(*"abcdefgh", prompt="why")])
+def test_no_usable_verdict_at_all_is_left_to_the_run() -> None:
+    # It makes a step without pairs; a run stops after --max-dead-steps of those.
+    (found,) = judged(ScriptedJudge(lambda a, b: None))([group(*"abcdefgh")])
+    assert found.rewards == (None,) * 8
 
 
 def test_a_wrong_number_of_verdicts() -> None:
@@ -180,7 +211,7 @@ def test_a_wrong_number_of_verdicts() -> None:
         def __call__(self, prompts: object, pairs: object) -> list[float | None]:
             return []
 
-    with pytest.raises(AnnotatorError, match="judge mute gave 0 verdicts for 1 pairs"):
+    with pytest.raises(AnnotatorError, match="judge mute gave 0 verdicts for 2 pairs"):
         judged(Mute())([group("a", "b")])
 
 

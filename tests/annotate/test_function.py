@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from palate.annotate import FunctionScorer, load_function
+from palate.annotate.judges.ledger import Ledger
 from palate.errors import AnnotatorError
 from palate.types import Completion, Prompt
 
@@ -153,13 +154,76 @@ def test_a_function_that_raises_is_shown_with_the_row_that_did_it() -> None:
     assert "prompt: 'three?' at data.jsonl:2, completion: '4'" in text  # the second of the two
 
 
-def test_a_function_that_fails_on_the_batch_only() -> None:
+def test_a_function_that_fails_on_the_batch_only_is_asked_one_by_one() -> None:
     def one_at_a_time(completions: list[str]) -> list[float]:
         if len(completions) > 1:
             raise RuntimeError("too many")
-        return [0.0]
+        return [float(completions[0])]
 
-    assert "one_at_a_time raised RuntimeError: too many" in complaint(one_at_a_time)
+    said: list[str] = []
+    scorer = FunctionScorer(one_at_a_time)
+    scorer.say = said.append
+    assert scorer(PROMPTS, COMPLETIONS) == [2.0, 4.0]
+    assert "raised RuntimeError: too many" in said[0]
+    assert "asked one by one, it gave a reward for each of 2 completions" in said[0]
+
+
+class Flaky:
+    """A paid judge that fails at some of its questions."""
+
+    __name__ = "flaky"
+
+    def __init__(self, *fails: int) -> None:
+        self.asked: list[str] = []
+        self.fails = fails
+
+    def __call__(self, completions: list[str]) -> list[float]:
+        return [self.judge(text) for text in completions]
+
+    def judge(self, text: str) -> float:
+        self.asked.append(text)
+        if len(self.asked) - 1 in self.fails:
+            raise TimeoutError("no answer")
+        return float(text)
+
+
+EIGHT = [Completion(str(i), (i + 1,)) for i in range(8)]
+
+
+def test_a_line_that_drops_once_costs_no_answer() -> None:
+    flaky = Flaky(4)
+    scorer = FunctionScorer(flaky)
+    scorer.kept = Ledger()
+    assert scorer([Prompt("Q")] * 8, EIGHT) == [float(i) for i in range(8)]
+    assert len(flaky.asked) == 5 + 8
+
+
+def test_what_was_answered_before_a_failure_is_kept(tmp_path: Path) -> None:
+    first = Flaky(4, 5 + 6)  # in the whole call, and again when the seventh is asked alone
+    scorer = FunctionScorer(first, "judge")
+    scorer.kept = Ledger(tmp_path / "j.db")
+    with pytest.raises(AnnotatorError, match=r"judge raised TimeoutError: no answer .*completion: '6'\)"):
+        scorer([Prompt("Q")] * 8, EIGHT)
+    resumed = Flaky()
+    scorer = FunctionScorer(resumed, "judge")
+    scorer.kept = Ledger(tmp_path / "j.db")
+    assert scorer([Prompt("Q")] * 8, EIGHT) == [float(i) for i in range(8)]
+    assert resumed.asked == ["6"]
+    assert scorer([Prompt("Q")] * 7, EIGHT[:7])[6] == 6.0  # other neighbours: asked anew
+    assert len(resumed.asked) == 8
+
+
+def test_async_functions_share_a_loop() -> None:
+    loops = []
+
+    async def score(completions: list[str]) -> list[float]:
+        loops.append(asyncio.get_running_loop())
+        return [0.0] * len(completions)
+
+    scorer = FunctionScorer(score)
+    scorer(PROMPTS, COMPLETIONS)
+    scorer(PROMPTS, COMPLETIONS)
+    assert loops[0] is loops[1]
 
 
 def test_a_column_that_the_data_lack() -> None:

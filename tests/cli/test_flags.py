@@ -12,9 +12,9 @@ from pydantic import Field
 from rich.console import Console
 
 from palate.cli.flags import command, metavar, panels
-from palate.cli.settings import load_config
 from palate.config import BatchConfig, Config, MethodConfig, ModelConfig, Names, Sampling
 from palate.errors import ConfigError
+from palate.settings import load_config
 
 
 class Toy(BatchConfig, Sampling, MethodConfig):

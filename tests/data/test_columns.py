@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from palate.data import read_prompts
@@ -35,7 +37,21 @@ def said(read, source, **options):
         ({"chosen": [U, A], "rejected": [U, B]}, (U,), {"chosen": [A], "rejected": [B]}),
         ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, "Hi", {"chosen": "a", "rejected": "b"}),
         ({"prompt": [{"from": "human", "value": "Hi"}]}, (U,), {}),
-        ({"prompt": [{**U, "from": None, "tool_calls": None, "name": "Ann"}]}, (U,), {}),
+        ({"prompt": [{**U, "from": None, "tool_calls": None}]}, (U,), {}),
+        ({"prompt": [{**U, "name": "Ann"}]}, ({**U, "name": "Ann"},), {}),  # a template may read it
+        ({"prompt": [U, A]}, (U, A), {}),  # a begun answer
+        (
+            {"prompt": [user([{"type": "text", "text": "H"}, {"type": "text", "text": "i"}])]},
+            (U,),
+            {},
+        ),
+        ({"prompt": "Hi", "system": "Be brief."}, (SYSTEM, U), {}),
+        ({"prompt": "Hi", "system": ""}, "Hi", {}),
+        ({"messages": [U, A], "system_prompt": "Be brief."}, (SYSTEM, U), {}),
+        ({"instruction": "So?", "history": [["Hi", "Hello"]]}, (U, A, user("So?")), {}),
+        ({"prompt": json.dumps([SYSTEM, U])}, (SYSTEM, U), {}),
+        ({"prompt": str([SYSTEM, U])}, (SYSTEM, U), {}),
+        ({"prompt": '["role", "from"]'}, '["role", "from"]', {}),
         ({"instruction": "Hi"}, "Hi", {}),
         ({"instruction": "Hi", "input": "", "output": "Hello"}, "Hi", {"output": "Hello"}),
         (
@@ -99,21 +115,25 @@ def test_limit_and_split(data, tmp_path):
         ({"prompt": [{"content": "a"}]}, "turn 1 of prompt has no role; expected one of system,"),
         ({"prompt": [{"role": "user"}]}, "the content of turn 1 of prompt is null; expected a text."),
         (
-            {"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
-            "the content of turn 1 of prompt is a list; expected a text.",
+            {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "a"}]}]},
+            "the content of turn 1 of prompt has a part of type 'image_url'; expected parts of type 'text'.",
         ),
         (
             {"prompt": [{**U, "tool_calls": [{}]}]},
-            "turn 1 of prompt calls tools; expected turns of text only.",
+            "turn 1 of prompt is of the user and calls tools; expected calls in turns of the assistant.",
         ),
-        ({"prompt": [U, A]}, "in prompt the turn to answer is of the assistant; expected one of the user"),
+        ({"prompt": [A]}, "in prompt the turn to answer is of the assistant; expected one of the user"),
+        ({"prompt": "a", "tools": "b"}, "tools is a text; expected a list of tools, or its JSON text."),
+        ({"prompt": "a", "tools": [3]}, "a tool is a number; expected an object"),
+        ({"prompt": "a", "chat_template_kwargs": 3}, "chat_template_kwargs is a number; expected an object"),
+        ({"prompt": "a", "system": 3}, "system is a number; expected a text."),
         ({"prompt": [SYSTEM]}, "in prompt the turn to answer is of the system; expected one of the user"),
         ({"prompt": [user(" ")]}, "in prompt the turn to answer is empty; expected something to answer."),
         ({"messages": [A]}, "messages has no turn to answer; expected a turn of the user"),
         ({"messages": "Hi"}, "messages is a text; expected a list of chat turns."),
         ({"instruction": 3}, "instruction is a number; expected a text."),
         ({"instruction": "a", "input": ["b"]}, "input is a list; expected a text."),
-        ({"instruction": "a", "history": [["b", "c"]]}, "the instruction has a history; expected one turn"),
+        ({"instruction": "a", "history": ["b"]}, "history is no list of pairs; expected pairs of texts"),
         ({"conversations": [U, A], "system": 3}, "system is a number; expected a text."),
     ],
 )
@@ -132,7 +152,8 @@ def test_bad_maps(data):
     )
     assert said(read_prompts, source, columns={"promt": "instruction"}) == (
         "--map promt=instruction: 'promt' is not a column that is read; expected one of prompt, chosen, "
-        "rejected, completion, messages, text, margin on the left. Did you mean prompt?"
+        "rejected, completion, messages, text, margin, system, tools, chat_template_kwargs, label, finish, "
+        "chosen_finish, rejected_finish on the left. Did you mean prompt?"
     )
     assert said(read_prompts, source, columns={"prompt": "n"}).startswith(f"{source}:1: prompt is a number;")
     assert said(read_prompts, source, columns={"prompt": "more"}).startswith(

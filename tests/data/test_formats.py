@@ -185,22 +185,7 @@ def test_swapped_columns(data):
             {"chosen": "\n\nHuman: a b\n\nAssistant: c", "rejected": "\n\nHuman: a d\n\nAssistant: e"},
             "prompt is missing; expected one, or the same words at the start",
         ),
-        (
-            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "2"},
-            "margin is '2'; expected a finite number.",
-        ),
-        (
-            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": True},
-            "margin is True; expected a finite",
-        ),
-        (
-            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")},
-            "margin is nan; expected a fi",
-        ),
-        (
-            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1},
-            "margin is -1: chosen would be the worse",
-        ),
+        ({"prompt": "a", "chosen": " ", "rejected": "c"}, "chosen is empty; expected the better text"),
         ({"question": "a", "chosen": "b", "rejected": "c"}, "Try --map prompt=question."),
     ],
 )

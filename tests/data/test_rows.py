@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from palate.data import Row, read_rows
+from palate.data.rows import scan_rows
 from palate.errors import DataError
 
 
@@ -214,7 +215,7 @@ def test_a_name_that_is_nothing_says_what_can_be_named(source):
     assert message.endswith("Did you mean everyday?") == (source == "evryday")
 
 
-@pytest.mark.parametrize("name", ["p.csv", "p.txt", "p.pkl", "p.arrow", "p.tar.gz"])
+@pytest.mark.parametrize("name", ["p.txt", "p.pkl", "p.arrow", "p.tar.gz"])
 def test_kinds_that_are_not_read(tmp_path, name):
     expected = (
         f"{tmp_path / name} is of a kind that is not read; expected .jsonl, .json, .jsonl.gz, .json.gz, .par"
@@ -231,12 +232,68 @@ def test_a_file_without_a_suffix_is_not_looked_for_on_the_hub(tmp_path, monkeypa
     assert said("data/prefs").startswith("data/prefs is of a kind that is not read")
 
 
-def test_a_directory_that_is_no_saved_dataset(tmp_path):
-    assert said(tmp_path) == (
-        f"{tmp_path} is a directory that `datasets` did not save (save_to_disk); name a file instead."
-    )
-    lines(tmp_path / "a.jsonl", {"a": 1})
-    assert said(tmp_path).endswith("name a file instead. In that folder there is a.jsonl.")
+def test_a_folder_of_files(tmp_path):
+    assert said(tmp_path) == f"{tmp_path} is an empty folder; expected data files in it."
+    lines(tmp_path / "a.jsonl", {"prompt": "a"})
+    assert [row.columns for row in read_rows(str(tmp_path))] == [{"prompt": "a"}]
+    assert "Choose another --split: train." in said(tmp_path, split="test")
+
+
+def test_a_clone_with_configurations(tmp_path):
+    for name in ("short", "long"):
+        lines(tmp_path / f"{name}.jsonl", {"prompt": name})
+    configs = "".join(f"- config_name: {n}\n  data_files: {n}.jsonl\n" for n in ("short", "long"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert [row.columns for row in read_rows(f"{tmp_path}:long")] == [{"prompt": "long"}]
+    assert f"name one of them: {tmp_path}:short, {tmp_path}:long." in said(tmp_path)
+    assert f"name one of them: {tmp_path}:short, {tmp_path}:long." in said(f"{tmp_path}:middle")
+
+
+def test_a_configuration_on_the_hub(monkeypatch):
+    import datasets
+
+    def load_dataset(path, name=None, **_):
+        if name is None:
+            listed = (
+                "Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']"
+            )
+            raise ValueError(listed)
+        return datasets.Dataset.from_list([{"prompt": name}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert [row.columns for row in read_rows("someone/sums:main")] == [{"prompt": "main"}]
+    assert "name one of them: someone/sums:main, someone/sums:socratic." in said("someone/sums")
+    assert "A configuration is named as someone/sums:main." in said("someone/sums/main")
+
+
+# ---- Tables of text --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "comma"), [("t.csv", ","), ("t.tsv", "\t"), ("t.csv.gz", ",")])
+def test_tables(tmp_path, name, comma):
+    text = f'prompt{comma}n\n"two\nlines, ""quoted"""{comma}1\n007{comma}\n'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    rows = list(read_rows(str(tmp_path / name)))
+    # Numbers stay as they are written: a prompt of digits is a text.
+    assert [r.columns for r in rows] == [
+        {"prompt": 'two\nlines, "quoted"', "n": "1"},
+        {"prompt": "007", "n": None},
+    ]
+    assert rows[1].where == f"{tmp_path / name} row 2"
+
+
+def test_a_row_with_another_number_of_values_is_a_bad_row(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("prompt,n\na,1\nb,2,3\nc,4\n")
+    rows = list(scan_rows(str(path)))
+    assert [row.columns.get("prompt") for row in rows if row.fault is None] == ["a", "c"]
+    assert "has 3 values; expected 2" in str(next(row.fault for row in rows if row.fault))
+
+
+def test_a_table_that_is_none(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\xff\xfe\x00prompt,\n\xff,a\n")
+    assert said(path).startswith(f"{path} cannot be read as a table")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PAR1" + b"\0" * 100 + b"PAR1"])

@@ -3,13 +3,13 @@ from types import MappingProxyType
 
 import pytest
 
-from palate.data import read_comparisons, read_rows, write_rows
+from palate.data import read_comparisons, read_demonstrations, read_rows, write_rows
 from palate.errors import DataError
 
 TURNS = ({"role": "user", "content": "Wie geht's?\n☕"},)
 ROWS = [
     {"prompt": TURNS, "chosen": "Gut!", "rejected": "So là là.", "margin": 0.1},
-    MappingProxyType({"prompt": (MappingProxyType(TURNS[0]),), "chosen": "", "rejected": " ", "margin": 2.0}),
+    MappingProxyType({"prompt": (MappingProxyType(TURNS[0]),), "chosen": " ", "rejected": "", "margin": 2.0}),
 ]
 
 
@@ -19,10 +19,10 @@ def test_what_was_written_is_read(tmp_path, name):
     write_rows(path, iter(ROWS))
     assert [row.columns for row in read_rows(str(path))] == [
         {"prompt": list(TURNS), "chosen": "Gut!", "rejected": "So là là.", "margin": 0.1},
-        {"prompt": list(TURNS), "chosen": "", "rejected": " ", "margin": 2.0},
+        {"prompt": list(TURNS), "chosen": " ", "rejected": "", "margin": 2.0},
     ]
-    comparisons, same = read_comparisons(str(path))
-    assert (comparisons[0].prompt.content, comparisons[1].margin, same) == (TURNS, 2.0, 0)
+    comparisons, same = read_comparisons(str(path), limit=1)
+    assert (comparisons[0].prompt.content, comparisons[0].margin, same) == (TURNS, 0.1, 0)
     assert os.listdir(tmp_path) == [name]
 
 
@@ -44,6 +44,7 @@ def test_parquet_has_the_columns_of_all_rows(tmp_path):
         ("p.jsonl", [{"a": float("nan")}], "p.jsonl is not written: row 1 is no JSON (Out of range float"),
         ("p.jsonl", [{"a": "\ud83d"}], "p.jsonl is not written: row 1 is no JSON ('utf-8' codec"),
         ("p.parquet", [{"a": 1}, {"a": "x"}], "p.parquet is not written: column 'a' is not of one type ("),
+        ("p.parquet", [{"a": {}}], "p.parquet is not written as Parquet ("),
         ("p.parquet", [{"a": "\ud83d"}], "p.parquet is not written: column 'a' is not of one type ("),
     ],
 )
@@ -73,3 +74,15 @@ def test_an_unwritable_place(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"p\.jsonl cannot be written: No space left on device\.$"):
         write_rows(tmp_path / "p.jsonl", [{"a": 1}])
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_finish_travels_with_the_texts(tmp_path, name):
+    path = tmp_path / name
+    write_rows(path, [{"prompt": "a", "completion": "b", "finish": f} for f in ("eos", "length", "stop")])
+    rows = read_demonstrations(str(path))
+    assert [row.finish for row in rows] == ["eos", "length", "eos"]
+    assert [dict(row.prompt.columns) for row in rows] == [{}, {}, {}]
+    write_rows(path, [{"prompt": "a", "chosen": "b", "rejected": "c", "rejected_finish": "length"}])
+    ((pair,), _) = read_comparisons(str(path))
+    assert (pair.chosen_finish, pair.rejected_finish) == ("eos", "length")

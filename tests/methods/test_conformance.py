@@ -163,7 +163,7 @@ def test_a_learning_rate_is_vetted_for_adapters_and_for_all_weights(name: str) -
 @NAMES
 def test_its_paper_config_fits(name: str) -> None:
     file = Path(__file__).parents[2] / "configs" / "paper" / f"{name}.yaml"
-    from palate.cli.settings import load_config
+    from palate.settings import load_config
 
     load_config(METHODS[name].config, file=file, flags={"data": "x"})
 
@@ -486,7 +486,7 @@ def test_another_reference_is_refused(
 
 
 def test_an_unknown_method() -> None:
-    with pytest.raises(ConfigError, match=r"method 'dpoo' is unknown; there are click, dpo, ipo, "):
+    with pytest.raises(ConfigError, match=r"unknown method 'dpoo'; did you mean 'dpo'\?"):
         palate.train("dpoo", METHODS["dpo"].config(data="x"))
 
 

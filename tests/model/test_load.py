@@ -426,7 +426,7 @@ def conversions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         (target / "config.json").write_text("{}")
 
     monkeypatch.setenv("PALATE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("palate.model.embedded._gguf_file", lambda: gguf)
+    monkeypatch.setattr("palate.model.embedded.gguf_file", lambda: gguf)
     monkeypatch.setattr("palate.model.embedded._convert", convert)
     return made
 

@@ -27,17 +27,23 @@ class Scorer(Protocol):
 
 
 class Judge(Protocol):
-    """Says how probably the first of two completions is the preferred one."""
+    """Says how probably the first of two completions is the preferred one, when they are shown in this order.
+
+    The order is part of the question: a judge may well favour a place. It answers for the order it is given
+    and corrects nothing; `in_both_orders` asks for each pair twice, once in each order, and takes the mean.
+    """
 
     name: str
 
     def __call__(
         self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
     ) -> list[float | None]:
-        """P(first preferred) in [0, 1] for each pair; None where no verdict could be had."""
+        """P(first preferred) in [0, 1] for each pair as shown; None where there is no usable verdict."""
 
 
-def scored(*scorers: Scorer, weights: Sequence[float] | None = None) -> Annotator:
+def scored(
+    *scorers: Scorer, weights: Sequence[float] | None = None, may_be_silent: bool = False
+) -> Annotator:
     """Annotate by the weighted sum of scorers.
 
     A completion that any scorer leaves without a finite reward gets none at all: a sum with a part
@@ -46,6 +52,8 @@ def scored(*scorers: Scorer, weights: Sequence[float] | None = None) -> Annotato
     Args:
         scorers: at least one.
         weights: one per scorer; all 1 if not given.
+        may_be_silent: a call without any usable reward is no error. It makes a step without pairs, and many
+            of those stop a run.
 
     Raises:
         AnnotatorError: from a scorer that fails, or when nothing in a call has a usable reward.
@@ -67,17 +75,19 @@ def scored(*scorers: Scorer, weights: Sequence[float] | None = None) -> Annotato
             for name, scorer in zip(names, scorers, strict=True)
         }
         totals = [_weighted(values, chosen) for values in zip(*parts.values(), strict=True)]
-        _require_some(totals, groups, " + ".join(parts))
+        if not may_be_silent:
+            _require_some(totals, groups, " + ".join(parts))
         return _regroup(groups, totals, parts if len(parts) > 1 else {})
 
     return annotate
 
 
 def judged(judge: Judge) -> Annotator:
-    """Annotate by the mean probability of winning against the group's other completions.
+    """Annotate by the mean probability of winning against the group's other completions, in both orders.
 
     With two completions that is p and 1 - p, so ties and best-against-worst mean the same for judges
-    and scorers. A completion without any usable verdict gets no reward.
+    and scorers. A pair with a verdict in one order alone has none; a completion without any usable verdict
+    gets no reward.
     """
 
     def annotate(groups: Sequence[Group]) -> list[Group]:
@@ -87,15 +97,14 @@ def judged(judge: Judge) -> Annotator:
             for i in range(len(group.completions))
             for j in range(i + 1, len(group.completions))
         ]
-        verdicts = judge(
+        verdicts = in_both_orders(
+            judge,
             [groups[g].prompt for g, _, _ in matches],
             [(groups[g].completions[i], groups[g].completions[j]) for g, i, j in matches],
         )
-        if len(verdicts) != len(matches):
-            raise AnnotatorError(f"judge {judge.name} gave {len(verdicts)} verdicts for {len(matches)} pairs")
         wins: dict[tuple[int, int], list[float]] = {}
         for (g, i, j), p in zip(matches, verdicts, strict=True):
-            if p is not None and 0.0 <= p <= 1.0:
+            if p is not None:
                 wins.setdefault((g, i), []).append(p)
                 wins.setdefault((g, j), []).append(1.0 - p)
         rewards = [
@@ -103,10 +112,33 @@ def judged(judge: Judge) -> Annotator:
             for g, group in enumerate(groups)
             for i in range(len(group.completions))
         ]
-        _require_some(rewards, groups, judge.name)
         return _regroup(groups, rewards, {})
 
     return annotate
+
+
+def in_both_orders(
+    judge: Judge, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
+) -> list[float | None]:
+    """P(first preferred) for each pair, the mean over both orders in which it can be shown.
+
+    ½ (P(a | a, b) + 1 - P(b | b, a)), as in RLAIF (Lee et al. 2023, arXiv:2309.00267): a judge that always
+    favours the first place, or the second, gives one half to every pair. None where one of the two is missing
+    or is no probability.
+
+    Raises:
+        AnnotatorError: the judge gives another number of verdicts than it was asked for.
+    """
+    swapped = [(second, first) for first, second in pairs]
+    verdicts = judge([*prompts, *prompts], [*pairs, *swapped])
+    if len(verdicts) != 2 * len(pairs):
+        raise AnnotatorError(
+            f"judge {judge.name} gave {len(verdicts)} verdicts for {2 * len(pairs)} pairs; expected one each"
+        )
+    return [
+        (p + 1.0 - q) / 2 if p is not None and q is not None and 0.0 <= p <= 1.0 and 0.0 <= q <= 1.0 else None
+        for p, q in zip(verdicts[: len(pairs)], verdicts[len(pairs) :], strict=True)
+    ]
 
 
 def penalised(annotate: Annotator, *, missing_eos: float) -> Annotator:

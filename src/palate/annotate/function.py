@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from palate.annotate import loop
 from palate.errors import AnnotatorError
+from palate.journal import content_key, key_of
 from palate.types import Completion, Prompt
+
+
+class Answers(Protocol):
+    """Where rewards of functions are kept as they come, such as a ledger of verdicts."""
+
+    def answers(self, keys: Sequence[str]) -> dict[str, float | None]:
+        """Those that are there, by key."""
+
+    def keep_answers(self, found: Mapping[str, float | None]) -> None:
+        """Keep some."""
 
 
 class FunctionScorer:
@@ -23,7 +33,14 @@ class FunctionScorer:
     A prompt given as chat turns arrives as a list of turns, and so does its completion; a text prompt
     and its completion arrive as texts. `columns` are the data's further columns, a list each. Of all
     these, the function is passed what its signature names, or everything if it takes `**kwargs`. It may
-    be `async`.
+    be `async`; all of them share one event loop, so a client may be made once and used in every call.
+
+    A call that raises is done again completion by completion, so that one failure costs one reward. With
+    `kept` the others are kept, and only the failing ones are asked for again when the run is resumed.
+
+    Attributes:
+        kept: where rewards are kept as they come; nowhere if None.
+        say: tells people something.
 
     Raises:
         AnnotatorError: the function raises, gives another number of rewards, or something that is
@@ -36,9 +53,64 @@ class FunctionScorer:
         parameters = inspect.signature(function).parameters
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._takes = set(parameters)
+        self.kept: Answers | None = None
+        self.say: Callable[[str], None] = lambda text: None
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         """One reward per completion."""
+        if self.kept is None:
+            return self._asked(prompts, completions, lambda i, reward: None)
+        # Of this very call: a function may look at a completion's neighbours.
+        contents = [(content_key(p, c), dict(p.columns)) for p, c in zip(prompts, completions, strict=True)]
+        call = key_of("function", self.name, contents)
+        keys = [key_of(call, i) for i in range(len(contents))]
+        known = self.kept.answers(keys)
+        left = [i for i, key in enumerate(keys) if key not in known]
+        kept = self.kept
+        if left:
+            known |= dict(
+                zip(
+                    [keys[i] for i in left],
+                    self._asked(
+                        [prompts[i] for i in left],
+                        [completions[i] for i in left],
+                        lambda j, reward: kept.keep_answers({keys[left[j]]: reward}),
+                    ),
+                    strict=True,
+                )
+            )
+            kept.keep_answers(known)
+        return [known[key] for key in keys]
+
+    def _asked(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        keep: Callable[[int, float | None], None],
+    ) -> list[float | None]:
+        """Rewards of all in one call, or one by one if that raises; `keep` sees those of single calls."""
+        try:
+            return self._rewards(prompts, completions)
+        except _Raised as error:
+            if len(prompts) == 1:
+                raise error.told from error.cause
+            first = error
+        found: list[float | None] = []
+        failed: list[_Raised] = []
+        for i in range(len(prompts)):
+            try:
+                (reward,) = self._rewards(prompts[i : i + 1], completions[i : i + 1])
+            except _Raised as error:
+                failed.append(error)
+                continue
+            keep(i, reward)
+            found.append(reward)
+        if failed:
+            raise failed[0].told from failed[0].cause
+        self.say(f"{first.told}; asked one by one, it gave a reward for each of {len(found)} completions")
+        return found
+
+    def _rewards(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         rewards = self._call(prompts, completions)
         if len(rewards) != len(completions):
             raise AnnotatorError(
@@ -66,21 +138,16 @@ class FunctionScorer:
         try:
             result = self.function(**arguments)
             if inspect.isawaitable(result):
-                # In a thread of its own: a notebook has a running loop already.
-                with ThreadPoolExecutor(1) as pool:
-                    result = pool.submit(asyncio.run, _awaited(result)).result()
+                result = loop.run(_awaited(result))
             if isinstance(result, Mapping | Set):
                 raise TypeError(f"it gave a {type(result).__name__}, expected a list with a number for each")
             return list(result) if isinstance(result, Iterable) else [result]
         except Exception as error:
-            if len(prompts) > 1:
-                # Once more, one by one, to be able to say which prompt it was.
-                for prompt, completion in zip(prompts, completions, strict=True):
-                    self._call([prompt], [completion])
-            raise AnnotatorError(
+            told = AnnotatorError(
                 f"reward function {self.name} raised {type(error).__name__}: {error} "
                 f"(prompt: {_shown(prompts[0])}, completion: {completions[0].text[:80]!r})"
-            ) from error
+            )
+            raise _Raised(told, error) from error
 
     def _number(self, reward: Any, prompt: Prompt) -> float | None:
         if reward is None:
@@ -94,6 +161,14 @@ class FunctionScorer:
                 f"reward function {self.name} gave {reward!r}; expected a number or None "
                 f"(prompt: {_shown(prompt)})"
             ) from error
+
+
+class _Raised(Exception):  # noqa: N818
+    """A function raised: what to tell, and what it raised."""
+
+    def __init__(self, told: AnnotatorError, cause: Exception) -> None:
+        super().__init__(str(told))
+        self.told, self.cause = told, cause
 
 
 def load_function(path: str) -> FunctionScorer:

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache
 
-from palate.annotate.base import Annotator, Judge
+from palate.annotate.base import Annotator, Judge, in_both_orders
+from palate.annotate.judges.records import Question
+from palate.annotate.judges.template import Template
 from palate.config import ModelConfig
-from palate.errors import AnnotatorError, ModelError
+from palate.errors import ModelError
 from palate.model import Codec, Snapshot, load_model
-from palate.types import Completion, Content, Group, Prompt
+from palate.types import Completion, Group, Prompt
 
 LABELS = ("A", "B")
 """What the model says for the completion shown first, and for the one shown second."""
 
 EPSILON = 1e-4
 """Probabilities are kept this far from 0 and 1, where their logit would be infinite."""
-
-_QUESTION = """\
-Somebody asked:
-
-{prompt}
-
-Answer {a}:
-
-{first}
-
-Answer {b}:
-
-{second}
-
-Which answer is better? Say {a} or {b}, and nothing else."""
 
 _OPENING = "\n\nBetter answer:\n"
 """Behind the question, where no chat template opens the model's turn."""
@@ -41,9 +30,8 @@ class Ranker:
     """Says how probably the first of two completions is the better one, by the probabilities of two labels.
 
     The pairwise ranker of SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) and RSO (Liu et al. 2023,
-    arXiv:2309.06657). The model is asked in both orders and the mean is taken: P(first preferred) is
-    ½ (P(A | first, second) + P(B | second, first)), where P(A) and P(B) are made to add up to 1, so that
-    swapping the two gives the complement. It stays `EPSILON` away from 0 and 1.
+    arXiv:2309.06657). P(A) and P(B) are made to add up to 1; the result stays `EPSILON` away from 0 and 1.
+    Like every judge it answers for the order it is given; `against_first` and `judged` ask for both.
 
     Args:
         snapshot: of a language model, one that was trained as a ranker.
@@ -84,23 +72,22 @@ class Ranker:
     def __call__(
         self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
     ) -> list[float | None]:
-        """P(first preferred) for each pair, in (0, 1)."""
+        """P(first preferred) for each pair as shown, in (0, 1)."""
         if not pairs:
             return []
         asked = [
-            Group(question(self._codec, prompt, *texts), self._labels)
-            for prompt, (a, b) in zip(prompts, pairs, strict=True)
-            for texts in ((a.text, b.text), (b.text, a.text))
+            Group(question(self._codec, prompt, first.text, second.text), self._labels)
+            for prompt, (first, second) in zip(prompts, pairs, strict=True)
         ]
         # Both labels stand at the same place, so the softmax over the two is that of their log-probabilities.
-        logps = self._snapshot.logps(asked).sum().view(-1, 2, 2)
-        says_first = logps.double().softmax(-1)[..., 0]  # (pairs, 2 orders)
-        found = (says_first[:, 0] + 1 - says_first[:, 1]) / 2
-        return [float(p) for p in found.clamp(EPSILON, 1 - EPSILON)]
+        logps = self._snapshot.logps(asked).sum().view(-1, 2)
+        says_first = logps.double().softmax(-1)[:, 0]  # (pairs,)
+        return [float(p) for p in says_first.clamp(EPSILON, 1 - EPSILON)]
 
 
 def against_first(judge: Judge) -> Annotator:
-    """Annotate by the logit of the probability of winning against the group's first completion.
+    """Annotate by the logit of the probability of winning against the group's first completion, asked in both
+    orders.
 
     The first gets 0, and another y the reward logit P(y preferred to the first), as in RSO (Liu et al. 2023,
     arXiv:2309.06657), whose fixed completion is one sample at random, as the first of a policy's samples is.
@@ -111,12 +98,11 @@ def against_first(judge: Judge) -> Annotator:
 
     def annotate(groups: Sequence[Group]) -> list[Group]:
         others = [(group, completion) for group in groups for completion in group.completions[1:]]
-        verdicts = judge(
+        verdicts = in_both_orders(
+            judge,
             [group.prompt for group, _ in others],
             [(completion, group.completions[0]) for group, completion in others],
         )
-        if len(verdicts) != len(others):
-            raise AnnotatorError(f"judge {judge.name} gave {len(verdicts)} verdicts for {len(others)} pairs")
         logits = iter([_logit(p) for p in verdicts])
         found = []
         for group in groups:
@@ -129,7 +115,7 @@ def against_first(judge: Judge) -> Annotator:
 
 
 def _logit(p: float | None) -> float | None:
-    if p is None or not 0.0 <= p <= 1.0:
+    if p is None:
         return None
     p = min(max(p, EPSILON), 1 - EPSILON)
     return math.log(p) - math.log1p(-p)
@@ -151,7 +137,9 @@ def labels(codec: Codec) -> tuple[Completion, Completion]:
 
 
 def question(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:
-    """What the ranker is asked about two texts, in this order.
+    """What the ranker is asked about two texts, in this order: the file `judges/templates/ranker.jinja`.
+
+    As for every judge, the texts stand between marks that they cannot contain, without control tokens.
 
     Texts that do not fit into the model's context are cut at their end, the longer one first.
 
@@ -174,16 +162,13 @@ def question(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:
 
 
 def _asked(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:
-    text = _QUESTION.format(
-        prompt=_text(prompt.content), first=first, second=second, a=LABELS[0], b=LABELS[1]
-    )
+    text = Question(_template(), prompt.content, (first, second), LABELS).render(sys.maxsize)
     return Prompt(text if codec.has_template else text + _OPENING, where=prompt.where)
 
 
-def _text(content: Content) -> str:
-    if isinstance(content, str):
-        return content
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in content)
+@cache
+def _template() -> Template:
+    return Template.load("pairwise", name="ranker")
 
 
 def _tokens(codec: Codec, text: str) -> list[int]:

@@ -60,22 +60,23 @@ class RewardModel:
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         """One reward per completion: the classifier's output, unscaled."""
         groups = [
-            Group(prompt, tuple(part))
+            part
             for prompt, together in groupby(zip(prompts, completions, strict=True), key=itemgetter(0))
             for part in self._parts(prompt, [completion.text for _, completion in together])
         ]
         return list(batched_scores(self.model, groups, self._budget).tolist()) if groups else []
 
-    def _parts(self, prompt: Prompt, texts: Sequence[str]) -> list[list[Completion]]:
+    def _parts(self, prompt: Prompt, texts: Sequence[str]) -> list[Group]:
         """Split completions of a prompt into parts to compute together, as large as the budget allows."""
+        # As they are in the data that reward models learn from: finished conversations.
+        prompt, completions = self.model.codec.answers(prompt.to_sample(), texts)
         before = len(self.model.codec.prompt_ids(prompt))
         parts: list[list[Completion]] = []
-        for text in texts:
-            completion = self.model.codec.completion(prompt, text)
+        for completion in completions:
             wider = [*(parts[-1] if parts else ()), completion]
             sizes = [len(c.token_ids) for c in wider]
             if parts and self.model.engine.tokens(before, sizes) <= self._budget:
                 parts[-1] = wider
             else:
                 parts.append([completion])
-        return parts
+        return [Group(prompt, tuple(part)) for part in parts]

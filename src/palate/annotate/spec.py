@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from palate.annotate.base import Annotator, Scorer, penalised, scored
-from palate.annotate.function import load_function
+from palate.annotate.base import Annotator, Scorer, judged, penalised, scored
+from palate.annotate.function import Answers, FunctionScorer, load_function
 from palate.annotate.ranker import Ranker, against_first
+from palate.annotate.registry import Registry
 from palate.annotate.reward_model import RewardModel
 from palate.annotate.rules import length, regex, sentiment
 from palate.annotate.topic import OnTopic
 from palate.errors import AnnotatorError
+from palate.given import GivenReward, is_judge
 
 _RANKER = "ranker:"
 _WEIGHT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
 
 
-def annotator(specs: Sequence[str], *, missing_eos_penalty: float = 0.0, **model_options: Any) -> Annotator:
+def annotator(
+    specs: Sequence[str],
+    *,
+    missing_eos_penalty: float = 0.0,
+    kept: Answers | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **model_options: Any,
+) -> Annotator:
     """The annotator for `--reward` values such as `sentiment` and `0.5*length:40`.
 
     Args:
-        specs: one per reward, each with an optional weight in front.
+        specs: one per reward, each with an optional weight in front; or given in Python.
         missing_eos_penalty: taken off the reward of completions that were cut.
+        kept: where functions' rewards are kept as they come, so that a failure costs none of them.
+        say: tells people of failures that passed.
         model_options: passed to `RewardModel.load`.
 
     Raises:
@@ -33,21 +44,22 @@ def annotator(specs: Sequence[str], *, missing_eos_penalty: float = 0.0, **model
     """
     weights, scorers = [], []
     for spec in specs:
-        match = _WEIGHT.fullmatch(spec)
-        weight, name = (float(match[1]), match[2]) if match else (1.0, spec)
-        if name.startswith(_RANKER):
+        weight, name = _split(spec)
+        if is_judge(name):
             return penalised(_compared(specs, **model_options), missing_eos=missing_eos_penalty)
         if not math.isfinite(weight):
             raise AnnotatorError(f"reward {spec!r} has the weight {weight}; expected a finite number")
         weights.append(weight)
         scorers.append(scorer(name, **model_options))
+    for found in scorers:
+        if isinstance(found, FunctionScorer):
+            found.kept, found.say = kept, say
     return penalised(scored(*scorers, weights=weights), missing_eos=missing_eos_penalty)
 
 
 def files_of(specs: Sequence[str]) -> list[Path]:
     """The Python files among what `--reward` names."""
-    names = [match[2] if (match := _WEIGHT.fullmatch(spec)) else spec for spec in specs]
-    files = [Path(name.rpartition(":")[0]) for name in names]
+    files = [Path(_split(spec)[1].rpartition(":")[0]) for spec in specs]
     return [path for path in files if path.suffix == ".py" and path.is_file()]
 
 
@@ -57,34 +69,84 @@ def scorer(spec: str, **model_options: Any) -> Scorer:
     Raises:
         AnnotatorError: it names nothing that can score.
     """
+    if isinstance(spec, GivenReward):
+        return FunctionScorer(spec.reward) if spec.kind == "function" else spec.reward
     kind, colon, argument = spec.partition(":")
-    if spec == "sentiment":
-        return sentiment()
-    if spec == "on-topic":
-        return OnTopic()
-    if kind == "length" and colon:
-        if not argument.isdecimal():
-            raise AnnotatorError(
-                f"reward {spec!r} is no length rule; expected length:WORDS, such as length:40"
-            )
-        return length(int(argument))
-    if kind == "regex" and colon:
-        return regex(argument)
-    if kind == "model" and colon:
-        return RewardModel.load(argument, **model_options)
+    if kind in REWARDS:
+        found: Scorer = REWARDS[kind](argument if colon else None, **model_options)
+        return found
     if colon and kind:
         return load_function(spec)
-    raise AnnotatorError(
+    raise unknown(spec)
+
+
+def unknown(spec: str) -> AnnotatorError:
+    """The error for a spec that names nothing."""
+    others = "".join(f", {kind}" for kind in REWARDS if kind not in _OWN)
+    return AnnotatorError(
         f"reward {spec!r} is unknown; expected sentiment, on-topic, length:WORDS, regex:PATTERN, "
-        "module:function, file.py:function, model:ID or ranker:ID"
+        f"module:function, file.py:function, model:ID{others} or ranker:ID"
     )
 
 
-def _compared(specs: Sequence[str], **model_options: Any) -> Annotator:
-    """The annotator for a ranker, which gives no scores that could be weighed with others."""
-    if len(specs) > 1 or not specs[0].startswith(_RANKER):
+def _sentiment(argument: str | None, **_: Any) -> Scorer:
+    if argument is not None:
+        raise unknown(f"sentiment:{argument}")
+    return sentiment()
+
+
+def _on_topic(argument: str | None, **_: Any) -> Scorer:
+    if argument is not None:
+        raise unknown(f"on-topic:{argument}")
+    return OnTopic()
+
+
+def _length(argument: str | None, **_: Any) -> Scorer:
+    if argument is None:
+        raise unknown("length")
+    if not argument.isdecimal():
         raise AnnotatorError(
-            f"rewards {', '.join(map(repr, specs))} have a ranker, which compares completions and gives them "
-            "no scores to weigh; expected it alone and without a weight, as ranker:ID"
+            f"reward {f'length:{argument}'!r} is no length rule; expected length:WORDS, such as length:40"
         )
-    return against_first(Ranker.load(specs[0].removeprefix(_RANKER), **model_options))
+    return length(int(argument))
+
+
+def _regex(argument: str | None, **_: Any) -> Scorer:
+    if argument is None:
+        raise unknown("regex")
+    return regex(argument)
+
+
+def _model(argument: str | None, **model_options: Any) -> Scorer:
+    if argument is None:
+        raise unknown("model")
+    return RewardModel.load(argument, **model_options)
+
+
+_OWN = {"sentiment": _sentiment, "on-topic": _on_topic, "length": _length, "regex": _regex, "model": _model}
+
+REWARDS = Registry("palate.rewards", _OWN)
+"""What makes a scorer of a spec, by the word in front of the colon."""
+
+
+def _split(spec: str) -> tuple[float, str]:
+    """The weight and the reward."""
+    if isinstance(spec, GivenReward):
+        return spec.weight, spec
+    match = _WEIGHT.fullmatch(spec)
+    return (float(match[1]), match[2]) if match else (1.0, spec)
+
+
+def _compared(specs: Sequence[str], **model_options: Any) -> Annotator:
+    """The annotator for a ranker or a judge, which gives no scores that could be weighed with others."""
+    weight, name = next(part for part in map(_split, specs) if is_judge(part[1]))
+    if len(specs) > 1 or weight != 1.0:
+        who, alone = ("judge", "") if isinstance(name, GivenReward) else ("ranker", ", as ranker:ID")
+        raise AnnotatorError(
+            f"rewards {', '.join(map(repr, specs))} have a {who}, which compares completions and gives them "
+            f"no scores to weigh; expected it alone and without a weight{alone}"
+        )
+    if isinstance(name, GivenReward):
+        # A ranker takes the same annotator as under its name, so both give the same rewards.
+        return (against_first if isinstance(name.reward, Ranker) else judged)(name.reward)
+    return against_first(Ranker.load(name.removeprefix(_RANKER), **model_options))

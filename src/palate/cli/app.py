@@ -16,10 +16,10 @@ from cyclopts import App, CycloptsError
 from palate.cli.command import Command, Commands, Group
 from palate.cli.commands import COMMANDS
 from palate.cli.mistakes import explain
-from palate.errors import ConfigError, PalateError
+from palate.errors import BudgetError, ConfigError, PalateError
 
 MISTAKE, INTERRUPTED, CUT_OFF = 2, 130, 141
-"""Exit codes: a user's mistake, Ctrl-C, and stdout closed by its reader (as shells count signals)."""
+"""Exit codes: a user's mistake; Ctrl-C, or a spending limit; stdout closed by its reader. As shells count."""
 
 _UNUSED: Any = object()
 """Stands for cyclopts' console of errors, which are ours to print: it would load rich."""
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None, *, commands: Commands = COMMANDS) ->
     try:
         code = _dispatch(tokens, commands)
         sys.stdout.flush()
+    except BudgetError as error:
+        _complain(str(error))
+        return INTERRUPTED
     except PalateError as error:
         _complain(str(error))
         return MISTAKE

@@ -8,6 +8,7 @@ its default, which the file may replace.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -15,9 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from cyclopts import Group, Parameter
 
 from palate.cli.descriptions import description
-from palate.cli.settings import flag_name, is_union, load_config, offered, plain
 from palate.config import Config, MethodConfig
 from palate.errors import ConfigError
+from palate.settings import flag_name, is_union, load_config, offered, plain
 
 C = TypeVar("C", bound=Config)
 R = TypeVar("R")
@@ -183,6 +184,12 @@ def _value(cls: type[Config], name: str, given: Any) -> Any:
 def _pairs(name: str, texts: list[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for text in texts:
+        if text.startswith("{"):  # all of them as one JSON object
+            try:
+                pairs |= json.loads(text)
+                continue
+            except ValueError as error:
+                raise ConfigError(f"{flag_name(name)} is {text!r}, which is no JSON ({error})") from error
         key, equals, value = text.partition("=")
         if not (key and equals and value):
             raise ConfigError(f"{flag_name(name)} is {text!r}, expected KEY=VALUE, as prompt=instruction")

@@ -16,7 +16,7 @@ from cyclopts import (
 )
 
 from palate.cli.command import Commands, Group
-from palate.cli.near import near
+from palate.near import near
 
 if TYPE_CHECKING:
     from cyclopts import Argument

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from palate.cli.settings import load_config
 from palate.config import EMBEDDED, ModelConfig, Sampling
 from palate.errors import ConfigError, ModelError, RunError
 from palate.model import LoadedModel, Snapshot, load_model
@@ -16,6 +15,7 @@ from palate.model.codec import Codec
 from palate.model.embedded import CACHED_AS
 from palate.model.snapshot import Weights
 from palate.rundir import checkpoint, read_description, read_object
+from palate.settings import load_config
 from palate.types import Completion, Content, Prompt
 
 Which = Literal["checkpoint", "base"]

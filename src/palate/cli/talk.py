@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from palate.cli.near import near
-from palate.cli.settings import load_config
 from palate.cli.speakers import Speaker
 from palate.errors import ConfigError, DataError
+from palate.near import near
 from palate.run.display import plain
+from palate.settings import load_config
 
 if TYPE_CHECKING:
     from palate.cli.commands.chat import ChatConfig

@@ -1,35 +1,30 @@
-"""One row under our column names, and what is said when it does not fit.
+"""One row under our column names, and the error for a row that does not fit.
 
-Our names are TRL's. Without a map a row may also have the names of other tools, where they can mean
-one thing only; a name of ours in the same row goes first:
-
-- `instruction` for `prompt` (Llama-Factory, distilabel), with a filled `input` on a line after it;
-- `output` for `completion`, beside an `instruction`;
-- `conversations` for `messages`, and turns of `from` and `value` for `role` and `content` (ShareGPT);
-- beside `instruction` or `conversations`, a filled `system` is the system turn.
-
-`question`, `query` and `response` are not taken unasked: such rows often need a second column (a context,
-a choice of answers), and leaving it out would go unnoticed. The error for them names the map to give.
+Our names are TRL's. A row may also have the names of other toolkits (`dialects`), where they can mean one
+thing only. `system` becomes the system turn, `history` the turns before the prompt; `tools` and
+`chat_template_kwargs` go to the chat template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from palate.data.rows import Row, near
+from palate.data.account import Account, RowError
+from palate.data.dialects import LAST_ANSWER, MESSAGES, Foreign, Lines, translate
+from palate.data.row import Row, near
+from palate.data.turns import Turns, kind, parsed, read_turns, turns_in_text, without_nulls
 from palate.errors import DataError
-from palate.types import Content, Message
+from palate.types import Content, Finish
 
-NAMES = ("prompt", "chosen", "rejected", "completion", "messages", "text", "margin")
+NAMES = ("prompt", "chosen", "rejected", "completion", "messages", "text", "margin", "system", "tools",
+         "chat_template_kwargs", "label", "finish", "chosen_finish", "rejected_finish")  # fmt: skip
 """Columns that are read; every other one is passed on."""
 
-Turns = tuple[Message, ...]
-
-_ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT = {"human": "user", "gpt": "assistant", "observation": "tool"}
+_ANSWERS = ("chosen", "rejected", "completion")
+_FINISHES: Mapping[Any, Finish] = {"eos": "eos", "stop": "eos", "length": "length"}
 _LIKELY = {
     "prompt": ("instruction", "question", "query", "problem", "input", "text"),
     "chosen": ("preferred", "accepted", "winner", "chosen_response", "response_chosen"),
@@ -47,20 +42,24 @@ class Fields:
     values: Mapping[str, Any]
     """By our name."""
     names: Mapping[str, tuple[str, ...]]
-    """The row's own columns that each value was made of."""
+    """The row's own columns that each value is made of."""
     mapped: Mapping[str, str]
     """The map that was given."""
+    account: Account
+    used: set[str] = field(default_factory=set)
+    """The row's own columns that a record takes besides those it is made of, such as `tools`."""
 
     def rest(self, *read: str) -> dict[str, Any]:
         """The row's other columns, once these of ours are read."""
-        used = {name for ours in read for name in self.names.get(ours, ())}
+        used = self.used | {name for ours in read for name in self.names.get(ours, ())}
         return {name: value for name, value in self.row.columns.items() if name not in used}
 
-    def fault(self, what: str, expected: str) -> DataError:
+    def fault(self, what: str, expected: str) -> RowError:
         """An error about this row."""
-        return DataError(f"{self.row.where}: {what}; expected {expected}. {_has(self.row.columns)}")
+        where = self.row.where
+        return RowError(f"{where}: {what}; expected {expected}. {_has(self.row.columns)}", where)
 
-    def missing(self, ours: str, expected: str) -> DataError:
+    def missing(self, ours: str, expected: str) -> RowError:
         """An error about a column that this row lacks, with the map that may mend it."""
         theirs, there = self.mapped.get(ours, ours), self.row.columns
         name = ours if theirs == ours else f"{ours} (column '{theirs}')"
@@ -69,41 +68,141 @@ class Fields:
         likely = next((name for name in _LIKELY.get(ours, ()) if name in there), None)
         likely = likely or next(iter(get_close_matches(theirs, there, n=1)), None)
         hint = f"Try --map {ours}={likely}." if likely else f"Has it another name? Then --map {ours}=NAME."
-        return DataError(f"{self.row.where}: {name} is missing; expected {expected}. {_has(there)} {hint}")
+        where = self.row.where
+        return RowError(f"{where}: {name} is missing; expected {expected}. {_has(there)} {hint}", where)
+
+    def note(self, text: str) -> None:
+        """Count this row among those that something is done with that the user should know."""
+        self.account.note(text, self.row.where)
 
     def content(self, ours: str) -> Content:
-        """A value as text or as turns."""
-        value = self.values[ours]
+        """A value as text or as turns; the prompt with its history, and with the system turn of the row.
+
+        Raises:
+            RowError: it is neither.
+        """
+        value = self._text(self.values[ours])
+        if isinstance(value, str):
+            listed = turns_in_text(value)
+            if listed is not None:
+                self.note(f"turns in {ours} that are spelled as text are read as turns")
+                return self.turns(ours, listed)
+        if ours == "prompt":
+            before = self._before(() if isinstance(value, str) else self.turns(ours))
+            if isinstance(value, str):
+                return (*before, {"role": "user", "content": value}) if before else value
+            return (*before, *self.turns(ours))
         return value if isinstance(value, str) else self.turns(ours)
 
-    def turns(self, ours: str) -> Turns:
-        """A value as checked turns with a role and a content each; their other keys are left out."""
+    def listed(self, ours: str) -> Sequence[Any]:
+        """A value as the list of turns that the row has."""
         value = self.values[ours]
+        value = turns_in_text(value) or value if isinstance(value, str) else value
         turns = [value] if isinstance(value, Mapping) else value
         if not isinstance(turns, list | tuple):
             kinds = "a list of chat turns" if ours == "messages" else "a text or a list of chat turns"
-            raise self.fault(f"{ours} is {_kind(value)}", kinds)
+            raise self.fault(f"{ours} is {kind(value)}", kinds)
         if not turns:
             raise self.fault(f"{ours} is an empty list", "at least one chat turn")
-        return tuple(self._turn(turn, f"turn {number} of {ours}") for number, turn in enumerate(turns, 1))
+        return turns
 
-    def _turn(self, turn: Any, name: str) -> Message:
-        if not isinstance(turn, Mapping):
-            raise self.fault(f"{name} is {_kind(turn)}", 'a turn such as {"role": "user", "content": "..."}')
-        role = turn.get("role") or turn.get("from")
-        content = turn["content"] if turn.get("content") is not None else turn.get("value")
-        role = _SHAREGPT.get(role, role) if isinstance(role, str) else role
-        if role not in _ROLES:
-            what = f"has the role {role!r}" if role else "has no role"
-            raise self.fault(f"{name} {what}", f"one of {', '.join(_ROLES)}")
-        if turn.get("tool_calls"):
-            raise self.fault(f"{name} calls tools", "turns of text only")
-        if not isinstance(content, str):
-            raise self.fault(f"the content of {name} is {_kind(content)}", "a text")
-        return {"role": role, "content": content}
+    def turns(self, ours: str, listed: Sequence[Any] | None = None) -> Turns:
+        """A value as checked turns; in messages, with the system turn of the row.
+
+        Raises:
+            RowError: a turn has no role, an unknown one, or something else than texts for content.
+        """
+        listed = self.listed(ours) if listed is None else listed
+        turns = listed if not self.row.columnar else without_nulls(listed)
+        role = "assistant" if ours in _ANSWERS and len(turns) == 1 else None
+        read = read_turns(turns, ours, self.fault, role=role)
+        return (*self._before(read), *read) if ours == "messages" else read
+
+    def with_system(self, turns: Turns) -> Turns:
+        """The turns behind the row's system turn."""
+        return (*self._before(turns), *turns)
+
+    def variables(self) -> dict[str, Any]:
+        """Values for the chat template: the row's `chat_template_kwargs` and `tools`.
+
+        Raises:
+            RowError: they are no object and no list of tools.
+        """
+        found: dict[str, Any] = {}
+        for ours in ("chat_template_kwargs", "tools"):
+            if not self.values.get(ours):
+                continue
+            value = self.values[ours]
+            value = parsed(value) if isinstance(value, str) else value
+            value = without_nulls(value) if self.row.columnar else value
+            self.used.update(self.names[ours])
+            if ours == "tools":
+                found["tools"] = self._tools(value)
+            elif isinstance(value, Mapping):
+                found |= value
+            else:
+                raise self.fault(f"{ours} is {kind(self.values[ours])}", "an object, or its JSON text")
+        return {name: value for name, value in found.items() if value not in (None, [])}
+
+    def finish(self, ours: str) -> Finish:
+        """Why a text of the row ends where it does; "eos" if the row does not say."""
+        found = _FINISHES.get(self.values.get(ours)) if isinstance(self.values.get(ours), str) else None
+        if found is None:
+            return "eos"
+        self.used.update(self.names[ours])
+        if found == "length":
+            self.note("texts that were cut get no end token")
+        return found
+
+    def _before(self, turns: Turns) -> Turns:
+        """The row's system turn and history, where the turns have none of their own."""
+        before: list[Any] = []
+        system = self.values.get("system")
+        if system is not None and not isinstance(system, str):
+            raise self.fault(f"{self.names['system'][0]} is {kind(system)}", "a text")
+        if not system or (turns and turns[0]["role"] == "system"):
+            if not system and "system" in self.names:
+                self.used.update(self.names["system"])
+        else:
+            before.append({"role": "system", "content": system})
+            self.used.update(self.names["system"])
+        for turn in self.values.get("history") or ():
+            if (
+                not isinstance(turn, list | tuple)
+                or len(turn) != 2
+                or not all(isinstance(t, str) for t in turn)
+            ):
+                raise self.fault("history is no list of pairs", 'pairs of texts, as [["asked", "answered"]]')
+            asked, answered = turn
+            before += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        if self.values.get("history"):
+            self.used.add("history")
+        return tuple(before)
+
+    def _text(self, value: Any) -> Any:
+        if not isinstance(value, Lines):
+            return value
+        for name, text in value.columns.items():
+            if not isinstance(text, str):
+                raise self.fault(f"{name} is {kind(text)}", "a text")
+        return "\n".join(text for text in value.columns.values() if text) or ""
+
+    def _tools(self, value: Any) -> list[Any]:
+        listed = [value] if isinstance(value, Mapping) else value
+        if not isinstance(listed, list):
+            raise self.fault(f"tools is {kind(self.values['tools'])}", "a list of tools, or its JSON text")
+        tools = [parsed(tool) if isinstance(tool, str) else tool for tool in listed]
+        for tool in tools:
+            if not isinstance(tool, Mapping):
+                raise self.fault(f"a tool is {kind(tool)}", "an object with the tool's name and parameters")
+        # A bare description is what OpenAI's form has under `function`.
+        return [{"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
+                for tool in tools]  # fmt: skip
 
 
-def read_fields(source: str, rows: Iterator[Row], columns: Mapping[str, str]) -> list[Fields]:
+def read_fields(
+    source: str, rows: Iterator[Row], columns: Mapping[str, str], account: Account
+) -> list[Fields]:
     """Rows under our names. `columns` maps our names to the row's and takes exactly the column it names.
 
     Raises DataError if it maps a name that is not ours, or to a column that no row has.
@@ -114,71 +213,59 @@ def read_fields(source: str, rows: Iterator[Row], columns: Mapping[str, str]) ->
                 f"--map {ours}={columns[ours]}: '{ours}' is not a column that is read; expected one of "
                 f"{', '.join(NAMES)} on the left.{near(ours, NAMES)}"
             )
-    kept = list(rows)
+    kept = []
+    for row in rows:
+        account.rows += 1
+        if row.fault is None:
+            kept.append(row)
+        else:
+            account.skip(row.fault)
     there = dict.fromkeys(name for row in kept for name in row.columns)
     for ours, theirs in columns.items():
-        if theirs not in there:
+        if kept and theirs not in there:
             raise DataError(
                 f"{source}: no row has the column '{theirs}' of --map {ours}={theirs}. "
                 f"{_has(there)}{near(theirs, there)}"
             )
-    return [_fields(row, columns) for row in kept]
+    return [_fields(row, columns, account) for row in kept]
 
 
-def _fields(row: Row, columns: Mapping[str, str]) -> Fields:
+def _fields(row: Row, columns: Mapping[str, str], account: Account) -> Fields:
     filled = {name: value for name, value in row.columns.items() if value is not None}
-    names = {ours: (columns.get(ours, ours),) for ours in NAMES}
+    names: dict[str, tuple[str, ...]] = {ours: (columns.get(ours, ours),) for ours in NAMES}
     for ours, theirs in columns.items():  # a column that is mapped is no longer what its own name says
         if theirs in NAMES and theirs != ours and theirs not in columns:
             names.pop(theirs, None)
     names = {ours: theirs for ours, theirs in names.items() if theirs[0] in filled}
-    fields = Fields(row, {ours: filled[theirs[0]] for ours, theirs in names.items()}, names, columns)
-    free = {name for name in filled if name not in columns.values()}
-    if "prompt" not in names and "prompt" not in columns and "instruction" in free:
-        return _alpaca(fields, filled, free)
-    if "messages" not in names and "messages" not in columns and "conversations" in free:
-        return _sharegpt(fields, filled, free)
-    return fields
+    values = {ours: filled[theirs[0]] for ours, theirs in names.items()}
+    free = {
+        name: value for name, value in filled.items() if name not in columns.values() and name not in names
+    }
+    if free:
+        taken = frozenset(names) | {ours for ours in columns if ours in ("prompt", "messages")}
+        for ours, (value, made_of) in translate(Foreign(free, taken)).items():
+            values[ours], names[ours] = value, made_of
+    if isinstance(free.get("history"), list) and ("instruction" in free or "query" in free):
+        values["history"], names["history"] = free["history"], ("history",)
+    if values.get("chosen") is MESSAGES:
+        values["chosen"] = values["messages"]
+    elif values.get("chosen") is LAST_ANSWER:
+        values |= _last_answer(values.pop("messages"))
+        if "chosen" not in values or values["chosen"] is LAST_ANSWER:
+            values.pop("chosen", None)
+            names.pop("chosen")
+    return Fields(row, values, names, columns, account)
 
 
-def _alpaca(fields: Fields, filled: Mapping[str, Any], free: set[str]) -> Fields:
-    used = ["instruction", *(name for name in ("input", "system") if name in free)]
-    texts = {name: _text(fields, name) for name in used}
-    if filled.get("history"):
-        raise fields.fault("the instruction has a history", "one turn, or a prompt that is a list of turns")
-    text = texts["instruction"] + (f"\n{texts['input']}" if texts.get("input") else "")
-    prompt: str | Turns = text
-    if texts.get("system"):
-        prompt = ({"role": "system", "content": texts["system"]}, {"role": "user", "content": text})
-    values, names = {**fields.values, "prompt": prompt}, {**fields.names, "prompt": tuple(used)}
-    if "completion" not in names and "output" in free:
-        values["completion"], names["completion"] = filled["output"], ("output",)
-    return replace(fields, values=values, names=names)
-
-
-def _sharegpt(fields: Fields, filled: Mapping[str, Any], free: set[str]) -> Fields:
-    values, names = {**fields.values, "messages": filled["conversations"]}, {**fields.names}
-    names["messages"] = ("conversations",)
-    if "system" in free and (system := _text(fields, "system")):
-        turns = replace(fields, values=values).turns("messages")
-        if turns[0]["role"] != "system":
-            values["messages"] = [{"role": "system", "content": system}, *turns]
-            names["messages"] = ("conversations", "system")
-    return replace(fields, values=values, names=names)
-
-
-def _text(fields: Fields, name: str) -> str:
-    value = fields.row.columns[name]
-    if not isinstance(value, str):
-        raise fields.fault(f"{name} is {_kind(value)}", "a text")
-    return value
+def _last_answer(messages: Any) -> dict[str, Any]:
+    """Messages parted into what is answered and the answer, where they end in an answer."""
+    turns = turns_in_text(messages) if isinstance(messages, str) else messages
+    turns = turns if isinstance(turns, list) else []
+    last = turns[-1] if turns else None
+    if isinstance(last, Mapping) and (last.get("role") or last.get("from")) in ("assistant", "gpt"):
+        return {"messages": turns[:-1], "chosen": [last]}
+    return {"messages": messages}
 
 
 def _has(columns: Mapping[str, Any]) -> str:
     return f"Columns: {', '.join(columns) or 'none'}."
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", dict: "an object",
-             list: "a list", type(None): "null", bytes: "bytes"}  # fmt: skip
-    return kinds.get(type(value), f"a {type(value).__name__}")

@@ -2,27 +2,37 @@
 
 In a record a standard text stays a str, exactly as it was; a conversation is a tuple of turns, and what
 answers it is a tuple of one assistant turn. A row that mixes them becomes a conversation: a text prompt
-is then one user turn. Names of columns, and those of other tools, are in `columns`.
+is then one user turn. Names of columns are in `columns`, those of other toolkits in `dialects`.
 
-`columns={"prompt": "question"}` maps our names to the data's. Every reader raises DataError for a source
-or a row that it cannot use, naming the file and the line.
+`columns={"prompt": "question"}` maps our names to the data's. Every reader raises DataError for a source that
+it cannot use. With an `account`, it skips rows that cannot be used, and notes them and all that is not used;
+the error comes when they are too many. Without one, the first such row raises its error, naming the file and
+the line.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import TypeVar
 
-from palate.data.columns import Fields, Turns, read_fields
-from palate.data.rows import read_rows
+from palate.data.account import Account
+from palate.data.columns import Fields, read_fields
+from palate.data.rows import scan_rows
+from palate.data.turns import Turns, is_marked
 from palate.errors import DataError
-from palate.types import Comparison, Content, Demonstration, Prompt
+from palate.types import Comparison, Content, Demonstration, Prompt, said
+
+T = TypeVar("T")
 
 _AS_NAMED: Mapping[str, str] = MappingProxyType({})
 _HH_TURN = "\n\nAssistant:"
 """What an answer follows in Anthropic's HH texts."""
+
+SAME = "chosen and rejected are the same"
+MARKED = "marked not to be learnt (label, weight, train or loss)"
 
 
 def read_prompts(
@@ -31,13 +41,15 @@ def read_prompts(
     split: str = "train",
     columns: Mapping[str, str] = _AS_NAMED,
     limit: int | None = None,
+    account: Account | None = None,
 ) -> list[Prompt]:
     """What is asked in each row; its other columns go to `Prompt.columns`, for reward functions.
 
     Without a `prompt`, `messages` give their turns before the last assistant turn (all of them if they
-    end in a user's turn), and `chosen` with `rejected` what both begin with.
+    end in a user's turn), and `chosen` with `rejected` what both begin with. A prompt that ends in a begun
+    turn of the assistant is continued there.
     """
-    return [_prompt(row) for row in read_fields(source, read_rows(source, split=split, limit=limit), columns)]
+    return _read(source, split, columns, limit, account or Account(strict=True), _prompt)
 
 
 def read_comparisons(
@@ -46,6 +58,7 @@ def read_comparisons(
     split: str = "train",
     columns: Mapping[str, str] = _AS_NAMED,
     limit: int | None = None,
+    account: Account | None = None,
 ) -> tuple[list[Comparison], int]:
     r"""`chosen`, `rejected`, an optional number `margin`, and a prompt: the comparisons, and how many rows
     were left out because chosen and rejected are the same. Show that number: no preference can be learnt
@@ -55,14 +68,15 @@ def read_comparisons(
     shared "\n\nAssistant:" (Anthropic's HH), or all the words they share. Beside `messages`, chosen and
     rejected that are one turn or a text each answer those. Raises DataError too if no row is left.
     """
-    rows = read_fields(source, read_rows(source, split=split, limit=limit), columns)
-    kept = [comparison for comparison in map(_comparison, rows) if comparison is not None]
+    account = account or Account(strict=True)
+    kept = _read(source, split, columns, limit, account, _comparison)
+    same = account.dropped[SAME].count if SAME in account.dropped else 0
     if not kept:
         raise DataError(
-            f"{source}: chosen and rejected are the same in all {len(rows)} rows; expected a better and a "
+            f"{source}: chosen and rejected are the same in all {same} rows; expected a better and a "
             "worse text. Look for the right columns and name them with --map chosen=NAME."
         )
-    return kept, len(rows) - len(kept)
+    return kept, same
 
 
 def read_demonstrations(
@@ -71,12 +85,46 @@ def read_demonstrations(
     split: str = "train",
     columns: Mapping[str, str] = _AS_NAMED,
     limit: int | None = None,
+    account: Account | None = None,
 ) -> list[Demonstration]:
-    """What to answer: `prompt` with `completion`; or `messages`, of which the last assistant turn is the
-    completion and later turns are left out; or `text`, which is a completion of the empty prompt.
+    """What to answer: `prompt` with `completion`; or `messages`, of which the last assistant turn that may be
+    learnt is the completion and later turns are left out; or `text`, which is learnt as it stands, as a
+    completion of the empty prompt. Rows whose `label` is false are left out.
     """
-    rows = read_fields(source, read_rows(source, split=split, limit=limit), columns)
-    return [_demonstration(row) for row in rows]
+    account = account or Account(strict=True)
+    kept = _read(source, split, columns, limit, account, _demonstration)
+    if not kept:
+        raise DataError(f"{source}: no row is left to learn from: all are {MARKED}; expected at least one.")
+    return kept
+
+
+def _read(
+    source: str,
+    split: str,
+    columns: Mapping[str, str],
+    limit: int | None,
+    account: Account,
+    record: Callable[[Fields], T | None],
+) -> list[T]:
+    kept: list[T] = []
+    sound = 0
+    for row in read_fields(source, scan_rows(source, split=split, limit=limit), columns, account):
+        try:
+            made = record(row)
+        except DataError as error:
+            account.skip(error)
+            continue
+        sound += 1
+        if made is not None:
+            kept.append(made)
+            for name in _prompt_of(made).columns:
+                account.leave(f"column '{name}'", row.row.where)
+    account.check(source, sound)
+    return kept
+
+
+def _prompt_of(record: object) -> Prompt:
+    return record if isinstance(record, Prompt) else record.prompt  # type: ignore[attr-defined]
 
 
 def _prompt(row: Fields) -> Prompt:
@@ -84,7 +132,7 @@ def _prompt(row: Fields) -> Prompt:
         return _record(row, _waiting(row), "messages")
     if "prompt" not in row.values and "chosen" in row.values and "rejected" in row.values:
         content, chosen, rejected = _split(row, row.content("chosen"), row.content("rejected"))
-        found = _record(row, content)
+        found = _record(row, _with_system(row, content))
         # As columns they are texts to read, or to learn from, and must not repeat the prompt.
         texts = {"chosen": chosen, "rejected": rejected}
         own = {
@@ -102,6 +150,7 @@ def _comparison(row: Fields) -> Comparison | None:
             raise row.missing(name, "a text or a list of chat turns")
     chosen, rejected = row.content("chosen"), row.content("rejected")
     if chosen == rejected:
+        row.account.drop(SAME, row.row.where)
         return None
     read = ["chosen", "rejected", "margin"]
     if "prompt" in row.values:
@@ -112,12 +161,25 @@ def _comparison(row: Fields) -> Comparison | None:
         content, chosen, rejected = _join(row, _waiting(row), chosen, rejected)
     else:
         content, chosen, rejected = _split(row, chosen, rejected)
+        content = _with_system(row, content)
+        if not isinstance(content, str):
+            chosen, rejected = _as_turns(chosen, "assistant"), _as_turns(rejected, "assistant")
     if chosen == rejected:  # they differed in form only
+        row.account.drop(SAME, row.row.where)
         return None
-    return Comparison(_record(row, content, *read), chosen, rejected, _margin(row))
+    if _is_empty(chosen):
+        raise row.fault("chosen is empty", "the better text; leave the row out")
+    if _is_empty(rejected):
+        row.note("rejected is empty")
+    margin = _margin(row)
+    finishes = row.finish("chosen_finish"), row.finish("rejected_finish")
+    return Comparison(_record(row, content, *read), chosen, rejected, margin, *finishes)
 
 
-def _demonstration(row: Fields) -> Demonstration:
+def _demonstration(row: Fields) -> Demonstration | None:
+    if _is_false(row.values.get("label")):
+        row.account.drop(MARKED, row.row.where)
+        return None
     content: Content
     completion: Content
     read: tuple[str, ...]
@@ -130,9 +192,9 @@ def _demonstration(row: Fields) -> Demonstration:
     elif "messages" in row.values:
         read = ("messages",)
         turns = row.turns("messages")
-        last = max((at for at, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
+        last = _last_to_learn(row, turns)
         if last is None:
-            raise row.fault("messages have no turn of the assistant", "one to imitate")
+            return None
         content, completion = _open(row, "messages", turns[:last]), turns[last : last + 1]
     elif "text" in row.values:
         read = ("text",)
@@ -141,13 +203,40 @@ def _demonstration(row: Fields) -> Demonstration:
             raise row.fault("text is a list", "a text; a list of turns is named by --map messages=text")
     else:
         raise row.missing("completion", "prompt with completion, messages, or text")
-    if not (completion if isinstance(completion, str) else completion[0]["content"]).strip():
+    if _is_empty(completion):
         raise row.fault("the completion is empty", "something to imitate")
-    return Demonstration(_record(row, content, *read), completion)
+    finish = row.finish("finish")
+    return Demonstration(_record(row, content, *read, "label"), completion, finish)
+
+
+def _last_to_learn(row: Fields, turns: Turns) -> int | None:
+    """The place of the last answer in messages that the data do not mark; None if they mark all."""
+    given = row.listed("messages")
+    before = len(turns) - len(given)  # the system turn of another column, and the history
+    answers = [at for at, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if not answers:
+        raise row.fault("messages have no turn of the assistant", "one to imitate")
+    free = [at for at in answers if at < before or not is_marked(given[at - before])]
+    if not free:
+        row.account.drop(MARKED, row.row.where)
+        return None
+    if free[-1] != answers[-1]:
+        row.note("the last answer is marked not to be learnt; one before it is learnt")
+    if free[-1] != len(turns) - 1:
+        row.account.leave("turns behind the answer that is learnt", row.row.where)
+    return free[-1]
 
 
 def _record(row: Fields, content: Content, *read: str) -> Prompt:
-    return Prompt(content, row.rest(*read), row.row.where)
+    variables = row.variables()
+    return Prompt(content, row.rest(*read), row.row.where, variables)
+
+
+def _with_system(row: Fields, content: Content) -> Content:
+    """A prompt that chosen and rejected share, behind the row's system turn if it has one."""
+    turns = _as_turns(content, "user")
+    whole = row.with_system(turns)
+    return content if len(whole) == len(turns) else whole
 
 
 def _asked(row: Fields) -> Content:
@@ -156,6 +245,9 @@ def _asked(row: Fields) -> Content:
         raise row.missing("prompt", "a text or a list of chat turns to answer")
     content = row.content("prompt")
     if not isinstance(content, str):
+        if content[-1]["role"] == "assistant" and len(content) > 1 and said(content[-1]).strip():
+            row.note("prompts end in a begun answer, which is continued")
+            return content
         return _open(row, "prompt", content)
     if not content.strip():
         raise row.fault("prompt is an empty text", "something to answer")
@@ -176,7 +268,7 @@ def _open(row: Fields, name: str, turns: Turns) -> Turns:
         raise row.fault(
             f"in {name} the turn to answer is of the {turns[-1]['role']}", "one of the user (or of a tool)"
         )
-    if not turns[-1]["content"].strip():
+    if not said(turns[-1]).strip() and turns[-1]["role"] == "user":
         raise row.fault(f"in {name} the turn to answer is empty", "something to answer")
     return turns
 
@@ -189,7 +281,7 @@ def _join(
         return prompt, chosen, rejected
     if isinstance(prompt, str) and not _is_answer(chosen) and not _is_answer(rejected):
         shared, first, second = _split(row, chosen, rejected)  # UltraFeedback repeats the prompt as turns
-        if all(turn["content"].strip() != prompt.strip() for turn in _as_turns(shared, "user")):
+        if all(said(turn).strip() != prompt.strip() for turn in _as_turns(shared, "user")):
             raise row.fault("prompt is none of the turns that chosen and rejected share", "the same prompt")
         return shared, first, second
     turns = _as_turns(prompt, "user")
@@ -244,14 +336,34 @@ def _agreement(one: Sequence[object], other: Sequence[object]) -> int:
 
 
 def _margin(row: Fields) -> float | None:
+    """How much better chosen is, if the row has a usable number for it."""
     margin = row.values.get("margin")
+    if isinstance(margin, str):
+        try:
+            margin = float(margin)
+        except ValueError:
+            margin = math.nan
     if margin is None:
         return None
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise row.fault(f"margin is {margin!r}", "a finite number")
-    if margin < 0:
-        raise row.fault(f"margin is {margin}: chosen would be the worse one", "a number of 0 or more")
+    if (
+        isinstance(margin, bool)
+        or not isinstance(margin, int | float)
+        or not math.isfinite(margin)
+        or margin < 0
+    ):
+        row.note("margin is no number of 0 or more; it is left out")
+        return None
     return float(margin)
+
+
+def _is_empty(content: Content) -> bool:
+    if isinstance(content, str):
+        return not content.strip()
+    return not said(content[0]).strip() and set(content[0]) <= {"role", "content"}
+
+
+def _is_false(label: object) -> bool:
+    return label is False or (isinstance(label, str) and label.strip().lower() == "false")
 
 
 def _is_answer(content: Content) -> bool:

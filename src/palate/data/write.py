@@ -82,7 +82,10 @@ def _parquet(part: Path, rows: list[dict[str, Any]], path: Path) -> None:
                 f"{path} is not written: column '{name}' is not of one type ({error}); write .jsonl."
             ) from error
     with part.open("wb") as file:
-        pq.write_table(pa.table(arrays), file)
+        try:
+            pq.write_table(pa.table(arrays), file)
+        except pa.ArrowException as error:  # an object without keys, which Parquet has no form for
+            raise DataError(f"{path} is not written as Parquet ({error}); write .jsonl.") from error
         file.flush()
         os.fsync(file.fileno())
 

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from palate.config import Config, KLConfig, MethodConfig, RewardConfig, RunConfig, Sampling
+from palate.config import Config, KLConfig, MethodConfig, RewardConfig, RunConfig, Sampling, Source
+from palate.given import is_judge
 
 Ask = Literal["scores", "comparisons"]
 """The question to an annotator: a score for each candidate, once, or the better one of two."""
@@ -64,11 +65,16 @@ class RoundsConfig(MethodConfig, RewardConfig, Sampling, KLConfig, Batches):
     @model_validator(mode="after")
     def _comparable_rewards(self) -> Self:
         what = self.compares_rewards
-        ranker = next((spec for spec in self.reward if spec.startswith("ranker:")), None)
+        ranker = next((spec for spec in self.reward if is_judge(spec)), None)
         if what is not None and ranker is not None:
             raise ValueError(
                 f"reward is {ranker!r}, whose numbers are of each prompt's own comparisons, and {what}; "
                 "take a reward that scores, such as model:ID"
+            )
+        if what is not None and self.judge is not None and self.judge_mode == "pairwise":
+            raise ValueError(
+                f"judge_mode is pairwise, whose numbers are of each prompt's own comparisons, and {what}; "
+                "take score or rubric"
             )
         return self
 
@@ -89,7 +95,7 @@ class PairRounds(RoundsConfig):
     """Rewards that differ by no more than this are a tie, and the pair is dropped."""
     label: Literal["annotator", "implicit"] = "annotator"
     """The judge of the completions: the reward, or the policy's own log-ratio to its reference."""
-    pairs: str | None = None
+    pairs: Source | None = None
     """Preference pairs from data, read with the split, limit and map of the prompts; the first round learns
     from them instead of samples."""
     mix_pairs: bool = False

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from palate.config import DataConfig
-from palate.data import read_comparisons
+from palate.data import Account, read_comparisons
 from palate.errors import DataError
 from palate.journal import key_of
 from palate.learn import Learner
 from palate.run import Run
 from palate.select import same
 from palate.types import Comparison, Pair, Prompt, Record
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple[list[Pair], int]:
@@ -26,32 +29,53 @@ def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple
         DataError: none is left, or the data cannot be used.
         RunError: the run began with other pairs.
     """
-    rows, same = read_comparisons(source, split=cfg.split, columns=cfg.map, limit=cfg.limit)
-    pairs, cut_same = pairs_of(policy, rows, source)
+    account = account_of(cfg)
+    rows, _ = read_comparisons(source, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account)
+    pairs = pairs_of(policy, rows, source, account)
     run.require_same(f"the pairs of {source}", content_key(pairs), f"the data {source!r}")
-    tell_same(run, same + cut_same)
-    return pairs, same + cut_same
+    run.report_data(source, account)
+    return pairs, account.dropped_rows
 
 
-def pairs_of(policy: Learner, rows: Sequence[Comparison], source: str) -> tuple[list[Pair], int]:
-    """Return comparisons in the policy's tokens, and the number of those that became equal when cut.
+def account_of(cfg: DataConfig) -> Account:
+    """Return an empty account with the configuration's limits for rows that cannot be used."""
+    return Account(strict=cfg.strict, max_bad_rows=cfg.max_bad_rows)
+
+
+def pairs_of(policy: Learner, rows: Sequence[Comparison], source: str, account: Account) -> list[Pair]:
+    """Return comparisons in the policy's tokens, without those that become equal when cut.
 
     Raises:
-        DataError: none is left; the message names `source`.
+        DataError: none is left, or too many cannot be used; the message names `source`.
     """
-    pairs = [policy.model.codec.pair(row) for row in rows]
+    pairs = records_of(policy, rows, source, account, policy.model.codec.pair)
     kept = [pair for pair in pairs if not same(pair.chosen, pair.rejected)]
+    for _ in range(len(pairs) - len(kept)):
+        account.drop("chosen and rejected are the same, cut to the model's context")
     if not kept:
         raise DataError(
             f"{source}: cut to the model's context, chosen and rejected are the same in every pair"
         )
-    return kept, len(pairs) - len(kept)
+    return kept
 
 
-def tell_same(run: Run, count: int) -> None:
-    """Show the number of pairs that were left out because their texts are the same."""
-    if count:
-        run.display.say(f"left out {count} pairs in which chosen and rejected are the same")
+def records_of(
+    policy: Learner, rows: Iterable[T], source: str, account: Account, tokenize: Callable[[T], R]
+) -> list[R]:
+    """Return rows of data in the policy's tokens; rows that cannot be used are skipped and counted.
+
+    Raises:
+        DataError: none is left, or too many cannot be used; the message names `source`.
+    """
+    policy.model.codec.account = account
+    records = []
+    for row in rows:
+        try:
+            records.append(tokenize(row))
+        except DataError as error:
+            account.skip(error)
+    account.check(source, len(records))
+    return records
 
 
 def content_key(items: Sequence[Prompt | Record]) -> str:

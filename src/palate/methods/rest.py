@@ -109,8 +109,13 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
 def _demonstrations(policy: Policy, annotate: Annotator, cfg: ReSTConfig, run: Run) -> list[Group]:
     if cfg.demonstrations is None:
         return []
-    rows = data.read_demonstrations(cfg.demonstrations, split=cfg.split, columns=cfg.map, limit=cfg.limit)
-    examples = [policy.model.codec.example(row) for row in rows]
+    account, source = loops.account_of(cfg), cfg.demonstrations
+    rows = data.read_demonstrations(
+        source, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account
+    )
+    examples = loops.records_of(policy, rows, source, account, policy.model.codec.example)
+    account.use(None)  # the reward may read any column
+    run.report_data(source, account)
     run.require_same("the demonstrations", loops.content_key(examples), f"the data {cfg.demonstrations!r}")
     return annotate([Group(e.prompt, (e.completion,)) for e in examples])
 

@@ -8,18 +8,26 @@ import torch
 
 from palate.config import ModelConfig
 from palate.errors import ModelError
+from palate.given import GivenModel
+from palate.model.given import place_of
 
 
 def resolve(cfg: ModelConfig) -> tuple[torch.device, torch.dtype]:
     """Return the device and the number format of a configuration, with `auto` resolved for this machine.
 
+    A model that is given as a Python object keeps its own.
+
     Raises:
         ModelError: the device is not there, or a CPU without bfloat16 units is to compute in bfloat16.
     """
     device = torch.device(_device(cfg.device))
-    if cfg.dtype == "auto":
+    asked = cfg.dtype
+    if isinstance(cfg.model, GivenModel):
+        device, asked = place_of(cfg.model, cfg)
+        _device(str(device))  # it may be one that cannot be used
+    if asked == "auto":
         return device, torch.bfloat16 if prefers_bfloat16(device) else torch.float32
-    if cfg.dtype == "float32":
+    if asked == "float32":
         return device, torch.float32
     if not has_bfloat16(device):
         raise ModelError(

@@ -32,7 +32,7 @@ def embedded_model() -> Path:
     Raises:
         ModelError: the package that ships the model is not installed.
     """
-    gguf = _gguf_file()
+    gguf = gguf_file()
     key = hashlib.blake2b(f"{gguf.name}:{gguf.stat().st_size}:bfloat16:1".encode(), digest_size=6).hexdigest()
     cache = Path(os.environ.get("PALATE_CACHE") or platformdirs.user_cache_path("palate"))
     target = cache / "models" / f"{CACHED_AS}{key}"
@@ -53,7 +53,7 @@ def embedded_model() -> Path:
     return target
 
 
-def _gguf_file() -> Path:
+def gguf_file() -> Path:
     """Found by package metadata: importing the package would pull in a runtime that is not needed."""
     try:
         files = importlib.metadata.files(PACKAGE) or []

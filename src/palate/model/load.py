@@ -16,12 +16,14 @@ from transformers import (
 
 from palate.config import ModelConfig
 from palate.errors import ModelError
+from palate.given import GivenModel
 from palate.model.adapters import continued_adapter, fresh_adapter, settle
 from palate.model.codec import Codec
 from palate.model.device import resolve
 from palate.model.explain import explained
 from palate.model.fast.engine import FastEngine
 from palate.model.fast.probe import disagreement
+from palate.model.given import network_of, tokenizer_of
 from palate.model.loaded import Engine, Head, LoadedModel
 from palate.model.plain.engine import PlainEngine
 from palate.model.source import find_source
@@ -33,7 +35,7 @@ _NO_LIMIT = 1 << 20
 
 
 def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable: bool = True) -> LoadedModel:
-    """Load the model that `cfg.model` names.
+    """Load the model that `cfg.model` names, or prepare the loaded model that it carries.
 
     A directory with an adapter continues that adapter; a reward model may continue a language model's. With
     `cfg.lora` false, the adapter is added to the weights, and all weights are trained. A model without an
@@ -51,13 +53,17 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
             the device or the number format cannot be used.
     """
     device, dtype = resolve(cfg)
-    base, adapter = find_source(cfg.model, head, trainable=trainable)
+    given = cfg.model if isinstance(cfg.model, GivenModel) else None
+    base, adapter = find_source(cfg.model, head, trainable=trainable) if given is None else (given, None)
     template = _template(cfg.chat_template)
     with explained(cfg.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # An adapter for classifiers brings its head.
-        network, dropout = _network(base, cfg, head, dtype, device, trainable or adapter is not None)
-        tokenizer = _tokenizer(base, adapter, cfg)
+        if given is None:
+            network, dropout = _network(base, cfg, head, dtype, device, trainable or adapter is not None)
+            tokenizer = _tokenizer(base, adapter, cfg)
+        else:
+            (network, dropout), tokenizer = network_of(given, cfg, head), tokenizer_of(given)
         peft = None
         if adapter is not None:
             peft = continued_adapter(network, adapter, head, trainable=trainable)
@@ -73,6 +79,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         max_length=_max_length(cfg, network.config, tokenizer),
         name=cfg.model,
         chat_template=template,
+        variables=cfg.chat_template_kwargs,
     )
     if head == "scalar":
         _set_unused_pad(network, codec)

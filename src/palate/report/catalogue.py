@@ -332,6 +332,15 @@ PANELS = (
         ),
     ),
     Panel(
+        "judge",
+        "The judge",
+        "share",
+        "Questions without a usable verdict, and pairs of which one place wins whatever stands there.",
+        (Curve("judge/unusable", "unusable"), Curve("judge/orders_disagree", "orders disagree")),
+        rate=True,
+    ),
+    Panel("judge_cost", "Cost of the judge", "$", "Since the run began.", (Curve("judge/cost"),)),
+    Panel(
         "speed",
         "Sampling speed",
         "tokens per second",

@@ -78,6 +78,12 @@ class RunDirectory:
         """Write `config.json`. A run that goes on does so once it has taken account of what has changed."""
         write_json(self.path / "config.json", self._description)
 
+    def add(self, name: str, value: Any) -> None:
+        """Add an entry to `config.json`; a run that resumes writes it with the others, in `settle`."""
+        self._description[name] = value
+        if not self.resumed:
+            self.settle()
+
     def journal(self, latest: Checkpoint | None) -> Journal:
         """The run's journal, a new one for a new run.
 

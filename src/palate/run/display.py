@@ -1,4 +1,4 @@
-"""Live progress in a terminal; a line per step where the output is no terminal."""
+"""Live progress in a terminal or a notebook; a line per step where the output is neither."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from palate.metrics import STAGES, label
+from palate.run.notebook import NotebookView
 from palate.types import Completion, Group, Prompt
 
 SHOWN = (
@@ -28,6 +29,8 @@ SHOWN = (
     ("completions/mean_length", "{:.1f}"),
     ("val/contain_eos_token", "{:.0%}"),
     ("pairs/dropped", "{:.0f}"),
+    ("judge/verdicts", "{:.0f}"),
+    ("judge/cost", "{:.4f}"),
     ("grad_norm", "{:.3f}"),
 )
 """Metrics worth a live look, with their formats."""
@@ -60,7 +63,7 @@ class Display:
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True)
         self.quiet = quiet
-        self._live: Live | None = None
+        self._live: Live | NotebookView | None = None
         self._total = self._step = 0
         self._stage, self._speed = "starting", 0.0
         self._row: Mapping[str, float] = {}
@@ -75,6 +78,9 @@ class Display:
         self._began = time.monotonic()
         if not self.quiet and self.console.is_terminal:
             self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
+        elif not self.quiet and self.console.is_jupyter:
+            self._live = NotebookView(self.__rich__)
+        if self._live is not None:
             self._live.start()
 
     def stop(self) -> None:
@@ -95,10 +101,12 @@ class Display:
     def step(self, step: int) -> None:
         """A step begins."""
         self._step = step
+        self._refresh()
 
     def working(self, stage: str, speed: float) -> None:
         """A stage is at work, at so many tokens (or completions) per second."""
         self._stage, self._speed = stage, speed
+        self._refresh()
 
     def _tell_cut(self, row: Mapping[str, float]) -> None:
         """Say once that many completions are cut."""
@@ -119,6 +127,7 @@ class Display:
             group = samples[0]
             reward = None if group.rewards is None else group.rewards[0]
             self._sample = (group.prompt, group.completions[0], reward)
+        self._refresh()
         if self._live is None and not self.quiet:
             shown = "  ".join(f"{label} {text}" for label, text in self._numbers())
             line = f"step {self._step}/{self._total}  {shown}  {row['step_time']:.1f} s"
@@ -148,6 +157,10 @@ class Display:
             if reward is not None:
                 parts.append(Text(f"reward {reward:.2f}", style="dim"))
         return Panel(Stack(*parts), border_style="dim")
+
+    def _refresh(self) -> None:
+        if isinstance(self._live, NotebookView):  # a terminal is refreshed by a thread of its own
+            self._live.refresh()
 
     def _numbers(self) -> list[tuple[str, str]]:
         return [(label(name), form.format(self._row[name])) for name, form in SHOWN if name in self._row]

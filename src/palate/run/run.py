@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from palate.annotate import Annotator
+from palate.annotate.judges.ledger import Ledger
 from palate.config import RunConfig
-from palate.errors import NonFiniteError, RunError
+from palate.data import Account, write_rows
+from palate.errors import BudgetError, NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.learner import POLICY
 from palate.learn.state import fingerprint
@@ -47,6 +49,7 @@ class Run:
     Attributes:
         directory: where it is.
         journal: what is kept; attach it by `attach` and `annotator`.
+        meter: gives further numbers of each step, such as the cost of a judge.
 
     Args:
         cfg: the run's configuration; all of it is written, `output`, `seed` and the like are used.
@@ -85,7 +88,10 @@ class Run:
         self._drift: Drift | None = None
         self._attached: list[Learner] = []
         self._measured: dict[str, Metrics] = {}
+        self._ledger: Ledger | None = None
+        self.meter: Callable[[], Metrics] = dict
         self._taken_up = False
+        self._accounts: dict[str, Account] = {}
         if not self._place.resumed:
             self._take_up()
 
@@ -101,6 +107,8 @@ class Run:
         with ExitStack() as closing:  # each of them, whatever becomes of the others
             closing.callback(self._place.release)
             closing.callback(self.journal.close)
+            if self._ledger is not None:
+                closing.callback(self._ledger.close)
             for learner in self._attached:  # it may be used on, and then keeps nothing
                 learner.observe, learner.memory = unobserved, None
             if error is not None:
@@ -144,6 +152,26 @@ class Run:
 
         return annotated
 
+    def ledger(self, cache: Path | None = None) -> Ledger:
+        """The ledger of what was asked of judges and functions; it is part of the journal.
+
+        Args:
+            cache: a file of verdicts that several runs share.
+        """
+        if self._ledger is None:
+            self._ledger = Ledger(self.directory / "journal.db", cache)
+        return self._ledger
+
+    @property
+    def learners(self) -> Sequence[Learner]:
+        """The learners that were attached, the run's model first."""
+        return tuple(self._attached)
+
+    @property
+    def id(self) -> str:
+        """Identity of the run; it moves with the directory."""
+        return self._place.id
+
     def require_same(self, name: str, value: str, told: str) -> None:
         """Note something that a run must not change while it is interrupted.
 
@@ -163,6 +191,28 @@ class Run:
                 f"{told} is not what the run in {str(self.directory)!r} began with (hash {value[:12]}, was "
                 f"{known[:12]}); bring the old one back, or start anew with --overwrite or another --output"
             )
+
+    def remember(self, name: str, value: str) -> str:
+        """Return a value as it was when the run began; `value` if it begins with this call."""
+        known = self.journal.fact(name)
+        if known is None:
+            self.journal.keep_fact(name, value)
+        return value if known is None else known
+
+    def report_data(self, source: str, account: Account) -> None:
+        """Show what is skipped and not used of a data set; keep it in config.json and skipped.jsonl.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        self._accounts[source] = account
+        for line in account.lines():
+            self.display.say(f"{source}: {line}")
+        with writing(self.directory / "config.json"):
+            self._place.add("data", {name: one.summary() for name, one in self._accounts.items()})
+        rows = [asdict(row) for one in self._accounts.values() for row in one.skipped]
+        if rows:
+            write_rows(self.directory / "skipped.jsonl", rows)
 
     # -- clock -------------------------------------------------------------------------------------
 
@@ -240,7 +290,7 @@ class Run:
         row: dict[str, float] = {"step": self._base + step + 1}
         for part in metrics:
             row |= part
-        row = self._metrics.sum_tokens(row) | self._clock.metrics()
+        row = self._metrics.sum_tokens(row) | dict(self.meter()) | self._clock.metrics()
         self._write(row)
         self.display.metrics(row, samples)
         self._metrics.require_pairs(row)
@@ -331,13 +381,13 @@ class Run:
             return  # it was refused, or stopped, before it did anything
         if error is None:
             self._status = replace(self._status, state="finished")
-        elif isinstance(error, KeyboardInterrupt):
-            self._status = replace(self._status, state="interrupted")
+        elif isinstance(error, KeyboardInterrupt | BudgetError):
+            self._status = replace(self._status, state="interrupted", reason=str(error))
         else:
             self._status = replace(self._status, state="failed", reason=str(error) or type(error).__name__)
         if isinstance(error, NonFiniteError):
             save_batch(self.directory / "nonfinite.jsonl", error)
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | BudgetError):
             latest = self._checkpoints.latest
             where = f" after step {latest.position.steps}" if latest else ""
             self.display.say(

@@ -42,9 +42,9 @@ def chat(config: ChatConfig) -> int:
 
     from rich.console import Console
 
-    from palate.cli.quiet import quiet_libraries
     from palate.cli.speakers import speakers
     from palate.cli.talk import Chat, busy, piped, typed
+    from palate.quiet import quiet_libraries
 
     quiet_libraries()
     notes = Console(stderr=True)

@@ -14,8 +14,8 @@ def run(method: str, config: Any) -> int:
     from rich.console import Console
 
     from palate.cli.outcome import show_outcome
-    from palate.cli.quiet import quiet_libraries
     from palate.launch import train
+    from palate.quiet import quiet_libraries
     from palate.run import Display
 
     quiet_libraries()

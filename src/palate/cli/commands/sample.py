@@ -48,9 +48,9 @@ def sample(config: SampleConfig) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from palate.cli.quiet import quiet_libraries
     from palate.data import check_target, write_rows
     from palate.model import Snapshot, load_model
+    from palate.quiet import quiet_libraries
     from palate.run import plain
 
     quiet_libraries()
@@ -97,8 +97,10 @@ def _rows(groups: list[Group]) -> Iterator[dict[str, Any]]:
             else:
                 turn = {"role": "assistant", "content": answer}
                 texts = {"prompt": [dict(turn) for turn in content], "completion": [turn]}
+            tools = group.prompt.variables.get("tools")
             yield {
                 **texts,
+                **({"tools": tools} if tools else {}),
                 "finish": completion.finish,
                 "tokens": len(completion.token_ids),
                 "logp": sum(completion.logps or ()),

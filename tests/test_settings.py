@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 import pytest
 from pydantic import Field, field_validator, model_validator
 
-from palate.cli.settings import expected, load_config
 from palate.config import Config, Names
 from palate.errors import ConfigError
+from palate.settings import expected, load_config
 
 
 class Toy(Config):

@@ -20,9 +20,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from palate.cli.near import near
-from palate.config import Config
+from palate.config import Config, judge_block
 from palate.errors import ConfigError
+from palate.near import near
 
 C = TypeVar("C", bound=Config)
 
@@ -57,6 +57,7 @@ def load_config(
     flags: Mapping[str, Any],
     base: Mapping[str, Any] | None = None,
     choose: Callable[[Mapping[str, Any]], type[C]] | None = None,
+    python: bool = False,
 ) -> C:
     """A `cls` from `flags` over the YAML `file` over `base` over the defaults of `cls`.
 
@@ -67,6 +68,7 @@ def load_config(
         base: values that stand in for defaults of `cls`.
         choose: of a method with several ways, whose fields `cls` has together: gives the class that the
             values are for (`palate.method.Method.choose`). Fields of the others are left out.
+        python: `flags` are keyword arguments of a Python call, and messages name them as such.
 
     Raises:
         ConfigError: naming up to three mistakes.
@@ -74,13 +76,14 @@ def load_config(
     assert cls.model_fields.keys() >= {*flags, *(base or {})}, "flags and base are named by our own code"
     given = {name: _Given(value, name) for name, value in (base or {}).items()}
     entries, mistakes = _from_file(cls, file) if file is not None else ({}, [])
-    given |= entries | {name: _Given(value, flag_name(name)) for name, value in flags.items()}
+    label = str if python else flag_name
+    given |= entries | {name: _Given(value, label(name)) for name, value in flags.items()}
     values = {name: _unmixed(cls, name, entry.value) for name, entry in given.items()}
     try:
         chosen = cls if choose is None else choose(values)
         config = chosen.model_validate({k: value for k, value in values.items() if k in chosen.model_fields})
     except ValidationError as error:
-        mistakes += _mistakes(cls, error, given, file)
+        mistakes += _mistakes(cls, error, given, file, python=python)
     except ConfigError as error:
         mistakes.append(str(error))
     if mistakes:
@@ -143,11 +146,23 @@ def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[s
             meant = near(name, offered(cls))
             advice = f"did you mean `{meant}`?" if meant else "--help lists what there is"
             mistakes.append(f"unknown key `{key}`{place}, {advice}")
+        elif name == "judge" and isinstance(value, Mapping):
+            try:
+                block = judge_block(value)
+            except ValueError as error:
+                mistakes.append(f"{error}{place}")
+                continue
+            entries |= {part: _Given(own, f"judge.{_short(part)}", place) for part, own in block.items()}
         elif name in entries:
             mistakes.append(f"`{key}`{place} is given already{entries[name].place}, keep one")
         else:
             entries[name] = _Given(value, name, place)
     return entries, mistakes
+
+
+def _short(field: str) -> str:
+    """The name of a judge's field within its block."""
+    return "model" if field == "judge" else field.removeprefix("judge_")
 
 
 def _read_yaml(file: Path) -> dict[str, tuple[Any, int]]:
@@ -197,7 +212,12 @@ def _unmixed(cls: type[Config], name: str, value: Any) -> Any:
 
 
 def _mistakes(
-    cls: type[Config], error: ValidationError, given: Mapping[str, _Given], file: Path | None
+    cls: type[Config],
+    error: ValidationError,
+    given: Mapping[str, _Given],
+    file: Path | None,
+    *,
+    python: bool,
 ) -> list[str]:
     """One sentence for each value at fault, of which pydantic may tell several things."""
     found: dict[tuple[int | str, ...], str] = {}
@@ -207,8 +227,9 @@ def _mistakes(
             continue
         name = str(detail["loc"][0])
         if name not in given:
-            source = file or "a --config file"
-            found[(name,)] = f"{name} is missing, give {flag_name(name)} or the key `{name}` in {source}"
+            source = file or ("a configuration file" if python else "a --config file")
+            setting = f"{name}=" if python else flag_name(name)
+            found[(name,)] = f"{name} is missing, give {setting} or the key `{name}` in {source}"
             continue
         field = cls.model_fields[name]
         place = detail["loc"][: 2 if _is_container(field.annotation) else 1]

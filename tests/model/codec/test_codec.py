@@ -132,9 +132,11 @@ def test_look_alikes_in_a_prompt_stay_text(chat: bool) -> None:
     assert made.text(ids) == NASTY
 
 
-def test_look_alikes_in_any_turn_stay_text() -> None:
+def test_look_alikes_in_turns_of_others_stay_text() -> None:
     made = codec()
-    nasty = tuple({**turn, "content": turn["content"] + NASTY} for turn in CONVERSATION)
+    nasty = tuple(
+        t if t["role"] == "assistant" else {**t, "content": t["content"] + NASTY} for t in CONVERSATION
+    )
     ids = made.prompt_ids(Prompt(nasty))
     plain = made.prompt_ids(Prompt(CONVERSATION))
     assert [i for i in ids if i in SPECIAL] == [i for i in plain if i in SPECIAL]
@@ -146,11 +148,14 @@ def test_look_alikes_in_a_conversation_for_a_plain_model_stay_text() -> None:
     assert not SPECIAL & set(ids)
 
 
-def test_look_alikes_in_a_completion_stay_text() -> None:
+def test_control_tokens_in_answers_from_data_are_control_tokens() -> None:
     made = codec()
     completion = made.completion(Prompt("Q"), NASTY)
-    assert [i for i in completion.token_ids if i in SPECIAL] == [END_ID]
-    assert made.text(completion.token_ids) == NASTY == completion.text
+    assert [i for i in completion.token_ids if i in SPECIAL] == [END_ID, BOS_ID, 256, END_ID]
+    assert completion.text == NASTY
+    # A turn of the assistant further up is an answer, too.
+    turns = ({"role": "user", "content": "Q"}, {"role": "assistant", "content": NASTY}, CONVERSATION[-1])
+    assert 256 in made.prompt_ids(Prompt(turns))
 
 
 def unnamed_special() -> PreTrainedTokenizerFast:

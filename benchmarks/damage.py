@@ -1,0 +1,195 @@
+"""Damage data files at random and read them: each ends well or with one clear sentence, never in a traceback.
+
+    python benchmarks/damage.py --files 2000 --seed 0
+
+Each file is a valid one with a few mutations: bytes flipped, cut or repeated, lines dropped or joined, values
+replaced by others, keys renamed, files truncated. It is read by all three readers and put into the tokens of
+a small tokenizer with a chat template, as a run does before it trains. Every hundredth file goes through the
+command line as well, which must end with exit code 0 or 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from palate import data, testing
+from palate.cli import main as palate
+from palate.errors import PalateError
+from palate.model.codec import Codec
+from palate.types import Comparison, Demonstration, Prompt
+
+ODD: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1e308, float("nan"), "", " ", "\u0000", "<end>", "\ue000", [], {}, [[]], [None],
+    [{}], {"role": None}, [{"role": "user"}], [{"role": "assistant", "content": []}], "[{'role': 'user'}]",
+    '[{"role": "user", "content": 1}]', "[" * 500, {"content": {"text": 1}}, [{"type": "image"}], "ü" * 5_000,
+)  # fmt: skip
+
+
+def user(text: str) -> dict[str, Any]:
+    """A turn of the user."""
+    return {"role": "user", "content": text}
+
+
+def valid_rows(random_: random.Random) -> list[dict[str, Any]]:
+    """A few rows of one of the forms that are read."""
+    answer, other = ({"role": "assistant", "content": text} for text in ("A ling.", "A whale."))
+    tool = {"type": "function", "function": {"name": "tide", "parameters": {}}}
+    call = {"type": "function", "function": {"name": "tide", "arguments": {"port": "Wick"}}}
+    called = [user("When?"), {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "4"}]
+    shared = [{"from": "human", "value": "A fish?"}, {"from": "gpt", "value": "A ling."}]
+    forms: list[dict[str, Any]] = [
+        {"prompt": "A fish?", "chosen": "A ling.", "rejected": "A whale.", "margin": 1.0},
+        {"messages": [user("A fish?"), answer], "tools": [tool], "label": True},
+        {"messages": [*called, answer]},
+        {"chosen": [user("A fish?"), answer], "rejected": [user("A fish?"), other]},
+        {"instruction": "A fish?", "input": "of the sea", "output": "A ling.", "history": [["Hi", "Hello"]]},
+        {"conversations": shared, "system": "Brief."},
+        {"instruction": "A fish?", "generations": ["A ling.", "A whale."], "ratings": [5, 1]},
+        {
+            "input": {"messages": [user("A fish?")]},
+            "preferred_output": [answer],
+            "non_preferred_output": [other],
+        },
+        {"text": "Once upon a time", "finish": "length"},
+        {"prompt": [user("A fish?"), {"role": "assistant", "content": "A"}], "completion": " ling."},
+    ]
+    return [json.loads(json.dumps(random_.choice(forms))) for _ in range(random_.randint(1, 6))]
+
+
+def places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Every container in a value with each of its keys."""
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            found.append((value, key))
+            places(value[key], found)
+    return found
+
+
+def damage_values(rows: list[dict[str, Any]], random_: random.Random) -> None:
+    """Replace, rename or drop a few values."""
+    for _ in range(random_.randint(0, 4)):
+        container, key = random_.choice(places(rows, []))
+        if isinstance(container, dict) and random_.random() < 0.3:
+            container[random_.choice(("role", "content", "prompt", "zzz", ""))] = container.pop(key)
+        else:
+            container[key] = random_.choice(ODD)
+
+
+def damage_bytes(content: bytes, random_: random.Random) -> bytes:
+    """Flip, cut, repeat or insert bytes."""
+    damaged = bytearray(content)
+    for _ in range(random_.randint(0, 3)):
+        at = random_.randrange(len(damaged) + 1)
+        kind = random_.randrange(4)
+        if kind == 0 and at < len(damaged):
+            damaged[at] ^= 1 << random_.randrange(8)
+        elif kind == 1:
+            del damaged[at : at + random_.randint(1, 40)]
+        elif kind == 2:
+            damaged[at:at] = damaged[max(0, at - 20) : at]
+        else:
+            damaged[at:at] = random_.choice((b"\n", b"\x00", b"\xff\xfe", b'"', b"}", b",", b"\r\n"))
+    return bytes(damaged)
+
+
+def write(rows: list[dict[str, Any]], folder: Path, random_: random.Random) -> Path:
+    """A damaged file of a random kind."""
+    kind = random_.choice(("jsonl", "jsonl", "jsonl", "json", "csv", "tsv", "parquet"))
+    path = folder / f"data.{kind}"
+    if kind == "parquet":
+        try:
+            data.write_rows(path, [row for row in rows if isinstance(row, dict)])
+            content = path.read_bytes()
+        except PalateError:  # mixed types make no table
+            content = b"PAR1"
+    elif kind == "json":
+        content = json.dumps(rows).encode()
+    elif kind == "jsonl":
+        content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    else:
+        comma = "," if kind == "csv" else "\t"
+        names = list(dict.fromkeys(str(name) for row in rows if isinstance(row, dict) for name in row))
+        quoted = [[json.dumps(str(row.get(n, ""))) for n in names] for row in rows if isinstance(row, dict)]
+        content = "\n".join(comma.join(line) for line in [names, *quoted]).encode()
+    path.write_bytes(damage_bytes(content, random_))
+    return path
+
+
+def read(path: Path, codec: Codec) -> Counter[str]:
+    """Read the file in three ways, as a run does; which ended how."""
+    ends: Counter[str] = Counter()
+    tokenize: dict[Callable[..., Any], Callable[[Any], object]] = {
+        data.read_prompts: lambda row: codec.room(row),
+        data.read_comparisons: lambda row: codec.pair(row),
+        data.read_demonstrations: lambda row: codec.example(row),
+    }
+    for reader, make in tokenize.items():
+        account = codec.account = data.Account(max_bad_rows=0.5)
+        try:
+            rows = reader(str(path), account=account)
+            rows = rows[0] if isinstance(rows, tuple) else rows
+            for row in rows:
+                assert isinstance(row, Prompt | Comparison | Demonstration)
+                try:
+                    make(row)
+                except PalateError as error:
+                    account.skip(error)
+            account.check(str(path), len(rows))
+            list(account.lines())
+            json.dumps(account.summary())
+            ends["read"] += 1
+        except PalateError as error:
+            ends["refused" if str(error) else "refused without a word"] += 1
+    return ends
+
+
+def main() -> None:
+    """Damage and read files; exit with 1 at the first traceback, after printing the file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--command-every", type=int, default=100, help="files between runs of the command line"
+    )
+    given = parser.parse_args()
+    codec = Codec(testing.byte_tokenizer(chat=True), eos_ids=[257], max_length=256, name="tiny")
+    ends: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = testing.tiny_model(folder / "model", chat=True) if given.command_every else ""
+        for number in range(given.files):
+            random_ = random.Random(f"{given.seed}:{number}")
+            rows = valid_rows(random_)
+            damage_values(rows, random_)
+            path = write(rows, folder, random_)
+            try:
+                ends += read(path, codec)
+                if given.command_every and number % given.command_every == 0:
+                    method = random_.choice(("sft", "dpo"))
+                    line = (
+                        f"run {method} --model {model} --data {path} --steps 1 --batch-size 2 --dtype float32"
+                    )
+                    line += f" --fresh-prompts 0 --overwrite --output {folder / 'run'} --device cpu --lr 1e-4"
+                    code = palate(line.split())
+                    assert code in (0, 2), f"exit code {code}"
+                    ends[f"exit code {code}"] += 1
+            except Exception:  # what this looks for
+                traceback.print_exc()
+                print(f"file {number} of seed {given.seed}: {path.name}\n{path.read_bytes()[:2000]!r}")
+                sys.exit(1)
+    print(", ".join(f"{count} {end}" for end, count in sorted(ends.items())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Judges over a desk: a pairwise judge, and scorers that ask for a number or for points."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from palate.annotate.judges.desk import Desk
+from palate.annotate.judges.records import POINTS, SCORES, Question, Verdict, labels_of
+from palate.annotate.judges.template import Template
+from palate.types import Completion, Prompt
+
+
+class Bench:
+    """Where the judges below ask: a desk with a template, and counts for the metrics.
+
+    Args:
+        desk: answers the questions.
+        template: lays them out.
+        criteria: what the user wants, in plain words.
+        samples: verdicts drawn where none can be read from log-probabilities.
+        reasoning: tokens that the judge may write before its verdict.
+    """
+
+    def __init__(
+        self, desk: Desk, template: Template, *, criteria: str = "", samples: int = 4, reasoning: int = 0
+    ) -> None:
+        self.desk, self.template, self.samples = desk, template, samples
+        self._criteria, self._reasoning = criteria, reasoning
+        self.counts: Counter[str] = Counter()
+
+    def question(self, prompt: Prompt, texts: tuple[str, ...], labels: tuple[str, ...]) -> Question:
+        """The question about texts in this order."""
+        return Question(
+            self.template, prompt.content, texts, labels, criteria=self._criteria, reasoning=self._reasoning
+        )
+
+    def distributions(self, questions: Sequence[Question]) -> list[tuple[float, ...] | None]:
+        """Probabilities of each question's labels; None where there is no usable verdict.
+
+        Where the judge gives no log-probabilities they are the shares of its sampled verdicts, of which at
+        least half must be usable.
+        """
+        found = self.desk.verdicts(questions)
+        by_text = [i for i, verdict in enumerate(found) if verdict is None or verdict.status == "no_logprobs"]
+        drawn = dict(zip(by_text, self.shares([questions[i] for i in by_text]), strict=True))
+        shares = [None if verdict is None else verdict.probabilities for verdict in found]
+        for i, share in drawn.items():
+            shares[i] = share
+        self.count(shares)
+        return shares
+
+    def shares(self, questions: Sequence[Question]) -> list[tuple[float, ...] | None]:
+        """Mean probabilities of `samples` verdicts on each question; None if fewer than half are usable."""
+        asked = [_sample(question, repeat) for question in questions for repeat in range(self.samples)]
+        drawn, n = self.desk.verdicts(asked), self.samples
+        return [_mean_of(drawn[i * n : (i + 1) * n]) for i in range(len(questions))]
+
+    def count(self, shares: Sequence[tuple[float, ...] | None]) -> None:
+        """Note how many questions were asked, and how many have no usable verdict."""
+        self.counts["asked"] += len(shares)
+        self.counts["unusable"] += sum(share is None for share in shares)
+
+    def metrics(self) -> dict[str, float]:
+        """What was asked since the last call, and what was spent since the run began."""
+        counts, self.counts = self.counts, Counter()
+        budget = self.desk.budget
+        found: dict[str, float] = {
+            "judge/verdicts": budget.verdicts,
+            "judge/tokens": budget.spent.tokens,
+            "judge/cost": round(budget.spent.cost, 6),
+        }
+        if counts["asked"]:
+            found["judge/unusable"] = counts["unusable"] / counts["asked"]
+        if counts["pairs"]:
+            found["judge/orders_disagree"] = counts["disagree"] / counts["pairs"]
+        return found
+
+
+class PairwiseJudge:
+    """Says how probably the text shown first is the better one, by the probabilities of two labels.
+
+    Lee et al. 2023 (RLAIF, arXiv:2309.00267) and Guo et al. 2024 (OAIF, arXiv:2402.04792) average two such
+    answers, one in each order. This judge answers for the order it is given; `judged` asks both.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.name = bench, bench.desk.model.name
+
+    def __call__(
+        self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
+    ) -> list[float | None]:
+        """P(first preferred) for each pair as shown, in [0, 1]; None without a usable verdict."""
+        questions = []
+        for prompt, (first, second) in zip(prompts, pairs, strict=True):
+            texts = (first.text, second.text)
+            questions.append(self.bench.question(prompt, texts, labels_of(prompt.content, texts)))
+        found = [None if share is None else share[0] for share in self.bench.distributions(questions)]
+        self._count_orders(questions, found)
+        return found
+
+    def _count_orders(self, questions: Sequence[Question], found: Sequence[float | None]) -> None:
+        """Count pairs that were asked in both orders, and those in which one place won both times."""
+        known = {(str(q.prompt), q.texts): p for q, p in zip(questions, found, strict=True) if p is not None}
+        for (prompt, (first, second)), p in known.items():
+            other = known.get((prompt, (second, first)))
+            if other is not None and first < second:
+                self.bench.counts["pairs"] += 1
+                self.bench.counts["disagree"] += (p - 0.5) * (other - 0.5) > 0
+
+
+class ScoreJudge:
+    """Scores a completion by the expectation of a number from 1 to 10, put on a scale from -1 to 1.
+
+    d-RLAIF (Lee et al. 2023, arXiv:2309.00267): the probabilities of the ten numbers are made to add up to 1.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.name = bench, bench.desk.model.name
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        """One reward in [-1, 1] per completion; None without a usable verdict."""
+        questions = [
+            self.bench.question(prompt, (completion.text,), SCORES)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return [
+            None if share is None else (_mean(share, SCORES) - 5.5) / 4.5
+            for share in self.bench.distributions(questions)
+        ]
+
+
+class RubricJudge:
+    """Scores a completion by additive points from 0 to 5, averaged over several gradings (methods of
+    Self-Rewarding, Yuan et al. 2024, arXiv:2401.10020; the rubric's words are our own).
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.name = bench, bench.desk.model.name
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        """One reward in [0, 5] per completion; None where fewer than half of the gradings are usable."""
+        questions = [
+            self.bench.question(prompt, (completion.text,), POINTS)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        shares = self.bench.shares(questions)
+        self.bench.count(shares)
+        return [None if share is None else _mean(share, POINTS) for share in shares]
+
+
+JUDGES: Mapping[str, type[PairwiseJudge | ScoreJudge | RubricJudge]] = {
+    "pairwise": PairwiseJudge,
+    "score": ScoreJudge,
+    "rubric": RubricJudge,
+}
+
+
+def _sample(question: Question, repeat: int) -> Question:
+    """The question once more, with labels of its own."""
+    labels = question.labels
+    if question.template.mode == "pairwise":
+        labels = labels_of(question.prompt, (question.texts[0], question.texts[1]), repeat)
+    return replace(question, labels=labels, sampled=True, repeat=repeat)
+
+
+def _mean_of(verdicts: Sequence[Verdict | None]) -> tuple[float, ...] | None:
+    """Mean probabilities of the usable verdicts; None if fewer than half are."""
+    usable = [v.probabilities for v in verdicts if v is not None and v.probabilities is not None]
+    if not usable or 2 * len(usable) < len(verdicts):
+        return None
+    return tuple(sum(column) / len(usable) for column in zip(*usable, strict=True))
+
+
+def _mean(share: Sequence[float], labels: Sequence[str]) -> float:
+    return sum(p * int(label) for p, label in zip(share, labels, strict=True))

@@ -1,0 +1,203 @@
+"""The account of a data set: which rows are used, which are not and why, and which of their parts are not."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from palate.errors import DataError
+
+MOST_EXAMPLES = 3
+"""Reasons that a refusal shows, the commonest first."""
+_MOST_LISTED = 10_000
+"""Skipped rows that are remembered one by one; all are counted."""
+
+
+class RowError(DataError):
+    """A row of data cannot be used. `where` names the row, `reason` is the kind of fault."""
+
+    def __init__(self, message: str, where: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.where, self.reason = where, reason or kind_of(message.removeprefix(f"{where}: "))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With its parts: an exception must survive pickling to cross processes."""
+        return type(self), (str(self), self.where, self.reason)
+
+
+def kind_of(message: str) -> str:
+    """The first clause of a message, without numbers and quoted texts: what many rows have in common."""
+    clause = re.split(r"[;:(]|\. ", message, maxsplit=1)[0]
+    clause = re.sub(r"'[^']*'|\"[^\"]*\"", "...", clause)
+    return re.sub(r"\b\d+\b", "N", clause).strip().rstrip(".")
+
+
+@dataclass
+class Tally:
+    """How many rows, and the first of them."""
+
+    count: int
+    where: str
+
+    def __str__(self) -> str:
+        """`3 rows, first prefs.jsonl:12`."""
+        rows = f"{self.count:,} row{'s' if self.count != 1 else ''}"
+        return f"{rows}, first {self.where}" if self.where else rows
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that is left out because it cannot be used."""
+
+    where: str
+    reason: str
+    message: str
+
+
+@dataclass
+class Account:
+    """What is read, skipped, left out and not used. Readers and the codec write into it; a run shows it.
+
+    Args:
+        strict: the first row that cannot be used raises its error.
+        max_bad_rows: the share of rows that may be skipped before `check` refuses the data; one row always
+        may.
+    """
+
+    strict: bool = False
+    max_bad_rows: float = 0.01
+    rows: int = 0
+    """Rows read."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """The rows that cannot be used, the first of them one by one."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """How often each reason was met."""
+    dropped: dict[str, Tally] = field(default_factory=dict)
+    """Sound rows that nothing can be learnt from, such as pairs of two equal texts."""
+    unused: dict[str, Tally] = field(default_factory=dict)
+    """Columns, keys, turns and parts that are not used."""
+    notes: dict[str, Tally] = field(default_factory=dict)
+    """What is done with rows that may surprise, such as answers that are cut."""
+    lost: dict[str, Tally] = field(default_factory=dict)
+    """Parts of answers that should be learnt, but that the chat template does not render."""
+
+    def skip(self, error: DataError) -> None:
+        """Count a row that cannot be used.
+
+        Raises:
+            DataError: the error itself, where the account is strict.
+        """
+        if self.strict:
+            raise error
+        where = getattr(error, "where", "")
+        reason = getattr(error, "reason", "") or kind_of(str(error))
+        self.reasons[reason] += 1
+        if len(self.skipped) < _MOST_LISTED:
+            self.skipped.append(Skipped(where, reason, str(error)))
+
+    def drop(self, reason: str, where: str = "") -> None:
+        """Count a sound row that nothing is learnt from."""
+        _count(self.dropped, reason, where)
+
+    def leave(self, name: str, where: str = "") -> None:
+        """Count a row with a column, key, turn or part that is not used."""
+        _count(self.unused, name, where)
+
+    def note(self, text: str, where: str = "") -> None:
+        """Count a row that something is done with that the user should know."""
+        _count(self.notes, text, where)
+
+    def lose(self, name: str, where: str = "") -> None:
+        """Count a row whose answer has a part that cannot be learnt, for the template does not render it."""
+        _count(self.lost, name, where)
+        self.leave(name, where)
+
+    def use(self, names: Collection[str] | None) -> None:
+        """Take back that columns are not used: a reward function may read them. None means all columns."""
+        named = list(self.unused) if names is None else [f"column '{name}'" for name in names]
+        for name in named:
+            if name.startswith("column '"):
+                self.unused.pop(name, None)
+
+    @property
+    def dropped_rows(self) -> int:
+        """The number of sound rows that nothing is learnt from."""
+        return sum(tally.count for tally in self.dropped.values())
+
+    @property
+    def bad(self) -> int:
+        """The number of rows that cannot be used."""
+        return sum(self.reasons.values())
+
+    def check(self, source: str, kept: int) -> None:
+        """Refuse data of which too little can be used.
+
+        Args:
+            source: the name of the data, for the message.
+            kept: the number of rows that are left to learn from.
+
+        Raises:
+            DataError: more rows are bad than `max_bad_rows` allows, or no good one is left.
+        """
+        allowed = max(1, int(self.max_bad_rows * self.rows))
+        if self.bad and (self.bad > allowed or not kept):
+            if self.bad == 1:
+                raise DataError(self.skipped[0].message)
+            left = (
+                "so no row is left" if not kept else f"--max-bad-rows {self.max_bad_rows:g} allows {allowed}"
+            )
+            raise DataError(
+                f"{source}: {self.bad:,} of {self.rows:,} rows cannot be used ({left}). {self._commonest()} "
+                "Mend or leave out these rows, or allow more with --max-bad-rows."
+            )
+        for name, tally in self.lost.items():
+            if tally.count > allowed:
+                raise DataError(
+                    f"{source}: the chat template does not render {name} of the answers ({tally}), so it "
+                    "would not be learnt; choose a template that does with --chat-template, put it into the "
+                    "content, or take it out of the data."
+                )
+
+    def _commonest(self) -> str:
+        parts = []
+        for reason, count in self.reasons.most_common(MOST_EXAMPLES):
+            example = next((row.message for row in self.skipped if row.reason == reason), "")
+            parts.append(f"{count:,} x {reason} ({example})")
+        more = len(self.reasons) - len(parts)
+        return "; ".join(parts) + (f"; and {more} other reasons." if more else ".")
+
+    def lines(self) -> Iterator[str]:
+        """One line for each thing that a user should know."""
+        if self.bad:
+            reasons = ", ".join(
+                f"{count:,} x {reason}" for reason, count in self.reasons.most_common(MOST_EXAMPLES)
+            )
+            yield f"skipped {self.bad:,} of {self.rows:,} rows that cannot be used: {reasons}"
+        for reason, tally in self.dropped.items():
+            yield f"left out {tally}: {reason}"
+        if self.unused:
+            parts = "; ".join(f"{name} ({tally})" for name, tally in self.unused.items())
+            yield f"not used: {parts}"
+        yield from (f"{text} ({tally})" for text, tally in self.notes.items())
+
+    def summary(self) -> dict[str, Any]:
+        """The account as plain data, for config.json."""
+        tallies = {"dropped": self.dropped, "unused": self.unused, "notes": self.notes}
+        return {
+            "rows": self.rows,
+            "skipped": dict(self.reasons),
+            **{
+                name: {key: {"rows": t.count, "first": t.where} for key, t in part.items()}
+                for name, part in tallies.items()
+            },
+        }
+
+
+def _count(tallies: dict[str, Tally], name: str, where: str) -> None:
+    if name in tallies:
+        tallies[name].count += 1
+    else:
+        tallies[name] = Tally(1, where)

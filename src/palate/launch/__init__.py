@@ -1,0 +1,289 @@
+"""A whole run from a method's name and its configuration: the work of `palate run` and `palate.train`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from palate.annotate import Annotator, Judge
+from palate.arguments import configured, method_named
+from palate.config import MethodConfig, RewardConfig
+from palate.data import read_comparisons, read_demonstrations, read_prompts
+from palate.errors import AnnotatorError, ConfigError
+from palate.evaluate import Evaluation, compare
+from palate.journal import key_of
+from palate.launch.measure import held_out_numbers, measure_fresh, shown_prompts, watch_kl
+from palate.launch.rewards import annotator_of, held_out_annotator
+from palate.launch.rows import read_rows, report_rows, with_room
+from palate.learn import Learner, Policy
+from palate.loops import PairRounds, content_key, pairs_of, records_of
+from palate.methods import METHODS, Method
+from palate.model import Snapshot
+from palate.quiet import quieted
+from palate.run import BoundReachedError, Display, Run
+from palate.types import Example, Pair, Prompt
+
+__all__ = ["Outcome", "train"]
+
+COSTS = ("judge/verdicts", "judge/tokens", "judge/cost")
+"""Numbers of a judge that hold for the whole run."""
+
+
+@dataclass(frozen=True, repr=False)
+class Outcome:
+    """A finished run and its results.
+
+    Attributes:
+        run: the run, closed.
+        learner: the trained model with its optimizer.
+        summary: the numbers of `summary.json`.
+        evaluation: the comparison with the start on held-out prompts; None without held-out data or a reward.
+    """
+
+    run: Run
+    learner: Learner
+    summary: dict[str, Any]
+    evaluation: Evaluation | None
+
+    @property
+    def policy(self) -> Policy:
+        """The learner as a policy; methods that train a reward model have none."""
+        assert isinstance(self.learner, Policy), "the run trained no policy; `learner` has the trained model"
+        return self.learner
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory. It serves as a model: `model=result.directory`, or `palate chat DIRECTORY`."""
+        return self.run.directory
+
+    @property
+    def checkpoint(self) -> Path:
+        """The directory of the last checkpoint, in Hugging Face layout."""
+        return self.directory / self.summary["checkpoint"]  # type: ignore[no-any-return]
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """A row per held-out prompt: its completion and reward before and after, as in `samples.jsonl`."""
+        return [] if self.evaluation is None else self.evaluation.samples()
+
+    @property
+    def report(self) -> Path:
+        """The run's report, one HTML file, which is written when this is read.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        from palate.report import write_report  # loads matplotlib
+
+        return write_report([self.directory])
+
+    def __repr__(self) -> str:
+        """Return one line: the method, its steps, the rewards before and after, the directory."""
+        parts = [f"{self.run.method}: {self.summary['steps']} steps"]
+        if (seen := self.evaluation) is not None:
+            parts.append(f"mean reward {seen.reward_before:.3f} before, {seen.reward_after:.3f} after")
+            parts.append(f"wins {seen.win_rate:.0%} of {seen.compared} held-out prompts")
+        return f"<Outcome of {', '.join(parts)}, in {str(self.directory)!r}>"
+
+
+def train(
+    method: str,
+    cfg: MethodConfig | Path | str | None = None,
+    *,
+    judge: str | Judge | None = None,
+    tokenizer: Any = None,
+    display: Display | Literal["auto"] | None = "auto",
+    **settings: Any,
+) -> Outcome:
+    """Do a whole run: load, measure, train, save, measure again.
+
+        palate.train("oaif", data="everyday", reward=my_function, steps=50)
+
+    A second call with the same arguments resumes the run, or returns its results if it is finished. Rows and
+    functions given in Python count by their content.
+
+    Args:
+        method: name of a method, as in `palate methods`.
+        cfg: a configuration, of the class of one of the method's ways, as `METHODS[method].config`; or the
+            path of a YAML file, whose values the settings override; not needed with settings.
+        judge: the judge of completions, instead of a reward: as `--judge` has it, or an object of the `Judge`
+            protocol.
+        tokenizer: of a model that is given as an object; that of its `name_or_path` if not given.
+        display: shows progress; `auto` shows it in a terminal, a notebook or a log; None shows nothing.
+        settings: the method's options by name; `palate run METHOD --help` explains them. `data` and
+            `eval_data` may be a list of dicts, a `datasets.Dataset` or a `DatasetDict`; `reward` may be a
+            function, a `Scorer` or a `Judge`, or a list of these and of names, with weights as
+            `(0.5, my_function)`; `model` may be a loaded model. With `data="everyday"`, `eval_data` is a few
+            of its test prompts if it is not given; None leaves them out.
+
+    Raises:
+        PalateError: a mistake that the user can correct; the message says how.
+    """
+    chosen = method_named(method, METHODS)
+    if isinstance(judge, str):
+        cfg, settings = _judged(chosen, cfg, settings, judge)
+    config = configured(chosen, cfg, settings, tokenizer)
+    way = chosen.way_of(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    shown = Display() if display == "auto" else display
+    with quieted(), Run(config, method=method, display=shown) as run:
+        annotate = annotator_of(config, run, None if isinstance(judge, str) else judge)
+        return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
+
+
+def _judged(
+    method: Method, cfg: MethodConfig | Path | str | None, settings: Mapping[str, Any], judge: str
+) -> tuple[MethodConfig | Path | str | None, dict[str, Any]]:
+    """Put a judge's name into the configuration, or among the settings."""
+    if not issubclass(method.options, RewardConfig):
+        raise ConfigError(f"{method.name} takes no reward, so it takes no judge")
+    if isinstance(cfg, MethodConfig):
+        return type(cfg).model_validate({**cfg.model_dump(), "judge": judge}), dict(settings)
+    return cfg, {**settings, "judge": judge}
+
+
+# ---- A procedure for each kind of data -------------------------------------------------------------
+
+
+def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
+    prompts, account = read_rows(read_prompts, cfg)
+    held_out, others = read_rows(read_prompts, cfg, held_out=True)
+    if annotate is None and not (isinstance(cfg, PairRounds) and cfg.label == "implicit"):
+        raise AnnotatorError(
+            "no reward is given; name at least one, such as --reward sentiment, or a judge, such as "
+            "--judge local:MODEL"
+        )
+    run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
+    policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
+    prompts = with_room(policy, prompts, cfg.data, account, cfg)
+    held_out = with_room(policy, held_out, cfg.eval_data, others, cfg)
+    report_rows(run, cfg, account, others)
+    _attach(policy, (*prompts, *held_out), run)
+    start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
+    shown = shown_prompts(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
+    measure_fresh(policy, shown, cfg, run)
+    watch_kl(policy, prompts, cfg, run)
+    with suppress(BoundReachedError):
+        method.way_of(cfg).train(policy, annotate, prompts, cfg, run)
+    numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
+    evaluation = _compared(start, policy, held_out, held_out_annotator(annotate, cfg, run), cfg, run)
+    measure_fresh(policy, shown, cfg, run, evaluation)
+    return _finish(policy, evaluation, numbers, run)
+
+
+def _from_pairs(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
+    rows, account = read_rows(read_comparisons, cfg)
+    unseen, others = read_rows(read_comparisons, cfg, held_out=True)
+    learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
+    pairs = pairs_of(learner, rows, cfg.data, account)
+    held_out = pairs_of(learner, unseen, cfg.eval_data, others) if unseen else []
+    report_rows(run, cfg, account, others)
+    run.require_same("the pairs", content_key([*pairs, *held_out]), "the data")
+    _attach(learner, [pair.prompt for pair in (*pairs, *held_out)], run)
+    counts = {"pairs": len(pairs), "pairs_dropped": account.dropped_rows}
+    return _on_records(method, learner, pairs, held_out, annotate, cfg, run, counts)
+
+
+def _from_demonstrations(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
+    rows, account = read_rows(read_demonstrations, cfg)
+    unseen, others = read_rows(read_demonstrations, cfg, held_out=True)
+    learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
+    example = learner.model.codec.example
+    examples = records_of(learner, rows, cfg.data, account, example)
+    held_out = records_of(learner, unseen, cfg.eval_data, others, example) if unseen else []
+    report_rows(run, cfg, account, others)
+    run.require_same("the demonstrations", content_key([*examples, *held_out]), "the data")
+    _attach(learner, [example.prompt for example in (*examples, *held_out)], run)
+    counts = {"demonstrations": len(examples)}
+    return _on_records(method, learner, examples, held_out, annotate, cfg, run, counts)
+
+
+_PROCEDURES = {"prompts": _from_prompts, "pairs": _from_pairs, "demonstrations": _from_demonstrations}
+
+
+def _on_records(
+    method: Method,
+    learner: Learner,
+    records: Sequence[Pair | Example],
+    held_out: Sequence[Pair | Example],
+    annotate: Annotator | None,
+    cfg: Any,
+    run: Run,
+    counts: Mapping[str, float],
+) -> Outcome:
+    """Train on records from data, and summarise the measurements on the held-out records."""
+    learner.optimizer.total_steps = cfg.total_steps(len(records))  # dropped records do not count
+    measured = held_out and annotate is not None
+    start = learner.snapshot() if measured and isinstance(learner, Policy) else None
+    prompts = list({record.prompt.id: record.prompt.to_sample() for record in held_out}.values())
+    if annotate is not None:
+        for prompt in prompts:
+            learner.model.codec.room(prompt, need=cfg.max_new_tokens)
+    others = [record.prompt.to_sample() for record in records]
+    shown = shown_prompts(method, learner, prompts, others, cfg, all_held_out=start is not None)
+    measure_fresh(learner, shown, cfg, run)
+    watch_kl(learner, others, cfg, run)
+    with suppress(BoundReachedError):
+        method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
+    summarise = held_out_numbers if method.summarise is None else method.summarise
+    numbers = {**counts, **summarise(learner, run, held_out)}
+    evaluation = _compared(start, learner, prompts, held_out_annotator(annotate, cfg, run), cfg, run)
+    measure_fresh(learner, shown, cfg, run, evaluation)
+    return _finish(learner, evaluation, numbers, run)
+
+
+# ---- Parts of them ---------------------------------------------------------------------------------
+
+
+def _compared(
+    start: Snapshot | None,
+    learner: Learner,
+    prompts: Sequence[Prompt],
+    annotate: Annotator | None,
+    cfg: Any,
+    run: Run,
+) -> Evaluation | None:
+    """Save, then compare with the start: a failing reward must not cost the training."""
+    run.save(learner)
+    if start is None or annotate is None or not prompts or not isinstance(learner, Policy):
+        return None
+    run.observe("evaluate")
+    return compare(start, learner.snapshot(), prompts, annotate, cfg.sampling, seed=run.seed("evaluate"))
+
+
+def _finish(
+    learner: Learner, evaluation: Evaluation | None, numbers: Mapping[str, float], run: Run
+) -> Outcome:
+    summary: dict[str, Any] = {"method": run.method, "steps": learner.version, **numbers}
+    if evaluation is not None:
+        summary |= evaluation.summary()
+    checkpoint = run.save(learner).relative_to(run.directory)
+    summary |= {name.replace("/", "_"): number for name, number in run.meter().items() if name in COSTS}
+    summary |= {"seconds": round(run.seconds, 1), "checkpoint": str(checkpoint)}
+    summary = run.finish(summary, evaluation.samples() if evaluation is not None else ())
+    return Outcome(run, learner, summary, evaluation)
+
+
+def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner:
+    load = Policy.load if method.learner is None else method.learner
+    learner = load(cfg, total_steps=steps, seed=run.seed("adapter"))
+    # A template that prints the date must not render other prompts when the run resumes on another day.
+    started = run.remember("date of chat templates", datetime.now().isoformat())
+    learner.model.codec.keep_date(datetime.fromisoformat(started))
+    return learner
+
+
+def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run) -> None:
+    """Check the prompts' tokens against those that the run began with, then start or resume."""
+    codec = learner.model.codec
+    tokens = key_of([codec.prompt_ids(prompt) for prompt in prompts])
+    subject = f"what the tokenizer or chat template of {learner.model.source} makes of the prompts"
+    run.require_same("the prompts in tokens", tokens, subject)
+    run.attach(learner)

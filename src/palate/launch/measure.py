@@ -1,0 +1,103 @@
+"""Measurements of a run before, during and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from palate.config import KLConfig, Sampling
+from palate.data import Stream
+from palate.errors import ConfigError
+from palate.evaluate import Evaluation, kl_from
+from palate.learn import Learner, Policy
+from palate.loops import fresh_logps
+from palate.methods import Method
+from palate.run import Drift, Run
+from palate.types import Example, Pair, Prompt
+
+KL_EVERY = 10
+"""Steps between measurements of the KL with `max_kl`, unless `kl_every` says otherwise."""
+
+
+def shown_prompts(
+    method: Method,
+    learner: Learner,
+    held_out: Sequence[Prompt],
+    others: Iterable[Prompt],
+    cfg: Any,
+    *,
+    all_held_out: bool,
+) -> Sequence[Prompt]:
+    """Return the prompts of `_measure_fresh`: all held-out prompts if they are compared on, else a few.
+
+    There are none if every step samples from the current policy and logs the same number.
+    """
+    samples = isinstance(learner, Policy) and isinstance(cfg, Sampling)  # a ranker does not complete prompts
+    if not samples or method.recipe.judged == "each step":
+        return ()
+    if all_held_out:
+        return held_out
+    return list(islice(_fitting(learner, held_out or others, cfg), cfg.fresh_prompts))
+
+
+def _fitting(learner: Learner, prompts: Iterable[Prompt], cfg: Any) -> Iterator[Prompt]:
+    """Distinct prompts that leave room for a completion, in order."""
+    codec = learner.model.codec
+    distinct = {prompt.id: prompt for prompt in prompts}.values()
+    return (p for p in distinct if len(codec.prompt_ids(p)) + cfg.max_new_tokens <= codec.max_length)
+
+
+def watch_kl(learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run) -> None:
+    """Have the run measure KL(policy || start) as `KLConfig` says, on training prompts drawn once."""
+    if not isinstance(cfg, KLConfig) or not isinstance(cfg, Sampling) or not isinstance(learner, Policy):
+        return
+    every = cfg.kl_every or (KL_EVERY if cfg.max_kl is not None else None)
+    if every is None:
+        return
+    start, sampling = learner.snapshot(), cfg.sampling
+    fitting = list(_fitting(learner, prompts, cfg))
+    if not fitting:
+        raise ConfigError("no training prompt leaves room for max_new_tokens, so the KL cannot be measured")
+    drawn = Stream(fitting, seed=run.seed("kl prompts")).batch(0, min(cfg.kl_prompts, len(fitting)))
+
+    def measure(step: int) -> float:
+        return kl_from(start, learner.snapshot(), drawn, sampling, seed=run.seed("kl", step))
+
+    run.watch_kl(Drift(measure, every, cfg.max_kl))
+
+
+def measure_fresh(
+    learner: Learner, prompts: Sequence[Prompt], cfg: Any, run: Run, known: Evaluation | None = None
+) -> None:
+    """Measure `logps/fresh`: the policy's log-probability of its own samples."""
+    if not prompts or not isinstance(learner, Policy):
+        return
+
+    def metrics() -> dict[str, float]:
+        if known is not None:
+            return fresh_logps(known.after)
+        # With the seed of `compare`, which then reads them from the journal.
+        return fresh_logps(learner.snapshot().sample(prompts, 1, cfg.sampling, seed=2 * run.seed("evaluate")))
+
+    run.measure("fresh", metrics)
+
+
+def held_out_numbers(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) -> dict[str, float]:
+    """Return the first and the last measurement on the held-out records.
+
+    For pairs it is the share that the implicit reward ranks as the data do, else the loss.
+    """
+    ranked = [row for row in run.measured if "eval_rewards/accuracies" in row]
+    losses = [row["eval_loss"] for row in run.measured if "eval_loss" in row]
+    if ranked:
+        return {
+            "held_out_pairs": len(held_out),
+            "accuracy_before": ranked[0]["eval_rewards/accuracies"],
+            "accuracy_after": ranked[-1]["eval_rewards/accuracies"],
+            "accuracy_low": ranked[-1]["eval_rewards/accuracies_low"],
+            "accuracy_high": ranked[-1]["eval_rewards/accuracies_high"],
+        }
+    if losses:
+        return {"held_out": len(held_out), "loss_before": losses[0], "loss_after": losses[-1]}
+    return {}

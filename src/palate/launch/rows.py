@@ -1,0 +1,55 @@
+"""Reading a run's data, and the account of what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from palate.data import Account
+from palate.given import GivenReward
+from palate.learn import Learner
+from palate.loops import account_of, records_of
+from palate.run import Run
+from palate.types import Prompt
+
+_NO_FUNCTIONS = ("length:", "regex:", "model:", "ranker:", "judge:")
+"""Rewards that read no columns of the data."""
+
+
+def read_rows(read: Callable[..., Any], cfg: Any, *, held_out: bool = False) -> tuple[list[Any], Account]:
+    """Read the data, or the held-out data if there are any, with an account of them."""
+    account = account_of(cfg)
+    if held_out and cfg.eval_data is None:
+        return [], account
+    source, split, limit = (
+        (cfg.eval_data, cfg.eval_split, cfg.eval_limit) if held_out else (cfg.data, cfg.split, cfg.limit)
+    )
+    rows = read(source, split=split, columns=cfg.map, limit=limit, account=account)
+    return (rows[0] if isinstance(rows, tuple) else rows), account
+
+
+def with_room(
+    policy: Learner, prompts: Sequence[Prompt], source: str, account: Account, cfg: Any
+) -> list[Prompt]:
+    """The prompts that the chat template takes and that leave room for a completion."""
+
+    def fitting(prompt: Prompt) -> Prompt:
+        policy.model.codec.room(prompt, need=cfg.max_new_tokens)
+        return prompt
+
+    return records_of(policy, prompts, source, account, fitting) if prompts else []
+
+
+def report_rows(run: Run, cfg: Any, account: Account, held_out: Account) -> None:
+    """Show what becomes of the data, without the columns that a reward function or the method reads."""
+    functions = any(_is_function(spec) for spec in getattr(cfg, "reward", ()))
+    named = {value for _, value in cfg if isinstance(value, str)}
+    for source, one in ((cfg.data, account), (cfg.eval_data, held_out)):
+        if source is not None:
+            one.use(None if functions else named)
+            run.report_data(source, one)
+
+
+def _is_function(spec: Any) -> bool:
+    """Return whether a reward is a Python function, which may read any column."""
+    return isinstance(spec, GivenReward) or (":" in spec and not spec.startswith(_NO_FUNCTIONS))

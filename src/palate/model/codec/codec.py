@@ -1,0 +1,372 @@
+"""From conversations to the token ids of one model, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from palate.data.account import Account, RowError
+from palate.errors import ModelError
+from palate.model.codec.encoder import Encoder
+from palate.model.codec.finished import Finished, Finisher
+from palate.model.codec.left_out import Witness
+from palate.model.codec.parts import Answered, Asked, closing, shared, turn_of
+from palate.model.codec.template import TEMPLATE_ERRORS, ChatTemplate, Refused, Rendering, Span
+from palate.types import (
+    Comparison,
+    Completion,
+    Content,
+    Demonstration,
+    Example,
+    Finish,
+    Message,
+    Pair,
+    Prompt,
+    said,
+)
+
+MOST_PROMPTS = 1 << 16
+"""Prompts whose tokens are remembered; a judge that reads two answers makes a new prompt of every pair."""
+
+_NOT_SAID = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id")
+"""Attributes of tokenizers that name tokens which are no part of what a model says."""
+
+
+class Codec:
+    """A tokenizer with its chat template, end tokens and length limit.
+
+    A text prompt becomes a user turn if the model has a chat template and stays text otherwise. An answer
+    from data is learnt as the template renders the finished conversation: prompt and completion together are
+    the beginning of that rendering, in tokens. What others than the assistant write is never read as control
+    tokens: `<|im_end|>` in a user's turn is seven characters of text. In answers from data it is the token.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        eos_ids: every token that ends a completion, by the model's configuration.
+        max_length: longest prompt and completion together, in tokens.
+        name: the model's name, for messages.
+        chat_template: Jinja text that replaces the tokenizer's own.
+        variables: what the chat template gets besides the turns, such as `enable_thinking`.
+        now: the date that templates print; the time of loading if None.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        eos_ids: Sequence[int],
+        max_length: int,
+        name: str,
+        chat_template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.name = name
+        self.account = Account(strict=True)
+        """Where is noted what the template leaves out and what may surprise."""
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
+        self.has_template = bool(tokenizer.chat_template)
+        self.template = ChatTemplate(tokenizer, variables=variables or {}, now=now or datetime.now())
+        try:
+            self._encoder = Encoder(tokenizer, self.template.literals())
+            self.template.mark_control(self._encoder.pattern)
+            self._finisher = Finisher(self.template, self._encoder.pattern)
+        except (Refused, *TEMPLATE_ERRORS) as error:
+            raise ModelError(f"the chat template of {name} cannot be used: {error}") from error
+        self._witness = Witness(self.template)
+        eos = [*eos_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
+        turn_end = self._finisher.turn_end() if self.has_template else None
+        if turn_end is not None:
+            eos.insert(0, tokenizer.convert_tokens_to_ids(turn_end))
+        if not eos:
+            raise ModelError(
+                f"model {name} names no end token (eos_token_id), so no completion could ever end"
+            )
+        self.end_id = eos[0]
+        """The token that closes a completion which comes from data, where the template writes none."""
+        self.end_ids = frozenset(eos)
+        """Every token at which sampling ends."""
+        self._ends = [text for i in self.end_ids if (text := self._encoder.control.get(i))]
+        self._finisher.close_with(self._ends)
+        not_said = {getattr(tokenizer, attribute, None) for attribute in _NOT_SAID}
+        self._not_said = self.end_ids | {i for i in not_said if i is not None}
+        self._opening = self._find_opening()
+        self._asked: dict[str, Asked] = {}
+
+    def keep_date(self, now: datetime) -> None:
+        """Set the date that the chat template prints from here on."""
+        self.template.now = now
+        self._asked.clear()
+
+    # -- to tokens ---------------------------------------------------------------------------------
+
+    def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids after which the completion starts; at least one.
+
+        Raises:
+            DataError: the chat template refuses the prompt.
+        """
+        return prompt.token_ids if prompt.token_ids is not None else self._ask(prompt).ids
+
+    def pair(self, row: Comparison) -> Pair:
+        """Return the comparison in tokens.
+
+        Raises:
+            DataError: the chat template refuses it, or the prompt alone fills the model's context.
+        """
+        contents, finishes = (row.chosen, row.rejected), (row.chosen_finish, row.rejected_finish)
+        prompt, (chosen, rejected) = self.answers(row.prompt, contents, finishes)
+        return Pair(prompt, chosen, rejected, row.margin)
+
+    def example(self, row: Demonstration) -> Example:
+        """Return the demonstration in tokens.
+
+        Raises:
+            DataError: the chat template refuses it, or the prompt alone fills the model's context.
+        """
+        prompt, (completion,) = self.answers(row.prompt, (row.completion,), (row.finish,))
+        return Example(prompt, completion)
+
+    def answers(
+        self, prompt: Prompt, contents: Sequence[Content], finishes: Sequence[Finish] | None = None
+    ) -> tuple[Prompt, tuple[Completion, ...]]:
+        """Return answers from data as completions of one prompt, each as the template renders it.
+
+        Args:
+            prompt: what is answered.
+            contents: N answers, a text or one turn of the assistant each.
+            finishes: why each ends where it does; "length" leaves it open, without an end token.
+
+        Returns:
+            The prompt, with the tokens that all N renderings begin with, and N completions.
+
+        Raises:
+            DataError: the chat template refuses the conversation, or the prompt fills the model's context.
+        """
+        finishes = finishes or ["eos"] * len(contents)
+        with_text = prompt.content == "" and isinstance(contents[0], str)
+        if with_text:
+            made = [self._text_row(str(c), f) for c, f in zip(contents, finishes, strict=True)]
+        else:
+            made = [self._answered(prompt, c, f) for c, f in zip(contents, finishes, strict=True)]
+        start = min([answered.start for answered in made] + [shared([answered.ids for answered in made])])
+        before = made[0].ids[:start]
+        if not before:  # a causal model needs one token to predict from
+            before, start = self._first(), 0
+        if with_text or before != self._ask(prompt).ids:
+            prompt = replace(prompt, token_ids=before)
+        room = self.room(prompt)
+        return prompt, tuple(self._completion(prompt, a, start, room) for a in made)
+
+    def completion(self, prompt: Prompt, content: Content, finish: Finish = "eos") -> Completion:
+        """Return an answer from data that continues where sampling starts, to lie beside sampled ones.
+
+        Where the template renders finished conversations from another point (it opens a thought for sampling,
+        say), the answer is what the rendering has behind the opening; an opened thought is closed first.
+
+        Raises:
+            DataError: the chat template refuses the conversation, or the prompt fills the model's context.
+        """
+        made, (completion,) = self.answers(prompt.to_sample(), (content,), (finish,))
+        if made.token_ids is None or prompt.content == "":
+            return completion
+        asked = self._ask(prompt.to_sample())
+        finished = self._finish(prompt, turn_of(content), asked)
+        end = finished.close if finish == "length" else finished.stop
+        if finished.text.startswith(asked.rendering.text):
+            rest = finished.text[len(asked.rendering.text) : end]
+        else:
+            rest = closing(asked.rendering.text) + finished.text[finished.start : end].lstrip("\n")
+        ids = self._encoder.behind(rest)
+        ids = ids if finish == "length" or (ids and ids[-1] in self.end_ids) else (*ids, self.end_id)
+        room = self.room(prompt)
+        finish = "length" if len(ids) > room else finish
+        return replace(completion, token_ids=ids[:room], finish=finish)
+
+    def room(self, prompt: Prompt, *, need: int = 1) -> int:
+        """Tokens left for a completion.
+
+        Raises:
+            DataError: fewer than `need` are.
+        """
+        used = len(self.prompt_ids(prompt))
+        if self.max_length - used < need:
+            raise RowError(
+                f"{prompt.where or 'a prompt'}: the prompt has {used} tokens, which leaves no room for "
+                f"{need} new in the {self.max_length} that {self.name} takes; shorten or drop it "
+                f"(it begins {prompt.text[:40]!r})",
+                prompt.where,
+                "the prompt leaves no room for a completion",
+            )
+        return self.max_length - used
+
+    # -- to text -----------------------------------------------------------------------------------
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return what the tokens say, without end tokens and others that are not said, such as padding."""
+        kept = [i for i in token_ids if i not in self._not_said]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+    def rendering(self, prompt: Prompt, content: Content) -> str:
+        """Return the template's rendering of the finished conversation, as text.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        return self._finish(prompt, turn_of(content), self._ask(prompt.to_sample())).text
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer, chat template included."""
+        self.tokenizer.save_pretrained(directory)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _ask(self, prompt: Prompt) -> Asked:
+        if prompt.id not in self._asked:
+            if len(self._asked) >= MOST_PROMPTS:
+                self._asked.clear()
+            self._asked[prompt.id] = self._opened(prompt)
+        return self._asked[prompt.id]
+
+    def _opened(self, prompt: Prompt) -> Asked:
+        if not self.has_template and isinstance(prompt.content, str):
+            rendering = Rendering(prompt.content, self._spans(prompt.content))
+        else:
+            self._refuse_rendered(prompt)
+            try:
+                rendering = self._finisher.open(self._turns(prompt), prompt.variables)
+            except Refused as error:
+                raise self._refusal(prompt, error) from error
+        if rendering.typed and self.has_template:
+            self.account.note("text that looks like control tokens is read as text", prompt.where)
+        # A template writes its own BOS.
+        before = () if self.has_template else self._encoder.before
+        encoded = self._encoder.encode(rendering.text, rendering.typed)
+        chars, tokens = self._encoder.settled(rendering.text, rendering.typed, encoded)
+        return Asked(rendering, (*before, *encoded.ids) or self._first(), chars, tokens)
+
+    def _answered(self, prompt: Prompt, content: Content, finish: Finish) -> Answered:
+        asked = self._ask(prompt.to_sample())
+        turn = self._without_end(turn_of(content), prompt)
+        finished = self._finish(prompt, turn, asked)
+        cut = finish == "length"
+        text = finished.text[: finished.close if cut else finished.stop]
+        typed = [span for span in finished.typed if span[1] <= len(text)]
+        before = () if self.has_template else self._encoder.before
+        chars = asked.same_chars
+        if (
+            chars
+            and text[:chars] == asked.rendering.text[:chars]
+            and self._encoder.pattern.match(text, chars)
+        ):
+            before, text = asked.ids[: asked.same_tokens], text[chars:]
+            typed = [(begin - chars, end - chars) for begin, end in typed if begin >= chars]
+        else:
+            chars = 0
+        encoded = self._encoder.encode(text, typed)
+        ids = (*before, *encoded.ids)
+        start = len(before) + self._encoder.up_to(finished.start - chars, text, typed, encoded)
+        if not cut and (len(ids) == start or ids[-1] not in self.end_ids):
+            ids = (*ids, self.end_id)
+        if ids[:start] != asked.ids and self.has_template:
+            self.account.note(self._other_start(asked, finished), prompt.where)
+        words = said(turn)
+        if set(turn) - {"role", "content"}:
+            words = self.text(ids[start:])
+        return Answered(ids, start, words, finish)
+
+    def _finish(self, prompt: Prompt, turn: Message, asked: Asked) -> Finished:
+        if not self.has_template and isinstance(prompt.content, str):
+            whole = prompt.content + said(turn)
+            return Finished(whole, asked.rendering.typed, len(prompt.content), len(whole), len(whole))
+        turns = self._turns(prompt)
+        try:
+            finished = self._finisher.finish(turns, turn, prompt.variables, asked.rendering.text)
+        except Refused as error:
+            raise self._refusal(prompt, error) from error
+        for name, in_answer in self._witness.left_out([*turns, turn], prompt.variables, finished.text):
+            lost = in_answer and name in ("reasoning_content", "thinking", "reasoning")
+            (self.account.lose if lost else self.account.leave)(name, prompt.where)
+        return finished
+
+    def _text_row(self, text: str, finish: Finish) -> Answered:
+        """A text that is learnt as it stands, its control tokens as such."""
+        whole = text.rstrip() if text.rstrip().endswith(tuple(self._ends)) else text
+        ids = self._encoder.encode(whole).ids
+        before = self._encoder.before
+        ids = ids if ids[: len(before)] == before else (*before, *ids)
+        if finish != "length" and ids[-1] not in self.end_ids:
+            ids = (*ids, self.end_id)
+        start = len(before) or 1
+        return Answered(ids, start if len(ids) > start else 0, text, finish)
+
+    def _completion(self, prompt: Prompt, answered: Answered, start: int, room: int) -> Completion:
+        ids = answered.ids[start:]
+        if not ids:
+            raise RowError(
+                f"{prompt.where or 'a row'}: the answer was cut before its first word", prompt.where
+            )
+        finish = answered.finish
+        if len(ids) > room:
+            finish = "length"
+            self.account.note(f"answers are cut at {self.max_length:,} tokens (--max-length)", prompt.where)
+        return Completion(text=answered.text, token_ids=ids[:room], finish=finish)
+
+    def _turns(self, prompt: Prompt) -> tuple[Message, ...]:
+        content = prompt.content
+        return ({"role": "user", "content": content},) if isinstance(content, str) else content
+
+    def _spans(self, text: str) -> tuple[Span, ...]:
+        return tuple(found.span() for found in self._encoder.pattern.finditer(text))
+
+    def _first(self) -> tuple[int, ...]:
+        bos = self.tokenizer.bos_token_id
+        return (bos if bos is not None else self.end_id,)
+
+    def _without_end(self, turn: Message, prompt: Prompt) -> Message:
+        """The turn without an end token that its text already has: the template writes one."""
+        words = said(turn)
+        end = next((end for end in self._ends if words.rstrip().endswith(end)), None)
+        if not self.has_template or end is None:
+            return turn
+        self.account.note(f"answers end with {end} already; it is not doubled", prompt.where)
+        return {**turn, "content": words.rstrip().removesuffix(end)}
+
+    def _find_opening(self) -> str:
+        """The text that the template puts before an answer, if it has control tokens."""
+        if not self.has_template:
+            return ""
+        turn = {"role": "user", "content": "?"}
+        try:
+            closed, opened = (self.template.text([turn], {}, ask=ask) for ask in (False, True))
+        except Refused:
+            return ""
+        opening = opened.removeprefix(closed).strip() if opened.startswith(closed) else ""
+        return opening if self._encoder.pattern.search(opening) else ""
+
+    def _refuse_rendered(self, prompt: Prompt) -> None:
+        content = prompt.content
+        if isinstance(content, str) and self._opening and content.rstrip().endswith(self._opening):
+            raise RowError(
+                f"{prompt.where or 'a prompt'}: the prompt is rendered by a chat template already (it ends "
+                f"with {self._opening!r}); expected the words of the turns. Give the turns as a list, or the "
+                "prompt and its answer together in a column `text`, which is learnt as it stands.",
+                prompt.where,
+            )
+
+    def _refusal(self, prompt: Prompt, error: Refused) -> RowError:
+        where = prompt.where or "a prompt"
+        return RowError(f"{where}: the chat template of {self.name} refuses it: {error}", prompt.where)
+
+    def _other_start(self, asked: Asked, finished: Finished) -> str:
+        key = "answers are learnt as the chat template renders them, from another point than sampling starts"
+        if any(note.startswith(key) for note in self.account.notes):
+            return next(note for note in self.account.notes if note.startswith(key))
+        sampled, learnt = asked.rendering.text[-24:], finished.text[max(0, finished.start - 12) :][:36]
+        return f"{key}: sampling follows {sampled!r}, the rendering has {learnt!r}"

@@ -1,0 +1,169 @@
+"""Texts to token ids, with the place of each token in the text."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from palate.model.codec.template import Span
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text as tokens."""
+
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+    """Where in the text each token ends, in characters; empty if the tokenizer does not say."""
+
+
+class Encoder:
+    """A tokenizer that can read parts of a text as mere letters.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        written: the texts that the chat template writes; added tokens that occur there are control tokens.
+    """
+
+    def __init__(self, tokenizer: Any, written: str) -> None:
+        self.tokenizer = tokenizer
+        special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        # The line above leaves out special tokens that no attribute names.
+        added = tokenizer.added_tokens_decoder
+        special |= {i: token.content for i, token in added.items() if token.special}
+        self.special = {i: text for i, text in special.items() if text}
+        self.control = {
+            **{i: t.content for i, t in added.items() if t.content.strip() and t.content in written},
+            **self.special,
+        }
+        """Tokens that are no text, by id: special ones, and added ones that the chat template writes."""
+        self.pattern = _any_of(self.control.values())
+        self._weak = frozenset(self.control.values()) - frozenset(self.special.values())
+        self._offsets = bool(getattr(tokenizer, "is_fast", False))
+        self._newline, self._puts_space = self._call("\n")[0], True
+        self._puts_space = self._behind("x", split=False).ids != self._call("x")[0]
+        self.before = self._before()
+        """What the tokenizer puts in front of every text, such as its BOS."""
+
+    def encode(self, text: str, typed: Sequence[Span] = ()) -> Encoded:
+        """Tokenise a text in which the parts `typed` are letters, whatever they look like."""
+        if not text:
+            return Encoded((), ())
+        if not typed:
+            return self._plain(text)
+        ids: list[int] = []
+        ends: list[int] = []
+        for begin, end, letters in self._pieces(text, typed):
+            part = (
+                self._letters(text[begin:end], first=begin == 0)
+                if letters
+                else (
+                    self._plain(text[begin:end]) if begin == 0 else self._behind(text[begin:end], split=False)
+                )
+            )
+            ids += part.ids
+            ends += [begin + place for place in part.ends]
+        return Encoded(tuple(ids), tuple(ends))
+
+    def up_to(self, place: int, text: str, typed: Sequence[Span], encoded: Encoded) -> int:
+        """The number of tokens of an encoded text that end at or before a place in it."""
+        if encoded.ends:
+            return bisect_right(encoded.ends, place)
+        begun = self.encode(text[:place], [(b, min(e, place)) for b, e in typed if b < place]).ids
+        both = zip(begun, encoded.ids, strict=False)
+        return next((n for n, (mine, theirs) in enumerate(both) if mine != theirs), len(begun))
+
+    def settled(self, text: str, typed: Sequence[Span], encoded: Encoded) -> tuple[int, int]:
+        """How far a text has the same tokens whatever is appended to it: characters and tokens.
+
+        That is up to the last control token, for a tokenizer reads the texts between control tokens apart.
+        """
+        if self._puts_space or not encoded.ends:
+            return 0, 0
+        inside = sorted(typed)
+        real = [m.start() for m in self.pattern.finditer(text) if not _overlaps(m.span(), inside)]
+        return (real[-1], bisect_right(encoded.ends, real[-1])) if real else (0, 0)
+
+    def letters(self, text: str) -> tuple[int, ...]:
+        """Tokenise a text that has no control tokens, whatever it looks like."""
+        return self.encode(text, [m.span() for m in self.pattern.finditer(text)]).ids
+
+    def behind(self, text: str) -> tuple[int, ...]:
+        """Tokenise a text that continues another one."""
+        return self._behind(text, split=False).ids if text else ()
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _pieces(self, text: str, typed: Sequence[Span]) -> Iterator[tuple[int, int, bool]]:
+        """Begin and end of the pieces to tokenise apart, and whether a piece is letters alone."""
+        inside = sorted(typed)
+        real = [m.span() for m in self.pattern.finditer(text) if not _overlaps(m.span(), inside)]
+        done = 0
+        for begin, end in zip([0, *(e for _, e in real)], [*(b for b, _ in real), len(text)], strict=True):
+            if not _overlaps((begin, end), inside):
+                continue
+            if done < begin:
+                yield done, begin, False
+            yield begin, end, True
+            done = end
+        if done < len(text):
+            yield done, len(text), False
+
+    def _letters(self, text: str, *, first: bool) -> Encoded:
+        """Tokenise without control tokens: special ones are off, others are cut behind their first letter."""
+        cuts = [m.start() + 1 for m in self.pattern.finditer(text) if m[0] in self._weak]
+        ids: list[int] = []
+        ends: list[int] = []
+        for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            piece = text[begin:end]
+            at_start = first and begin == 0
+            part = self._plain(piece, split=True) if at_start else self._behind(piece, split=True)
+            ids += part.ids
+            ends += [begin + place for place in part.ends]
+        return Encoded(tuple(ids), tuple(ends))
+
+    def _plain(self, text: str, *, split: bool = False) -> Encoded:
+        ids, ends = self._call(text, split=split)
+        return Encoded(ids, ends)
+
+    def _behind(self, text: str, *, split: bool) -> Encoded:
+        """Tokenise a text that does not begin a line: some tokenizers put a space before the first word."""
+        if self._puts_space:
+            ids, ends = self._call("\n" + text, split=split)
+            n = len(self._newline)
+            if ids[:n] == self._newline:
+                return Encoded(ids[n:], tuple(place - 1 for place in ends[n:]))
+        return self._plain(text, split=split)
+
+    def _call(self, text: str, *, split: bool = False) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=split,
+            return_offsets_mapping=self._offsets,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        ids = tuple(encoded["input_ids"])
+        if self._offsets:
+            return ids, tuple(end for _, end in encoded["offset_mapping"])
+        return ids, ()
+
+    def _before(self) -> tuple[int, ...]:
+        ids = tuple(self.tokenizer("x", add_special_tokens=True)["input_ids"])
+        bare = self._call("x")[0]
+        at = next((n for n in range(len(ids)) if ids[n : n + len(bare)] == bare), 0)
+        return ids[:at]
+
+
+def _any_of(texts: Any) -> re.Pattern[str]:
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _overlaps(span: Span, sorted_spans: Sequence[Span]) -> bool:
+    at = bisect_right(sorted_spans, (span[1],)) - 1
+    return any(b < span[1] and span[0] < e for b, e in sorted_spans[max(0, at - 1) : at + 1])
