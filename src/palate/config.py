@@ -192,7 +192,7 @@ class Sampling(Config):
     min_new_tokens: int = Field(0, ge=0)
     """No end token before this many tokens."""
     max_new_tokens: int = Field(256, ge=1)
-    """Cut completions at this many tokens. Rewards of cut completions are rewards of beginnings."""
+    """Cut completions at this many tokens."""
     stop: Names = ()
     """Texts at which a completion ends."""
     sampling_rows: int = Field(64, ge=1)

@@ -34,14 +34,14 @@ class Figure(NamedTuple):
 def figures(run: RunRecord) -> tuple[Figure, ...]:
     """The few numbers of a run that say most; those that it has."""
     found = []
-    for label, name, of, unit in (
-        ("Win rate", "win_rate", "compared", "prompts"),
-        ("Held-out accuracy", "accuracy", "held_out_pairs", "pairs"),
+    for label, name, of, how in (
+        ("Win rate", "win_rate", "compared", " on {} prompts"),
+        ("Held-out accuracy", "accuracy", "held_out_pairs", "; {} pairs, by prompts"),
     ):
         if bounds := _interval(run, name):
             rate, low, high = bounds
             compared = run.figure(of)
-            on = "" if compared is None else f", {count(compared)} {unit}"
+            on = "" if compared is None else how.format(count(compared))
             found.append(Figure(label, percent(rate), f"{interval(low, high)}{on}"))
     before, after = run.figure("reward_before"), run.figure("reward_after")
     if before is not None and after is not None:
