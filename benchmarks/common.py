@@ -1,7 +1,7 @@
-"""What the benchmarks share: sides in processes of their own, run in turns, and what they were measured on.
+"""Shared parts of the benchmarks: competing sides in separate processes, and a record of the machine.
 
-A side is a worker process that loads its model once and then does one measured piece of work per line it
-is sent. The parent asks the sides in turns, so that a noisy machine is noisy to all, and takes medians.
+A side is a worker process. It loads its model once, then does one measured piece of work for each line of
+input. The parent calls the sides in turns, so that noise on the machine affects all sides, and takes medians.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ ROOT = HERE.parent
 
 
 class Side:
-    """A worker process. `ask` has it do one piece of work and gives what it measured.
+    """A worker process. `ask` makes it do one piece of work and returns its measurements.
 
     Args:
-        name: how it is called in the results.
-        script: of this directory; it is told `--worker` and the arguments.
-        python: of which environment.
-        path: where it finds a package before its environment does; see `peer`.
+        name: the side's name in the results.
+        script: a script of this directory; it is started with `--worker` and the arguments.
+        python: the Python interpreter of the worker's environment.
+        path: a directory of packages that takes precedence over the environment; see `peer`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Side:
         self._read()  # the worker says when it is ready
 
     def ask(self, **work: Any) -> dict[str, Any]:
-        """One piece of work."""
+        """Do one piece of work."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(work) + "\n")
         self._process.stdin.flush()
@@ -78,14 +78,14 @@ class Side:
 
 
 def serve(work: Callable[..., Mapping[str, Any]]) -> None:
-    """A worker's loop: a line of JSON in, a line of JSON out."""
+    """Run a worker's loop: read a line of JSON, do the work, print a line of JSON."""
     print("@@{}", flush=True)
     for line in sys.stdin:
         print("@@" + json.dumps(work(**json.loads(line))), flush=True)
 
 
 def in_turns(sides: list[Side], runs: int, **work: Any) -> dict[str, list[dict[str, Any]]]:
-    """Ask every side once for warming up, then all of them in turns, each time with another seed."""
+    """Call every side once for warm-up, then all sides in turns, each time with another seed."""
     found: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
     for side in sides:
         side.ask(**work)
@@ -97,24 +97,24 @@ def in_turns(sides: list[Side], runs: int, **work: Any) -> dict[str, list[dict[s
 
 
 def runs_of(ending: str, runs: int) -> int:
-    """How many runs completions that end by themselves get, beside those forced to full length."""
+    """Return the number of runs with natural endings; completions of full length get `runs` runs."""
     return (runs + 1) // 2 if ending == "natural" else runs
 
 
 def median(rows: list[dict[str, Any]], key: str) -> float:
-    """Of one measured number."""
+    """Return the median of one measured number over the runs."""
     return statistics.median(row[key] for row in rows)
 
 
 def on_gpu() -> bool:
-    """Whether the sides compute on a GPU: all do where there is one."""
+    """Return True if the sides compute on a GPU: they do if the machine has one."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def clock() -> float:
-    """Seconds, read once all that was begun on a GPU is done."""
+    """Return the time in seconds, after all pending GPU work is done."""
     if on_gpu():
         import torch
 
@@ -123,8 +123,9 @@ def clock() -> float:
 
 
 class PeakMemory:
-    """Peak memory of this process while it is open, in bytes: what tensors hold on a GPU, if there is one,
-    else anonymous memory, of which mapped files are no part.
+    """Measure the peak memory of this process in bytes while the context is open.
+
+    On a GPU it counts the memory of tensors, else anonymous memory, which excludes mapped files.
     """
 
     def __enter__(self) -> PeakMemory:
@@ -156,7 +157,7 @@ class PeakMemory:
 
 
 def peer(requirement: str) -> Path | None:
-    """Where `package==version` is for those who have not installed it; None where this environment has it."""
+    """Return a directory with `package==version`; None if this environment has the package."""
     package, version = requirement.split("==")
     try:
         if metadata.version(package) == version:
@@ -185,7 +186,7 @@ def peer(requirement: str) -> Path | None:
 
 
 def compute_dtype(name: str) -> str:
-    """`auto` is what Palate would take here: bfloat16 where the processor computes in it, else float32."""
+    """Resolve `auto` to Palate's default here: bfloat16 if the processor computes in it, else float32."""
     from palate.config import ModelConfig
     from palate.model.device import resolve
 
@@ -193,7 +194,7 @@ def compute_dtype(name: str) -> str:
 
 
 def anonymous_memory() -> int:
-    """Anonymous resident memory of this process, in bytes."""
+    """Return the anonymous resident memory of this process in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -219,7 +220,7 @@ def gemm_peak(dtype_name: str = "bfloat16", seconds: float = 2.0) -> float:
 
 
 def arguments(doc: str, **more: Mapping[str, Any]) -> argparse.Namespace:
-    """Command line of a benchmark: --json, --runs, and what else it takes."""
+    """Parse a benchmark's command line: --json, --runs and its own flags."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
@@ -237,13 +238,13 @@ _quiet = False
 
 
 def say(text: str) -> None:
-    """Progress, on standard error."""
+    """Print progress on standard error."""
     if not _quiet:
         print(text, file=sys.stderr, flush=True)
 
 
 def finish(given: argparse.Namespace, detail: Mapping[str, Any], last: Mapping[str, float]) -> None:
-    """Print the detail, and the figures that matter as the last line."""
+    """Print the details, then the main figures as the last line."""
     sys.path.insert(0, str(ROOT / "experiments"))
     from machine import machine
 
@@ -256,7 +257,7 @@ def finish(given: argparse.Namespace, detail: Mapping[str, Any], last: Mapping[s
 
 
 def commit() -> str | None:
-    """What was measured, where this is a git clone; changes that are not committed show as `+`."""
+    """Return the git commit in a git clone, with `+` for uncommitted changes."""
     if shutil.which("git") is None:
         return None
     told = subprocess.run(
@@ -270,12 +271,12 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that sides are made of, in this environment."""
+    """Return the versions of the compared libraries in this environment."""
     return {name: metadata.version(name) for name in ("transformers", "numpy")}
 
 
 def prompts(count: int, tokens: int) -> list[str]:
-    """Distinct English prompts of about so many tokens, put together from the ones that ship with Palate."""
+    """Return distinct English prompts of about `tokens` tokens, joined from prompts shipped with Palate."""
     import palate
 
     texts = [prompt.text for prompt in palate.read_prompts("everyday")]

@@ -1,4 +1,4 @@
-"""One optimizer step of online DPO against TRL's OnlineDPOTrainer, on the same work, in seconds.
+"""Time one optimizer step of online DPO in Palate and in TRL's OnlineDPOTrainer, on the same work.
 
 All weights of SmolLM2-135M-Instruct, two completions per prompt forced to full length. short: 16 prompts
 of about 40 tokens (template included), 64 new; long: 8 prompts of about 400 tokens, 53 new. The reward is
@@ -9,11 +9,11 @@ turns its KV cache off). Its weights, gradients and AdamW state are in the compu
 runs `live` (the same state) and, where the compute dtype is bfloat16, `masters` (float32 copies of the
 weights, gradients and state, its default). Both hold a full copy of the model as the reference.
 
-The last line: TRL's seconds over Palate's (with masters, where there are any), Palate's memory over TRL's
-at the same state, and the share of the GEMM peak measured in the run that Palate's learner and sampler
-reach on the better of the shapes: operations of the matrix products of the layers and the head, each prompt
-counted once, over all seconds of the stage. TRL computes all rows of the step at once, as its trainer does
-without accumulation; Palate divides them by its default budget of tokens.
+The last line has three figures: TRL's seconds over Palate's (with masters if measured); Palate's memory over
+TRL's with the same state; and the share of the machine's GEMM peak, measured in the same run, that Palate's
+learner and sampler reach on the better shape. The share divides the operations of the matrix products of
+layers and head, with each prompt counted once, by the seconds of the whole stage. TRL computes all rows of a
+step in one batch, as its trainer does without accumulation; Palate splits them by its default token budget.
 
     python benchmarks/online_dpo.py
     python benchmarks/online_dpo.py --dtype float32 --shapes short --trl best  # not TRL's defaults
@@ -50,16 +50,16 @@ PEER = "trl==1.16.0"
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:
-    """Longer is better: cheap, and a tie only between equal texts."""
+    """Score texts by length: cheap to compute, and only equal texts tie."""
     return [len(text) + zlib.crc32(text.encode()) / 2**32 for text in completions]
 
 
 class PalateStep:
-    """One step as `oaif` takes it, its stages apart.
+    """One step of `oaif`, divided into its stages.
 
     Args:
-        masters: `live` or `float32`, see the module.
-        shape: of `SHAPES`.
+        masters: `live` or `float32`; see the module's docstring.
+        shape: one of `SHAPES`.
         dtype: the compute dtype.
     """
 
@@ -83,11 +83,11 @@ class PalateStep:
         )
 
     def sample(self, seed: int) -> Any:
-        """Two completions of each prompt."""
+        """Sample two completions per prompt."""
         return self.policy.snapshot().sample(self.asked, 2, self.options, seed=seed)
 
     def learn(self, groups: Any) -> int:
-        """Annotate, select, update; gives how many pairs there were."""
+        """Annotate, select pairs and update; return the number of pairs."""
         import palate
 
         pairs, _ = palate.select_pairs(self.annotate(groups), palate.best_vs_worst)
@@ -95,9 +95,9 @@ class PalateStep:
         return len(pairs)
 
     def forward_operations(self, groups: Any, *, sampling: bool = False) -> int:
-        """Floating-point operations of the matrix products of one forward pass, each prompt counted once.
+        """Return the floating-point operations of one forward pass in matrix products, each prompt once.
 
-        In sampling, a completion's last token does not go through the layers.
+        In sampling, a completion's last token is not computed by the layers.
         """
         network, codec = self.policy.model.network, self.policy.model.codec
         head = network.get_output_embeddings().weight.numel()
@@ -110,7 +110,7 @@ class PalateStep:
 
 
 def palate_worker(masters: str, shape: str, dtype: str) -> Any:
-    """One step, sampling and learning timed apart."""
+    """Time one step of Palate, with separate times for sampling and learning."""
     step = PalateStep(masters, shape, dtype)
 
     def work(seed: int = 0) -> dict[str, float]:
@@ -138,7 +138,7 @@ def palate_worker(masters: str, shape: str, dtype: str) -> Any:
 
 
 def trl_worker(kind: str, shape: str, dtype: str) -> Any:
-    """TRL's own training_step, with its optimizer stepped as its loop does."""
+    """Time TRL's own training_step, followed by an optimizer step as in its training loop."""
     import tempfile
 
     import datasets
@@ -204,7 +204,7 @@ def trl_worker(kind: str, shape: str, dtype: str) -> Any:
 
 
 def measured(shape: str, dtype: str, runs: int, *, trl: list[str]) -> dict[str, list[dict[str, float]]]:
-    """What Palate and the given kinds of TRL measured on a shape, run by run."""
+    """Return the measurements of Palate and the given variants of TRL on a shape, run by run."""
     kinds = [("palate", "live"), *(("trl", kind) for kind in trl if kind == "best")]
     if dtype == "bfloat16":
         kinds.append(("palate", "masters"))

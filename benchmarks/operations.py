@@ -1,10 +1,10 @@
-"""Operations in matrix products of both sides of `sampling.py` and `online_dpo.py`, counted from the shapes.
+"""Count the operations in matrix products of both sides of `sampling.py` and `online_dpo.py` from the shapes.
 
     python benchmarks/operations.py
 
-Counted are products with weights, two operations for each weight and token, padding included where a side
-pads; not those of attention, which are few at these lengths. Nothing is timed, so the ratios are the same on
-every machine: what a side gains beyond them, it gains in the rate at which it works.
+The script counts products with weights: two operations per weight and token, padding included if a side pads.
+Attention is not counted; it is small at these lengths. Nothing is timed, so the ratios are the same on every
+machine. A speed-up beyond these ratios comes from faster execution, not from fewer operations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sampling import SHAPES as SAMPLES
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens that go through the layers, and through the head."""
+    """Number of tokens computed by the layers and by the head."""
 
     body: int
     head: int
@@ -27,14 +27,14 @@ class Work:
         return Work(self.body + other.body, self.head + other.head)
 
     def times(self, passes: int) -> Work:
-        """The same so many times."""
+        """Return the same work repeated `times` times."""
         return Work(passes * self.body, passes * self.head)
 
 
 def sampled(lengths: list[int], n: int, new: int, *, shared: bool) -> Work:
-    """n completions of `new` tokens for prompts of these lengths; the last token goes through no layer.
+    """Count the tokens for n completions of `new` tokens per prompt; the layers skip the last token.
 
-    Shared, a prompt and its first logits are computed once; else for every row, and as long as the longest.
+    If shared, a prompt and its first logits are computed once; else for every row, padded to the longest.
     """
     rows = n * len(lengths)
     if shared:
@@ -43,7 +43,7 @@ def sampled(lengths: list[int], n: int, new: int, *, shared: bool) -> Work:
 
 
 def forward(lengths: list[int], n: int, new: int, *, shared: bool) -> Work:
-    """One pass over prompts and completions; unshared, the head computes the prompts' logits as well."""
+    """Count one pass over prompts and completions; if not shared, the head also computes prompt logits."""
     rows = n * len(lengths)
     if shared:
         return Work(sum(lengths) + rows * new, rows * new)
@@ -51,9 +51,9 @@ def forward(lengths: list[int], n: int, new: int, *, shared: bool) -> Work:
 
 
 def step(lengths: list[int], n: int, new: int, *, shared: bool) -> Work:
-    """One of online DPO on all weights: sampling, the reference, forward, and twice that backward.
+    """Count a step of online DPO on all weights: sampling, reference, forward, and backward (two forwards).
 
-    Palate's head, of which a tile is kept no longer than it is needed, makes its logits again in backward.
+    Palate's head does not keep its logits, so it computes them again in the backward pass.
     """
     one = forward(lengths, n, new, shared=shared)
     again = Work(0, one.head) if shared else Work(0, 0)

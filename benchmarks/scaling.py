@@ -1,13 +1,14 @@
-"""Cost against the length of the prompt and the number of its completions: Palate's ways and the padded ones.
+"""Measure cost against prompt length and completions per prompt, with and without Palate's fast path.
 
-Sampling and one update (forward, backward, optimizer step, all weights of SmolLM2-135M-Instruct, the
-negative log-likelihood of every completion) of 2 prompts with 32 new tokens a completion, forced to full
-length. `fast` computes each prompt once and shares it among its completions, `padded` is the same model
-with --no-fast: transformers' `generate` with its KV cache, and right-padded batches with the prompt in
-every row. `fast` also has its own layers, head and sampler, which is why the two differ where there is little
-to share; what matters is how they part. Each side is a process of its own; the two are asked in turns.
+The work is sampling and one update for 2 prompts with 32 new tokens per completion, forced to full length. An
+update is forward, backward and optimizer step on all weights of SmolLM2-135M-Instruct; the loss is the
+negative log-likelihood of all completions. `fast` computes each prompt once and shares it among its
+completions, `padded` is the same model with --no-fast: transformers' `generate` with its KV cache, and
+right-padded batches with the prompt in every row. `fast` also has its own layers, head and sampler, so the
+two differ even if there is little to share; the growth of the difference is the result. Each side is a
+separate process; the two take turns.
 
-    python benchmarks/scaling.py                    # a table and its curves in docs/scaling.svg
+    python benchmarks/scaling.py                    # prints a table and draws docs/scaling.svg
     python benchmarks/scaling.py --lengths 100 400 --completions 2 8 --json
 
 The last line has padded seconds over fast ones at the ends of both axes.
@@ -23,26 +24,26 @@ from common import ROOT, Side, arguments, clock, compute_dtype, finish, in_turns
 PROMPTS, NEW = 2, 32
 LENGTHS, COMPLETIONS = (100, 200, 400, 800, 1600), (2, 4, 8, 16)
 AT_LENGTH, AT_COMPLETIONS = 400, 4
-"""What the other axis is held at."""
+"""The fixed value of the other axis."""
 
 
 class NegativeLogLikelihood:
-    """Of all completions of a prompt together."""
+    """The negative log-likelihood of all completions of a prompt."""
 
     @property
     def needs(self) -> Any:
-        """Log-probabilities alone."""
+        """Return the requirements: log-probabilities only."""
         from palate.learn import Needs
 
         return Needs()
 
     def __call__(self, outputs: Any, records: Any) -> tuple[Any, dict[str, Any]]:
-        """Loss of each prompt. (R,)"""
+        """Return the loss of each prompt. (R,)"""
         return -outputs.logps.sum().view(len(records), -1).sum(-1), {}
 
 
 def worker(kind: str, dtype: str) -> Any:
-    """Sample, then learn what was sampled."""
+    """Sample, then train on the samples."""
     from palate.config import LearnerConfig, Sampling
     from palate.learn import Policy
     from palate.quiet import quiet_libraries
@@ -72,7 +73,7 @@ def worker(kind: str, dtype: str) -> Any:
 
 
 def measured(sides: list[Side], runs: int, length: int, n: int) -> dict[str, Any]:
-    """Medians of both sides at one point."""
+    """Return the medians of both sides at one point."""
     say(f"{length} tokens, {n} completions")
     found = in_turns(sides, runs, length=length, n=n)
     stages = ("sampling_seconds", "learning_seconds")
@@ -88,7 +89,7 @@ def measured(sides: list[Side], runs: int, length: int, n: int) -> dict[str, Any
 
 
 def draw(by_length: list[dict[str, Any]], by_completions: list[dict[str, Any]], file: Path) -> None:
-    """Seconds of both stages over both axes."""
+    """Draw the seconds of both stages over both axes."""
     import matplotlib
 
     matplotlib.use("svg")

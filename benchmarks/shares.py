@@ -1,13 +1,13 @@
-"""Where the time goes: a profile of Palate's sampler and learner by kinds of operation.
+"""Profile Palate's sampler and learner: the share of time by kind of operation.
 
-One step of `online_dpo.py`, with the state of its headline, under the profiler: the shape `short` or, with
-`--shape long`, the other. The profiler slows small operations down, so shares of what is not a matrix product
-are upper bounds.
+The script runs one step of `online_dpo.py`, with the state of its main result, under the profiler, on the
+shape `short` or, with `--shape long`, on the other shape. The profiler slows down small operations, so the
+shares of operations other than matrix products are upper bounds.
 
     python benchmarks/shares.py --json
 
-The last line has each stage's share of time in matrix products. What no operation accounts for, the
-interpreter above all, is `between operations`.
+The last line has each stage's share of time in matrix products. `between operations` is the time outside all
+operations, mostly in the interpreter.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 def kind_of(name: str) -> str:
-    """Which kind an operation of the profiler's list is of."""
+    """Return the kind of an operation in the profiler's list."""
     return next((kind for kind, names in KINDS.items() if name in names), "other small operations")
 
 
 def profiled(work: Callable[[], Any]) -> dict[str, float]:
-    """Share of each kind in the wall time of `work`, by the operations' own time."""
+    """Return the share of each kind in the wall time of `work`, by the operations' own time."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU]) as found:
@@ -52,7 +52,7 @@ def profiled(work: Callable[[], Any]) -> dict[str, float]:
         seconds = time.perf_counter() - began
     shares = dict.fromkeys((*KINDS, "other small operations"), 0.0)
     for event in found.key_averages():
-        # Autograd's own events enclose operations, whose time is counted with them.
+        # Autograd's own events enclose other operations, which are counted themselves.
         if event.key.startswith("aten::"):
             shares[kind_of(event.key.removeprefix("aten::"))] += event.self_cpu_time_total / 1e6 / seconds
     shares["between operations"] = max(0.0, 1 - sum(shares.values()))

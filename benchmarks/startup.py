@@ -1,9 +1,9 @@
-"""Time until the command line answers what needs no model: help, lists, and mistakes.
+"""Measure the time of commands that need no model: help, lists, and error messages.
 
     python benchmarks/startup.py [--repeats 7] [--out FILE]
 
-Each line is a process of its own, started again and again. `seconds` is the best wall-clock time and
-`cpu_seconds` the least processor time, which other programs on the machine disturb less.
+Each command line is run several times as a separate process. `seconds` is the best wall-clock time.
+`cpu_seconds` is the least processor time, which depends less on other programs on the machine.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ LINES = (
     "run dpo --config bad.yaml",
 )
 ALLOWED, GOAL = 0.5, 0.25
-"""Seconds on two cores: what every line has to stay under, and what is aimed at."""
+"""Seconds on two cores: the limit for every command line, and the goal."""
 
 
 def measured(line: str, folder: Path, repeats: int) -> dict[str, float]:
-    """Best times of one command line, after a first start that fills the caches."""
+    """Return the best times of one command line, after one start that fills the caches."""
     command = [sys.executable, "-m", "palate", *line.split()]
     walls, processor = [], []
     for _ in range(repeats + 1):
@@ -53,7 +53,7 @@ def measured(line: str, folder: Path, repeats: int) -> dict[str, float]:
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
-    """The times in Markdown."""
+    """Return the times as a Markdown table."""
     rows = [f"| `palate {line}` | {t['seconds']:.2f} | {t['cpu_seconds']:.2f} |" for line, t in found.items()]
     return "\n".join(["| command line | seconds | processor seconds |", "|---|---|---|", *rows])
 

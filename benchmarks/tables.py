@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, from what the benchmarks wrote to benchmarks/results.
+"""Write the tables of docs/performance.md from the results in benchmarks/results.
 
 python benchmarks/tables.py          # print them
 python benchmarks/tables.py --write  # put them into the page, each between its two marks
@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "performance.md"
 
 
 def main() -> None:
-    """Print or write every table whose file is there, or with `--check` name those that are out of date."""
+    """Print or write each table that has results; with `--check`, name the tables that are out of date."""
     if sys.argv[1:] == ["--write"]:
         write(PAGE, tables())
     elif sys.argv[1:] == ["--check"]:
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def tables() -> dict[str, list[str]]:
-    """Lines of each table, by name. Other machines' results, in `NAME_MACHINE.json`, come below."""
+    """Return the lines of each table by name. Results of other machines (`NAME_MACHINE.json`) come last."""
     made = {"sampling": sampling, "online_dpo": online_dpo, "scaling": scaling, "operations": operations}
     found: dict[str, list[str]] = {}
     for name, table in made.items():
@@ -42,13 +42,13 @@ def tables() -> dict[str, list[str]]:
 
 
 def read(name: str) -> dict[str, Any]:
-    """One benchmark's result."""
+    """Return the result of one benchmark."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return found
 
 
 def where(result: dict[str, Any]) -> str:
-    """Machine, date and how it was measured, in a line."""
+    """Return one line with the machine, the date and the way of measuring."""
     machine = result["machine"]
     hardware = machine["accelerator"] or f"{machine['processor']}, {machine['cores']} cores"
     kind = "GPU" if machine["accelerator"] else "AMX" if machine["amx"] else machine["instruction_set"]
@@ -66,7 +66,7 @@ def where(result: dict[str, Any]) -> str:
 
 
 def sampling(result: dict[str, Any]) -> list[str]:
-    """Tokens per second of every side."""
+    """Return the table of tokens per second by side."""
     sides = list(next(iter(result.get("forced", result.get("natural")).values())))
     lines = [where(result) + ". Tokens per second:", ""]
     lines += row("shape", "completions", *(f"`{s}`" for s in sides), "Palate over `generate`")
@@ -83,13 +83,13 @@ def sampling(result: dict[str, Any]) -> list[str]:
 
 
 def span(rows: list[dict[str, float]], key: str) -> str:
-    """From the least to the most of what was measured, if that was kept."""
+    """Return the range of the measured values, if they were saved."""
     values = [row[key] for row in rows]
     return f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else ""
 
 
 def online_dpo(result: dict[str, Any]) -> list[str]:
-    """Seconds and memory of a step, of every side."""
+    """Return the table of seconds and memory per step by side."""
     lines = [where(result) + ".", ""]
     lines += row(
         "shape", "side", "seconds", "of it sampling", "learning", "memory (GB)", "seconds over Palate's",
@@ -115,7 +115,7 @@ def online_dpo(result: dict[str, Any]) -> list[str]:
 
 
 def scaling(result: dict[str, Any]) -> list[str]:
-    """Seconds against prompt length, then against completions a prompt."""
+    """Return the table of seconds by prompt length, then by completions per prompt."""
     lines = [where(result) + ". Seconds, sampling + learning:", ""]
     lines += row("prompt tokens", "completions a prompt", "padded", "fast", "padded over fast")
     lines += ["|---" * 5 + "|"]
@@ -133,7 +133,7 @@ def scaling(result: dict[str, Any]) -> list[str]:
 
 
 def operations(result: dict[str, Any]) -> list[str]:
-    """What both sides have to compute, by the shapes alone."""
+    """Return the table of operations of both sides, counted from the shapes."""
     lines = row("work", "prompt tokens, mean and most", "Palate (TFLOP)", "peer (TFLOP)", "peer over Palate")
     lines += ["|---" * 5 + "|"]
     for name, one in result["counted"].items():
@@ -144,7 +144,7 @@ def operations(result: dict[str, Any]) -> list[str]:
 
 
 def shares(results: list[dict[str, Any]]) -> list[str]:
-    """Where the time goes, a column for each stage of each shape."""
+    """Return the table of time shares, with a column per stage and shape."""
     columns = [(r["shape"], stage, r[stage]) for r in results for stage in ("sampler", "learner")]
     lines = [where(results[0]) + ".", ""]
     lines += row("share of the time", *(f"{stage}, `{shape}`" for shape, stage, _ in columns))
@@ -155,7 +155,7 @@ def shares(results: list[dict[str, Any]]) -> list[str]:
 
 
 def row(*cells: object) -> list[str]:
-    """A line of a table."""
+    """Return a line of a table."""
     return [f"| {' | '.join(map(str, cells))} |"]
 
 

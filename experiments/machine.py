@@ -1,4 +1,4 @@
-"""What a figure was measured on, written beside it."""
+"""A description of the machine, saved with each measured figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores, instruction set, torch, date."""
+    """Return the processor, cores, instruction set, torch version and date."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -1,4 +1,4 @@
-"""Parts of documents that a script writes, each between two marks that Markdown does not show."""
+"""Generated parts of Markdown documents, each between two invisible marks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 def marked(name: str, lines: Sequence[str]) -> str:
-    """A part between its marks."""
+    """Return a part between its marks."""
     return "\n".join((f"<!-- {name} -->", *lines, f"<!-- end of {name} -->"))
 
 
 def write(page: Path, parts: Mapping[str, Sequence[str]]) -> None:
-    """Put parts in the places of a page that have their marks.
+    """Replace the marked parts of a page.
 
     Raises:
-        SystemExit: the page has no such place.
+        SystemExit: the page lacks the marks of a part.
     """
     text = page.read_text(encoding="utf-8")
     for name, lines in parts.items():
@@ -29,6 +29,6 @@ def write(page: Path, parts: Mapping[str, Sequence[str]]) -> None:
 
 
 def missing(page: Path, parts: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names of the parts that a page does not have as they are."""
+    """Return the names of the parts that differ from the page or are missing in it."""
     text = page.read_text(encoding="utf-8")
     return [name for name, lines in parts.items() if marked(name, lines) not in text]

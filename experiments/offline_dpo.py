@@ -1,8 +1,9 @@
-"""Offline DPO on real preferences: does the tuned model agree with verdicts it has not seen?
+"""Train with offline DPO on real preferences and test the implicit reward on pairs of unseen prompts.
 
-Takes a file of pairs with columns prompt, chosen, rejected; splits it by prompt; trains on 500 pairs and
-reports the share of held-out pairs whose chosen answer has the higher implicit reward, beside the share
-in which it is the longer one. Pairs are limited in length so that two cores need minutes, not hours.
+The data are a file of pairs with columns prompt, chosen, rejected. The script splits it by prompt and trains
+on 500 pairs. It reports the share of held-out pairs whose chosen answer has the higher implicit reward and,
+for comparison, the share whose chosen answer is longer. Pairs are limited in length, so that training takes
+minutes on two cores.
 
     python experiments/offline_dpo.py --data preferences.jsonl.gz --output offline_dpo.json
 """
@@ -24,7 +25,7 @@ from palate.types import Comparison
 def split_by_prompt(
     rows: list[Comparison], train: int, held_out: int, seed: int
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Pairs to train on and pairs of other prompts to measure on."""
+    """Return training pairs, and held-out pairs of other prompts."""
     prompts = sorted({row.prompt.id for row in rows})
     random.Random(seed).shuffle(prompts)
     test_prompts = set(prompts[: len(prompts) // 4])
@@ -35,7 +36,7 @@ def split_by_prompt(
 
 
 def longer_wins(rows: list[Comparison]) -> float:
-    """Share of pairs whose chosen text is the longer one, ties as halves."""
+    """Return the share of pairs whose chosen text is longer; a tie counts one half."""
     return sum(
         0.5 * ((len(r.chosen) > len(r.rejected)) + (len(r.chosen) >= len(r.rejected))) for r in rows
     ) / len(rows)

@@ -1,7 +1,7 @@
-"""What the journal, the checkpoints and the notes of a run cost, as a share of its time.
+"""Measure the cost of a run's journal, checkpoints and status files as a share of its time.
 
-Runs a configuration (the demo's by default) once, with the time that is spent in them counted, and writes
-that beside the time of the whole run.
+The script runs a configuration once (default: the demo), adds up the time spent in these parts, and writes it
+together with the time of the whole run.
 
     python experiments/overhead.py --output experiments/results/overhead.json
 """
@@ -32,7 +32,7 @@ _inside: list[str] = []
 
 
 def counted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its time counted, where it is not called by another that is counted."""
+    """Wrap a function so that its time is counted, unless another counted function calls it."""
 
     @functools.wraps(plain)
     def wrapped(*given: Any, **options: Any) -> Any:
@@ -51,7 +51,7 @@ def counted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def watch() -> None:
-    """Count all that a run does for its own safety."""
+    """Count the time of all functions that make a run durable."""
     for cls, name in ((Journal, "journal"), (Checkpoints, "checkpoints")):
         for method, plain in list(vars(cls).items()):
             if callable(plain) and (method == "__init__" or not method.startswith("_")):

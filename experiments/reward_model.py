@@ -1,10 +1,10 @@
-"""A reward model on real preferences: does it rank pairs of prompts it has not seen, and by more than length?
+"""Train a reward model on real preferences and test it on pairs of unseen prompts.
 
-Takes a file of pairs with columns prompt, chosen, rejected, or a directory with one called
-preferences-train.jsonl.gz; splits it by prompt; trains the embedded model as a scalar head or as a pairwise
-ranker; and reports its accuracy on held-out pairs with interval, its calibration, its accuracy where the
-shorter answer is the better one, and the accuracy of preferring the longer answer, on the same pairs and on
-all.
+The data are a file of pairs with columns prompt, chosen, rejected, or a directory with such a file called
+preferences-train.jsonl.gz. The script splits the pairs by prompt and trains the embedded model with a scalar
+head or as a pairwise ranker. It reports the accuracy on held-out pairs with an interval, the calibration, and
+the accuracy on pairs whose chosen answer is shorter. For comparison, it reports the accuracy of always
+preferring the longer answer, on the same pairs and on all pairs.
 
     python experiments/reward_model.py --data preferences-train.jsonl.gz --kind ranker
 """
@@ -31,10 +31,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="a file of pairs, or a directory with one")
-    parser.add_argument("--output", type=Path, help="the result; experiments/results/reward_model_KIND.json")
+    parser.add_argument("--data", type=Path, required=True, help="file of pairs, or directory with one")
     parser.add_argument(
-        "--run", type=Path, help="directory of the run, kept to go on with; scratch if not given"
+        "--output", type=Path, help="result file; default: experiments/results/reward_model_KIND.json"
+    )
+    parser.add_argument(
+        "--run", type=Path, help="directory of the run, kept so that it can be resumed; default: temporary"
     )
     parser.add_argument("--kind", choices=("pointwise", "ranker"), default="pointwise")
     parser.add_argument("--pairs", type=int, default=3000)
@@ -56,7 +58,7 @@ def arguments() -> argparse.Namespace:
 def train(
     given: argparse.Namespace, learnt: list[Comparison], unseen: list[Comparison], scratch: Path
 ) -> tuple[palate.Outcome, Any]:
-    """The run, and its configuration."""
+    """Train, and return the run and its configuration."""
     for name, part in (("train", learnt), ("test", unseen)):
         palate.write_rows(
             scratch / f"{name}.jsonl",
@@ -91,7 +93,7 @@ def main() -> None:
         if max(len(r.prompt.text), len(str(r.chosen)), len(str(r.rejected))) <= given.max_characters
     ]
     learnt, unseen = split_by_prompt(list(short), given.pairs, given.held_out, given.seed)
-    # Beside a run that is to be gone on with, its data must stay where they were.
+    # A run that is kept can only be resumed if its data stay in the same place.
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if given.run is None else given.run.with_name(f"{given.run.name}-data")
         place.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Pull the plug on runs, again and again, and see that nothing is lost and nothing is paid for twice.
+"""Kill runs many times and check that no work is lost and no annotation is paid for twice.
 
-An `oaif` run is killed (SIGKILL) 20 times and a `dpo` run 10 times at random moments, resumed each time by
-the same command, and compared with a run that nobody disturbed. Then the other misfortunes: a disk that
-fills, a flipped byte in a checkpoint, a truncated journal, a clock that jumps, a directory that is moved.
+An `oaif` run is killed (SIGKILL) 20 times and a `dpo` run 10 times at random moments. Each time the same
+command resumes it, and the result is compared with an undisturbed run. Then other failures are tested: a full
+disk, a flipped byte in a checkpoint, a truncated journal, a clock that jumps, and a moved directory.
 
     python experiments/soak.py --output experiments/results/soak.json        (`make soak`)
 """
@@ -43,7 +43,7 @@ PLACES = ("checkpoint", "journal", "sample", "annotate", "learn", "evaluate", "r
 
 
 def check(what: str, ok: bool) -> bool:
-    """Say whether something holds, and remember if it does not."""
+    """Print the result of a check, and record it if it failed."""
     print(f"  {'ok    ' if ok else 'FAILED'} {what}", flush=True)
     if not ok:
         FAILED.append(what)
@@ -54,7 +54,7 @@ def check(what: str, ok: bool) -> bool:
 
 
 def child(arguments: list[str]) -> int:
-    """Run `palate` with its stages noted, and with a timer that ends it."""
+    """Run `palate` with a log of its stages and with a timer that kills it."""
     log = os.open(os.environ["SOAK_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     place = os.open(os.environ["SOAK_PLACE"], os.O_WRONLY | os.O_CREAT)
 
@@ -111,7 +111,7 @@ def child(arguments: list[str]) -> int:
 
 
 def strike(where: str) -> None:
-    """Kill this process some milliseconds after it has come to the place it was told, the n-th time."""
+    """Kill this process some milliseconds after it reaches the given place for the n-th time."""
     place, _, rest = os.environ.get("SOAK_KILL", "").partition(":")
     if place != where:
         return
@@ -131,11 +131,11 @@ def jumping_clock() -> None:
         setattr(time, name, lambda plain=plain: plain() + draw.uniform(-7200, 7200))
 
 
-# -- The one who watches --------------------------------------------------------------------------------
+# -- The parent process ---------------------------------------------------------------------------------
 
 
 class Trial:
-    """Starts a command over and over in a directory of its own, and keeps its logs."""
+    """Starts a command repeatedly in its own directory, and keeps its logs."""
 
     def __init__(self, root: Path, name: str, arguments: list[str]) -> None:
         self.root, self.name, self.arguments = root, name, arguments
@@ -144,7 +144,7 @@ class Trial:
         self.log.touch()
 
     def start(self, kill: str = "", clock: str = "") -> subprocess.CompletedProcess[str]:
-        """Once; with `kill` as PLACE:N:SECONDS, killed so long after it has come there the n-th time."""
+        """Start once. `kill` (PLACE:N:SECONDS) kills it SECONDS after it reaches PLACE for the N-th time."""
         given = {"SOAK_LOG": self.log, "SOAK_PLACE": self.place, "SOAK_KILL": kill, "SOAK_CLOCK": clock}
         return subprocess.run(
             [sys.executable, __file__, "--child", *self.arguments, "--output", str(self.directory)],
@@ -155,11 +155,11 @@ class Trial:
         )
 
     def lines(self, word: str) -> list[str]:
-        """What was noted under a word."""
+        """Return the log entries with a given word."""
         return [line for line in self.log.read_text().splitlines() if line.split()[0] == word]
 
     def committed(self) -> set[str]:
-        """Chunks that are in the journal."""
+        """Return the chunks in the journal."""
         if not (self.directory / "journal.db").exists():
             return set()
         with sqlite3.connect(f"file:{self.directory / 'journal.db'}?mode=ro", uri=True) as db:
@@ -169,13 +169,13 @@ class Trial:
                 return set()
 
     def weights(self) -> dict[str, bytes]:
-        """The files of the last checkpoint, without what names the run."""
+        """Return the files of the last checkpoint, without the parts that name the run."""
         last = max((self.directory / "checkpoints").glob("step-*"), key=lambda p: int(p.name.split("-")[1]))
         return {p.name: p.read_bytes() for p in last.glob("*.safetensors")}
 
 
 def kill_often(trial: Trial, whole: Trial, times: int, draw: random.Random) -> dict[str, Any]:
-    """Kill and resume `times` times, then let it end; what is found is compared with `whole`."""
+    """Kill and resume a run `times` times, then let it finish, and compare the result with `whole`."""
     places: Counter[str] = Counter()
     kills = repeated = 0
     strange = ("evaluate",) if trial.name.startswith("oaif") else ("sample", "annotate")
@@ -183,12 +183,12 @@ def kill_often(trial: Trial, whole: Trial, times: int, draw: random.Random) -> d
     while kills < times:
         before, noted = trial.committed(), len(trial.lines("sample"))
         where = told[kills % len(told)]
-        # Long enough for the work of the place to be under way, or over by a little.
+        # Long enough that the work at this place has started, or has just finished.
         wait = draw.uniform(0, 1.0 if where == "timer" else 0.03)
         ended = trial.start(
             kill=f"{where}:{1 if where in ('timer', 'resume') else draw.randint(1, 3)}:{wait}"
         )
-        if ended.returncode == 0:  # the place did not come that often any more
+        if ended.returncode == 0:  # the run finished before it reached the place that often
             break
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         kills += 1
@@ -225,7 +225,7 @@ def kill_often(trial: Trial, whole: Trial, times: int, draw: random.Random) -> d
 
 
 def misfortunes(root: Path, arguments: list[str], whole: Trial) -> None:
-    """Everything else that happens to a run."""
+    """Test all other failures."""
     trial = Trial(root, "byte", arguments)
     trial.start(kill="checkpoint:4:0.01")
     steps = sorted((trial.directory / "checkpoints").glob("step-*"), key=lambda p: int(p.name.split("-")[1]))
@@ -261,12 +261,12 @@ def misfortunes(root: Path, arguments: list[str], whole: Trial) -> None:
 
 
 def full_disk(root: Path, arguments: list[str], whole: Trial) -> bool:
-    """A disk of a few MB that fills while a run goes on. Needs leave to mount one."""
+    """Test a disk of a few MB that fills up during a run. This needs permission to mount one."""
     disk = root / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        print("  left out: a disk that fills (no leave to mount one)")
+        print("  skipped: a disk that fills up (no permission to mount one)")
         return False
     try:
         trial = Trial(root, "full", arguments)
@@ -289,7 +289,7 @@ def full_disk(root: Path, arguments: list[str], whole: Trial) -> bool:
 
 
 def prepare(root: Path, *, steps: int = 30) -> dict[str, list[str]]:
-    """A small model, data and a reward; the command lines of both runs."""
+    """Create a small model, data and a reward; return the command lines of both runs."""
     from palate.testing import tiny_model
 
     model = tiny_model(root / "model", initializer_range=0.2, hidden_size=128, intermediate_size=256)
@@ -354,7 +354,7 @@ def main() -> None:
             print(f"{method}: undisturbed in {seconds} s", flush=True)
             trial = Trial(root, f"{method}-killed", commands[method])
             found[method] = kill_often(trial, whole, times, draw)
-        print("other misfortunes", flush=True)
+        print("other failures", flush=True)
         misfortunes(root, commands["oaif"], undisturbed["oaif"])
         found["full_disk"] = full_disk(root, commands["oaif"], undisturbed["oaif"])
     found["failed"] = FAILED

@@ -383,21 +383,23 @@ def test_an_empty_file_is_a_new_journal(path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "nowhere" / "journal.db", tmp_path / "file" / "journal.db", tmp_path):
-        with pytest.raises(RunError, match=r"cannot be opened: unable to open .* see that its directory"):
+        with pytest.raises(
+            RunError, match=r"cannot be opened: unable to open .* make its directory writable"
+        ):
             Journal(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_directory_that_is_read_only(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(RunError, match="see that its directory can be written"):
+    with pytest.raises(RunError, match="make its directory writable"):
         Journal(tmp_path / "journal.db")
 
 
 def test_a_file_that_cannot_be_written_any_more(journal: Journal) -> None:
     journal.add_metrics({"step": 1})
     journal._db.execute("PRAGMA query_only = 1")  # as a file system that was remounted read-only
-    with pytest.raises(RunError, match=r"cannot be written: .* see that its directory can be written"):
+    with pytest.raises(RunError, match=r"cannot be written: .* make its directory writable"):
         journal.add_metrics({"step": 2})
     assert again(journal).metrics() == [{"step": 1}]
 
@@ -407,7 +409,7 @@ def test_a_full_disk_loses_nothing_that_was_kept(journal: Journal) -> None:
     (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
     journal._db.execute(f"PRAGMA max_page_count = {pages}")
     large = completion("x" * 50_000)
-    told = r"is full; free some space .*\(without --overwrite\): what was committed is safe"
+    told = r"is full; free some space .*\(without --overwrite\): earlier results are safe"
     with pytest.raises(RunError, match=told):
         journal.keep_completions("k", 0, [Prompt("Q"), Prompt("R")], [[completion()], [large]])
     with pytest.raises(RunError, match=told):

@@ -294,7 +294,7 @@ def test_pairs_beside_the_prompts(go: Callable[..., palate.Outcome], tmp_path: P
     ((pairs, dropped),) = met
     assert ([pair.chosen.text for pair in pairs], dropped) == ([row["chosen"] for row in ROWS["pairs"]], 1)
     source.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
-    with pytest.raises(RunError, match=r"the data '.*beside\.jsonl' is not what the run"):
+    with pytest.raises(RunError, match=r"the data '.*beside\.jsonl' changed since the run"):
         go(toy, "prompts", pairs=str(source))
 
 
@@ -318,12 +318,12 @@ def test_another_reward_or_template_under_the_same_name_is_refused(tiny: str, tm
     (tmp_path / "prompts.jsonl").write_text(json.dumps(chat) + "\n")
     again(tiny, tmp_path, chat_template=template)
     (tmp_path / "rewards.py").write_text(TEXTS.replace("float", "-float"))
-    with pytest.raises(RunError, match=r"the reward in '.*rewards\.py' is not what the run in .* began with"):
+    with pytest.raises(RunError, match=r"the reward in '.*rewards\.py' changed since the run in .* started"):
         again(tiny, tmp_path, chat_template=template)
     (tmp_path / "rewards.py").write_text(TEXTS)
     template.write_text("{{ messages[0]['content'] }}? ")
     with pytest.raises(
-        RunError, match=r"what the tokenizer or chat template of .* makes of the prompts is not"
+        RunError, match=r"the tokenizer or chat template of .* changed since the run in .* started"
     ):
         again(tiny, tmp_path, chat_template=template)
 
@@ -345,6 +345,6 @@ def test_what_auto_stands_for_may_be_given_and_must_not_change(
     with monkeypatch.context() as patch:  # as on another processor
         patch.setattr(load, "resolve", resolved)
         patch.setattr(directory, "resolve", resolved)
-        with pytest.raises(RunError, match=rf"began in {name}; give --dtype {name} to go on with it"):
+        with pytest.raises(RunError, match=rf"started in {name}; use --dtype {name} to resume it"):
             again(tiny, tmp_path, dtype="auto")
         again(tiny, tmp_path, dtype=name)  # the same, by its name

@@ -64,7 +64,9 @@ def test_the_type_of_a_configuration_tells_the_way() -> None:
     assert [way.train for way in TWO.ways] == [play_well, read_well]
     assert TWO.way_of(SampledConfig(data="x")) == TWO.ways[0]
     assert TWO.way_of(DirectConfig(data="x")) == DIRECT
-    with pytest.raises(ConfigError, match="takes a SampledConfig or a DirectConfig, got a MethodConfig"):
+    with pytest.raises(
+        ConfigError, match="expects a SampledConfig or a DirectConfig, but got a MethodConfig"
+    ):
         TWO.way_of(MethodConfig(data="x"))
 
 
@@ -93,13 +95,13 @@ def test_an_unknown_variant_is_an_error_of_its_field() -> None:
     [
         (
             {"variant": "direct", "n": "17"},
-            "variant is direct, which learns from the pairs of the data and samples nothing, so n would do "
-            "nothing; leave it out, or take variant sampled or thinned",
+            "variant is direct, which learns from pairs in the data and samples nothing, so n would have "
+            "no effect; leave it out or use variant sampled or thinned",
         ),
         (
             {"eval_every": 1},
-            "variant is sampled, which learns from completions that it samples, so eval_every would do "
-            "nothing; leave it out, or take variant direct",
+            "variant is sampled, which learns from completions that it samples, so eval_every would "
+            "have no effect; leave it out or use variant direct",
         ),
     ],
 )
@@ -139,7 +141,7 @@ def test_a_ranker_is_refused_where_rewards_of_different_prompts_are_compared(
     name: str, options: dict[str, object]
 ) -> None:
     asked = {"data": "x", "reward": ["ranker:r"], **options}
-    with pytest.raises(ValidationError, match="'ranker:r', whose numbers are of each prompt's own"):
+    with pytest.raises(ValidationError, match="'ranker:r', whose numbers are comparable within one prompt"):
         METHODS[name].config.model_validate(asked)
     METHODS[name].config.model_validate({**asked, "reward": ["model:r"]})
 

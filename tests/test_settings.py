@@ -132,12 +132,12 @@ def test_a_list_in_a_flag_replaces_that_of_the_file(yaml: Path) -> None:
         ("tag: a b", "tag: a tag has no spaces (line 2 of run.yaml)"),
         ("template: 5", "template is 5, expected a path (line 2 of run.yaml), put it in quotes"),
         ("dtype: 16", "dtype is 16, expected one of auto, float32, bfloat16 (line 2 of run.yaml)"),
-        ("stop: {a: 1}", "stop is {'a': 1}, expected text or a list of that (line 2 of run.yaml)"),
+        ("stop: {a: 1}", "stop is {'a': 1}, expected text or a list of such values (line 2 of run.yaml)"),
         ("stop: [a, 1]", "stop[1] is 1, expected text (line 2 of run.yaml), put it in quotes"),
         ("weights: [1, -2]", "weights[1] is -2, expected a number greater than 0 (line 2 of run.yaml)"),
         (
             "map: prompt",
-            "map is 'prompt', expected names with values, as `prompt: instruction` (line 2 of run.yaml)",
+            "map is 'prompt', expected names with values, such as `prompt: instruction` (line 2 of run.yaml)",
         ),
         ("map: {prompt: 5}", "map.prompt is 5, expected text (line 2 of run.yaml), put it in quotes"),
         ("clip: 1.5", "clip is 1.5, expected a whole number or auto (line 2 of run.yaml)"),
@@ -189,7 +189,7 @@ def test_unknown_keys(yaml: Path) -> None:
     message = complaint(yaml, "data: x\nmax-lenght: 5\nqqq: 1\n")
     first, second = message.split("; ")
     assert first == "unknown key `max-lenght` (line 2 of run.yaml), did you mean `max_length`?"
-    assert second == "unknown key `qqq` (line 3 of run.yaml), --help lists what there is"
+    assert second == "unknown key `qqq` (line 3 of run.yaml), --help lists the options"
 
 
 def test_an_unknown_key_is_shown_as_written(yaml: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_key_twice(yaml: Path, text: str, place: str, key: str) -> None:
 
 def test_a_key_twice_in_both_spellings(yaml: Path) -> None:
     message = complaint(yaml, "data: x\nmax-length: 3\nmax_length: 4\n")
-    assert message == "`max_length` (line 3 of run.yaml) is given already (line 2 of run.yaml), keep one"
+    assert message == "`max_length` (line 3 of run.yaml) is already given (line 2 of run.yaml), keep one"
 
 
 # Wrong files
@@ -253,7 +253,7 @@ def test_broken_yaml(yaml: Path, text: str, message: str) -> None:
     ("text", "kind"), [("- a\n- b\n", "a list"), ("hello\n", "just 'hello'"), ("3\n", "just 3")]
 )
 def test_a_top_level_that_is_no_mapping(yaml: Path, text: str, kind: str) -> None:
-    message = f"config file run.yaml holds {kind}, expected lines of `key: value`, as `beta: 0.1`"
+    message = f"config file run.yaml contains {kind}, expected lines of `key: value`, such as `beta: 0.1`"
     assert complaint(yaml, text) == message
 
 
@@ -268,7 +268,7 @@ def test_a_file_that_is_not_text(yaml: Path) -> None:
     [
         (float | None, "a number"),
         (Annotated[int, Field(ge=1, lt=5)] | None, "a whole number of at least 1 and less than 5"),
-        (tuple[int, ...], "a whole number or a list of that"),
+        (tuple[int, ...], "a whole number or a list of such values"),
         (Literal["a"], "a"),
         (bytes, "bytes"),
     ],

@@ -1,7 +1,7 @@
 """Palate: direct alignment of language models from preferences.
 
-`__init__.pyi` lists the public names; a name that is not there may change. Each one loads its module on
-first use, so that `palate --help` does not wait for torch.
+`__init__.pyi` lists the public names; other names may change. Each public name loads its module on first use,
+so `palate --help` does not wait for torch.
 """
 
 import lazy_loader

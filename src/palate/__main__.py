@@ -1,4 +1,4 @@
-"""`python -m palate` is `palate`."""
+"""The entry point of `python -m palate`, which is the same as `palate`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The table of the blog article that this family of methods follows, and its methods that are not built.
+"""The table of the blog article that lists this family of methods, and its methods without implementation.
 
 docs/methods/README.md lists the cells in which our own table differs, with reasons.
 """
@@ -38,12 +38,12 @@ SOURCE: Mapping[str, Cells] = MappingProxyType(
         "oaif": _cells("OOOX", "2 (1)"),
     }
 )
-"""The article's rows in its order, under our names."""
+"""The article's rows in its order, with our names."""
 
 
 @dataclass(frozen=True)
 class Unbuilt:
-    """A method of the article that is not built here."""
+    """A method of the article that Palate does not implement."""
 
     name: str
     group: str
@@ -67,7 +67,7 @@ UNBUILT = (
             "current",
             "each step",
             ("policy", "reference", "reward model", "value"),
-            ("policy", "reference", "value"),  # d-RLAIF asks the labelling model for the reward itself
+            ("policy", "reference", "value"),  # d-RLAIF uses the labelling model itself as reward
             external=True,
         ),
     ),

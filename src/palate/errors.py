@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree. Every message is one sentence or two for a person to act on.
+"""The errors that Palate raises, as a tree. Every message is one or two sentences that a person can act on.
 
 PalateError (ValueError)
 ├── ConfigError      a flag, a config key or a value
@@ -6,8 +6,8 @@ PalateError (ValueError)
 ├── ModelError       a model or tokenizer that cannot be used
 ├── AnnotatorError   a reward function, rule, judge or reward model that failed
 ├── BudgetError      a spending limit that is reached: the run stops as by Ctrl-C, and can be resumed
-└── RunError         a run directory, or training that cannot go on
-    └── NonFiniteError   a loss or gradient that is infinite or no number
+└── RunError         a run directory, or training that cannot continue
+    └── NonFiniteError   a loss or gradient that is infinite or NaN
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 AGAIN = "run the same command again (without --overwrite)"
-"""The way out of what leaves a run stopped: with that flag, the same command would begin anew."""
+"""Advice for errors that leave a run interrupted: this command resumes it, --overwrite would start over."""
 
 
 class PalateError(ValueError):
-    """A mistake that a user can mend: the text says what was got, what was expected, where, what to do."""
+    """A mistake that a user can fix. The message states the value, the expectation, the place and the fix."""
 
 
 class ConfigError(PalateError):
@@ -36,7 +36,7 @@ class ModelError(PalateError):
 
 
 class AnnotatorError(PalateError):
-    """An annotator failed or gave something that is no reward."""
+    """An annotator failed or returned something other than a reward."""
 
 
 class BudgetError(PalateError):
@@ -44,16 +44,16 @@ class BudgetError(PalateError):
 
 
 class RunError(PalateError):
-    """A run cannot start, write or go on."""
+    """A run cannot start, write its files, resume or continue."""
 
 
 class NonFiniteError(RunError):
-    """Losses or gradients are not finite, several times in a row. `records` are the last batch."""
+    """Losses or gradients are not finite, several times in a row. `records` is the last batch."""
 
     def __init__(self, message: str, records: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.records = records
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """With the records: an exception must survive pickling to cross processes."""
+        """Include the records in the pickle, so that the exception can cross processes."""
         return type(self), (str(self), self.records)

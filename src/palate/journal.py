@@ -1,8 +1,8 @@
-"""The journal of a run: one SQLite file that keeps every costly result as soon as it is there.
+"""The journal of a run: one SQLite file that stores every costly result as soon as it exists.
 
-It is the run's `Memory`: a run that resumes, or that meets the same text again, gets its answers from here.
-Keys contain everything that an answer depends on, so a method runs again from its beginning and pays for
-nothing twice, without any code for resuming.
+The journal is the run's `Memory`: a resumed run, or a run that needs the same result again, reads it from
+here. Keys contain everything that a result depends on. So a resumed method can start from its beginning
+without repeating costly work, and needs no code for resuming.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from palate.types import Completion, Group, Prompt
 __all__ = ["FORMAT", "Journal", "Reward", "content_key", "group_key", "key_of"]
 
 Reward = tuple[str, float | None, Mapping[str, float | None]]
-"""Content of a completion, its reward, and the reward's parts by name."""
+"""Content key of a completion, its reward, and the reward's parts by name."""
 
 FORMAT = 2
-"""Written into every journal; a journal of another format is refused."""
+"""Version of the file format; opening a journal of another format is an error."""
 
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -58,17 +58,17 @@ CREATE TABLE metrics (id INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT NOT NULL
 class Journal:
     """Samples, annotations and measurements of a run.
 
-    Every `keep` is one transaction, on disk when it returns. Not for several threads or processes: the
-    run's lock keeps others away.
+    Every `keep` is one transaction, which is on disk when the method returns. A journal is not safe for
+    several threads or processes; the run's lock excludes other processes.
 
     Attributes:
-        place: where the run is, such as `step 12`; noted beside what is kept.
+        place: position of the run, such as `step 12`; stored with each sample.
 
     Args:
-        path: the file; made if it is not there. `:memory:` keeps nothing.
+        path: the file, created if missing. `:memory:` stores nothing on disk.
 
     Raises:
-        RunError: the file is damaged, of another format, or cannot be written. So do all methods.
+        RunError: the file is damaged, has another format, or cannot be written. All methods raise this too.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -76,7 +76,7 @@ class Journal:
         self.place = ""
         with self._explained("opened"):
             self._db = sqlite3.connect(path, isolation_level=None)
-            # Every commit waits for the disk, and no write-ahead log: that needs shared memory, which
+            # Every commit waits for the disk. A write-ahead log is off, since it needs shared memory, which
             # network disks lack.
             self._db.execute("PRAGMA journal_mode = DELETE")
             self._db.execute("PRAGMA synchronous = EXTRA")
@@ -90,17 +90,17 @@ class Journal:
             self.close()
             raise RunError(
                 f"journal {str(path)!r} has format {version}, expected {FORMAT}; resume the run with "
-                "the version of Palate that wrote it, or start it again with --overwrite"
+                "the version of Palate that wrote it, or start over with --overwrite"
             )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._db.close()
 
     # -- completions -------------------------------------------------------------------------------
 
     def completions(self, key: str) -> list[tuple[Completion, ...]] | None:
-        """Return the chunk of a key, the completions of each of its prompts; None if it was never sampled."""
+        """Return the chunk of a key, the completions of each of its prompts; None if it is not known."""
         with self._explained("read"):
             rows = self._db.execute(
                 "SELECT prompt, text, token_ids, finish, version, logps, sampling_logps FROM completions"
@@ -148,7 +148,7 @@ class Journal:
     # -- rewards -----------------------------------------------------------------------------------
 
     def rewards(self, key: str) -> list[tuple[float | None, Mapping[str, float | None]]] | None:
-        """Reward and its parts, for each completion of an annotated group; None if it never was."""
+        """Return reward and parts of each completion of an annotated group; None if it is not known."""
         with self._explained("read"):
             rows = self._db.execute(
                 "SELECT reward, parts FROM rewards WHERE key = ? ORDER BY sample", (key,)
@@ -156,7 +156,7 @@ class Journal:
         return [(reward, json.loads(parts)) for reward, parts in rows] or None
 
     def keep_rewards(self, annotated: Sequence[tuple[str, str, Sequence[Reward]]]) -> None:
-        """Keep the annotations of some groups: key, content of the group, rewards of its completions."""
+        """Keep annotations of groups: key, content key of the group, and rewards of its completions."""
         with self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO rewards VALUES (?, ?, ?, ?, ?, ?)",
@@ -189,29 +189,29 @@ class Journal:
     # -- metrics -----------------------------------------------------------------------------------
 
     def add_metrics(self, row: Mapping[str, Any], *, key: str | None = None) -> None:
-        """Append a row of metrics; one with a key can be asked for."""
+        """Append a row of metrics; `metrics_of` finds a row by its key."""
         with self._transaction():
             self._db.execute("INSERT INTO metrics (key, row) VALUES (?, ?)", (key, json.dumps(row)))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows, in order."""
+        """Return all rows of metrics, in order."""
         with self._explained("read"):
             rows = self._db.execute("SELECT row FROM metrics ORDER BY id").fetchall()
         return [json.loads(row) for (row,) in rows]
 
     def metrics_of(self, key: str) -> dict[str, Any] | None:
-        """The row of a key."""
+        """Return the row of metrics of a key; None if it is not known."""
         with self._explained("read"):
             row = self._db.execute("SELECT row FROM metrics WHERE key = ?", (key,)).fetchone()
         return None if row is None else dict(json.loads(row[0]))
 
     def rewind(self, metrics: int, version: int | None) -> None:
-        """Go back to an earlier state: that many rows of metrics, and nothing of later versions.
+        """Return to an earlier state: remove later metrics, and results of later policy versions.
 
         Args:
-            metrics: rows to keep.
-            version: drop completions and log-probabilities of later versions of the policy, which will
-                not come out again bit for bit; None keeps them, for they will.
+            metrics: number of rows to keep.
+            version: remove completions and log-probabilities of later versions of the policy, because a
+                resumed run will not reproduce them bit for bit; None keeps them, because it will.
         """
         with self._transaction():
             self._db.execute(
@@ -228,7 +228,7 @@ class Journal:
     # -- facts -------------------------------------------------------------------------------------
 
     def fact(self, name: str) -> str | None:
-        """A fact of the run, such as the hash of its reference."""
+        """Return a fact of the run, such as the hash of its data; None if it is not known."""
         with self._explained("read"):
             row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
@@ -239,7 +239,7 @@ class Journal:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def is_empty(self) -> bool:
-        """Return True if nothing was sampled, annotated or measured yet."""
+        """Return whether the journal has no samples, annotations, log-probabilities and metrics."""
         with self._explained("read"):
             there = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
             # The last two are the ledger's of judges, which have cost something.
@@ -251,7 +251,7 @@ class Journal:
         with self._explained("read"):
             rows = self._db.execute(
                 "SELECT k.place, p.content, c.text, c.finish, c.version, length(c.token_ids) / 4,"
-                # What was said within the group that was sampled; else, within a part of it.
+                # The reward within the sampled group; else within another group.
                 " coalesce((SELECT reward FROM rewards r"
                 "   WHERE r.group_content = c.group_content AND r.sample = c.sample LIMIT 1),"
                 "  (SELECT reward FROM rewards r WHERE r.content = c.content LIMIT 1))"
@@ -297,10 +297,10 @@ class Journal:
 def _advice(error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith("SQLITE_FULL"):
-        return f"free some space and {AGAIN}: what was committed is safe"
+        return f"free some space and {AGAIN}: earlier results are safe"
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name in ("SQLITE_ERROR", ""):
-        return "it is damaged: bring back a good copy, or start anew with --overwrite"
-    return f"see that its directory can be written, then {AGAIN}"
+        return "it is damaged: restore a good copy, or start over with --overwrite"
+    return f"make its directory writable, then {AGAIN}"
 
 
 def _blob(values: Sequence[float] | None, kind: type[np.generic]) -> bytes | None:

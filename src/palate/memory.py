@@ -1,6 +1,6 @@
 """A memory of costly results: samples and log-probabilities, by keys of everything that they depend on.
 
-Models and learners ask a `Memory` before they compute. Within a run, the journal is their memory.
+Models and learners look into a `Memory` before they compute. Within a run, the journal is their memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Logps = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Memory(Protocol):
-    """Gets and keeps samples and log-probabilities by key."""
+    """Stores and returns samples and log-probabilities by key."""
 
     def completions(self, key: str) -> list[tuple[Completion, ...]] | None:
         """Return the chunk of a key, the completions of each of its prompts; None if it is not known."""
@@ -46,25 +46,25 @@ class Memory(Protocol):
 
 
 def key_of(*parts: Any) -> str:
-    """Return a key of everything that an answer depends on: 32 hex digits, the same in every process.
+    """Return a key of everything that a result depends on: 32 hex digits, the same in every process.
 
     Args:
-        parts: JSON values; other objects count by their `repr`.
+        parts: JSON values; other objects are represented by their `repr`.
     """
     text = json.dumps(parts, sort_keys=True, default=_as_json, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def content_key(prompt: Prompt, completion: Completion) -> str:
-    """Return the key of a prompt with a completion, by their content."""
+    """Return a key of the contents of a prompt and a completion."""
     return key_of(prompt.id, completion.token_ids, completion.text, completion.finish)
 
 
 def group_key(group: Group) -> str:
-    """Return the key of a prompt with several completions, in their order."""
+    """Return a key of a prompt with several completions, in their order."""
     return key_of([content_key(group.prompt, c) for c in group.completions])
 
 
 def _as_json(value: Any) -> Any:
-    """Return an array with all of its numbers, since `repr` leaves out the middle; `repr` for the rest."""
+    """Return an array's full content, since `repr` omits its middle; return the `repr` of other objects."""
     return [str(value.dtype), value.tolist()] if isinstance(value, np.ndarray) else repr(value)

@@ -1,7 +1,7 @@
-"""The metrics that runs write, by name: declared here once, and read by the live display, lists and reports.
+"""The metrics that runs log, by name. The live display, `palate runs` and reports use the labels given here.
 
-A name that is no name of TRL's is ours. Measurements on held-out data have the same names after `eval_`. A
-method may write other names as well; a report draws them without a word on them.
+Names follow TRL where TRL has the metric. Measurements on held-out data have the same names with the prefix
+`eval_`. A method may log other names as well; a report draws them under their own names.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 HELD_OUT = "eval_"
-"""Prefix of held-out measurements."""
+"""Prefix of measurements on held-out data."""
 
 PART = "objective/scores/"
-"""Prefix of the parts of a reward, where several are weighed and added."""
+"""Prefix of the parts of a reward that is a weighted sum."""
 
 DROPPED = "pairs/dropped_"
-"""Prefix of counts of groups that gave no pair, by reason."""
+"""Prefix of the counts of groups that gave no pair, by reason."""
 
 STAGES = {"sample": "sampling", "annotate": "scoring", "learn": "learning", "evaluate": "measuring"}
-"""Stages of a step, whose seconds a run writes as `time/sample`, and the words for them."""
+"""Stages of a step and their labels. A run logs the seconds of a stage as, for example, `time/sample`."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Metric:
     """One metric.
 
     Attributes:
-        label: a few words for people.
-        of_samples: a number of freshly sampled completions: where several steps learn from the same samples,
-            it has one value for all of them.
-        drawn: a report has a plot of its own or none for it, so that it is not drawn among the others.
+        label: a few words for readers.
+        of_samples: True if it measures freshly sampled completions. If several steps learn from the same
+            samples, it has one value for all of these steps.
+        drawn: False if reports leave it out of "Further metrics": it has no plot, or is part of another.
     """
 
     label: str
@@ -43,33 +43,33 @@ def _samples(label: str) -> Metric:
 
 
 METRICS: Mapping[str, Metric] = {
-    # The reward and what became of the samples.
+    # Rewards and selection.
     "objective/scores": _samples("reward"),
-    "objective/scores_std": _samples("spread of the reward"),
+    "objective/scores_std": _samples("reward std"),
     "objective/scores_margin": _samples("best - worst"),
     "objective/unusable": _samples("unusable rewards"),
     "objective/kl": Metric("KL (nats)"),
     "kl/fresh": Metric("KL of fresh samples (nats)"),
-    "frac_reward_zero_std": _samples("groups of equal rewards"),
+    "frac_reward_zero_std": _samples("share of groups with equal rewards"),
     "pairs/kept": _samples("pairs"),
     "pairs/dropped": _samples("dropped"),
     "candidates/kept": _samples("candidates kept"),
     "candidates/dropped": _samples("candidates dropped"),
-    "candidates/scores": _samples("reward of the candidates kept"),
+    "candidates/scores": _samples("reward of candidates kept"),
     "completions/kept": Metric("completions kept"),
-    "pool/size": _samples("pool"),
+    "pool/size": _samples("pool size"),
     "pool/scores": _samples("reward of the pool"),
     "threshold": Metric("threshold"),
-    # The samples themselves.
-    "completions/mean_length": _samples("tokens each"),
+    # Samples.
+    "completions/mean_length": _samples("mean tokens"),
     "completions/min_length": _samples("fewest tokens"),
     "completions/max_length": _samples("most tokens"),
-    "completions/mean_terminated_length": _samples("tokens each, where ended"),
-    "completions/clipped_ratio": _samples("cut"),
+    "completions/mean_terminated_length": _samples("mean tokens, if ended"),
+    "completions/clipped_ratio": _samples("truncated"),
     "val/contain_eos_token": _samples("ended"),
     "logps/fresh": _samples("log-probability of own completions"),
-    "sampling/sampling_logp_difference/mean": _samples("sampler against learner"),
-    "sampling/sampling_logp_difference/max": _samples("sampler against learner, largest"),
+    "sampling/sampling_logp_difference/mean": _samples("sampler-learner difference"),
+    "sampling/sampling_logp_difference/max": _samples("largest sampler-learner difference"),
     "sampling/tokens_per_second": Metric("tokens per second"),
     # The judge: what it said in this step, and what it has taken since the run began.
     "judge/unusable": Metric("unusable verdicts", drawn=False),
@@ -79,15 +79,15 @@ METRICS: Mapping[str, Metric] = {
     "judge/cost": Metric("judge ($)", drawn=False),
     # Learning.
     "loss": Metric("loss"),
-    "rank_loss": Metric("loss of the order"),
-    "nll_loss": Metric("loss of the likelihood"),
-    "cringe_loss": Metric("loss of the rejected tokens"),
+    "rank_loss": Metric("ranking loss"),
+    "nll_loss": Metric("NLL loss"),
+    "cringe_loss": Metric("Cringe loss"),
     "gate": Metric("gate"),
     "grad_norm": Metric("grad norm"),
     "learning_rate": Metric("learning rate"),
     "entropy": Metric("entropy"),
     "mean_token_accuracy": Metric("token accuracy"),
-    "skipped_updates": Metric("updates left out"),
+    "skipped_updates": Metric("skipped updates"),
     "rewards/chosen": Metric("implicit reward of chosen"),
     "rewards/rejected": Metric("implicit reward of rejected"),
     "rewards/margins": Metric("margin"),
@@ -98,14 +98,14 @@ METRICS: Mapping[str, Metric] = {
     "logps/rejected": Metric("log-probability of rejected"),
     "logps/completion": Metric("log-probability of completions"),
     "logps/anchor": Metric("log-probability of the anchor"),
-    "logps/training": Metric("log-probability of what is learnt from"),
+    "logps/training": Metric("log-probability of training texts"),
     # Reward models.
     "accuracy": Metric("accuracy"),
     "margin": Metric("margin"),
     "mean_reward": Metric("mean reward"),
     "min_reward": Metric("lower reward"),
     "max_reward": Metric("higher reward"),
-    # The place in the run.
+    # Progress.
     "step": Metric("step", drawn=False),
     "epoch": Metric("epoch", drawn=False),
     "round": Metric("round"),
@@ -116,17 +116,17 @@ METRICS: Mapping[str, Metric] = {
 }
 
 _OF_SAMPLES = (PART, DROPPED, "candidates/dropped_")
-"""Prefixes of numbers of samples that have an open set of names."""
+"""Prefixes of measurements of samples whose full names vary."""
 
 
 def of_samples(name: str) -> bool:
-    """Return True for a number of freshly sampled completions."""
+    """Return True for a measurement of freshly sampled completions."""
     known = METRICS.get(name)
     return name.startswith(_OF_SAMPLES) if known is None else known.of_samples
 
 
 def label(name: str) -> str:
-    """Return the words for a metric, held-out ones included; the name itself where none are declared."""
+    """Return a metric's label, prefixed with "held-out" for held-out metrics; an undeclared name as it is."""
     known = METRICS.get(name.removeprefix(HELD_OUT))
     if known is None:
         return name

@@ -1,4 +1,4 @@
-"""The word that a mistyped one may have been meant as."""
+"""Suggestions for mistyped words."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from collections.abc import Iterable
 
 
 def near(word: str, words: Iterable[str]) -> str | None:
-    """Return the one of `words` that is most like `word`, None if none is."""
+    """Return the item of `words` closest to `word`; None if none is close."""
     return next(iter(difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.65)), None)

@@ -1,4 +1,4 @@
-"""The needs of a method, as declared facts, and the answers that follow for the table of methods."""
+"""The needs of a method, as declared facts, and the cells of the table of methods that follow from them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Literal
 Answer = Literal["yes", "no", "partly"]
 
 Network = Literal["policy", "reference", "reward model", "value"]
-"""A model that may have to be in memory."""
+"""A model that a method may need in memory."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A row of the table: four questions, to which "yes" is the pleasant answer, and a number of networks.
+    """A row of the table: four questions for which "yes" is the better answer, and a number of networks.
 
     Attributes:
-        no_human_preferences: it needs no people's judgements of completions.
-        unbiased_data: the policy that learns samples its own training data.
-        online_feedback: completions that the policy samples later are judged, too.
-        no_external_api: it needs no model of another provider.
-        models: networks in memory with the standard recipe; in brackets with the alternative.
+        no_human_preferences: the method needs no human judgements of completions.
+        unbiased_data: the trained policy samples its own training data.
+        online_feedback: completions sampled during training are judged, too.
+        no_external_api: the method needs no model of another provider.
+        models: number of networks in memory with the standard recipe; in brackets with the alternative.
     """
 
     no_human_preferences: Answer
@@ -32,20 +32,20 @@ class Cells:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The standard recipe of a method: its paper's, on one machine. Other recipes may be possible here.
+    """The standard recipe of a method: the paper's recipe on one machine. Palate may allow others.
 
     Attributes:
         preferences: source of the judgements, direct or through a reward model: people, another model, none
-            (demonstrations alone), or people at the start only.
+            (demonstrations only), or people at the start only.
         samples: source of the completions: the policy at the step or at the start of the round, the policy
-            before training, the policy beside other sources, or data alone.
-        judged: completions are judged, or compared with data, once beforehand, in every round or in every
-            step.
-        networks: in memory during training. They include a judge that is asked in every round or step; a
-            judge that is asked once is asked before training.
-        alternative: the networks of another choice: fewer if the reference's log-probabilities are computed
-            beforehand, more if the judge is asked during training; None without a choice.
-        external: the judge is a large model of another provider, asked over a network.
+            before training, the policy and other sources, or data only.
+        judged: time of the judgements or comparisons with data: once before training, in every round or in
+            every step.
+        networks: networks in memory during training, including a judge that is used in every round or step;
+            a judge that is used once works before training.
+        alternative: networks of another choice: fewer if the reference's log-probabilities are computed
+            before training, more if the judge works during training; None without a choice.
+        external: True if the judge is a large model of another provider, reached over a network.
     """
 
     preferences: Literal["human", "model", "none", "human seed"]
@@ -57,7 +57,7 @@ class Recipe:
 
     @property
     def cells(self) -> Cells:
-        """The answers that follow from the recipe."""
+        """The row of the table that follows from the recipe."""
         by_people: dict[str, Answer] = {"human": "no", "human seed": "partly"}
         own: dict[str, Answer] = {"current": "yes", "data": "no"}
         models = str(len(self.networks))

@@ -1,8 +1,8 @@
-"""Configuration from a YAML file and flags; every mistake ends as one sentence of a `ConfigError`.
+"""Build a configuration from a YAML file and flags; each mistake becomes one sentence of a `ConfigError`.
 
-What is given stands in layers: a flag over a key of the file over `base` over the class's default. A field
-is taken whole from the highest layer that has it, lists and mappings too. pydantic decides what is valid;
-its errors are told again here in words that name the flag, or the key with file and line.
+Values have four layers: a flag overrides a key of the file, which overrides `base`, which overrides the
+class's default. Layers are not merged within a field, lists and mappings included. pydantic validates the
+values; this module rewrites its errors to name the flag, or the key with file and line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from palate.near import near
 C = TypeVar("C", bound=Config)
 
 MOST_MISTAKES = 3
-"""A message tells of so many mistakes at once."""
+"""Most mistakes named in one message; the others are counted."""
 
 _WORDS: dict[Any, str] = {
     bool: "true or false",
@@ -38,12 +38,12 @@ _WORDS: dict[Any, str] = {
 }
 _BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
 _OF_THE_TYPE = _BOUNDS | {"literal_error", "int_from_float"}
-"""Errors of pydantic that the field's type explains, besides those named `..._type` and `..._parsing`."""
+"""pydantic's error types that the expected type explains, besides `..._type` and `..._parsing`."""
 
 
 @dataclass(frozen=True)
 class _Given:
-    """A value, what a message calls it, and where it stands if that needs saying."""
+    """A given value, its label in messages, and its place in the file if it comes from one."""
 
     value: Any
     label: str
@@ -59,21 +59,21 @@ def load_config(
     choose: Callable[[Mapping[str, Any]], type[C]] | None = None,
     python: bool = False,
 ) -> C:
-    """A `cls` from `flags` over the YAML `file` over `base` over the defaults of `cls`.
+    """Return a `cls` built from `flags`, the YAML `file`, `base` and the defaults of `cls`, in this priority.
 
     Args:
         cls: the configuration class.
         file: YAML with fields by name; dashes in keys count as underscores.
         flags: values by field name, as text or already converted.
-        base: values that stand in for defaults of `cls`.
-        choose: of a method with several ways, whose fields `cls` has together: gives the class that the
-            values are for (`palate.method.Method.choose`). Fields of the others are left out.
+        base: values that replace defaults of `cls`.
+        choose: for a method with several variants whose fields `cls` combines: returns the class for the
+            given values (`palate.method.Method.choose`). Fields of the other variants are left out.
         python: `flags` are keyword arguments of a Python call, and messages name them as such.
 
     Raises:
-        ConfigError: naming up to three mistakes.
+        ConfigError: the file or a value is invalid; the message names up to three mistakes.
     """
-    assert cls.model_fields.keys() >= {*flags, *(base or {})}, "flags and base are named by our own code"
+    assert cls.model_fields.keys() >= {*flags, *(base or {})}, "names in flags and base come from Palate"
     given = {name: _Given(value, name) for name, value in (base or {}).items()}
     entries, mistakes = _from_file(cls, file) if file is not None else ({}, [])
     label = str if python else flag_name
@@ -93,18 +93,18 @@ def load_config(
 
 
 def offered(cls: type[Config]) -> list[str]:
-    """Fields that flags and files may give: all but those that `cls.unoffered` names."""
+    """Return the fields that flags and files may set: all except those in `cls.unoffered`."""
     unoffered = getattr(cls, "unoffered", ())
     return [name for name in cls.model_fields if name not in unoffered]
 
 
 def flag_name(field: str) -> str:
-    """`--max-new-tokens` of `max_new_tokens`."""
+    """Return the flag of a field: `--max-new-tokens` for `max_new_tokens`."""
     return "--" + field.replace("_", "-")
 
 
 def plain(hint: Any) -> Any:
-    """The bare type: `int` of `int | None` and of `Annotated[int, ...]`."""
+    """Return the bare type: `int` for `int | None` and for `Annotated[int, ...]`."""
     if get_origin(hint) is Annotated:
         return plain(get_args(hint)[0])
     options = [option for option in get_args(hint) if option is not types.NoneType] if is_union(hint) else []
@@ -112,7 +112,7 @@ def plain(hint: Any) -> Any:
 
 
 def is_union(hint: Any) -> bool:
-    """Whether the type is a union, in either spelling."""
+    """Return True for a union type, in either spelling."""
     return get_origin(hint) in (Union, types.UnionType)
 
 
@@ -120,7 +120,7 @@ def is_union(hint: Any) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as `yaml.safe_load` reads it, but a key that appears twice is an error: PyYAML keeps the last."""
+    """A loader like `yaml.safe_load`, except that a duplicate key is an error; PyYAML keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[tuple[str, str], yaml.Node] = {}
@@ -136,7 +136,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[str]]:
-    """Values by field name, and what is wrong with the keys."""
+    """Return the file's values by field name, and the mistakes in its keys."""
     entries: dict[str, _Given] = {}
     mistakes = []
     for key, (value, line) in _read_yaml(file).items():
@@ -144,7 +144,7 @@ def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[s
         place = f" (line {line} of {file})"
         if name not in offered(cls):
             meant = near(name, offered(cls))
-            advice = f"did you mean `{meant}`?" if meant else "--help lists what there is"
+            advice = f"did you mean `{meant}`?" if meant else "--help lists the options"
             mistakes.append(f"unknown key `{key}`{place}, {advice}")
         elif name == "judge" and isinstance(value, Mapping):
             try:
@@ -154,7 +154,7 @@ def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[s
                 continue
             entries |= {part: _Given(own, f"judge.{_short(part)}", place) for part, own in block.items()}
         elif name in entries:
-            mistakes.append(f"`{key}`{place} is given already{entries[name].place}, keep one")
+            mistakes.append(f"`{key}`{place} is already given{entries[name].place}, keep one")
         else:
             entries[name] = _Given(value, name, place)
     return entries, mistakes
@@ -166,7 +166,7 @@ def _short(field: str) -> str:
 
 
 def _read_yaml(file: Path) -> dict[str, tuple[Any, int]]:
-    """Each top-level key as written, with its value and line."""
+    """Return each top-level key as written, with its value and line."""
     try:
         loader = _Loader(file.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
@@ -185,7 +185,9 @@ def _read_yaml(file: Path) -> dict[str, tuple[Any, int]]:
         return {}
     if not isinstance(node, yaml.MappingNode):
         kind = "a list" if isinstance(node, yaml.SequenceNode) else f"just {_show(data)}"
-        raise ConfigError(f"config file {file} holds {kind}, expected lines of `key: value`, as `beta: 0.1`")
+        raise ConfigError(
+            f"config file {file} contains {kind}, expected lines of `key: value`, such as `beta: 0.1`"
+        )
     # By the key as written: YAML 1.1 reads `on` as true, and the message should say `on`.
     return {
         key.value: (data[loader.construct_object(key)], key.start_mark.line + 1)
@@ -196,17 +198,18 @@ def _read_yaml(file: Path) -> dict[str, tuple[Any, int]]:
 
 def _explain(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
-        what = error.problem or "it cannot be parsed"
-        what = f"{error.context}, {what}" if error.context and what.startswith("but ") else what
-        return f" at line {mark.line + 1}, column {mark.column + 1}: {what}"
+        problem = error.problem or "it cannot be parsed"
+        if error.context and problem.startswith("but "):
+            problem = f"{error.context}, {problem}"
+        return f" at line {mark.line + 1}, column {mark.column + 1}: {problem}"
     return f": {_flat(str(error))}"
 
 
-# What pydantic found, in words
+# pydantic's errors in words
 
 
 def _unmixed(cls: type[Config], name: str, value: Any) -> Any:
-    """`value` for pydantic, which would take true for the number 1: as text, it refuses it."""
+    """Return a bool given for a number as text, so that pydantic refuses it; it would read true as 1."""
     number = plain(cls.model_fields[name].annotation) in (int, float)
     return str(value) if number and isinstance(value, bool) else value
 
@@ -219,31 +222,34 @@ def _mistakes(
     *,
     python: bool,
 ) -> list[str]:
-    """One sentence for each value at fault, of which pydantic may tell several things."""
-    found: dict[tuple[int | str, ...], str] = {}
+    """Return one sentence per invalid value, for which pydantic may report several errors."""
+    sentences: dict[tuple[int | str, ...], str] = {}
     for detail in error.errors():
-        if not detail["loc"]:  # a model validator's
-            found.setdefault((), _reason(detail))
+        if not detail["loc"]:  # the error of a model validator
+            sentences.setdefault((), _reason(detail))
             continue
         name = str(detail["loc"][0])
         if name not in given:
             source = file or ("a configuration file" if python else "a --config file")
             setting = f"{name}=" if python else flag_name(name)
-            found[(name,)] = f"{name} is missing, give {setting} or the key `{name}` in {source}"
+            sentences[(name,)] = f"{name} is missing, give {setting} or the key `{name}` in {source}"
             continue
         field = cls.model_fields[name]
         place = detail["loc"][: 2 if _is_container(field.annotation) else 1]
-        found.setdefault(place, _sentence(field, given[name], place[1:], detail))
-    return list(found.values())
+        sentences.setdefault(place, _sentence(field, given[name], place[1:], detail))
+    return list(sentences.values())
 
 
 def _sentence(field: FieldInfo, given: _Given, item: tuple[int | str, ...], detail: ErrorDetails) -> str:
-    """What a value is and what was expected; `item` is the index or key of the one at fault among several."""
+    """Return a sentence with the value and what was expected.
+
+    `item` is the index or key of the invalid entry if the value is a list or a mapping.
+    """
     kind, hint, bounds = detail["type"], field.annotation, field.metadata
     label = given.label + "".join(f".{part}" if isinstance(part, str) else f"[{part}]" for part in item)
     value = given.value
     if item:
-        # A mapping has its values' type last, a list or tuple that of its items first.
+        # The type of the values is a mapping's last argument, and that of items is a list's or tuple's first.
         hint, bounds = get_args(plain(hint))[-1 if isinstance(item[0], str) else 0], []
         value = detail["input"]
     if "error" in detail.get("ctx", {}):
@@ -275,7 +281,7 @@ def _reason(detail: ErrorDetails) -> str:
 
 
 def expected(hint: Any, bounds: Iterable[Any] = ()) -> str:
-    """What a field of type `hint` takes, in words: "a number greater than 0"."""
+    """Return a description of the values that a field of type `hint` takes: "a number greater than 0"."""
     if get_origin(hint) is Annotated:
         inner, *notes = get_args(hint)
         bounds = [*bounds, *chain(*(n.metadata if isinstance(n, FieldInfo) else [n] for n in notes))]
@@ -287,9 +293,9 @@ def expected(hint: Any, bounds: Iterable[Any] = ()) -> str:
         choices = ", ".join(str(choice) for choice in arguments)
         return f"one of {choices}" if len(arguments) > 1 else choices
     if origin in (tuple, list):
-        return f"{expected(arguments[0])} or a list of that"
+        return f"{expected(arguments[0])} or a list of such values"
     if origin is not None and issubclass(origin, Mapping):
-        return "names with values, as `prompt: instruction`"
+        return "names with values, such as `prompt: instruction`"
     if hint in (int, float):
         return _WORDS[hint] + _limits(bounds)
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
@@ -312,7 +318,7 @@ def _limits(bounds: Iterable[Any]) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as a person would write it, cut at 60 characters."""
+    """Return a value as a person would write it, truncated to 60 characters."""
     if value is None:
         return "empty"
     if isinstance(value, bool):

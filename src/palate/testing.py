@@ -1,4 +1,4 @@
-"""Small stand-ins for tests, public because the author of a method needs them too. Offline, in seconds."""
+"""Small models and annotators for tests, which run offline in seconds. Public for authors of methods."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHAT = (
 
 
 def byte_tokenizer(*, chat: bool = False, pad_is_end: bool = False) -> PreTrainedTokenizerFast:
-    """A tokenizer of the 256 bytes and three special tokens; any text survives it."""
+    """Return a tokenizer of the 256 bytes and three special tokens; it preserves any text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*alphabet, PAD, END, BOS])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -66,7 +66,7 @@ KINDS = (
 
 
 def tiny_config(kind: str = "llama", **changes: Any) -> PreTrainedConfig:
-    """A configuration of two layers, 32 wide, over the byte tokenizer's vocabulary; changes win."""
+    """Return a configuration of two layers, 32 wide, with the byte tokenizer's vocabulary and `changes`."""
     common = {"vocab_size": 259, "bos_token_id": 258, "eos_token_id": 257, "pad_token_id": 256}
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     limit = {"max_position_embeddings": 256}
@@ -91,7 +91,7 @@ def tiny_config(kind: str = "llama", **changes: Any) -> PreTrainedConfig:
 def tiny_model(
     directory: Path, *, kind: str = "llama", chat: bool = False, seed: int = 0, **changes: Any
 ) -> str:
-    """Save a random tiny model with its tokenizer, in float32, and give its directory."""
+    """Save a random tiny model with its tokenizer, in float32, and return its directory."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(kind, **changes))
@@ -108,7 +108,7 @@ def tiny_policy(
     model: dict[str, Any] | None = None,
     **optim: Any,
 ) -> Policy:
-    """A policy over the model saved in `directory`, float32 on the CPU, all weights trained unless told."""
+    """Return a policy of the model in `directory`; by default float32, on the CPU, without LoRA."""
     fixed = {"model": str(directory), "dtype": "float32", "device": "cpu", "lora": False, "lr": lr}
     cfg = LearnerConfig.model_validate(fixed | optim | (model or {}))
     return Policy.load(cfg, total_steps=total_steps)
@@ -122,7 +122,7 @@ class ScriptedScorer:
     name: str = "scripted"
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        """One reward per completion."""
+        """Return one reward per completion."""
         return [self.score(completion.text) for completion in completions]
 
 
@@ -136,7 +136,7 @@ class ScriptedJudge:
     def __call__(
         self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
     ) -> list[float | None]:
-        """P(first preferred) for each pair."""
+        """Return P(first preferred) for each pair."""
         return [self.prefer(first.text, second.text) for first, second in pairs]
 
 

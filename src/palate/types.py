@@ -1,8 +1,8 @@
-"""The records that pass between the stages of a method. All are frozen; a stage returns new ones.
+"""The records that pass between the stages of a method. All are frozen; a stage returns new records.
 
-A `Prompt` and the texts beside it (`Comparison`, `Demonstration`) know no tokenizer. Everything a
-model has sampled or is to learn from carries token ids of that model's tokenizer, so nothing is
-ever tokenised twice: `Completion`, and the records that hold completions (`Group`, `Pair`, `Example`).
+`Prompt`, `Comparison` and `Demonstration` hold text without tokens. `Completion`, and the records that hold
+completions (`Group`, `Pair`, `Example`), have the token ids of the model that samples them or learns from
+them, so no text is tokenised twice.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Content = str | tuple[Message, ...]
 """A text (*standard* format) or a list of chat turns (*conversational* format)."""
 
 Finish = Literal["eos", "stop", "length"]
-"""Why sampling ended: an end token, a stop text, or the limit on new tokens; only "length" is unfinished."""
+"""The reason why sampling ended: an end token, a stop text, or the token limit ("length": truncated)."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked. `columns` are the data row's other columns, passed on to reward functions."""
+    """A prompt. `columns` are the data row's other columns, which reward functions receive."""
 
     content: Content
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
     where: str = field(default="", compare=False)
-    """Where it was read, such as `prompts.jsonl:12`, for messages."""
+    """Source of the prompt, such as `prompts.jsonl:12`, for messages."""
     variables: Mapping[str, Any] = field(default_factory=dict)
-    """Values for the chat template beside the turns: `tools`, and a row's own template arguments."""
+    """Values for the chat template besides the turns: `tools`, and a row's own template arguments."""
     token_ids: tuple[int, ...] | None = field(default=None, compare=False)
-    """The tokens before a completion from data, where these differ from the tokens that sampling starts
-    after; else None. They belong to one model's tokenizer."""
+    """The tokens before a completion from data, if they differ from the tokens that sampling starts after;
+    else None. They belong to one model's tokenizer."""
 
     @cached_property
     def id(self) -> str:
@@ -48,7 +48,7 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The content as text: the last turn of a conversation. For display, and for rules."""
+        """The content as text, for display and for rules: the whole text or the last turn."""
         return self.content if isinstance(self.content, str) else said(self.content[-1])
 
     def to_sample(self) -> Prompt:
@@ -58,13 +58,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A data row that says which of two texts is the better one; untokenised."""
+    """A data row with a better and a worse text for a prompt; not tokenised."""
 
     prompt: Prompt
     chosen: Content
     rejected: Content
     margin: float | None = None
-    """How much better, where the data say so."""
+    """Degree of preference; None if the data have none."""
     chosen_finish: Finish = "eos"
     rejected_finish: Finish = "eos"
     """Why each text ends where it does; a text that was cut ("length") gets no end token."""
@@ -72,7 +72,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A data row that shows what to answer; untokenised."""
+    """A data row with an answer to imitate; not tokenised."""
 
     prompt: Prompt
     completion: Content
@@ -82,96 +82,96 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer as tokens. `text` leaves out the end token and a stop string; `token_ids` has them."""
+    """An answer as tokens. `text` excludes the end token and a stop text; `token_ids` includes them."""
 
     text: str
     token_ids: tuple[int, ...]
     finish: Finish = "eos"
     policy_version: int | None = None
-    """Version of the snapshot that sampled it; None if it came from data."""
+    """Version of the snapshot that sampled the completion; None for completions from data."""
     logps: tuple[float, ...] | None = field(default=None, compare=False)
-    """Log-probability of each token under the model that sampled it (temperature 1, nothing cut off)."""
+    """Log-probability of each token under the sampling model (temperature 1, all tokens allowed)."""
     sampling_logps: tuple[float, ...] | None = field(default=None, compare=False)
-    """The same under the distribution drawn from (after temperature, top-k and the like)."""
+    """Log-probability of each token under the sampling distribution (after temperature, top-k, ...)."""
 
     def __post_init__(self) -> None:
-        """A completion without tokens has no probability and cannot be learnt from."""
-        assert self.token_ids, "a completion has at least one token"
+        """Check for tokens: a completion without tokens has no probability and cannot be learnt from."""
+        assert self.token_ids, "a completion needs at least one token"
 
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt and its completions, with a reward each once annotated.
+    """A prompt and its completions; after annotation, with one reward each.
 
-    A reward of None marks a completion for which the annotator gave nothing usable; such a
-    completion is never chosen or rejected.
+    A reward of None means that the annotator returned no usable reward; such a completion is never chosen or
+    rejected.
     """
 
     prompt: Prompt
     completions: tuple[Completion, ...]
     rewards: tuple[float | None, ...] | None = None
     parts: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict, compare=False)
-    """The rewards by annotator name, where several were weighed together."""
+    """The rewards by annotator name, if several annotators are combined."""
 
     def annotated(self, rewards: tuple[float | None, ...], **parts: tuple[float | None, ...]) -> Group:
-        """The same group with rewards, one per completion."""
+        """Return the group with rewards, one per completion."""
         assert len(rewards) == len(self.completions), "one reward per completion"
         return replace(self, rewards=rewards, parts={**self.parts, **parts})
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two completions of one prompt, the first preferred."""
+    """Two completions of one prompt: chosen and rejected."""
 
     prompt: Prompt
     chosen: Completion
     rejected: Completion
     margin: float | None = None
-    """Reward of chosen minus reward of rejected, > 0 where known."""
+    """Reward of chosen minus reward of rejected, > 0; None if unknown."""
 
     @property
     def completions(self) -> tuple[Completion, Completion]:
-        """Chosen, rejected: the order in which a learner returns their numbers."""
+        """Chosen and rejected, in the order of a learner's outputs."""
         return (self.chosen, self.rejected)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with the one completion to imitate or to score."""
+    """A prompt with one completion to imitate or to score."""
 
     prompt: Prompt
     completion: Completion
 
     @property
     def completions(self) -> tuple[Completion]:
-        """The one completion."""
+        """The completion, as a tuple."""
         return (self.completion,)
 
 
 @dataclass(frozen=True)
 class AnchoredPair:
-    """A pair, and another completion of its prompt that is to stay likely while the pair is learnt."""
+    """A pair, and another completion of its prompt that training keeps likely."""
 
     pair: Pair
     anchor: Completion
 
     @property
     def prompt(self) -> Prompt:
-        """What all three answer."""
+        """The prompt of all three completions."""
         return self.pair.prompt
 
     @property
     def completions(self) -> tuple[Completion, Completion, Completion]:
-        """Chosen, rejected, anchor."""
+        """Chosen, rejected and anchor."""
         return (*self.pair.completions, self.anchor)
 
 
 class Record(Protocol):
-    """The prompt and its k completions that one row of an update holds.
+    """A prompt and its k completions: one row of an update.
 
-    This is all that a learner reads. `Group`, `Pair`, `Example` and `AnchoredPair` are records, and so is any
-    class with these two attributes. What else a record carries (rewards, a margin, advantages of its tokens)
-    is between the method that makes it and the objective that reads it.
+    A learner reads only these two attributes. `Group`, `Pair`, `Example` and `AnchoredPair` are records, and
+    so is any class with both attributes. Further attributes (rewards, a margin, advantages) are for the
+    objective.
     """
 
     @property
@@ -180,7 +180,7 @@ class Record(Protocol):
 
     @property
     def completions(self) -> tuple[Completion, ...]:
-        """The completions, in the order in which a learner returns their numbers."""
+        """The completions, in the order of a learner's outputs."""
 
 
 def said(turn: Message) -> str:

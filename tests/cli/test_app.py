@@ -241,64 +241,73 @@ def test_every_file_is_a_command() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("run oaiff", "unknown method 'oaiff'; did you mean 'oaif'? `palate methods` lists them"),
-        ("run OAIF --data x", "unknown method 'OAIF'; did you mean 'oaif'? `palate methods` lists them"),
-        ("run qqq --help", "unknown method 'qqq'; `palate methods` lists them"),
+        ("run oaiff", "unknown method 'oaiff'; did you mean 'oaif'? `palate methods` lists the methods"),
+        (
+            "run OAIF --data x",
+            "unknown method 'OAIF'; did you mean 'oaif'? `palate methods` lists the methods",
+        ),
+        ("run qqq --help", "unknown method 'qqq'; `palate methods` lists the methods"),
         (
             "run --beta 1 dpo",
-            "expected a method right after `palate run`, got --beta; `palate methods` lists them",
+            "expected a method right after `palate run`, got --beta; `palate methods` lists the methods",
         ),
-        ("sampel", "unknown command 'sampel'; did you mean 'sample'? `palate --help` lists them"),
-        ("rnus", "unknown command 'rnus'; did you mean 'runs'? `palate --help` lists them"),
-        ("chta runs/a", "unknown command 'chta'; did you mean 'chat'? `palate --help` lists them"),
-        ("reports a", "unknown command 'reports'; did you mean 'report'? `palate --help` lists them"),
-        ("dpo --data x", "unknown command 'dpo'; did you mean `palate run dpo`? `palate --help` lists them"),
-        ("qqq", "unknown command 'qqq'; `palate --help` lists them"),
+        ("sampel", "unknown command 'sampel'; did you mean 'sample'? `palate --help` lists the commands"),
+        ("rnus", "unknown command 'rnus'; did you mean 'runs'? `palate --help` lists the commands"),
+        ("chta runs/a", "unknown command 'chta'; did you mean 'chat'? `palate --help` lists the commands"),
+        ("reports a", "unknown command 'reports'; did you mean 'report'? `palate --help` lists the commands"),
+        (
+            "dpo --data x",
+            "unknown command 'dpo'; did you mean `palate run dpo`? `palate --help` lists the commands",
+        ),
+        ("qqq", "unknown command 'qqq'; `palate --help` lists the commands"),
         (
             "--config a.yaml run dpo",
-            "expected a command right after `palate`, got --config; `palate --help` lists them",
+            "expected a command right after `palate`, got --config; `palate --help` lists the commands",
         ),
         (
             "run dpo --betta 1",
-            "unknown flag --betta; did you mean --beta? `palate run dpo --help` lists them",
+            "unknown flag --betta; did you mean --beta? `palate run dpo --help` lists the flags",
         ),
-        ("run dpo --qqq=1", "unknown flag --qqq; `palate run dpo --help` lists them"),
-        ("run dpo -b 1", "unknown flag -b; `palate run dpo --help` lists them"),
-        ("methods --jsn", "unknown flag --jsn; did you mean --json? `palate methods --help` lists them"),
-        ("chat", "no run is given, write `palate chat RUN`"),
-        ("chat --seed 1", "no run is given, write `palate chat RUN`"),
-        ("chat --run a", "unknown flag --run; `palate chat --help` lists them"),
-        ("chat a --sed 1", "unknown flag --sed; did you mean --seed? `palate chat --help` lists them"),
+        ("run dpo --qqq=1", "unknown flag --qqq; `palate run dpo --help` lists the flags"),
+        ("run dpo -b 1", "unknown flag -b; `palate run dpo --help` lists the flags"),
+        ("methods --jsn", "unknown flag --jsn; did you mean --json? `palate methods --help` lists the flags"),
+        ("chat", "run is missing; write `palate chat RUN`"),
+        ("chat --seed 1", "run is missing; write `palate chat RUN`"),
+        ("chat --run a", "unknown flag --run; `palate chat --help` lists the flags"),
+        ("chat a --sed 1", "unknown flag --sed; did you mean --seed? `palate chat --help` lists the flags"),
         (
             "chat a b",
-            "unexpected 'b': a value follows its flag, and `palate chat --help` lists the flags",
+            "unexpected 'b': a value must follow a flag; `palate chat --help` lists the flags",
         ),
         ("chat a --seed x", "--seed is 'x', expected a whole number"),
         ("report --output", "--output has no value, expected `--output FILE`"),
-        ("report a --opne", "unknown flag --opne; did you mean --open? `palate report --help` lists them"),
-        ("runs --jsn", "unknown flag --jsn; did you mean --json? `palate runs --help` lists them"),
+        (
+            "report a --opne",
+            "unknown flag --opne; did you mean --open? `palate report --help` lists the flags",
+        ),
+        ("runs --jsn", "unknown flag --jsn; did you mean --json? `palate runs --help` lists the flags"),
         (
             "runs a b",
-            "unexpected 'b': a value follows its flag, and `palate runs --help` lists the flags",
+            "unexpected 'b': a value must follow a flag; `palate runs --help` lists the flags",
         ),
         ("run dpo --data", "--data has no value, expected `--data TEXT`"),
         ("run dpo --beta --data x", "--beta has no value, expected `--beta FLOAT`"),
         (
             "run dpo --model -x",
             "--model has no value, expected `--model TEXT`; "
-            "a value that starts with a dash is joined, as `--model=-x`",
+            "if the value starts with a dash, write `--model=-x`",
         ),
         (
             "run dpo a.jsonl",
-            "unexpected 'a.jsonl': a value follows its flag, and `palate run dpo --help` lists the flags",
+            "unexpected 'a.jsonl': a value must follow a flag; `palate run dpo --help` lists the flags",
         ),
         (
             "run dpo --lora false --data x",
-            "unexpected 'false': --lora takes no value, write --lora or --no-lora",
+            "unexpected 'false': --lora takes no value; write --lora or --no-lora",
         ),
         ("run dpo --lora=maybe", "--lora is 'maybe', expected no value, or true or false"),
-        ("run dpo --beta 1 --beta 2", "--beta is given more than once, keep one"),
-        ("run dpo --lora --no-lora", "--lora or --no-lora is given more than once, keep one"),
+        ("run dpo --beta 1 --beta 2", "--beta is given more than once; keep one"),
+        ("run dpo --lora --no-lora", "--lora or --no-lora is given more than once; keep one"),
         ("run dpo --data x --beta -0.1", "--beta is -0.1, expected a number greater than 0"),
         ("run dpo", "data is missing, give --data or the key `data` in a --config file"),
         ("sample --prompt", "--prompt has no value, expected `--prompt TEXT`"),
@@ -394,4 +403,7 @@ def test_python_m_palate() -> None:
     with python("-m", "palate", "--beta") as process:
         out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
-    assert err == "palate: expected a command right after `palate`, got --beta; `palate --help` lists them\n"
+    assert (
+        err
+        == "palate: expected a command right after `palate`, got --beta; `palate --help` lists the commands\n"
+    )

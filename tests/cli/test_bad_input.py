@@ -96,7 +96,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (f"{short('prompts.jsonl')} --beta -0.1", ["--beta is -0.1", "a number greater than 0"]),
         (f"{short('prompts.jsonl')} --n 1", ["--n is 1", "at least 2"]),
         (f"{short('prompts.jsonl')} --loss dpoo", ["--loss is 'dpoo'", "did you mean dpo?"]),
-        (f"{short('prompts.jsonl')} --min-new-tokens 9", ["min_new_tokens is 9, above max_new_tokens 4"]),
+        (f"{short('prompts.jsonl')} --min-new-tokens 9", ["min_new_tokens is 9, but max_new_tokens is"]),
         (f"run oaif {TINY} --reward length:3", ["data is missing, give --data"]),
         # Configuration files.
         ("run oaif --config near.yaml", ["`batchsize` (line 2 of near.yaml)", "did you mean `batch_size`?"]),
@@ -126,7 +126,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         ("run oaif --data prompts.jsonl --reward length:3 --model ./none", ["'./none' is not a directory"]),
         ("run dpo --data pairs.jsonl --model broken_model", ["'broken_model' could not be loaded"]),
         ("run dpo --data pairs.jsonl --model cut_model", ["'cut_model' could not be loaded", "complete?"]),
-        ("run dpo --data pairs.jsonl --model tiny --device warp", ["device 'warp' is not to be had here"]),
+        ("run dpo --data pairs.jsonl --model tiny --device warp", ["device 'warp' is not available"]),
         (f"{short('prompts.jsonl')} --max-length 9999", ["max_length is 9999", "at most 256"]),
         # Rewards.
         (short("prompts.jsonl", ""), ["no reward is given", "--reward sentiment"]),
@@ -143,32 +143,32 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (f"{short('prompts.jsonl', 'rewards.py:nothing')} --n 4", ["no usable reward for any of 8"]),
         (f"{short('pairs.jsonl', 'no_such:f', 'dpo')} --eval-data pairs.jsonl", ["'no_such' is not there"]),
         # Where the run goes.
-        (f"{short('prompts.jsonl')} --output foreign", ["'foreign' is there and holds no run"]),
-        (f"{short('prompts.jsonl')} --output no_model --overwrite", ["'no_model' is there and holds no run"]),
+        (f"{short('prompts.jsonl')} --output foreign", ["'foreign' exists but holds no run"]),
+        (f"{short('prompts.jsonl')} --output no_model --overwrite", ["'no_model' exists but holds no run"]),
         (f"{short('prompts.jsonl')} --output prompts.jsonl/run", ["cannot be written: Not a directory"]),
         (f"{short('prompts.jsonl')} --output /proc/run", ["'/proc/run' cannot be written"]),
         (f"{short('prompts.jsonl')} --report-to mlflow", ["report_to 'mlflow' is unknown", "tensorboard"]),
         # Talking to runs and listing them.
-        ("chat none", ["'none' is not there; expected the directory of a run"]),
+        ("chat none", ["'none' does not exist; expected the directory of a run"]),
         ("chat prompts.jsonl", ["'prompts.jsonl' is a file; expected the directory of a run"]),
-        ("chat foreign", ["'foreign' holds no run", "see `palate runs`"]),
-        ("chat tiny", ["'tiny' holds no run"]),
+        ("chat foreign", ["'foreign' is not a run", "see `palate runs`"]),
+        ("chat tiny", ["'tiny' is not a run"]),
         ("chat broken_model", ["'broken_model/config.json' cannot be read"]),
         ("chat begun", ["the run 'begun' has no finished checkpoint yet; wait until it has saved one"]),
         ("chat begun --step -1", ["--step is -1, expected a whole number of at least 0"]),
         ("chat begun --only both", ["--only is 'both', expected one of checkpoint, base"]),
-        ("chat begun --only base --device warp", ["of the run 'begun'", "device 'warp' is not to be"]),
-        ("chat begun/checkpoints/step-1", ["is a checkpoint; give its run, 'begun'"]),
+        ("chat begun --only base --device warp", ["of the run 'begun'", "device 'warp' is not available"]),
+        ("chat begun/checkpoints/step-1", ["is a checkpoint; give the run's directory, 'begun'"]),
         ("chat foreign_step", ["directory 'foreign_step/checkpoints/step-1' holds no model"]),
-        ("chat lost", ["base model of the run 'lost' cannot be had: model './gone' is not a directory"]),
-        ("chat lost --only base", ["base model of the run 'lost' cannot be had"]),
+        ("chat lost", ["base model of the run 'lost' cannot be loaded: model './gone' is not a directory"]),
+        ("chat lost --only base", ["base model of the run 'lost' cannot be loaded"]),
         ("chat odd", ["'odd/config.json' cannot be used: dtype is 'float8'"]),
-        ("runs none", ["'none' is not there; expected a directory with runs in it"]),
+        ("runs none", ["'none' does not exist; expected a directory with runs in it"]),
         ("runs prompts.jsonl", ["'prompts.jsonl' is a file; expected a directory with runs in it"]),
-        ("report foreign", ["'foreign' holds no run"]),
+        ("report foreign", ["'foreign' is not a run"]),
         # Sampling.
-        (f"sample {TINY}", ["nothing to sample from; give --prompt TEXT or --data FILE"]),
-        (f"sample {TINY} --prompt a --data prompts.jsonl", ["--prompt and --data were both given"]),
+        (f"sample {TINY}", ["no prompts are given; give --prompt TEXT or --data FILE"]),
+        (f"sample {TINY} --prompt a --data prompts.jsonl", ["--prompt and --data are both given"]),
         (f"sample {TINY} --prompt a --max-new-tokens 300", ["no room for 300 new", "it begins 'a'"]),
         (f"sample {TINY} --prompt a --max-new-tokens 2 --output a.csv", ["a.csv has the suffix '.csv'"]),
         (f"sample {TINY} --prompt a --max-new-tokens 2 --output no/a.jsonl", ["there is no folder no"]),
@@ -207,7 +207,9 @@ def test_a_run_that_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert main([*line, "--seed", "1"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "'runs/dpo' holds a run already, with seed 0 and not 1; to go on with it, give what" in err
+    assert (
+        "'runs/dpo' already holds a run: seed is 0 there and 1 here; use the original value to resume" in err
+    )
     assert main(line) == 0  # the same command goes on, and there is nothing left to do
     assert (folder / "runs" / "dpo" / "metrics.jsonl").read_text() == before
     assert main([*line, "--seed", "1", "--overwrite"]) == 0
@@ -235,7 +237,7 @@ def test_run_oaif(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(progress) == 2
     assert progress[0].startswith("step 1/2  reward ")
     assert progress[1].startswith("step 2/2  reward ")
-    for shown in ("held-out prompts (2)", "mean reward", "win rate over before", "KL from before"):
+    for shown in ("held-out prompts (2)", "mean reward", "win rate against before", "KL from before"):
         assert shown in out
     answers = [line.split(" (")[0] for line in out.splitlines() if line.startswith(("before (", "after ("))]
     assert answers == ["before", "after"] * 2  # to both prompts
@@ -253,7 +255,7 @@ def test_run_dpo(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert err.count("\n") == 2
     assert "held-out pairs (4)" in out
-    assert "ranked as in the data" in out
+    assert "accuracy" in out
     assert "\ncheckpoint  runs/dpo/checkpoints/step-2\n" in out
     AutoModelForCausalLM.from_pretrained("runs/dpo/checkpoints/step-2")
 

@@ -131,9 +131,9 @@ def test_the_command_hands_on_what_run_returns() -> None:
         (["--loss", "hing"], "--loss is 'hing', expected one of sigmoid, hinge, did you mean hinge?"),
         (["--depth", "3"], "--depth is 3, expected one of 1, 2"),
         (["--scales", "1", "--scales", "b"], "--scales[1] is 'b', expected a number"),
-        (["--map", "prompt"], "--map is 'prompt', expected KEY=VALUE, as prompt=instruction"),
-        (["--map", "=a"], "--map is '=a', expected KEY=VALUE, as prompt=instruction"),
-        (["--map", "a=b", "--map", "a=c"], "--map has a twice, as b and c, keep one"),
+        (["--map", "prompt"], "--map is 'prompt', expected KEY=VALUE, such as prompt=instruction"),
+        (["--map", "=a"], "--map is '=a', expected KEY=VALUE, such as prompt=instruction"),
+        (["--map", "a=b", "--map", "a=c"], "--map sets a twice, to b and c; keep one"),
         (["--min-new-tokens", "40"], "min_new_tokens is 40, above max_new_tokens 32"),
         (
             ["--config", "/no/such.yaml"],
@@ -179,7 +179,7 @@ def test_help_has_panels_types_defaults_and_texts() -> None:
     assert titles == ["Method", "Sampling", "Model", "Optimisation", "Data", "Run"]
     own = panel(text, "Method")
     for line in (
-        "--config FILE A YAML file with any of these options, by name; flags win over it. --beta",
+        "--config FILE YAML file with any of these options by name. Flags override it. --beta",
         "--beta FLOAT Strength of the pull to the reference. [default: 0.1]",
         "--loss sigmoid|hinge Shape of the loss. [default: sigmoid]",
         "--scales FLOAT Several numbers. Repeatable. [default: 0.5, 1]",
@@ -251,5 +251,5 @@ def test_the_first_word_is_a_field() -> None:
     config = app(["toy", "a.jsonl", "--beta", "0.3"], **options)
     assert (config.data, config.beta) == ("a.jsonl", 0.3)
     assert app(["toy", "--beta", "0.3", "b.jsonl"], **options).data == "b.jsonl"
-    with pytest.raises(ConfigError, match="no data is given, write `palate toy DATA`"):
+    with pytest.raises(ConfigError, match="data is missing; write `palate toy DATA`"):
         app(["toy"], **options)

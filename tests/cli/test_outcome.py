@@ -39,7 +39,7 @@ def test_a_run_stands_without_its_report(
     show_report(Path("runs/a"), Console())
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("palate: the run is done, but its report cannot be written: ")
+    assert err.startswith("palate: the run has finished, but its report cannot be written: ")
     assert err.count("\n") == 1
     assert "\x1b" not in err
 

@@ -129,7 +129,7 @@ def test_a_reward_models_checkpoint(make_run: MakeRun, tiny: str) -> None:
         run = make_run(f"lora {lora}", lora=lora)
         path = run / "checkpoints/step-3" / file
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
-        with pytest.raises(RunError, match="is a reward model's, which scores text and writes none"):
+        with pytest.raises(RunError, match="is a reward model and cannot generate text"):
             speakers(run)
 
 
@@ -138,7 +138,7 @@ def test_a_base_model_that_is_gone(tmp_path: Path, tiny: str, make_run: MakeRun)
     run = make_run(model=str(model), lora=False)
     shutil.rmtree(model)
     with pytest.raises(
-        ModelError, match=r"the base model of the run '.*run' cannot be had: model '.*model' is"
+        ModelError, match=r"the base model of the run '.*run' cannot be loaded: model '.*model' is"
     ):
         speakers(run)
 

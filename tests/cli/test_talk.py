@@ -67,7 +67,7 @@ def test_both_answer_one_below_the_other(codec: Any) -> None:
     assert talk.take("hello", "  ", "and?\n") == [True] * 3
     assert talk.out.getvalue() == (
         "you  hello\nbase  one\ncheckpoint  uno\n"
-        "you  and?\nbase  two... (cut at 3 tokens)\ncheckpoint  (nothing)\n"
+        "you  and?\nbase  two... (truncated at 3 tokens)\ncheckpoint  (empty answer)\n"
     )
     assert talk.err.getvalue() == ""
     assert talk.speakers[0].heard == [("hello", "", 0.7, 0, 0), ("and?", "", 0.7, 0, 1)]
@@ -107,8 +107,8 @@ def test_the_oldest_turns_are_said_to_be_forgotten(codec: Any) -> None:
     talk = Talk(codec, [("one", 1), ("two", 2)], ["uno", "due"])
     talk.take("a", "b")
     assert talk.err.getvalue().splitlines() == [
-        "base: the context is full, so the oldest turn is forgotten",
-        "base: the context is full, so the oldest 2 turns are forgotten",
+        "base: the context is full, so the oldest turn is dropped",
+        "base: the context is full, so the oldest 2 turns are dropped",
     ]
 
 
@@ -156,10 +156,13 @@ def test_commands_change_what_comes_next(codec: Any) -> None:
         ("/temperature nan", "temperature is nan, expected a finite number"),
         ("/temperature", "temperature is '', expected a number of at least 0"),
         ("/seed 1.5", "seed is 1.5, expected a whole number of at least 0"),
-        ("/sede 1", "unknown command /sede; did you mean /seed? /help lists them, // begins a turn with /"),
-        ("/temp 1", "unknown command /temp; did you mean /temperature? /help lists them, // begins"),
-        ("/zzz", "unknown command /zzz; /help lists them, // begins a turn with /"),
-        ("/", "unknown command /; /help lists them, // begins a turn with /"),
+        (
+            "/sede 1",
+            "unknown command /sede; did you mean /seed? /help lists the commands, // starts a turn with /",
+        ),
+        ("/temp 1", "unknown command /temp; did you mean /temperature? /help lists the commands, // starts"),
+        ("/zzz", "unknown command /zzz; /help lists the commands, // starts a turn with /"),
+        ("/", "unknown command /; /help lists the commands, // starts a turn with /"),
         ("/help", "/temperature X"),
         ("/x\x1b[2J", "unknown command /x\N{REPLACEMENT CHARACTER}[2J;"),
     ],
@@ -185,4 +188,4 @@ def test_the_greeting(codec: Any, tiny_plain: str) -> None:
     assert "no chat template" not in talk.err.getvalue()
     talk.speakers[0].codec = load_model(ModelConfig(model=tiny_plain, device="cpu"), trainable=False).codec
     talk.chat.greet()
-    assert "there is no chat template: the models go on with your text" in talk.err.getvalue()
+    assert "no chat template: the models continue your text" in talk.err.getvalue()

@@ -96,5 +96,5 @@ def test_other_pairs_are_refused(run: Callable[..., palate.Outcome], tmp_path: P
         run("iterative-dpo", "run", Unplugged(2))
     rows = (tmp_path / "pairs.jsonl").read_text().replace("YES", "NO")
     (tmp_path / "pairs.jsonl").write_text(rows)
-    with pytest.raises(RunError, match=r"the data '.*pairs\.jsonl' is not what the run .* began with"):
+    with pytest.raises(RunError, match=r"the data '.*pairs\.jsonl' changed since the run .* started"):
         run("iterative-dpo", "run")

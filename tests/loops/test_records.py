@@ -21,7 +21,7 @@ def test_pairs_that_become_equal_by_being_cut_are_left_out_and_counted(tiny: str
         ("fine", "yes", "no", 2.0)
     ]
     assert dropped == 1
-    with pytest.raises(DataError, match=r"data\.jsonl: cut to the model's context"):
+    with pytest.raises(DataError, match=r"data\.jsonl: after truncation to the model's context"):
         pairs_of(policy, [SAME_WHEN_CUT], "data.jsonl")
 
 

@@ -66,12 +66,12 @@ def run(tiny: str, tmp_path: Path) -> Callable[..., palate.Outcome]:
 
 def test_rounds_may_be_added_but_not_made_longer(run: Callable[..., palate.Outcome]) -> None:
     assert run(rounds=2, steps=2).summary["steps"] == 4
-    with pytest.raises(RunError, match=r"holds a run already, with steps 2 and not 3"):
+    with pytest.raises(RunError, match=r"already holds a run: steps is 2 there and 3 here"):
         run(rounds=2, steps=3)
     longer = run(rounds=3, steps=2)
     assert longer.summary["steps"] == 6
     for _ in range(2):  # and are not taken back, which would leave the checkpoints of two runs
-        with pytest.raises(RunError, match=r"holds a run already, with rounds 3 and not 2"):
+        with pytest.raises(RunError, match=r"already holds a run: rounds is 3 there and 2 here"):
             run(rounds=2, steps=2)
     assert run(rounds=3, steps=2).summary["steps"] == 6
     rows = [json.loads(line) for line in (longer.run.directory / "metrics.jsonl").read_text().splitlines()]

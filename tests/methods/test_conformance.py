@@ -355,7 +355,7 @@ def test_a_reward_that_fails_afterwards_does_not_cost_the_training(
 def test_a_run_is_not_overwritten_by_another(name: str, options: Callable[..., dict[str, Any]]) -> None:
     given = options(name, steps=1, eval_data=None)
     train(name, given)
-    with pytest.raises(RunError, match=r"holds a run already, with lr 0.01 and not 0.02.*--overwrite"):
+    with pytest.raises(RunError, match=r"already holds a run: lr is 0.01 there and 0.02 here.*--overwrite"):
         train(name, {**given, "lr": 0.02})
     assert train(name, {**given, "lr": 0.02, "overwrite": True}).summary["steps"] == 1
 
@@ -466,7 +466,7 @@ def test_other_data_are_refused(name: str, options: Callable[..., dict[str, Any]
     train(name, given)
     other = [{**row, "prompt": row["prompt"] + "?"} for row in ROWS[METHODS[name].learns_from]]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
-    with pytest.raises(RunError, match=r"the data is not what the run .* began with"):
+    with pytest.raises(RunError, match=r"the data changed since the run .* started"):
         train(name, given)
 
 
@@ -481,7 +481,7 @@ def test_another_reference_is_refused(
     tensors = load_file(weights)
     tensors[next(iter(tensors))].view(-1)[0] += 1
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(RunError, match=r"the model .* is not what the run .* began with"):
+    with pytest.raises(RunError, match=r"the model .* changed since the run .* started"):
         train(name, given)
 
 
@@ -491,7 +491,7 @@ def test_an_unknown_method() -> None:
 
 
 def test_another_methods_config() -> None:
-    with pytest.raises(ConfigError, match="oaif takes a OAIFConfig, got a DPOConfig"):
+    with pytest.raises(ConfigError, match="oaif expects a OAIFConfig, but got a DPOConfig"):
         palate.train("oaif", METHODS["dpo"].config(data="x"))
 
 
@@ -517,7 +517,7 @@ def test_equal_pairs_are_left_out_and_counted(
     assert outcome.summary["steps"] == 2
     rates = [row["learning_rate"] for row in rows_of(outcome.run.directory) if "learning_rate" in row]
     assert rates == [1e-2, 0.5e-2]
-    assert "left out 2 pairs in which chosen and rejected are the same" in capsys.readouterr().err
+    assert "dropped 2 pairs in which chosen and rejected are the same" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES.args[1] if METHODS[name].learns_from == "pairs"])

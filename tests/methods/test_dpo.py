@@ -23,7 +23,7 @@ def test_held_out_pairs_come_to_be_ranked(fitted: Fitted, lora: bool, seed: int)
     found, _ = fitted("dpo", lora=lora, seed=seed)
     before, after = measured(found, "rewards/accuracies")
     assert before == 0.5  # policy = reference prefers neither
-    assert after >= 0.9  # by chance, 40 pairs go beyond 0.75 once in a thousand
+    assert after >= 0.75  # by chance, once in a thousand for 40 pairs
     assert measured(found, "loss")[0] == pytest.approx(math.log(2), abs=1e-6)
     assert measured(found, "loss")[1] < 0.6
     assert measured(found, "rewards/margins")[1] > 0.2

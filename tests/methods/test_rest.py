@@ -40,10 +40,10 @@ def test_the_reward_rises(
 
 def test_a_threshold_that_tells_nothing_raises_nothing(taught: Taught) -> None:
     # What learning from own samples does without selection: the policy imitates itself.
-    # The mean of three runs, against the least rise that is asked of learning above.
+    # A run moves by 0.013 at random; with the best third alone, the mean of such runs rises by 0.12.
     runs = [taught("rest", n=8, steps=12, lr=1e-2, thresholds=(-1.0,), seed=seed) for seed in range(3)]
     assert all(found.rows[-1]["completions/kept"] == 128 for found in runs)
-    assert abs(fmean(found.rise for found in runs)) < 0.12
+    assert abs(fmean(found.rise for found in runs)) < 0.05
 
 
 def test_a_round_ends_when_the_reward_on_prompts_kept_out_falls(
@@ -143,7 +143,7 @@ def test_how_tokens_count(taught: Taught, reduce: str, same: bool) -> None:
     ("options", "message"),
     [
         ({"thresholds": (2.0,)}, r"round 1: none of 32 completions has a reward above the threshold 2, the"),
-        ({"thresholds": (-1.0, 2.0)}, r"lower --thresholds, or take --threshold-by quantile"),
+        ({"thresholds": (-1.0, 2.0)}, r"lower --thresholds, or use --threshold-by quantile"),
     ],
 )
 def test_a_threshold_out_of_reach(taught: Taught, options: dict[str, Any], message: str) -> None:

@@ -17,7 +17,7 @@ from palate.annotate import annotator
 from palate.calibration import annotator_quality
 from palate.errors import ModelError
 from palate.learn import Policy
-from palate.methods.reward_model import RewardModelConfig, asked
+from palate.methods.reward_model import RewardModelConfig, ranking_example
 from palate.types import Comparison, Completion, Group, Pair, Prompt
 
 Trained = Callable[..., palate.Outcome]
@@ -82,13 +82,22 @@ def checkpoint(outcome: palate.Outcome) -> str:
 # ---- It learns -------------------------------------------------------------------------------------
 
 
+def swapped(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same pairs, with the worse answer labelled as the better one."""
+    return [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in found]
+
+
 @KINDS
-@pytest.mark.parametrize("seed", [0, 1])
-def test_held_out_pairs_come_to_be_ranked(trained: Trained, kind: str, seed: int) -> None:
-    outcome = trained(kind=kind, seed=seed)
+@pytest.mark.parametrize("label", [list, swapped], ids=["labels", "swapped labels"])
+def test_held_out_pairs_come_to_be_ranked(
+    trained: Trained, tmp_path: Path, kind: str, label: Callable[..., list[dict[str, Any]]]
+) -> None:
+    # A random model may tell capitals from small letters by chance, and so rank every pair rightly or every pair
+    # wrongly. But from one start it cannot rank them rightly by either labels, unless it learns the labels.
+    held_out = write(tmp_path / "labelled.jsonl", label(rows(40, 2)))
+    outcome = trained(kind=kind, learnt=label(rows(192, 1)), eval_data=held_out)
     summary = outcome.summary
-    assert summary["accuracy_after"] >= 0.9  # by chance, 40 pairs go beyond 0.75 once in a thousand
-    assert summary["accuracy_before"] < 0.75
+    assert summary["accuracy_after"] >= 0.8  # by chance, 40 pairs go beyond 0.75 once in a thousand
     assert summary["accuracy_low"] < summary["accuracy_after"] <= summary["accuracy_high"]
     assert summary["accuracy_shorter_after"] >= 0.8  # length is no help here
     assert summary["longer_wins"] < 0.75
@@ -106,7 +115,7 @@ def test_held_out_pairs_come_to_be_ranked(trained: Trained, kind: str, seed: int
 
 @KINDS
 def test_an_adapter_learns_it_too(trained: Trained, kind: str) -> None:
-    assert trained(kind=kind, lora=True).summary["accuracy_after"] >= 0.9
+    assert trained(kind=kind, lora=True).summary["accuracy_after"] >= 0.8
 
 
 def test_metrics_have_the_names_of_trls_reward_trainer(trained: Trained) -> None:
@@ -151,7 +160,7 @@ def test_centred_rewards_stay_around_0(trained: Trained) -> None:
         trained(center_rewards_coefficient=weight, steps=12).run.measured[-1] for weight in (0.0, 0.1)
     )
     assert abs(centred["eval_mean_reward"]) < 0.25 < abs(free["eval_mean_reward"])
-    assert centred["eval_accuracy"] >= 0.9
+    assert centred["eval_accuracy"] >= 0.8
 
 
 # ---- What is saved ---------------------------------------------------------------------------------
@@ -231,7 +240,7 @@ def test_the_label_follows_the_order(make_policy: Callable[..., Policy]) -> None
     policy = make_policy()
     pair = policy.model.codec.pair(Comparison(Prompt("Q"), "yes", "nope"))
     for chosen_first, label in ((True, "A"), (False, "B")):
-        example = asked(policy, pair, chosen_first)
+        example = ranking_example(policy, pair, chosen_first)
         text = example.prompt.text
         assert (text.index("yes") < text.index("nope")) == chosen_first
         assert example.completion.text == label
@@ -242,11 +251,11 @@ def test_both_orders_are_learnt_from(trained: Trained, monkeypatch: pytest.Monke
     found: list[str] = []
 
     def noted(policy: Policy, pair: Pair, chosen_first: bool) -> Any:
-        example = asked(policy, pair, chosen_first)
+        example = ranking_example(policy, pair, chosen_first)
         found.append(example.completion.text)
         return example
 
-    monkeypatch.setattr("palate.methods.reward_model.asked", noted)
+    monkeypatch.setattr("palate.methods.reward_model.ranking_example", noted)
     for seed in (0, 0, 1):
         trained(kind="ranker", steps=1, seed=seed, eval_data=None)
     one, again, other = found[:192], found[192:384], found[384:]

@@ -18,7 +18,7 @@ Taught = Callable[..., Any]
 
 
 @pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize(("lora", "lr", "enough"), [(False, 1e-2, 0.12), (True, 2e-2, 0.05)])
+@pytest.mark.parametrize(("lora", "lr", "enough"), [(False, 1e-2, 0.12), (True, 4e-2, 0.05)])
 def test_the_reward_rises(taught: Taught, lora: bool, lr: float, enough: float, restart: bool) -> None:
     # The standard error of the rise is below 0.02: 128 completions of 8 tokens before and after. An adapter
     # on the layers of a random model can do less than all weights.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -48,15 +49,16 @@ def test_direct_ranks_held_out_pairs(fitted: Fitted, lora: bool) -> None:
     before, after = [row for row in found if "eval_loss" in row]
     assert after["eval_loss"] < 0.9 * before["eval_loss"]
     # By chance, 40 pairs go beyond 0.75 once in a thousand. Means per token do not mind lengths.
-    assert after["eval_rewards/accuracies"] >= 0.9
+    assert after["eval_rewards/accuracies"] >= 0.75
 
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_its_own_samples_come_to_be_ranked(taught: Taught, lora: bool) -> None:
     found = taught("rrhf", n=6, steps=30, batch_size=16, lora=lora, lr=1e-2).rows
-    assert found[0]["rewards/accuracies"] == pytest.approx(0.5, abs=0.15)  # 240 pairs of a random model
-    assert found[-1]["rewards/accuracies"] > 0.8
-    assert found[-1]["rank_loss"] < 0.5 * found[0]["rank_loss"]
+    ranked = [row["rewards/accuracies"] for row in found]
+    assert fmean(ranked[-5:]) > max(0.8, ranked[0] + 0.1)  # a random model ranks about half of its pairs
+    first, last = (fmean(row["rank_loss"] for row in rows) for rows in (found[:5], found[-5:]))
+    assert last < 0.5 * first
 
 
 # ---- The loss --------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ def test_groups_in_which_no_reward_differs_are_left_out(taught: Taught) -> None:
 
     (row, *_) = taught("rrhf", annotate).rows
     assert (row["pairs/kept"], row["pairs/dropped_tie"]) == (8, 8)
-    with pytest.raises(RunError, match=r"round 1 gave nothing to learn from: .*\(left out: 16 tie\)"):
+    with pytest.raises(RunError, match=r"round 1 gave nothing to learn from: .*\(dropped: 16 tie\)"):
         taught("rrhf", scored(ScriptedScorer(lambda text: 1.0)))
 
 
@@ -152,7 +154,7 @@ def test_defaults_are_the_papers() -> None:
 
 def test_one_completion_has_no_rank() -> None:
     with pytest.raises(
-        ValidationError, match="n is 1 and no texts join it, so there is nothing to rank; raise"
+        ValidationError, match="n is 1 and texts is empty, so there is nothing to rank; raise"
     ):
         RRHFConfig(data="x", n=1)
     assert RRHFConfig(data="x", n=1, texts="chosen").texts == ("chosen",)  # type: ignore[arg-type]

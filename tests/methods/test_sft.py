@@ -24,8 +24,8 @@ def test_held_out_answers_become_likelier(fitted: Fitted, lora: bool, seed: int)
     # Who knows nothing of the 259 tokens loses log(259) = 5.56 nats on each; who knows that the answers are
     # capitals up to M, evenly drawn, log(13) = 2.57 on each but the end. An adapter that leaves the tiny
     # model's head as it is goes a part of the way.
-    assert before > 5.3
-    assert after < (4.6 if lora else 3.5)
+    assert before > math.log(259)
+    assert before - after > (1 if lora else 2)
 
 
 def test_the_loss_is_the_mean_over_all_tokens(fitted: Fitted) -> None:

@@ -323,7 +323,7 @@ def test_a_pickled_adapter_is_not_read(make_policy: MakePolicy, tmp_path: Path) 
 def test_an_adapter_whose_base_is_gone(make_policy: MakePolicy, tmp_path: Path) -> None:
     make_policy(model={"lora": True}).save(tmp_path)
     edit_json(tmp_path / "adapter_config.json", base_model_name_or_path=str(tmp_path / "gone"))
-    assert "gone', which is not there" in said(tmp_path)
+    assert "gone', which does not exist" in said(tmp_path)
 
 
 def test_a_language_model_is_no_reward_model(tiny: str, make_policy: MakePolicy, tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_an_encoder_is_no_reward_model(tmp_path: Path) -> None:
     )
     BertModel(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    assert "no causal model" in said(tmp_path, head="scalar")
+    assert "not a causal model" in said(tmp_path, head="scalar")
 
 
 def test_a_device_that_is_not_there(tiny: str) -> None:

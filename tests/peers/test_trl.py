@@ -27,6 +27,9 @@ ROWS = (
 # (TRL's loss_type, ours, our reduction): TRL's "ipo" takes means over tokens, its "hinge" is hinge_norm.
 LOSSES = (("sigmoid", "dpo", "sum"), ("ipo", "ipo", "mean"), ("hinge", "hinge_norm", "sum"))
 BETA = 0.3
+ROUNDING = 1000 * torch.finfo(torch.float32).eps
+"""The two sum the log-probabilities of some 80 tokens, around -450 in all, in unlike orders: the losses differ by
+a few hundred eps. Gradients of such losses follow: their error is a share of the tensor's norm."""
 
 
 def comparisons() -> list[Comparison]:
@@ -104,8 +107,9 @@ def test_same_loss_and_gradient_as_trl(
     theirs, their_gradients = trl_loss_and_gradients(policy_dir, ref_dir, trl_name, tmp_path / "trl")
     ours, our_gradients = our_loss_and_gradients(policy_dir, ref_dir, name, reduce, budget)
 
-    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert ours == pytest.approx(theirs, abs=ROUNDING)
     assert our_gradients.keys() == their_gradients.keys()
-    assert max(float(g.abs().max()) for g in their_gradients.values()) > 1e-3  # there is something to compare
     for parameter, gradient in their_gradients.items():
-        torch.testing.assert_close(our_gradients[parameter], gradient, atol=1e-5, rtol=1e-5)
+        size = float(gradient.norm())
+        assert size > 0  # there is something to compare
+        assert float((our_gradients[parameter] - gradient).norm()) <= ROUNDING * size, parameter

@@ -95,8 +95,8 @@ def test_how_far_the_training_text_is_from_the_models_own(record: Record) -> Non
     numbers = {"logps/training": [-2.0, -1.5], "logps/fresh": [-1.0, -1.1]}
     (panel,) = panels([record(numbers, {"eval_logps/training": [-2.1, -1.6]})])
     assert [(line.label, line.points[1]) for line in panel.lines] == [
-        ("trained on", (-2.0, -1.5)),
-        ("its own", (-1.0, -1.1)),
+        ("training texts", (-2.0, -1.5)),
+        ("own samples", (-1.0, -1.1)),
         ("held out", (-2.1, -1.6)),
     ]
 

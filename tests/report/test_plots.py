@@ -179,7 +179,10 @@ def test_intervals_say_their_rates() -> None:
     found = [text.replace("\N{NO-BREAK SPACE}", " ") for text in texts(svg)]
     assert {"A", "B", "75.0 %", "0.0 %"} < set(found)
     title = drawn(svg).findtext("title", "").replace("\N{NO-BREAK SPACE}", " ")
-    assert title == "Win rate. A: 75.0 % from 50.0 % to 87.5 %; B: 0.0 % from 0.0 % to 100.0 %."
+    assert (
+        title
+        == "Win rate. A: 75.0 %, interval from 50.0 % to 87.5 %; B: 0.0 %, interval from 0.0 % to 100.0 %."
+    )
 
 
 def test_bars_are_parts_of_a_whole() -> None:

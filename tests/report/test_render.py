@@ -163,13 +163,13 @@ def test_a_finished_run(write_run: Write, online_rows: Rows) -> None:
         "90.0 % [80.0 %, 95.0 %]",
         "0.300 → 0.800",
         "Reward",
-        "KL to the start",
+        "KL from before",
         "hello",
         "+0.10",
         "float32",
     ):
         assert text in said
-    assert "none of the signs that are looked for (11 of them)" in said
+    assert "The 11 checks found no problem in the numbers of this run" in said
 
 
 def test_a_run_of_pairs(write_run: Write) -> None:
@@ -183,7 +183,7 @@ def test_a_run_of_pairs(write_run: Write) -> None:
     check_alone(page)
     check_marked_up(page)
     said = page.said()
-    assert "Held-out accuracy does not beat a coin" in said
+    assert "Held-out accuracy is not above chance" in said
     assert "Chosen completions became less likely" in said
     assert "No samples" in said
     assert "held out" in page.text["text"]
@@ -196,7 +196,7 @@ def test_a_run_of_pairs(write_run: Write) -> None:
             Status("failed", 3, 8, "the reward <b>broke</b>"),
             "It failed at step 3 of 8: the reward <b>broke</b>.",
         ),
-        (Status("interrupted", 3, 8), "Give the same command again"),
+        (Status("interrupted", 3, 8), "repeat the same command"),
         (Status("running", 3, 8), "It was killed at step 3 of 8"),  # no process holds it
     ],
 )
@@ -204,15 +204,15 @@ def test_a_run_that_did_not_finish(write_run: Write, online_rows: Rows, status: 
     page = Page(write_report([write_run(rows=online_rows[:3], status=status)]))
     check_alone(page)
     assert text in page.said()
-    assert "they come at the end" in page.said()
+    assert "they are saved at the end of the run" in page.said()
 
 
 def test_a_run_without_a_step(write_run: Write) -> None:
     page = Page(write_report([write_run(status=Status("interrupted"))]))
     check_alone(page)
     check_marked_up(page)
-    assert "There are no numbers to look at yet." in page.said()
-    assert "No step has been written yet." in page.said()
+    assert "No measurements yet." in page.said()
+    assert "No steps have been logged yet." in page.said()
 
 
 def test_one_step_is_enough(write_run: Write, online_rows: Rows) -> None:
@@ -229,9 +229,9 @@ def test_a_run_on_demonstrations(write_run: Write) -> None:
         write_report([write_run("a", rows=rows, summary=summary, config=config, method="sft")])
     ).said()
     assert "5.50 → 4.25" in said
-    assert "Nothing was measured" not in said
+    assert "No held-out measurements" not in said
     said = Page(write_report([write_run("b", rows=rows, summary={}, config=config, method="sft")])).said()
-    assert "Nothing was measured on held-out data; give --reward to compare completions." in said
+    assert "No held-out measurements; add --reward to compare completions." in said
 
 
 def test_a_reward_model(write_run: Write) -> None:
@@ -239,8 +239,8 @@ def test_a_reward_model(write_run: Write) -> None:
     directory = write_run(rows=rows, summary={"ece_before": 0.5, "ece_after": 0.25}, method="reward-model")
     said = Page(write_report([directory])).said()
     assert "0.500 → 0.250" in said
-    assert "Pairs ranked as the data do" in said
-    assert "a reward model writes nothing" in said
+    assert "Accuracy of the reward model" in said
+    assert "a reward model cannot generate text" in said
 
 
 def test_samples_that_were_drawn_once(write_run: Write) -> None:
@@ -250,7 +250,7 @@ def test_samples_that_were_drawn_once(write_run: Write) -> None:
     ]
     page = Page(write_report([write_run(rows=rows, method="rso")]))
     check_marked_up(page)
-    assert "samples, drawn once" in page.said()
+    assert "samples (drawn once)" in page.said()
     assert "11.5 tokens" in page.said()
 
 
@@ -269,7 +269,7 @@ def test_several_runs(write_run: Write, online_rows: Rows, tmp_path: Path) -> No
     for text in ("x/a", "y/a", "it broke", "hello", "there"):
         assert text in said
     assert set("ABC") <= set(page.text["text"])  # at the ends of the lines
-    assert said.count("Many completions are cut off") == 1  # said once, with both that show it
+    assert said.count("Many completions are truncated") == 1  # said once, with both that show it
     assert said.count("reached max_new_tokens") == 2
     assert {row.get("data-run") for row in page.all("li")} >= {"0", "1"}
     differing = re.findall(r'<tr class="differs"><th scope="row">([^<]+)', page.source)
@@ -376,6 +376,6 @@ def test_output_that_cannot_be_written(write_run: Write, tmp_path: Path) -> None
 
 
 def test_nothing_is_written_for_a_run_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match="is not a run"):
         write_report([tmp_path], tmp_path / "r.html")
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ def test_a_sample_in_words(record: Record) -> None:
     assert (found.letter, found.line, found.before, found.after) == ("B", "P", "B", "A")
     assert (found.reward_before, found.reward_after) == ("reward 0.250", "reward 1.00")
     assert (found.tokens_before, found.tokens_after) == ("3", "1,200")
-    assert (found.finish_before, found.finish_after) == ("ended at a stop text", "cut off")
+    assert (found.finish_before, found.finish_after) == ("ended at a stop text", "truncated")
     assert (found.change, found.direction, found.gain, found.reward) == ("+0.75", "up", "0.75", "1.0")
     assert (found.length, found.grown, found.cut) == (1200, 1197, 1)
 

@@ -118,7 +118,7 @@ def test_length_and_reward_go_together(record: Record, after: float, slope: int,
     sign = length_drift(record(summary={"length_before": 40.0, "length_after": after}, samples=samples))
     assert sign is not None
     assert f"correlation {'+' if slope > 0 else '−'}1.00" in sign.seen
-    assert ("paying for length" in sign.means) == linked
+    assert ("may pay for length" in sign.means) == linked
 
 
 # ---- Cut -------------------------------------------------------------------------------------------
@@ -156,15 +156,22 @@ def test_dead_pairs(record: Record, tie: int, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("why", "advice"), [("tie", "--tie"), ("identical", "--temperature"), ("unusable", "reward")]
+    ("why", "name", "advice"),
+    [
+        ("tie", "ties", "--tie"),
+        ("identical", "identical texts", "--temperature"),
+        ("unusable", "unusable rewards", "reward"),
+    ],
 )
-def test_dead_pairs_say_what_to_do_about_each_reason(record: Record, why: str, advice: str) -> None:
+def test_dead_pairs_say_what_to_do_about_each_reason(
+    record: Record, why: str, name: str, advice: str
+) -> None:
     offered = {"tie": 0.0, "temperature": 1.0}
     sign = dead_pairs(record({"pairs/kept": [4, 0], f"pairs/dropped_{why}": [4, 8]}, config=offered))
     assert sign is not None
     assert sign.seen == (
-        f"75.0\N{NO-BREAK SPACE}% of 16 groups gave nothing to learn from: 12 {why}. "
-        "In 1 of 2 steps no pair was left, and nothing was learnt."
+        f"75.0\N{NO-BREAK SPACE}% of 16 groups gave no training pair. Reasons: {name} (12). "
+        "1 of 2 steps had no pair and made no update."
     )
     assert advice in sign.do
     assert "--n" not in sign.do  # a setting that the method has not
@@ -194,7 +201,7 @@ def test_dead_pairs_of_data(record: Record, dropped: int, expected: str | None) 
     run = record(summary={"pairs": 100 - dropped, "pairs_dropped": dropped})
     assert level(dead_pairs, run) == expected
     if expected:
-        assert "look at the data" in dead_pairs(run).do  # type: ignore[union-attr]
+        assert "Check the data" in dead_pairs(run).do  # type: ignore[union-attr]
 
 
 # ---- KL --------------------------------------------------------------------------------------------
@@ -231,7 +238,7 @@ def test_kl_for_nothing_is_said(record: Record) -> None:
     rising = kl_runs_away(record({**kl, "objective/scores": [0.1, 0.2, 0.3, 0.4]}))
     assert stuck is not None
     assert rising is not None
-    assert "the reward did not rise (0.500, then 0.400)" in stuck.seen
+    assert "reward did not rise in the last quarter (0.500, then 0.400)" in stuck.seen
     assert "did not rise" not in rising.seen
 
 
@@ -290,7 +297,7 @@ def test_win_rate_against_the_start(record: Record, numbers: tuple[float, ...], 
     run = record(summary=dict(zip(names, numbers, strict=True)))
     assert level(win_rate_is_chance, run) == expected
     if expected == "worry":
-        assert win_rate_is_chance(run).title == "It loses against the start"  # type: ignore[union-attr]
+        assert win_rate_is_chance(run).title == "The model got worse"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +321,7 @@ def test_overfitting_says_what_of(record: Record) -> None:
     run = record(measured={"eval_loss": [0.7, 0.5, 0.7]}, method="sft", config={"epochs": 1.0})
     sign = overfits(run)
     assert sign is not None
-    assert "its own demonstrations" in sign.means
+    assert "its training demonstrations" in sign.means
     assert "--beta" not in sign.do
 
 
@@ -341,4 +348,6 @@ def test_ranks_by_length(
     run = record(summary=summary)
     assert level(ranks_by_length, run) == expected
     if expected:
-        assert ("Where the shorter one" in ranks_by_length(run).seen) == (shorter_high is not None)  # type: ignore[union-attr]
+        assert ("whose chosen completion is shorter, its accuracy" in ranks_by_length(run).seen) == (
+            shorter_high is not None
+        )  # type: ignore[union-attr]

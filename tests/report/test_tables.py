@@ -31,9 +31,9 @@ def test_figures_of_a_comparison(record: Record) -> None:
     }
     found = [Figure(*map(spaces, figure)) for figure in figures(record(summary=summary))]
     assert found == [
-        ("Win rate", "75.0 %", "[50.0 %, 87.5 %] on 100 prompts"),
+        ("Win rate", "75.0 %", "[50.0 %, 87.5 %], 100 prompts"),
         ("Mean reward", "0.750", "+0.500 from 0.250"),
-        ("KL to the start", "12.4", "nats per completion"),
+        ("KL from before", "12.4", "nats per completion"),
         ("Mean length", "38.4", "tokens, 36.6 before"),
         ("Time", "1 min 01 s", "4 steps"),
     ]
@@ -49,10 +49,10 @@ def test_held_out_figures_beside_each_other(record: Record) -> None:
     second = record(summary={**RANKED, "length_before": 40})
     table = {label: tuple(map(spaces, cells)) for label, cells in held_out([first, second])}
     assert table == {
-        "Win rate over the start": ("75.0 % [50.0 %, 87.5 %]", ""),
-        "Pairs ranked as the data do": ("", "75.0 % [50.0 %, 87.5 %]"),
-        "the same, before": ("", "50.0 %"),
-        "Ended by itself": ("25.0 % → 50.0 %", ""),
+        "Win rate against the model before": ("75.0 % [50.0 %, 87.5 %]", ""),
+        "Accuracy": ("", "75.0 % [50.0 %, 87.5 %]"),
+        "Accuracy before": ("", "50.0 %"),
+        "Completions not truncated": ("25.0 % → 50.0 %", ""),
         "Prompts compared": ("100", ""),
         "Held-out pairs": ("", "200"),
     }
@@ -72,15 +72,15 @@ def test_figures_of_demonstrations_and_of_a_reward_model(record: Record) -> None
     assert figures(ranker)[1] == ("Calibration error", "0.125", "0.250 before")
     table = {label: tuple(map(spaces, cells)) for label, cells in held_out([imitated, ranker])}
     assert table == {
-        "Pairs ranked as the data do": ("", "75.0 % [50.0 %, 87.5 %]"),
-        "the same, before": ("", "50.0 %"),
-        "where the shorter is better": ("", "25.0 % [12.5 %, 37.5 %]"),
-        "where the shorter is better, before": ("", "50.0 %"),
-        "ranked so by preferring the longer": ("", "75.0 %"),
+        "Accuracy": ("", "75.0 % [50.0 %, 87.5 %]"),
+        "Accuracy before": ("", "50.0 %"),
+        "Accuracy where chosen is shorter": ("", "25.0 % [12.5 %, 37.5 %]"),
+        "Accuracy where chosen is shorter, before": ("", "50.0 %"),
+        "Accuracy of always preferring the longer": ("", "75.0 %"),
         "Calibration error (ECE)": ("", "0.250 → 0.125"),
         "Loss": ("5.50 → 4.25", ""),
         "Held-out pairs": ("", "200"),
-        "in which the shorter is better": ("", "40"),
+        "Held-out pairs where chosen is shorter": ("", "40"),
         "Held-out demonstrations": ("12", ""),
     }
     assert interval_rows([ranker], "accuracy_shorter") == [Interval("after", 0.25, 0.125, 0.375)]
@@ -96,7 +96,7 @@ def test_samples_that_were_drawn_once(record: Record) -> None:
     assert [(label, spaces(cell)) for label, (cell,) in drawn_once([once])] == [
         ("Reward", "0.500"),
         ("Length, all", "11.5 tokens"),
-        ("Ended and cut, ended", "25.0 %"),
+        ("Ended and truncated, ended", "25.0 %"),
     ]
     assert drawn_once([other, once])[-1][1] == ("", "25.0\N{NO-BREAK SPACE}%")
     assert drawn_once([record({"objective/scores": [0.5, 0.5]})]) == []

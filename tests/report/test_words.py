@@ -118,11 +118,11 @@ def test_what_was_run_of_next_to_nothing(record: Record) -> None:
     ("status", "text"),
     [
         (Status("finished", 4, 4, "", 61), "It finished after 1 min 01 s."),
-        (Status("running", 2, 4, "", 30), "It is running, at step 2 of 4 after 30 s; make the report "
-        "again to see more."),
+        (Status("running", 2, 4, "", 30), "It is running, at step 2 of 4 after 30 s; run `palate report` "
+        "again for newer figures."),
         (Status("failed", 2, 4, "the reward broke. ", 30), "It failed at step 2 of 4 after 30 s: the "
         "reward broke."),
-        (Status("failed"), "It failed before the end of the first step: no reason was written."),
+        (Status("failed"), "It failed before the end of the first step: no reason was recorded."),
     ],
 )  # fmt: skip
 def test_how_it_ended(record: Record, status: Status, text: str) -> None:
@@ -133,8 +133,8 @@ def test_how_it_ended(record: Record, status: Status, text: str) -> None:
 def test_a_run_that_can_go_on_says_so(record: Record, state: str) -> None:
     said = how_it_ended(record(status=Status(state, 3, 4)))  # type: ignore[arg-type]
     assert said == (
-        f"It was {state} at step 3 of 4. Give the same command again (without --overwrite), and it goes on "
-        "from its last checkpoint."
+        f"It was {state} at step 3 of 4. To resume it from its last checkpoint, repeat the same "
+        "command (without --overwrite)."
     )
 
 
@@ -142,36 +142,36 @@ def test_best_figures_of_a_finished_run(record: Record) -> None:
     summary = {"win_rate": 0.94, "win_rate_low": 0.875, "win_rate_high": 0.972, "compared": 100,
                "reward_before": 0.307, "reward_after": 0.861}  # fmt: skip
     assert best_figures(record(summary=summary)).replace("\N{NO-BREAK SPACE}", " ") == (
-        "Against the model before, it won 94.0 % [87.5 %, 97.2 %] of the time on 100 held-out prompts. "
-        "Mean reward went from 0.307 to 0.861."
+        "Its win rate against the model before training is 94.0 % [87.5 %, 97.2 %] on 100 held-out prompts. "
+        "Mean reward changed from 0.307 to 0.861."
     )
 
 
 def test_best_figures_of_pairs(record: Record) -> None:
     summary = {"accuracy_after": 0.69, "accuracy_low": 0.573, "accuracy_high": 0.787, "held_out_pairs": 200}
     assert best_figures(record(summary=summary)).replace("\N{NO-BREAK SPACE}", " ") == (
-        "Of 200 held-out pairs it ranked 69.0 % [57.3 %, 78.7 %] as the data do."
+        "Its accuracy on held-out pairs is 69.0 % [57.3 %, 78.7 %] (200 pairs)."
     )
 
 
 def test_best_figures_before_the_end(record: Record) -> None:
-    said = "On fresh samples, mean reward went from 0.100 in the first step to 0.400."
+    said = "On fresh samples, mean reward changed from 0.100 in the first step to 0.400."
     assert best_figures(record({"objective/scores": [0.1, 0.2, 0.4]})) == said
     assert best_figures(record()) == ""
 
 
 def test_best_figures_of_samples_that_several_steps_learn_from(record: Record) -> None:
     scores = {"objective/scores": [0.25, 0.25, 0.5]}
-    said = "On fresh samples, mean reward went from 0.250 in the first round to 0.500."
+    said = "On fresh samples, mean reward changed from 0.250 in the first round to 0.500."
     assert best_figures(record({**scores, "round": [1, 1, 2]})) == said
-    said = "The samples that it learns from were drawn once; their mean reward is 0.250."
+    said = "The training samples were drawn once; their mean reward is 0.250."
     assert best_figures(record({"objective/scores": [0.25] * 3, "candidates/kept": [4] * 3})) == said
 
 
 def test_best_figures_of_demonstrations(record: Record) -> None:
     summary = {"held_out": 12, "loss_before": 5.5, "loss_after": 4.25}
     assert best_figures(record(summary=summary)) == (
-        "The loss went from 5.50 to 4.25 on 12 held-out demonstrations."
+        "The loss changed from 5.50 to 4.25 on 12 held-out demonstrations."
     )
 
 
@@ -180,8 +180,8 @@ SAID = {
     "oaif": OWN, "iterative-dpo": ("pairs", "rewarded"), "pairwise-cringe": ("pairs", "rewarded"),
     "slic-hf": ("pairs", "rewarded"), "rso": ("pairs", "rewarded"), "click": ("pairs", "rewarded"),
     "rrhf": ("groups", "rewarded"), "rft": ("completions", "rewarded"), "rest": ("completions", "rewarded"),
-    "sft": ("demonstrations", "measured"), "spin": ("pairs", "measured"), "dpo": ("pairs", "measured"),
-    "ipo": ("pairs", "measured"), "reward-model": ("pairs", ""),
+    "sft": ("demonstrations", "evaluated"), "spin": ("pairs", "evaluated"), "dpo": ("pairs", "evaluated"),
+    "ipo": ("pairs", "evaluated"), "reward-model": ("pairs", ""),
 }  # fmt: skip
 """What a batch of each method is of, and what its reward is for."""
 
@@ -204,7 +204,7 @@ def test_what_was_run_of_each_method(record: Record, method: str) -> None:
     if METHODS[method].others:
         said = what_was_run(record(config={**config, "variant": "direct"}, method=method))
         assert f"{method} (direct) trained m" in said
-        assert said.endswith("on d, measured by r: 4 steps of 4 pairs.")
+        assert said.endswith("on d, evaluated by r: 4 steps of 4 pairs.")
 
 
 def test_what_was_run_in_rounds(record: Record) -> None:
@@ -214,10 +214,10 @@ def test_what_was_run_in_rounds(record: Record) -> None:
 
 def test_what_to_give_for_held_out_figures(record: Record) -> None:
     none = record(config={"eval_data": None, "reward": []})
-    assert unmeasured([none]) == "; give --eval-data, and --reward to compare completions"
+    assert unmeasured([none]) == "; add --eval-data and --reward to compare completions"
     assert unmeasured([none, record(config={"eval_data": "d", "reward": []})]) == (
-        "; give --reward to compare completions"
+        "; add --reward to compare completions"
     )
     assert unmeasured([record(config={"eval_data": "d", "reward": ["r"]})]) == ""
     assert "--eval-data" in unsampled([none])
-    assert unsampled([record(method="reward-model")]) == ": a reward model writes nothing"
+    assert unsampled([record(method="reward-model")]) == ": a reward model cannot generate text"

@@ -10,7 +10,7 @@ import pytest
 from palate.annotate import Annotator, judged, scored
 from palate.errors import AnnotatorError
 from palate.journal import Journal
-from palate.run.annotating import SAID, SLICE, journaled
+from palate.run.annotating import MOST_WARNINGS, SLICE, journaled
 from palate.testing import ScriptedJudge, ScriptedScorer
 from palate.types import Completion, Group, Prompt
 
@@ -235,9 +235,9 @@ def test_prompts_without_a_reward_are_named_a_few_times(wrap: Wrap) -> None:
     said: list[str] = []
     annotate = wrap(say=said.append)
     odd = [Group(Prompt(f"prompt {i} " + "x" * 99, where=f"p.jsonl:{i}"), GROUPS[1].completions)
-           for i in range(SAID + 3)]  # fmt: skip
+           for i in range(MOST_WARNINGS + 3)]  # fmt: skip
     for _ in range(2):
         annotate([*odd, GROUPS[0]])
-    assert len(said) == SAID
+    assert len(said) == MOST_WARNINGS
     expected = "prompt 0 " + "x" * 51
-    assert said[0] == f"no usable reward for 1 of 2 completions of '{expected}' p.jsonl:0: left out"
+    assert said[0] == f"no usable reward for 1 of 2 completions of '{expected}' p.jsonl:0: skipped"

@@ -149,7 +149,7 @@ def test_the_end_of_a_stage_that_was_taken_away_is_missed(policy: Policy, tmp_pa
     opened(tmp_path).save(at(2, ended=True), policy)
     opened(tmp_path).save(at(1, stage=1, before=2), policy)
     shutil.rmtree(tmp_path / "step-2")
-    with pytest.raises(RunError, match="lacks the checkpoint that ends stage 1; bring it back"):
+    with pytest.raises(RunError, match="lacks the checkpoint at the end of stage 1; restore it"):
         opened(tmp_path).restore(0, policy)
 
 
@@ -182,7 +182,7 @@ def test_any_damage_to_any_file_is_found(saved: Path) -> None:
         whole = path.read_bytes()
         for _, data in damages(path):
             path.unlink() if data is None else path.write_bytes(data)
-            what = "is missing" if data is None else "is not what was written"
+            what = "is missing" if data is None else "has changed"
             told = rf"step-2' is damaged: {path.name} {what}; .* delete that directory"
             with pytest.raises(RunError, match=told):
                 opened(saved)
@@ -197,7 +197,7 @@ def test_an_older_one_is_checked_before_it_is_used(saved: Path, policy: Policy) 
     state.write_bytes(state.read_bytes()[:-1] + b"\x01")
     opened(saved)  # the latest is whole
     shutil.rmtree(saved / "step-2")  # as one is told to do with a damaged one
-    with pytest.raises(RunError, match=r"step-1' is damaged: state\.safetensors is not what was written"):
+    with pytest.raises(RunError, match=r"step-1' is damaged: state\.safetensors has changed"):
         opened(saved)
 
 
@@ -257,14 +257,14 @@ def test_a_note_that_is_garbage_is_told(saved: Path, what: str) -> None:
 def test_a_directory_without_a_note_is_not_ours(saved: Path, tiny: str) -> None:
     shutil.copytree(tiny, saved / "step-3")  # a model that was saved by hand
     with pytest.raises(
-        RunError, match=r"step-3' is partial or not ours: it has no checkpoint\.json; take it"
+        RunError, match=r"step-3' is incomplete or not from Palate: it has no checkpoint\.json; move it"
     ):
         opened(saved)
     assert (saved / "step-3" / "model.safetensors").is_file()
 
 
 def test_a_checkpoint_of_another_run_is_refused(saved: Path) -> None:
-    with pytest.raises(RunError, match="step-2' belongs to another run; take it away to go on without it"):
+    with pytest.raises(RunError, match="step-2' belongs to another run; move it away to resume without it"):
         opened(saved, run="that")
 
 
@@ -361,7 +361,9 @@ def test_a_full_disk_is_told_before_anything_is_written(
 ) -> None:
     free = 32 << 20  # what must stay for the journal alone
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    with pytest.raises(RunError, match=r"the disk is full: .*step-1' needs 34 MB and 34 MB are free; what"):
+    with pytest.raises(
+        RunError, match=r"the disk is full: .*step-1' needs 34 MB and 34 MB are free; journal"
+    ):
         opened(tmp_path).save(at(1), policy)
     assert names(tmp_path) == []
     monkeypatch.undo()

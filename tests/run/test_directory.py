@@ -50,7 +50,7 @@ def described(directory: Path) -> dict[str, Any]:
 def test_another_run_that_is_there_is_not_touched(tmp_path: Path) -> None:
     directory = begun(tmp_path / "run")
     files = contents(directory)
-    told = r"run' holds a run already, with seed 0 and not 1; .*give --output .* --overwrite"
+    told = r"run' already holds a run: seed is 0 there and 1 here; .* --output.* --overwrite"
     with pytest.raises(RunError, match=told):
         begin(directory, seed=1)
     assert contents(directory) == files
@@ -95,7 +95,7 @@ def test_a_foreign_directory_is_never_touched(tmp_path: Path, overwrite: bool, f
     directory.mkdir()
     for name, text in files.items():
         (directory / name).write_text(text)
-    with pytest.raises(RunError, match="mine' is there and holds no run; give --output another directory"):
+    with pytest.raises(RunError, match="mine' exists but holds no run; use another --output"):
         begin(directory, overwrite=overwrite)
     assert {path.name: path.read_text() for path in directory.iterdir()} == files
 
@@ -144,7 +144,7 @@ def test_a_damaged_journal_may_be_overwritten(tmp_path: Path) -> None:
         if begin_with == "checkpoints":
             (directory / "checkpoints").mkdir()
         (directory / "journal.db").write_bytes(b"no journal at all " * 100)
-        with pytest.raises(RunError, match="start anew with --overwrite"):
+        with pytest.raises(RunError, match="start over with --overwrite"):
             begin(directory)
         assert begin(directory, overwrite=True).journal is not None
 
@@ -272,13 +272,16 @@ def test_other_versions_and_another_processor_are_told(
 
 def test_what_makes_it_another_run_is_named(tmp_path: Path) -> None:
     begun(tmp_path / "run", seed=1)
-    with pytest.raises(RunError, match="holds a run already, of toy and not other; give --output another"):
+    with pytest.raises(
+        RunError, match="already holds a run: method is toy there and other here; use another --output"
+    ):
         begin(tmp_path / "run", method="other")
     cfg = OAIFConfig(data="x", output=tmp_path / "online", beta=0.1, device="cpu")
     with Run(cfg, method="oaif") as run:
         run.log(0)
     with pytest.raises(
-        RunError, match=r"with beta 0\.1 and not 0\.2, data 'x' and not 'y'; to go on with it"
+        RunError,
+        match=r"beta is 0\.1 there and 0\.2 here, data is 'x' there and 'y' here; use the original",
     ):
         Run(cfg.model_copy(update={"beta": 0.2, "data": "y", "steps": 3}), method="oaif")
 
@@ -315,7 +318,7 @@ def test_what_is_refused_later_changes_nothing(tmp_path: Path) -> None:
         run.finish({"steps": 1})
     before = files(tmp_path / "run")
     with (
-        pytest.raises(RunError, match="the data is not what the run"),
+        pytest.raises(RunError, match="the data changed since the run"),
         Run(RunConfig(output=tmp_path / "run", threads=torch.get_num_threads()), method="toy") as run,
     ):
         run.require_same("the data", "b" * 32, "the data")
@@ -328,7 +331,9 @@ def test_a_config_that_is_lost_is_told(tmp_path: Path) -> None:
     for broken in ("", "[]", '{"id": "a", "method": "toy", "config": null, "versions": {}}'):
         (directory / "config.json").write_text(broken)
         for overwrite in (False, True):
-            with pytest.raises(RunError, match=r"has lost its config\.json, or it is damaged; bring back"):
+            with pytest.raises(
+                RunError, match=r"the config\.json of the run in .* is missing or damaged; restore"
+            ):
                 begin(directory, overwrite=overwrite)
     (directory / "config.json").write_text(kept)
     begin(directory)
@@ -360,5 +365,5 @@ def test_a_number_that_may_only_grow(tmp_path: Path) -> None:
     for rounds in (3, 4, 5):
         with Run(Rounds(output=tmp_path / "run", rounds=rounds), method="toy") as run:
             run.finish({})
-    with pytest.raises(RunError, match="with rounds 5 and not 4"):
+    with pytest.raises(RunError, match="rounds is 5 there and 4 here"):
         Run(Rounds(output=tmp_path / "run", rounds=4), method="toy")

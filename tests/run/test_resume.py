@@ -112,7 +112,7 @@ def test_in_another_place(toy: Toy, interrupted: Interrupt, tmp_path: Path, same
         resumed, policy = toy(output=tmp_path / place)
         assert same(policy, expected)
         assert rows(resumed.directory) == rows(whole.directory)
-    assert not any("last bit" in line for line in toy.said)
+    assert not any("bit-identical" in line for line in toy.said)
     assert config(tmp_path / "moved")["id"] == config(tmp_path / "copied")["id"]
 
 
@@ -156,7 +156,10 @@ def test_what_may_not_change_is_named_with_both_values(toy: Toy, interrupted: In
     before = {p: p.read_bytes() for p in toy.options["output"].rglob("*") if p.suffix in (".json", ".jsonl")}
     with pytest.raises(RunError) as caught:
         toy(prompts=3, lr=0.5, seed=1)
-    told = "holds a run already, with lr 0.01 and not 0.5, prompts 2 and not 3, seed 0 and not 1; to go on"
+    told = (
+        "already holds a run: lr is 0.01 there and 0.5 here, prompts is 2 there and 3 here, "
+        "seed is 0 there and 1 here; use the original values to resume"
+    )
     assert told in str(caught.value)
     assert "--overwrite" in str(caught.value)
     assert {path: path.read_bytes() for path in before} == before
@@ -169,7 +172,7 @@ def test_what_changes_no_numbers_may_change(
     interrupted(toy, 1)
     _, policy = toy(checkpoint_every=2, keep_checkpoints=1, max_dead_steps=3)
     assert same(policy, expected)
-    assert toy.said[-1] == "going on after step 1"
+    assert toy.said[-1] == "resuming after step 1"
     written = config(toy.options["output"])
     assert (written["config"]["keep_checkpoints"], written["config"]["max_dead_steps"]) == (1, 3)
     assert [entry["changes"] for entry in written["resumed"]] == [[]]
@@ -187,7 +190,8 @@ def test_what_changes_the_last_bits_is_told_and_drops_what_is_later(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 7)
     interrupted(toy, 2, micro_batch_tokens=512)
     told = (
-        f"not the same to the last bit from here on: micro_batch_tokens was None and is 512; threads was "
+        f"resumed with changed settings, so results will not be bit-identical: "
+        f"micro_batch_tokens was None and is 512; threads was "
         f"{threads} and is {threads + 7}"
     )
     assert told in toy.said
@@ -199,7 +203,7 @@ def test_what_changes_the_last_bits_is_told_and_drops_what_is_later(
     # Told once: from now on, this is how it is.
     toy.said.clear()
     toy(micro_batch_tokens=512)
-    assert not any("last bit" in line for line in toy.said)
+    assert not any("bit-identical" in line for line in toy.said)
     written = config(directory)
     assert [len(entry["changes"]) for entry in written["resumed"]] == [2, 0]
     assert written["machine"]["threads"] == threads + 7
@@ -220,7 +224,7 @@ def test_a_change_is_not_forgotten_when_the_start_after_it_fails(
         toy(micro_batch_tokens=512)
     note.write_text(whole)
     interrupted(toy, 2, micro_batch_tokens=512)
-    assert any("last bit" in line and "micro_batch_tokens" in line for line in toy.said)
+    assert any("bit-identical" in line and "micro_batch_tokens" in line for line in toy.said)
     assert sorted(chunks(directory).values()) == [0, 1, 2]
 
 
@@ -256,7 +260,7 @@ def test_fewer_steps_than_are_done_end_it_where_it_is(toy: Toy, interrupted: Int
     interrupted(toy, 3)
     resumed, policy = toy(steps=2)
     assert policy.version == 3
-    assert toy.said[-1] == "3 of 2 steps are done already"
+    assert toy.said[-1] == "3 of 2 steps are finished already"
     assert len(rows(resumed.directory)) == 3
     assert json.loads((resumed.directory / "summary.json").read_text()) == {"steps": 3}
 
@@ -270,7 +274,9 @@ def test_fewer_steps_than_were_asked_for(toy: Toy, interrupted: Interrupt, tmp_p
 
 def test_another_method_is_named(toy: Toy, interrupted: Interrupt) -> None:
     interrupted(toy, 1)
-    with pytest.raises(RunError, match="holds a run already, of toy and not other; give --output"):
+    with pytest.raises(
+        RunError, match="already holds a run: method is toy there and other here; use another --output"
+    ):
         Run(toy.config(), method="other")
 
 
@@ -341,11 +347,11 @@ def test_a_damaged_checkpoint_may_be_taken_away(
     interrupted(toy, 3)
     latest = toy.options["output"] / "checkpoints" / "step-3"
     (latest / "state.safetensors").write_bytes(b"")
-    with pytest.raises(RunError, match=r"step-3' is damaged.* delete that directory to go on from the"):
+    with pytest.raises(RunError, match=r"step-3' is damaged.* delete that directory to resume from the"):
         toy()
     shutil.rmtree(latest)  # as it says
     resumed, policy = toy()
-    assert "going on after step 2" in toy.said
+    assert "resuming after step 2" in toy.said
     assert same(policy, expected)
     assert rows(resumed.directory) == rows(whole.directory)
 

@@ -130,7 +130,7 @@ def test_a_run_without_a_lock_is_held_by_nobody(directory: Path) -> None:
 
 def test_a_directory_without_a_run(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(RunError, match=r"' holds no run: it has no status\.json"):
+        with pytest.raises(RunError, match=r"' is not a run: it has no status\.json"):
             read_status(place)
 
 

@@ -15,5 +15,5 @@ def test_checkpoints_by_number(tmp_path: Path) -> None:
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert checkpoint(tmp_path).name == "step-10"
     assert checkpoint(tmp_path, 9).name == "step-9"
-    with pytest.raises(RunError, match=r"has no checkpoint of step 11; it has 9, 10$"):
+    with pytest.raises(RunError, match=r"has no checkpoint of step 11; it has steps 9, 10$"):
         checkpoint(tmp_path, 11)

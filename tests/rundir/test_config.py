@@ -35,12 +35,12 @@ def test_what_is_no_run(describe: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "list").mkdir()
     (tmp_path / "list/config.json").write_text("[]")
     for name, message in {
-        "none": "'.*none' is not there; expected the directory of a run",
+        "none": "'.*none' does not exist; expected the directory of a run",
         "run/config.json": "'.*config.json' is a file; expected the directory of a run",
-        "list": "'.*list' holds no run",
-        "run/checkpoints": "'.*checkpoints' holds no run",
-        "run/checkpoints/step-4": "step-4' is a checkpoint; give its run, '.*run' .* --step",
-        "x\0y": "is not there",
+        "list": "'.*list' is not a run",
+        "run/checkpoints": "'.*checkpoints' is not a run",
+        "run/checkpoints/step-4": "step-4' is a checkpoint; give the run's directory, '.*run' .* --step",
+        "x\0y": "does not exist",
     }.items():
         with pytest.raises(RunError, match=message):
             read_description(tmp_path / name)

@@ -153,14 +153,14 @@ def test_steps_that_learn_from_the_same_samples(write_run: Write) -> None:
 
 def test_a_directory_without_a_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for name, reason in (("", "holds no run"), ("nowhere", "is not there"), ("file", "is a file")):
+    for name, reason in (("", "is not a run"), ("nowhere", "does not exist"), ("file", "is a file")):
         with pytest.raises(RunError, match=reason):
             read_run(tmp_path / name)
 
 
 def test_a_models_directory_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match="is not a run"):
         read_run(tmp_path)
 
 

@@ -243,7 +243,7 @@ def test_the_draw_is_uniform() -> None:
 
 
 def test_an_annotator_gives_one_group_each() -> None:
-    with pytest.raises(AnnotatorError, match="the annotator gave 1 groups for 2; expected one each"):
+    with pytest.raises(AnnotatorError, match="the annotator returned 1 groups for 2; expected one each"):
         tournament_pairs([group("abcd")], lambda groups: Ranker()(groups)[:1], rng=Random(0))
 
 

@@ -1,7 +1,7 @@
-"""The program `palate`: from a command line to a command, and how it ends.
+"""The program `palate`: parse the command line, run a command and return an exit code.
 
-A user's mistake ends with one sentence on stderr and exit code 2. Only the command that is asked for is
-imported, and for `palate run METHOD` only that method, so that help and mistakes answer at once.
+A user's mistake is reported in one sentence on stderr, with exit code 2. Only the named command is imported,
+and for `palate run METHOD` only that method, so that help and error messages appear at once.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from palate.cli.mistakes import explain
 from palate.errors import BudgetError, ConfigError, PalateError
 
 MISTAKE, INTERRUPTED, CUT_OFF = 2, 130, 141
-"""Exit codes: a user's mistake; Ctrl-C, or a spending limit; stdout closed by its reader. As shells count."""
+"""Exit codes: a user's mistake; Ctrl-C or a spending limit; stdout closed by its reader (128 + signal)."""
 
 _UNUSED: Any = object()
-"""Stands for cyclopts' console of errors, which are ours to print: it would load rich."""
+"""A placeholder for cyclopts' error console, which would load rich; Palate prints errors itself."""
 
 HELP = {"--help", "-h"}
 
 
 def main(argv: Sequence[str] | None = None, *, commands: Commands = COMMANDS) -> int:
-    """Run the command line `argv`, which starts after the program's name, and return the exit code.
+    """Run the command line `argv`, without the program's name, and return the exit code.
 
-    An error that is no `PalateError` is a bug of ours and goes through with its traceback.
+    Any exception other than `PalateError` is a bug in Palate and keeps its traceback.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None, *, commands: Commands = COMMANDS) ->
 def build_app(tokens: Sequence[str], commands: Commands = COMMANDS) -> App:
     """Return the program with the commands that the command line `tokens` needs.
 
-    That is the command it names, with its flags; every command with its line of help, to list them; or, to
-    report a word that is no command, their names alone.
+    If `tokens` names a command, build that command with its flags. To list the commands, build each with its
+    line of help. To report an unknown command, build the names only.
     """
     app = App(
         name="palate",
-        help="Align language models with preferences: every method, one roof, any causal LM.",
+        help="Train language models on preferences with many methods. Works with any causal language model.",
         version=_version,
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
@@ -78,7 +78,7 @@ def build_app(tokens: Sequence[str], commands: Commands = COMMANDS) -> App:
 
 
 def _named(words: Sequence[str], commands: Commands, *, listed: bool) -> dict[str, Command | Group | None]:
-    """The commands to build by name: the first of `words`, or all of them; None where its name will do."""
+    """Return the commands to build by name: the first of `words`, or all; None if only the name is needed."""
     if words and words[0] in commands:
         return {words[0]: commands[words[0]]}
     return {name: commands[name] if listed else None for name in commands}
@@ -99,7 +99,7 @@ def _group(group: Group, tokens: Sequence[str], words: Sequence[str]) -> App:
 
 
 def _line(name: str, command: Command | Group | None, **options: Any) -> App:
-    """A command without its flags, for a list of commands."""
+    """Return a command without its flags, for a list of commands."""
     if command is None:
         return App(name=name)
     return App(name=name, help=command.help, sort_key=command.order, **options)
@@ -152,9 +152,9 @@ def _version() -> str:
 
 
 def _complain(text: str) -> None:
-    """One line on stderr, however long."""
+    """Print one line on stderr, however long."""
     line = " ".join(part.strip() for part in text.splitlines())
-    # A message may quote a model's text, which must not recolour the terminal or move its cursor.
+    # A message may quote a model's text, which must not change the terminal's colours or move its cursor.
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     if not sys.stderr.isatty():
         print(f"palate: {line}", file=sys.stderr)
@@ -166,12 +166,12 @@ def _complain(text: str) -> None:
 
 
 def _let_go(stream: TextIO) -> bool:
-    """Return True if the reader of `stream` is gone; Python's flush at exit then goes nowhere and is silent.
+    """Return True if the reader of `stream` has closed it, and silence Python's flush at exit.
 
-    A broken pipe may be a socket's as well, which is an error like any other.
+    A BrokenPipeError can also come from a socket; then the result is False and the error is raised.
     """
     try:
-        print(file=stream, flush=True)  # only writing tells; a flush alone has nothing left to write
+        print(file=stream, flush=True)  # the buffer is empty by now, so a flush alone would not fail
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return True

@@ -1,4 +1,4 @@
-"""What a command declares of itself."""
+"""The records that declare a command or a group of commands."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from palate.config import Config
 
 Json = Annotated[
-    bool, Parameter(negative=(), help="Print JSON, and nothing else on stdout.", show_default=False)
+    bool, Parameter(negative=(), help="Print JSON and nothing else on stdout.", show_default=False)
 ]
-"""Type of a command's parameter `json`."""
+"""The type of a command's parameter `json`."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class Command:
     """One command of the program, or one member of a `Group`.
 
     Attributes:
-        name: as it is typed; that of its file, with dashes for underscores.
+        name: the word to type; the name of the command's file, with dashes for underscores.
         help: one line.
-        call: does the work and returns the exit code, None for 0. It takes the configuration; without one,
-            its own parameters are the flags, as cyclopts reads them.
-        config: the configuration class whose fields are the flags, with `--config FILE` besides.
-        choose: gives the class that values of fields, by name, are for, where `config` has the fields of
-            several classes together.
-        first: the field that is given as the first word instead of by a flag.
-        usage: the line that begins the help, where the standard one does not do.
-        order: its place in the list of commands.
+        call: does the work and returns the exit code (None means 0). It takes the configuration; without
+            `config`, its own parameters become the flags, as cyclopts reads them.
+        config: the configuration class whose fields become flags; the command also gets `--config FILE`.
+        choose: if `config` combines the fields of several classes, returns the class for the given values
+            (by field name).
+        first: the field whose value is the command's first word instead of a flag.
+        usage: the first line of the help; a standard line if None.
+        order: the command's position in the list of commands.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Group:
-    """A command that has commands of its own, as `palate run METHOD`.
+    """A command with subcommands, such as `palate run METHOD`.
 
     Attributes:
-        name, help, usage, order: as those of a `Command`.
-        members: gives its commands by name. Asking for the names should import nothing heavy.
-        noun: a member in messages, as "method".
-        title: of the list of members in the help.
-        listed_by: the command line that lists the members.
+        name, help, usage, order: as for `Command`.
+        members: returns the subcommands by name. Listing the names must not import anything heavy.
+        noun: the word for a subcommand in messages, such as "method".
+        title: the heading above the subcommands in the help.
+        listed_by: the command line that lists the subcommands.
     """
 
     name: str

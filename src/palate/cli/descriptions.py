@@ -1,7 +1,7 @@
-"""The text under a field of a configuration class, which is its help on the command line.
+"""The docstring under a field of a configuration class, used as the help text of its flag.
 
-pydantic can read these texts too, but it searches the source whenever a class is made. Here a file is parsed
-once, and only where flags are made.
+pydantic can read these docstrings too, but then it parses the source for every class it creates. This module
+parses each file once, and only when flags are created.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from palate.config import Config
 
 
 def description(cls: type[Config], field: str) -> str:
-    """Return the text under a field; a class that changes only the default keeps the text of its part."""
+    """Return the docstring under a field; a class that changes only the default inherits the docstring."""
     parts = (part for part in cls.__mro__ if issubclass(part, Config) and part is not Config)
     return next((text for part in parts if (text := _texts(part).get(field))), "")
 
@@ -30,7 +30,7 @@ def _texts(cls: type[Config]) -> Mapping[str, str]:
 
 @cache
 def _classes(file: str) -> dict[str, dict[str, str]]:
-    """Texts by field, by qualified name of the class, of all classes in a file."""
+    """Return the docstrings of all fields in a file: by qualified class name, then by field name."""
     return dict(_described(ast.parse(Path(file).read_bytes()), ""))
 
 
@@ -47,13 +47,13 @@ def _described(node: ast.AST, prefix: str) -> Iterator[tuple[str, dict[str, str]
 
 
 def _texts_in(node: ast.ClassDef) -> dict[str, str]:
-    """The string that follows each annotated name in the body of a class."""
-    found = {}
+    """Return the string that follows each annotated name in the body of a class."""
+    texts = {}
     for first, second in zip(node.body, node.body[1:], strict=False):
         match first, second:
             case (
                 ast.AnnAssign(target=ast.Name(id=name)),
                 ast.Expr(value=ast.Constant(value=str(text))),
             ):
-                found[name] = inspect.cleandoc(text)
-    return found
+                texts[name] = inspect.cleandoc(text)
+    return texts

@@ -1,8 +1,8 @@
-"""Flags made from a configuration class: one for each field, with its docstring as help.
+"""Flags built from a configuration class: one per field, with the field's docstring as help.
 
-A flag's value is handed on as text, and `load_config` has pydantic convert it: so a bad value ends in the
-same sentence whether it came from a flag or from a file, and a flag that was not given stays distinct from
-its default, which the file may replace.
+Flag values are passed on as text, and `load_config` lets pydantic convert them. So a bad value gives the same
+message from a flag and from a file, and a missing flag differs from a flag set to its default: the file may
+replace only the former.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ def command(
     first: str | None = None,
     choose: Callable[[Mapping[str, Any]], type[C]] | None = None,
 ) -> Callable[..., R]:
-    """A function for `cyclopts.App.command`: its flags and `--config FILE` become a `cls`, handed to `run`.
+    """Return a function for `cyclopts.App.command` that builds a `cls` from flags and calls `run` with it.
 
     Args:
-        cls: the configuration class; its fields are the flags.
-        run: what the command does.
-        name: of the command.
-        help: one line on the command.
-        base: values that stand in for defaults of `cls`, in the help as well.
-        first: the field that is given as the command's first word instead of by a flag; it must be there.
-        choose: as of `load_config`.
+        cls: the configuration class; its fields become flags, and `--config FILE` is added.
+        run: does the command's work.
+        name: the command's name.
+        help: one line about the command.
+        base: values that replace defaults of `cls`, also in the help.
+        first: the field whose value is the command's first word instead of a flag; it is required.
+        choose: as in `load_config`.
     """
     assert "config" not in cls.model_fields, "the flag --config names the file"
 
     def action(*words: str, config: str | None = None, **given: Any) -> R:
         if first is not None:
             if not words:
-                raise ConfigError(f"no {first} is given, write `palate {name} {first.upper()}`")
+                raise ConfigError(f"{first} is missing; write `palate {name} {first.upper()}`")
             given[first] = words[0]
         flags = {field: _value(cls, field, value) for field, value in given.items()}
         file = Path(config) if config is not None else None
@@ -66,10 +66,10 @@ def command(
 
 
 def panels(cls: type[Config]) -> dict[str, list[str]]:
-    """Names of fields by the title of their panel in the help, the class's own panel first.
+    """Return field names by the title of their panel in the help, the class's own panel first.
 
-    A part, which is a class right under `Config`, titles its fields with the first line of its docstring,
-    also where a method declares one again to change its default.
+    A part is a direct subclass of `Config`. The first line of its docstring is the title of its fields, also
+    if a method redeclares a field to change its default.
     """
     own = "Method" if issubclass(cls, MethodConfig) else "Options"
     owners: dict[str, type] = {}
@@ -95,7 +95,7 @@ def _parameters(cls: type[Config], base: Mapping[str, Any]) -> Iterator[inspect.
     for order, (title, names) in enumerate(panels(cls).items()):
         group = Group(title, sort_key=order)
         if order == 0:
-            text = "A YAML file with any of these options, by name; flags win over it."
+            text = "YAML file with any of these options by name. Flags override it."
             yield _parameter(
                 "config",
                 str,
@@ -127,8 +127,8 @@ def _field_parameter(
 
 
 def _parameter(name: str, hint: Any, parameter: Parameter) -> inspect.Parameter:
-    # The default only says that the flag may be left out, and is never passed: cyclopts calls a command with
-    # what was given alone. It has the type of the hint, since cyclopts checks it where pydantic is loaded.
+    # The default only makes the flag optional. It is never passed: cyclopts calls a command with the given
+    # values only. It has the hint's type because cyclopts checks the type if pydantic is loaded.
     keyword_only = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, keyword_only, default=hint(), annotation=Annotated[hint, parameter])
 
@@ -138,7 +138,7 @@ def _negative(name: str) -> str:
 
 
 def metavar(hint: Any) -> str:
-    """What stands for a value of type `hint` in the help: `FLOAT`, `auto|float32`, `KEY=VALUE`."""
+    """Return the placeholder for a value of type `hint` in the help: `FLOAT`, `auto|float32`, `KEY=VALUE`."""
     hint = plain(hint)
     if get_origin(hint) is Literal:
         return "|".join(str(choice) for choice in get_args(hint))
@@ -159,7 +159,7 @@ def _is_many(hint: Any) -> bool:
 
 
 def _default(name: str, value: Any) -> str:
-    """A default as one would write it after its flag, empty if there is nothing to show."""
+    """Return a default value as a user would type it after the flag; empty if there is nothing to show."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -172,7 +172,7 @@ def _default(name: str, value: Any) -> str:
 
 
 def _value(cls: type[Config], name: str, given: Any) -> Any:
-    """What pydantic can convert, made from a flag's text."""
+    """Return a flag's text in a form that pydantic can convert."""
     hint = plain(cls.model_fields[name].annotation)
     if _is_mapping(hint):
         return _pairs(name, given)
@@ -192,8 +192,10 @@ def _pairs(name: str, texts: list[str]) -> dict[str, str]:
                 raise ConfigError(f"{flag_name(name)} is {text!r}, which is no JSON ({error})") from error
         key, equals, value = text.partition("=")
         if not (key and equals and value):
-            raise ConfigError(f"{flag_name(name)} is {text!r}, expected KEY=VALUE, as prompt=instruction")
+            raise ConfigError(
+                f"{flag_name(name)} is {text!r}, expected KEY=VALUE, such as prompt=instruction"
+            )
         if key in pairs:
-            raise ConfigError(f"{flag_name(name)} has {key} twice, as {pairs[key]} and {value}, keep one")
+            raise ConfigError(f"{flag_name(name)} sets {key} twice, to {pairs[key]} and {value}; keep one")
         pairs[key] = value
     return pairs

@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in one sentence: the words of ours for what cyclopts finds."""
+"""Error messages for invalid command lines: cyclopts' errors in one plain sentence."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from cyclopts import Argument
 
 GROUPS = ("run",)
-"""Groups whose members are likely to be typed without the group."""
+"""Groups whose subcommands users may type without the group's name."""
 
 
 def explain(error: CycloptsError, commands: Commands) -> str:
-    """Return one sentence of ours on the mistake that cyclopts found in a command line.
+    """Return one sentence about the mistake that cyclopts found in a command line.
 
     Args:
-        error: raised by cyclopts.
-        commands: the program's commands, to find the one that may have been meant.
+        error: the error raised by cyclopts.
+        commands: the program's commands, used to suggest the intended one.
     """
     path = " ".join(["palate", *(error.command_chain or ())])
     match error:
@@ -39,7 +39,7 @@ def explain(error: CycloptsError, commands: Commands) -> str:
         case UnknownOptionError():
             flag = error.token.keyword or error.token.value
             flags = {name: name for argument in error.argument_collection for name in argument.names}
-            return f"unknown flag {flag};{_perhaps(flag, flags)} `{path} --help` lists them"
+            return f"unknown flag {flag};{_perhaps(flag, flags)} `{path} --help` lists the flags"
         case UnusedCliTokensError(unused_tokens=[word, *_]):
             return _unexpected(word, path, error)
         case MissingArgumentError():
@@ -47,7 +47,7 @@ def explain(error: CycloptsError, commands: Commands) -> str:
         case RepeatArgumentError():
             given = _argument(error.token.keyword, error)
             names = given.names if given is not None and given.is_flag() else [error.token.keyword]
-            return f"{' or '.join(map(str, names))} is given more than once, keep one"
+            return f"{' or '.join(map(str, names))} is given more than once; keep one"
         case CoercionError() if error.token is not None:
             return f"{error.token.keyword} is {error.token.value!r}, expected no value, or true or false"
         case _:
@@ -59,15 +59,18 @@ def _unknown_command(word: str, path: str, commands: Commands) -> str:
     group = commands[names[0]] if names else None
     if isinstance(group, Group):
         if word.startswith("-"):
-            return f"expected a {group.noun} right after `{path}`, got {word}; `{group.listed_by}` lists them"
+            return (
+                f"expected a {group.noun} right after `{path}`, got {word}; "
+                f"`{group.listed_by}` lists the {group.noun}s"
+            )
         advice = _perhaps(word, {name: repr(name) for name in group.members()})
-        return f"unknown {group.noun} {word!r};{advice} `{group.listed_by}` lists them"
+        return f"unknown {group.noun} {word!r};{advice} `{group.listed_by}` lists the {group.noun}s"
     if word.startswith("-"):
-        return f"expected a command right after `palate`, got {word}; `palate --help` lists them"
+        return f"expected a command right after `palate`, got {word}; `palate --help` lists the commands"
     groups = [group for name in GROUPS if isinstance(group := commands.get(name), Group)]
     meanings = {name: f"`palate {g.name} {name}`" for g in groups for name in g.members()}
     meanings |= {name: repr(name) for name in commands}
-    return f"unknown command {word!r};{_perhaps(word, meanings)} `palate --help` lists them"
+    return f"unknown command {word!r};{_perhaps(word, meanings)} `palate --help` lists the commands"
 
 
 def _perhaps(word: str, meanings: Mapping[str, str]) -> str:
@@ -79,27 +82,27 @@ def _unexpected(word: str, path: str, error: CycloptsError) -> str:
     before = _beside(word, error, -1)
     switch = _argument(before, error)
     if switch is not None and switch.is_flag():
-        return f"unexpected {word!r}: {before} takes no value, write {' or '.join(switch.names)}"
-    return f"unexpected {word!r}: a value follows its flag, and `{path} --help` lists the flags"
+        return f"unexpected {word!r}: {before} takes no value; write {' or '.join(switch.names)}"
+    return f"unexpected {word!r}: a value must follow a flag; `{path} --help` lists the flags"
 
 
 def _no_value(error: MissingArgumentError) -> str:
     assert error.argument is not None
     flag = error.keyword or error.argument.name
     value = _beside(flag, error, +1)
-    joined = f"; a value that starts with a dash is joined, as `{flag}={value}`"
+    joined = f"; if the value starts with a dash, write `{flag}={value}`"
     advice = joined if value is not None and _argument(value, error) is None else ""
     return f"{flag} has no value, expected `{flag} {error.argument.parameter.metavar}`{advice}"
 
 
 def _beside(token: str, error: CycloptsError, offset: int) -> str | None:
-    """The token next to the first `token` of the command line."""
+    """Return the token `offset` places from the first `token` of the command line; None if there is none."""
     tokens = error.root_input_tokens or []
     position = tokens.index(token) + offset if token in tokens else -1
     return tokens[position] if 0 <= position < len(tokens) else None
 
 
 def _argument(flag: str | None, error: CycloptsError) -> Argument | None:
-    """What the failed command knows by this flag."""
+    """Return the failed command's argument with this flag; None if there is none."""
     known = error.app.assemble_argument_collection() if error.app and error.app.default_command else ()
     return next((argument for argument in known if flag in argument.names), None)

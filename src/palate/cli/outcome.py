@@ -1,4 +1,4 @@
-"""What a finished run has changed, shown in the terminal."""
+"""The results of a finished run, shown in the terminal."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ QUESTION = "How was your day?"
 """Asked in an example of a command."""
 
 BESIDE = 3
-"""Prompts shown with both answers at the end of a run."""
+"""Number of prompts shown with both completions at the end of a run."""
 
 
 def show_outcome(outcome: Outcome, console: Console) -> None:
-    """Print what was measured, and where checkpoint, summary and report are; the report is written first."""
+    """Write the report, then print the measurements and the paths of checkpoint, summary and report."""
     if "accuracy_after" in outcome.summary:
         show_accuracy(outcome.summary, console)
     if "loss_after" in outcome.summary:
@@ -39,20 +39,20 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
         show_next(directory, console)
 
 
-def show_evaluation(found: Evaluation, console: Console) -> None:
-    """The table of before and after, and some prompts with both answers."""
-    table = Table(title=f"held-out prompts ({found.compared})", title_justify="left", pad_edge=False)
+def show_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Print a table of measurements before and after training, and some prompts with both completions."""
+    table = Table(title=f"held-out prompts ({evaluation.compared})", title_justify="left", pad_edge=False)
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("mean reward", f"{found.reward_before:.3f}", f"{found.reward_after:.3f}")
-    interval = f"{found.win_rate:.3f} [{found.win_rate_low:.3f}, {found.win_rate_high:.3f}]"
-    table.add_row("win rate over before, 95 % interval", "", interval)
-    table.add_row("KL from before (nats per completion)", "", f"{found.kl:.2f}")
-    table.add_row("mean length (tokens)", f"{found.length_before:.1f}", f"{found.length_after:.1f}")
-    table.add_row("share that ended by itself", f"{found.eos_before:.2f}", f"{found.eos_after:.2f}")
+    table.add_row("mean reward", f"{evaluation.reward_before:.3f}", f"{evaluation.reward_after:.3f}")
+    interval = f"{evaluation.win_rate:.3f} [{evaluation.win_rate_low:.3f}, {evaluation.win_rate_high:.3f}]"
+    table.add_row("win rate against before, 95 % interval", "", interval)
+    table.add_row("KL from before (nats per completion)", "", f"{evaluation.kl:.2f}")
+    table.add_row("mean length (tokens)", f"{evaluation.length_before:.1f}", f"{evaluation.length_after:.1f}")
+    table.add_row("share not truncated", f"{evaluation.eos_before:.2f}", f"{evaluation.eos_after:.2f}")
     console.print()
     console.print(table)
-    for old, new in list(zip(found.before, found.after, strict=True))[:BESIDE]:
+    for old, new in list(zip(evaluation.before, evaluation.after, strict=True))[:BESIDE]:
         console.print()
         console.print(Text(plain(old.prompt.text), style="bold italic"))
         for label, group in (("before", old), ("after", new)):
@@ -62,12 +62,12 @@ def show_evaluation(found: Evaluation, console: Console) -> None:
 
 
 def show_accuracy(summary: Mapping[str, Any], console: Console) -> None:
-    """How often a learner ranks held-out pairs as the data do."""
+    """Print the share of held-out pairs whose chosen completion gets the higher reward."""
     interval = "{accuracy_after:.3f} [{accuracy_low:.3f}, {accuracy_high:.3f}]".format(**summary)
     table = Table(title=f"held-out pairs ({summary['held_out_pairs']})", title_justify="left", pad_edge=False)
     for column in ("", "before", "after, 95 % interval"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("ranked as in the data", f"{summary['accuracy_before']:.3f}", interval)
+    table.add_row("accuracy", f"{summary['accuracy_before']:.3f}", interval)
     for label, cells in _quality(summary):
         table.add_row(label, *cells)
     console.print()
@@ -75,24 +75,24 @@ def show_accuracy(summary: Mapping[str, Any], console: Console) -> None:
 
 
 def _quality(summary: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
-    """What more is known of a reward model: a label, and what is before and after."""
+    """Yield further rows for a reward model: a label, and the values before and after."""
     if "accuracy_shorter_after" in summary:
         interval = "{accuracy_shorter_after:.3f} [{accuracy_shorter_low:.3f}, {accuracy_shorter_high:.3f}]"
-        label = f"the same where the shorter is better ({summary['shorter_pairs']})"
+        label = f"accuracy where chosen is shorter ({summary['shorter_pairs']} pairs)"
         yield label, (f"{summary['accuracy_shorter_before']:.3f}", interval.format(**summary))
     if "ece_after" in summary:
         yield "calibration error (ECE)", (f"{summary['ece_before']:.3f}", f"{summary['ece_after']:.3f}")
-        yield "ranked so by preferring the longer", ("", f"{summary['longer_wins']:.3f}")
+        yield "accuracy of always preferring the longer", ("", f"{summary['longer_wins']:.3f}")
 
 
 def show_report(directory: Path, console: Console) -> None:
-    """Write the run's report and say where it is; what was trained stands without one."""
+    """Write the run's report and print its path; warn if it cannot be written, since training succeeded."""
     from palate.report import write_report
 
     try:
         report = write_report([directory])
     except (PalateError, OSError) as error:
-        line = Text(plain(f"palate: the run is done, but its report cannot be written: {error}"))
+        line = Text(plain(f"palate: the run has finished, but its report cannot be written: {error}"))
         Console(stderr=True).print(line, soft_wrap=True)
     else:
         link = Path(report).resolve().as_uri()  # which terminals make clickable

@@ -1,4 +1,4 @@
-"""Models that one talks with: what each has heard and said, and which of a run's models they are."""
+"""The models of a chat: a run's checkpoint and its base model, each with its own conversation."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ from palate.types import Completion, Content, Prompt
 Which = Literal["checkpoint", "base"]
 
 FROM_THE_RUN = ("model", "dtype", "device", "max_length", "chat_template", "fast")
-"""What a run's configuration says of its model. Leave to run a model's own code is asked for each time."""
+"""Fields of the run's configuration that a chat reuses. `trust_remote_code` must be given each time."""
 
 
 @dataclass
 class Speaker:
-    """A model, and its own side of a conversation."""
+    """A model with its own copy of the conversation."""
 
     name: Which
     source: str
-    """What it was loaded from."""
+    """The path or hub id that it was loaded from."""
     snapshot: Snapshot
     codec: Codec
     turns: list[tuple[str, str]] = field(default_factory=list)
-    """What was said to it, and what it answered."""
+    """The user's turns and the model's answers."""
 
     def answer(self, text: str, system: str, sampling: Sampling, seed: int) -> tuple[Completion, int]:
-        """Answer a turn, and how many of the oldest turns had to be forgotten for it.
+        """Return the answer to a turn, and the number of oldest turns that were dropped to make room.
 
-        At most half of the context is kept free for the answer, which may have less room than it is allowed.
-        A turn that is interrupted, or cannot be answered, was never said.
+        At most half of the context is reserved for the answer, so the answer may be shorter than
+        `max_new_tokens`. A turn that is interrupted or fails is not added to the conversation.
 
         Raises:
-            DataError: the turn alone fills the context, or the chat template refuses the conversation.
+            DataError: the turn alone fills the context, or the chat template rejects the conversation.
         """
-        need, forgotten = min(sampling.max_new_tokens, self.codec.max_length // 2), 0
+        need, dropped = min(sampling.max_new_tokens, self.codec.max_length // 2), 0
         prompt = self._prompt(text, system, self.turns)
-        while forgotten < len(self.turns) and self._room(prompt) < need:
-            forgotten += 1
-            prompt = self._prompt(text, system, self.turns[forgotten:])
+        while dropped < len(self.turns) and self._room(prompt) < need:
+            dropped += 1
+            prompt = self._prompt(text, system, self.turns[dropped:])
         new = min(sampling.max_new_tokens, self.codec.room(prompt))
         limits = {"max_new_tokens": new, "min_new_tokens": min(sampling.min_new_tokens, new)}
         (group,) = self.snapshot.sample([prompt], 1, sampling.model_copy(update=limits), seed=seed)
         (completion,) = group.completions
-        self.turns = [*self.turns[forgotten:], (text, completion.text)]
-        return completion, forgotten
+        self.turns = [*self.turns[dropped:], (text, completion.text)]
+        return completion, dropped
 
     def _room(self, prompt: Prompt) -> int:
         return self.codec.max_length - len(self.codec.prompt_ids(prompt))
 
     def _prompt(self, text: str, system: str, turns: Sequence[tuple[str, str]]) -> Prompt:
-        """The conversation up to a turn: chat turns, or for a model without a chat template one text."""
+        """Return the conversation up to a turn: as chat turns, or as one text without a chat template."""
         if not self.codec.has_template:
-            said = "".join(f"{asked}{answered}\n" for asked, answered in turns)
-            return Prompt(f"{system}\n{said}{text}" if system else said + text, where="this turn")
+            history = "".join(f"{question}{answer}\n" for question, answer in turns)
+            return Prompt(f"{system}\n{history}{text}" if system else history + text, where="this turn")
         content: Content = (
             *([{"role": "system", "content": system}] if system else []),
             *(
@@ -85,17 +85,17 @@ def speakers(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> list[Speaker]:
-    """The base model of a run and its checkpoint, loaded; with an adapter, both are one set of weights.
+    """Load the base model of a run and its checkpoint; with an adapter, both share one set of weights.
 
     Args:
         run: the run's directory.
-        step: of the checkpoint; the last one if None.
-        only: leave out the other one.
-        device: where to, instead of where the run was.
-        trust_remote_code: run code that comes with the model.
+        step: the checkpoint's step; the last one if None.
+        only: load only this model.
+        device: the device to load to; the run's device if None.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        RunError: there is no run, no checkpoint, or one of a reward model.
+        RunError: the directory has no run or no checkpoint, or the checkpoint is a reward model.
         ModelError: a model cannot be loaded.
     """
     base = _base(run, device, trust_remote_code)
@@ -103,7 +103,7 @@ def speakers(
         return [_speaker("base", _load_base(run, base))]
     path = checkpoint(run, step)
     _require_language_model(path)
-    # Its tokenizer brings the chat template that it was trained with.
+    # The checkpoint's tokenizer has the chat template that the model was trained with.
     model = load_model(base.model_copy(update={"model": str(path), "chat_template": None}), trainable=False)
     trained = _speaker("checkpoint", model)
     if only == "checkpoint":
@@ -127,9 +127,9 @@ def _speaker(
 
 
 def _base(run: Path, device: str | None, trust_remote_code: bool) -> ModelConfig:
-    """What the run started from, as its `config.json` says."""
-    found = read_description(run)["config"]
-    fields: dict[str, Any] = {name: found[name] for name in FROM_THE_RUN if name in found}
+    """Return the configuration of the run's base model, read from `config.json`."""
+    config = read_description(run)["config"]
+    fields: dict[str, Any] = {name: config[name] for name in FROM_THE_RUN if name in config}
     fields["trust_remote_code"] = trust_remote_code
     if device is not None:
         fields["device"] = device
@@ -143,22 +143,22 @@ def _load_base(run: Path, base: ModelConfig) -> LoadedModel:
     try:
         return load_model(base, trainable=False)
     except ModelError as error:
-        raise ModelError(f"the base model of the run {str(run)!r} cannot be had: {error}") from error
+        raise ModelError(f"the base model of the run {str(run)!r} cannot be loaded: {error}") from error
 
 
 def _require_language_model(path: Path) -> None:
-    """Raise RunError for a checkpoint with a reward head: a language head would be made up for it."""
+    """Raise RunError for a checkpoint with a reward head; loading it would add a random language head."""
     names = ("adapter_config.json", "config.json")
-    found = next((read_object(path / name) for name in names if (path / name).is_file()), None)
-    if found is None:
-        return  # loading reports what is wrong
-    classifier = "ForSequenceClassification" in str(found.get("architectures"))
-    if classifier or found.get("task_type") == "SEQ_CLS":
-        raise RunError(f"checkpoint {str(path)!r} is a reward model's, which scores text and writes none")
+    config = next((read_object(path / name) for name in names if (path / name).is_file()), None)
+    if config is None:
+        return  # loading the model reports the error
+    classifier = "ForSequenceClassification" in str(config.get("architectures"))
+    if classifier or config.get("task_type") == "SEQ_CLS":
+        raise RunError(f"checkpoint {str(path)!r} is a reward model and cannot generate text")
 
 
 def _made_on(checkpoint: Path, model: str) -> bool:
-    """Whether an adapter sits right on a model; a run that continued an adapter started from that one."""
+    """Return True if the checkpoint is an adapter on `model`, and `model` is not an adapter itself."""
     if (Path(model).expanduser() / "adapter_config.json").is_file():
         return False
     adapter = read_object(checkpoint / "adapter_config.json") or {}

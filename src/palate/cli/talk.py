@@ -1,4 +1,4 @@
-"""A conversation in the terminal with one or two models, and where its turns come from."""
+"""A conversation in the terminal with one or two models, and the sources of its turns."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ if TYPE_CHECKING:
     from palate.cli.commands.chat import ChatConfig
 
 WIDE = 100
-"""Columns of a terminal from which on two answers stand side by side."""
+"""The terminal width, in columns, from which two answers are shown side by side."""
 
 COMMANDS = ("system", "temperature", "seed", "reset", "help", "quit")
 HELP = """\
-/system TEXT    what the models are told before the conversation; alone, nothing
-/temperature X  from 0 (the likeliest words) to 1 (the model as it is) and above
-/seed N         other draws; with the same ones, a conversation gives the same answers
-/reset          forget the conversation
-/quit           end, as Ctrl-D does; Ctrl-C stops an answer
-//...           a turn that begins with a slash"""
+/system TEXT    set the system prompt; without TEXT, remove it
+/temperature X  set the temperature: 0 is greedy, 1 samples the model's own distribution
+/seed N         set the random seed; the same seed gives the same answers
+/reset          clear the conversation
+/quit           leave the chat (as does Ctrl-D); Ctrl-C stops an answer
+//...           send a turn that begins with a slash"""
 
 
 class Chat:
     """A conversation with one or two models, shown in a terminal.
 
     Args:
-        speakers: who answers, in the order in which they are shown.
-        config: sampling options and seed; commands change them.
-        console: for what is said.
-        notes: for everything else.
-        interactive: whether a person is typing; if not, what was said is repeated and Ctrl-C ends it all.
+        speakers: the models, in the order of their answers.
+        config: sampling options and seed; chat commands change them.
+        console: receives the turns and the answers.
+        notes: receives all other messages.
+        interactive: True if a person types the turns. If False, each turn is repeated in the output, and
+            Ctrl-C ends the chat.
     """
 
     def __init__(
@@ -61,19 +62,19 @@ class Chat:
         self._console, self._notes, self._interactive = console, notes, interactive
 
     def greet(self) -> None:
-        """Who is there, and what can be typed."""
+        """Print the models' names and how to get help."""
         for speaker in self.speakers:
             self._say(Text.assemble((f"{speaker.name}  ", "cyan"), plain(speaker.source)))
         if not all(speaker.codec.has_template for speaker in self.speakers):
-            self.note("there is no chat template: the models go on with your text instead of answering it")
-        self.note("/help lists what can be typed besides text; Ctrl-D ends")
+            self.note("no chat template: the models continue your text instead of answering it")
+        self.note("/help lists the commands; Ctrl-D leaves the chat")
 
     def note(self, text: str) -> None:
-        """A line that is nobody's answer."""
+        """Print a message that is not an answer."""
         self._notes.print(Text(plain(text), style="dim"), soft_wrap=True)
 
     def take(self, line: str) -> bool:
-        """Do what a line says: a command, or a turn to answer. False if the conversation is to end."""
+        """Run a command or answer a turn. Return False if the chat should end."""
         text = line.strip()
         if text.startswith("/") and not text.startswith("//"):
             name, _, rest = text[1:].partition(" ")
@@ -93,17 +94,19 @@ class Chat:
             case "reset":
                 for speaker in self.speakers:
                     speaker.turns.clear()
-                self.note("the conversation is forgotten")
+                self.note("the conversation is cleared")
             case "system":
                 self.system = rest
-                self.note("the models are told that from now on" if rest else "the models are told nothing")
+                self.note("the system prompt is set" if rest else "the system prompt is removed")
             case "temperature" | "seed":
                 self._set(name, rest)
             case _:
                 begun = [known for known in COMMANDS if name and known.startswith(name)]
                 meant = next(iter(begun), near(name, COMMANDS))
-                perhaps = f"did you mean /{meant}? " if meant else ""
-                self.note(f"unknown command /{name}; {perhaps}/help lists them, // begins a turn with /")
+                guess = f"did you mean /{meant}? " if meant else ""
+                self.note(
+                    f"unknown command /{name}; {guess}/help lists the commands, // starts a turn with /"
+                )
         return True
 
     def _set(self, name: str, value: str) -> None:
@@ -113,7 +116,7 @@ class Chat:
         except ConfigError as error:
             self.note(str(error))
         else:
-            self.note(f"{name} is {value} from now on")
+            self.note(f"{name} is set to {value}")
 
     def _turn(self, text: str) -> None:
         if not self._interactive:
@@ -132,12 +135,12 @@ class Chat:
             self._console.print(table)
 
     def _answer(self, speaker: Speaker, text: str) -> Text:
-        """What a model says, or why it does not."""
-        what = f"{speaker.name} answers" + ("; Ctrl-C stops it" if self._interactive else "")
+        """Return a model's answer, or a note in its place if the model cannot answer."""
+        activity = f"{speaker.name} is answering" + ("; Ctrl-C stops it" if self._interactive else "")
         try:
-            with busy(self._notes, what):
+            with busy(self._notes, activity):
                 sampling, seed = self.config.sampling, self.config.seed
-                completion, forgotten = speaker.answer(text, self.system, sampling, seed)
+                completion, dropped = speaker.answer(text, self.system, sampling, seed)
         except KeyboardInterrupt:
             if not self._interactive:
                 raise
@@ -145,13 +148,13 @@ class Chat:
         except DataError as error:
             self.note(f"{speaker.name}: {error}")
             return Text("(no answer)", style="dim")
-        if forgotten:
-            turns = "turn is" if forgotten == 1 else f"{forgotten} turns are"
-            self.note(f"{speaker.name}: the context is full, so the oldest {turns} forgotten")
-        said = plain(completion.text).strip()
-        shown = Text(said) if said else Text("(nothing)", style="dim")
+        if dropped:
+            turns = "turn is" if dropped == 1 else f"{dropped} turns are"
+            self.note(f"{speaker.name}: the context is full, so the oldest {turns} dropped")
+        answer = plain(completion.text).strip()
+        shown = Text(answer) if answer else Text("(empty answer)", style="dim")
         if completion.finish == "length":
-            shown.append(f" (cut at {len(completion.token_ids)} tokens)", style="dim")
+            shown.append(f" (truncated at {len(completion.token_ids)} tokens)", style="dim")
         return shown
 
     def _say(self, text: Text) -> None:
@@ -159,7 +162,7 @@ class Chat:
 
 
 def typed(note: Callable[[str], None]) -> Iterator[str]:
-    """Lines that a person types."""
+    """Yield the lines that a person types."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives `input` a history and the arrow keys
     while True:
@@ -170,16 +173,16 @@ def typed(note: Callable[[str], None]) -> Iterator[str]:
             return
         except KeyboardInterrupt:
             print()
-            note("Ctrl-D or /quit ends")
+            note("Ctrl-D or /quit leaves the chat")
 
 
 def piped() -> Iterator[str]:
-    """Lines of the standard input; what is no UTF-8 in them is replaced."""
+    """Yield the lines of the standard input; bytes that are not UTF-8 are replaced."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     yield from sys.stdin or ()
 
 
-def busy(console: Console, what: str) -> AbstractContextManager[object]:
-    """A spinner where somebody can see it."""
-    return console.status(Text(what, style="dim")) if console.is_terminal else nullcontext()
+def busy(console: Console, activity: str) -> AbstractContextManager[object]:
+    """Return a context that shows a spinner while it is open; it does nothing outside a terminal."""
+    return console.status(Text(activity, style="dim")) if console.is_terminal else nullcontext()

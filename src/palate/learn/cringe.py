@@ -22,22 +22,22 @@ class PairwiseCringe:
 
     L = g · (Σ_t CE_t + α Σ_t Cringe_t) / (|chosen| + |rejected|),   g = σ((b - M) / τ)
 
-    with M = log π(chosen) - log π(rejected), summed over tokens. Xu et al. 2023, arXiv:2312.16682, on the
-    Cringe loss of Adolphs et al. 2022, arXiv:2211.05826, whose mean over all tokens of both kinds is taken
-    here pair by pair. Each rejected token is set against another that the model finds likely there, drawn
-    from the k likeliest but itself; a step that is taken again with the same seed draws the same.
+    with M = log π(chosen) - log π(rejected), summed over tokens. Xu et al. 2023, arXiv:2312.16682, with the
+    Cringe loss of Adolphs et al. 2022, arXiv:2211.05826; its mean over all tokens of both kinds is computed
+    per pair here. Each rejected token is contrasted with another token that the model finds likely there,
+    drawn from the k likeliest without itself. The same seed draws the same tokens when a step is repeated.
 
     Metrics: `rewards/*` and `logps/*` with the log-probability as implicit reward; `nll_loss` and
-    `cringe_loss`, means over the chosen's and the rejected's tokens; `gate`, the g of each pair.
+    `cringe_loss`, means over the chosen and the rejected tokens; `gate`, the g of each pair.
 
     Attributes:
-        seed: of the draws; another one for every step.
-        k: how many likely tokens a contrast is drawn from, >= 1.
+        seed: seed of the draws; a different one for every step.
+        k: number of likely tokens to draw a contrast from, >= 1.
         b: margin in nats at which the gate is half open.
-        tau: softness of the gate in nats, > 0.
+        tau: width of the gate in nats, > 0.
         alpha: weight of the Cringe loss.
-        detach_gate: let no gradient through the gate.
-        detach_contrast: let no gradient through the contrast's logit.
+        detach_gate: stop the gradient through the gate.
+        detach_contrast: stop the gradient through the logit of the contrast.
     """
 
     seed: int
@@ -50,11 +50,11 @@ class PairwiseCringe:
 
     @property
     def needs(self) -> Needs:
-        """Log-probabilities and k + 1 logits: the rejected token may be among the likeliest."""
+        """Log-probabilities and k + 1 logits, since the rejected token may be among the likeliest."""
         return Needs(top_logits=self.k + 1)
 
     def __call__(self, outputs: Outputs, records: Sequence[Pair]) -> tuple[Tensor, Numbers]:
-        """Loss of each pair. (R,)"""
+        """Return the loss of each pair, and its metrics. (R,)"""
         assert outputs.logps is not None
         chosen, rejected = outputs.logps.sum().view(-1, 2).unbind(-1)
         sizes, lost_sizes = outputs.logps.mask.sum(-1).view(-1, 2).unbind(-1)
@@ -81,7 +81,7 @@ class PairwiseCringe:
         return loss, numbers
 
     def _cringe(self, lost: Outputs, records: Sequence[Pair]) -> Tensor:
-        """The Cringe loss of each rejected completion, summed over its tokens. (R,)"""
+        """Return the Cringe loss of each rejected completion, summed over its tokens. (R,)"""
         assert lost.target_logits is not None
         assert lost.top_logits is not None
         assert lost.top_tokens is not None
@@ -96,26 +96,26 @@ class PairwiseCringe:
         )
         if self.detach_contrast:
             contrast = contrast.detach()
-        of_tokens = cringe(lost.target_logits.values[mask], contrast)
-        return torch.stack([t.sum() for t in torch.split(of_tokens, mask.sum(-1).tolist())])
+        losses = cringe(lost.target_logits.values[mask], contrast)
+        return torch.stack([t.sum() for t in torch.split(losses, mask.sum(-1).tolist())])
 
     def _uniforms(self, pair: Pair) -> np.ndarray:
-        """One number per rejected token, keyed by prompt and tokens: the batch changes nothing."""
+        """Return one number per rejected token, keyed by prompt and tokens, so the batch has no influence."""
         name = f"{pair.prompt.id}:{pair.rejected.token_ids}"
         return row_uniforms(self.seed, name, 0, 0, len(pair.rejected.token_ids))
 
 
 def contrast_logits(top_logits: Tensor, top_tokens: Tensor, negative: Tensor, uniforms: Tensor) -> Tensor:
-    """Logit of a token drawn from the softmax of the k largest logits, that of the negative token left out.
+    """Return the logit of a token drawn from the softmax of the k largest logits without the negative token.
 
     Args:
-        top_logits: the k + 1 largest, the largest first, with gradient. (M, k + 1)
-        top_tokens: whose they are. int64 (M, k + 1)
-        negative: the tokens to be contrasted. int64 (M,)
-        uniforms: in [0, 1), float64 (M,).
+        top_logits: the k + 1 largest logits in descending order, with gradient. (M, k + 1)
+        top_tokens: the tokens of these logits. int64 (M, k + 1)
+        negative: the tokens to contrast. int64 (M,)
+        uniforms: random numbers in [0, 1). float64 (M,)
 
     Returns:
-        With the gradient of `top_logits`. (M,)
+        The drawn tokens' logits, with the gradient of `top_logits`. (M,)
     """
     same = top_tokens == negative[:, None]
     last = torch.full_like(negative, top_tokens.shape[-1] - 1)

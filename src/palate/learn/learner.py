@@ -1,4 +1,4 @@
-"""Learners own weights and optimizer; a policy is a learner that can be frozen, sampled and scored."""
+"""Learners own weights and an optimizer; a policy is a learner with frozen snapshots to sample and score."""
 
 from __future__ import annotations
 
@@ -37,32 +37,32 @@ R = TypeVar("R", bound=Record)
 Metrics = dict[str, float]
 
 POLICY = "policy"
-"""The name of a learner that is not given another one."""
+"""The default name of a learner."""
 
 FLOAT32_GAP = 1e-2
-"""Nats by which the log-probability of one token may differ between sampler and learner in float32."""
+"""Largest allowed difference between sampler and learner in a token's log-probability in float32, in nats."""
 
 MOST_SKIPPED = 3
-"""Updates in a row that may be left out for not being finite."""
+"""Number of skipped (not finite) updates in a row that ends training."""
 
 
 class Learner:
     """Weights, optimizer and schedule, updated by objectives over records.
 
     Args:
-        model: what `load_model` gives, with head `lm` or `scalar`.
-        cfg: optimisation numbers, `lr` among them.
-        total_steps: updates that the learning-rate schedule spans.
-        name: tells the learners of a run apart, such as a critic from the policy; lower-case letters, digits
-            and `-`, since it names a directory in the run's checkpoints.
+        model: a model from `load_model`, with head `lm` or `scalar`.
+        cfg: optimisation options; `lr` must be set.
+        total_steps: number of updates in the learning-rate schedule.
+        name: distinguishes the learners of a run, such as a critic and the policy; lower-case letters,
+            digits and `-`, since it names a directory in the run's checkpoints.
 
     Attributes:
-        version: updates done so far.
-        skipped: updates left out because loss or gradient was not finite.
-        skipped_in_a_row: the latest of them, since the last update.
-        observe: takes reports of work, for progress and timing.
+        version: number of updates so far.
+        skipped: number of updates skipped because the loss or the gradient was not finite.
+        skipped_in_a_row: number of skipped updates since the last applied update.
+        observe: receives reports of work, for progress and timing.
         micro_batch_tokens: most tokens in one forward and backward pass.
-        memory: keeps samples and reference log-probabilities, under `name`; None outside a run.
+        memory: keeps samples and reference log-probabilities under `name`; None outside a run.
     """
 
     def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int, name: str = POLICY) -> None:
@@ -82,34 +82,35 @@ class Learner:
     def load(
         cls, cfg: LearnerConfig, *, total_steps: int, seed: int = 0, head: Head = "lm", name: str = POLICY
     ) -> Self:
-        """Load a model for learning; see `load_model` for what `cfg.model` may be and what is raised."""
+        """Load a model for training; see `load_model` for the values of `cfg.model` and the errors raised."""
         return cls(load_model(cfg, head=head, seed=seed), cfg, total_steps=total_steps, name=name)
 
     def update(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
-        """One optimizer step on the mean loss of the records.
+        """Take one optimizer step on the mean loss of the records.
 
-        Micro-batches follow from lengths alone and change nothing but memory: each adds the gradient of
-        its summed loss over the number of all records.
+        Micro-batches depend on lengths only and affect only memory: each adds the gradient of its summed
+        loss, divided by the number of all records.
 
-        Where the loss or the gradient is not finite, nothing is changed, and the update counts as skipped.
+        If the loss or the gradient is not finite, the weights stay unchanged, and the update counts as
+        skipped.
 
         Returns:
-            Metrics under TRL's names, means over the records (over tokens where tokens are counted).
+            Metrics under TRL's names: means over the records, or over tokens for metrics of tokens.
 
         Raises:
-            NonFiniteError: the third time in a row that loss or gradient is not finite.
+            NonFiniteError: the loss or the gradient is not finite for the third time in a row.
         """
-        assert records, "nothing to learn from; a method skips such a step"
+        assert records, "no records to learn from; a method must skip such a step"
         needs = self._needs(objective)
         meter = _Meter()
         learning_rate = self.optimizer.learning_rate()
-        self.optimizer.drop_gradients()  # of an update that was interrupted
+        self.optimizer.drop_gradients()  # an interrupted update may have left some
         for batch in self.model.batches(records, self.micro_batch_tokens):
             micro = [records[i] for i in batch]
             ref_logps = None if needs.ref is None else needs.ref.logps(micro)
             with self._training():
-                made = self._forward(micro, needs)
-                outputs = replace(made, ref_logps=ref_logps, version=self.version)
+                computed = self._forward(micro, needs)
+                outputs = replace(computed, ref_logps=ref_logps, version=self.version)
                 loss, numbers = objective(outputs, micro)
                 (loss.sum() / len(records)).backward()  # type: ignore[no-untyped-call]
             meter.add({"loss": loss.detach(), **numbers})
@@ -120,9 +121,9 @@ class Learner:
             if meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32:
                 self.optimizer.drop_gradients()
                 raise RunError(
-                    f"sampler and learner differ by {meter.gap_max:.2g} nats on the same tokens of "
-                    f"{self.model.source}, so what would be learnt from is not what was sampled; use "
-                    "--no-fast, and report it"
+                    f"sampler and learner differ by {meter.gap_max:.2g} nats in the log-probability of the "
+                    f"same token of {self.model.source}, so training would use wrong probabilities; use "
+                    "--no-fast and report the problem"
                 )
         self._before_step()
         norm = self.optimizer.step()
@@ -136,23 +137,23 @@ class Learner:
         return {**meter.result(), "grad_norm": norm, "learning_rate": learning_rate, **skipped}
 
     def restore(self, state: Mapping[str, Tensor], *, version: int, updates: int) -> None:
-        """Take on the optimizer's state after some updates; snapshots still held stay what they are."""
+        """Restore the optimizer's state after `updates` updates; existing snapshots do not change."""
         self._before_step()
         self.optimizer.restore(state, updates)
         self.version = version
         self.model.revision += 1
 
-    def _skip(self, records: Sequence[Record], metrics: Metrics, what: str) -> Metrics:
+    def _skip(self, records: Sequence[Record], metrics: Metrics, problem: str) -> Metrics:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_SKIPPED:
-            who = "" if self.name == POLICY else f" of the {self.name}"
+            owner = "" if self.name == POLICY else f" of the {self.name}"
             milder = "" if self.model.dtype == torch.float32 else " or with --dtype float32"
             raise NonFiniteError(
-                f"{what} at update {self.version + 1}{who}, the {self.skipped_in_a_row}rd time in a row; the "
-                "weights are as they were before, and the batch is saved beside the run's checkpoints as "
-                f"nonfinite.jsonl. Begin another run with a lower --lr{milder}, in another --output; with "
-                "--model RUN it begins with this one's weights, which then are its reference",
+                f"{problem} at update {self.version + 1}{owner}, the {self.skipped_in_a_row}rd time in a "
+                "row; the weights are unchanged, and the run's directory has the batch as nonfinite.jsonl. "
+                f"Start a new run with a lower --lr{milder} in another --output; --model RUN "
+                "starts it from this run's weights, which are then also its reference",
                 records,
             )
         self.observe("learn", 0)
@@ -161,7 +162,10 @@ class Learner:
 
     @torch.no_grad()
     def measure(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
-        """The metrics of `update` without learning, for held-out records; the accuracy has an interval."""
+        """Return the metrics of `update` without an update, for held-out records.
+
+        The accuracy comes with its interval.
+        """
         needs = self._needs(objective)
         meter = _Meter()
         outcomes: list[tuple[float, str]] = []
@@ -179,7 +183,7 @@ class Learner:
 
     @torch.no_grad()
     def scores(self, records: Sequence[Record]) -> Tensor:
-        """A scalar head's number for every completion of the records, in order. (N,)"""
+        """Return the scalar head's score of every completion of the records, in order. (N,)"""
         return batched_scores(self.model, records, self.micro_batch_tokens)
 
     def save(self, directory: Path) -> None:
@@ -192,15 +196,17 @@ class Learner:
         return needs
 
     def _forward(self, records: Sequence[Record], needs: Needs) -> Outputs:
-        """The outputs of the model's head, as far as they are needed."""
+        """Return the outputs of the model's head that the objective needs."""
         if needs.head == "scalar":
             return self.model.scores(records)
         return self.model.outputs(records, statistics=True, top_logits=needs.top_logits)
 
     @contextmanager
     def _training(self) -> Iterator[None]:
-        """Transformers recomputes activations only in training mode. No more than the layers that do it are
-        put into it: training has dropout, noise in a router, and other things that a reference has not.
+        """Set layers with gradient checkpointing to training mode, and restore them at the end.
+
+        transformers recomputes activations only in training mode. The other layers stay in evaluation mode:
+        training mode adds dropout, router noise and other effects that the reference does not have.
         """
         recomputing = [m for m in self.model.network.modules() if getattr(m, "gradient_checkpointing", False)]
         try:
@@ -213,11 +219,11 @@ class Learner:
                 module.training = False
 
     def _before_step(self) -> None:
-        """Called when the weights are about to change."""
+        """Prepare for a change of the weights; called before each change."""
 
 
 class Policy(Learner):
-    """A learner of a language model that gives frozen snapshots of itself."""
+    """A learner of a language model that can return frozen snapshots of itself."""
 
     def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int, name: str = POLICY) -> None:
         assert model.head == "lm", "a policy is a language model"
@@ -225,7 +231,7 @@ class Policy(Learner):
         self._held: weakref.WeakSet[Snapshot] = weakref.WeakSet()
 
     def snapshot(self) -> Snapshot:
-        """The policy as it is now; see `Snapshot` for what holding one costs."""
+        """Return the current policy, frozen; see `Snapshot` for the cost of holding one."""
         snapshot = Snapshot(
             self.version,
             lambda: nullcontext(self.model),
@@ -238,11 +244,11 @@ class Policy(Learner):
         return snapshot
 
     def logps(self, records: Sequence[Record]) -> TokenValues:
-        """Log-probability of every token of the records' completions, in order. (N, T), no gradient."""
+        """Return the log-probability of each completion token of the records. (N, T), no gradient."""
         return self.snapshot().logps(records)
 
     def _before_step(self) -> None:
-        """Give the snapshots that someone still holds weights of their own."""
+        """Give each snapshot that is still referenced its own copy of the weights."""
         if self._held:
             frozen = _frozen(self.model, self.version)
             for snapshot in self._held:
@@ -251,9 +257,9 @@ class Policy(Learner):
 
 
 def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextManager[LoadedModel]]:
-    """Return the present weights in the cheapest form that does not change."""
+    """Return the current weights in the cheapest form that does not change with the model."""
     if model.peft is None:
-        # `requires_grad` stays on: torch multiplies by another kernel where it is off, with other last bits.
+        # `requires_grad` stays on: otherwise torch uses another kernel, whose last bits differ.
         kept = replace(model, network=copy.deepcopy(model.network))
         return lambda: nullcontext(kept)
 
@@ -285,7 +291,7 @@ def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextMan
 
 
 class _Meter:
-    """Means over the records and the tokens of an update, gathered over its micro-batches."""
+    """Means over the records and the tokens of an update, accumulated over its micro-batches."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, int]] = {}
@@ -301,7 +307,11 @@ class _Meter:
             self.sums[name] = total + float(applies.sum()), count + len(applies)
 
     def add_tokens(self, outputs: Outputs, records: Sequence[Record], version: int | None) -> int:
-        """Token means, and how far the sampler's log-probabilities are from the learner's; the count back."""
+        """Add token means and the gap between the sampler's and the learner's log-probabilities.
+
+        Returns:
+            The number of tokens.
+        """
         if outputs.logps is None:
             return 0
         tokens = int(outputs.logps.mask.sum())
@@ -309,7 +319,7 @@ class _Meter:
         means = {
             "entropy": outputs.entropy,
             "mean_token_accuracy": outputs.top1,
-            "logps/training": outputs.logps,  # beside `logps/fresh`, it shows the shift between the two
+            "logps/training": outputs.logps,  # the difference to `logps/fresh` shows a distribution shift
         }
         for name, values in means.items():
             if values is not None:

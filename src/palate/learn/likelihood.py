@@ -1,4 +1,4 @@
-"""Objectives that raise the likelihood of completions, alone or beside a loss on pairs."""
+"""Objectives that raise the likelihood of completions, alone or together with a loss on pairs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from palate.types import AnchoredPair, Example, Pair
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Negative log-likelihood of completions: supervised fine-tuning, and learning from selected samples.
+    """Negative log-likelihood of completions, for supervised fine-tuning and for selected samples.
 
     A learner takes the mean over the records of an update. So the loss of an update is
 
-    - with reduce "mean", the mean over completions of their mean over tokens: a short completion counts as
-      much as a long one, each of its tokens more;
-    - with reduce "sum", the mean over completions of -log π(completion), as equations have it;
-    - with `per_token`, the mean over all tokens of the update, as is the custom of fine-tuning.
+    - with reduce "mean", the mean over completions of their mean over tokens: all completions have the same
+      weight, so tokens of short completions have more;
+    - with reduce "sum", the mean over completions of -log π(completion), as papers define it;
+    - with `per_token`, the mean over all tokens of the update, as is usual in fine-tuning.
 
     Attributes:
-        reduce: how a completion's tokens become one number.
-        divisor: what the loss of every record is divided by.
+        reduce: reduction of a completion's tokens to one number.
+        divisor: divisor of the loss of every record.
     """
 
     reduce: Literal["sum", "mean"] = "mean"
@@ -37,16 +37,16 @@ class Likelihood:
 
     @classmethod
     def per_token(cls, examples: Sequence[Example]) -> Likelihood:
-        """The objective of one update on these examples in which all their tokens count alike.
+        """Return the objective of one update on these examples in which all tokens have the same weight.
 
-        Sums are divided by the mean length, which no micro-batch could know; the mean over the examples then
-        is the sum over all tokens divided by their number.
+        It divides sums by the mean length of all examples, which a micro-batch does not know. The mean over
+        the examples then equals the sum over all tokens divided by their number.
         """
-        assert examples, "nothing to learn from"
+        assert examples, "no examples to learn from"
         return cls("sum", sum(len(e.completion.token_ids) for e in examples) / len(examples))
 
     def __call__(self, outputs: Outputs, records: Sequence[Example]) -> tuple[Tensor, Numbers]:
-        """Loss of each example. (R,)"""
+        """Return the loss of each example, and its metrics. (R,)"""
         assert outputs.logps is not None
         logps = outputs.logps.sum()
         loss = nll(logps if self.reduce == "sum" else outputs.logps.mean()) / self.divisor
@@ -54,27 +54,27 @@ class Likelihood:
 
 
 SUMMED = Likelihood("sum")
-"""-log π(completion), as equations beside a ranking loss have it."""
+"""-log π(completion), the likelihood term that papers add to a ranking loss."""
 
 
 @dataclass(frozen=True)
 class Anchored:
-    """A loss on pairs beside the likelihood of an anchor, which keeps the policy where it is fluent.
+    """A loss on pairs plus the likelihood of an anchor, which keeps the policy fluent.
 
     L = pair_weight · L_pair + anchor_weight · L_nll(anchor)
 
-    SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) has L_pair = `slic_rank`, anchor_weight = λ, and as anchor
+    SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) uses L_pair = `slic_rank`, anchor_weight = λ, and as anchor
     the target of supervised fine-tuning or the best-ranked candidate; CLICK (Zheng et al. 2023,
-    arXiv:2306.03350) has L_pair = `click` and pair_weight = α. A plain `Pair` is its own anchor: its chosen
+    arXiv:2306.03350) uses L_pair = `click` and pair_weight = α. The anchor of a plain `Pair` is its chosen
     completion.
 
-    Metrics are those of the pairwise loss, both terms before they are weighed, `rank_loss` and `nll_loss`,
-    and `logps/anchor`.
+    Metrics: those of the pairwise loss; the two terms before weighting, `rank_loss` and `nll_loss`; and
+    `logps/anchor`.
 
     Attributes:
         pairwise: the loss on pairs.
-        likelihood: how the anchor's likelihood counts.
-        pair_weight, anchor_weight: the weights of the two.
+        likelihood: the loss on anchors.
+        pair_weight, anchor_weight: the weights of the two losses.
     """
 
     pairwise: Pairwise
@@ -88,7 +88,7 @@ class Anchored:
         return self.pairwise.needs
 
     def __call__(self, outputs: Outputs, records: Sequence[Pair | AnchoredPair]) -> tuple[Tensor, Numbers]:
-        """Loss of each record. (R,)"""
+        """Return the loss of each record, and its metrics. (R,)"""
         assert outputs.logps is not None
         starts = first_rows(outputs.logps, [len(r.completions) for r in records])
         third = torch.tensor([2 * isinstance(r, AnchoredPair) for r in records], device=starts.device)
@@ -104,11 +104,11 @@ class Anchored:
 
 
 def anchors(records: Sequence[Pair | AnchoredPair]) -> list[Example]:
-    """The completion of each record whose likelihood `Anchored` raises, for `Likelihood.per_token`."""
+    """Return the anchor of each record as an example, for `Likelihood.per_token`."""
     return [Example(r.prompt, r.anchor if isinstance(r, AnchoredPair) else r.chosen) for r in records]
 
 
 def first_rows(values: TokenValues, sizes: Sequence[int]) -> Tensor:
-    """Where each record's completions begin among those of all, from their numbers. int64 (R,)"""
+    """Return the row of each record's first completion, from the numbers of completions. int64 (R,)"""
     counts = torch.tensor(sizes, device=values.mask.device)
     return counts.cumsum(0) - counts

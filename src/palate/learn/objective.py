@@ -1,4 +1,4 @@
-"""Objectives: what a learner computes for its records, and how that becomes a loss per record."""
+"""Objectives: the outputs that a learner computes for its records, and the loss per record from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from palate.types import Completion, Pair, Record
 R_contra = TypeVar("R_contra", bound=Record, contravariant=True)
 
 Numbers = Mapping[str, Tensor]
-"""Metrics by name, one number per record: float32 (R,), NaN where it does not apply. The learner averages."""
+"""Metrics by name, float32 (R,): one number per record, NaN if not applicable. The learner takes the mean."""
 
 
 class Reference(Protocol):
@@ -30,15 +30,15 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """The parts of `Outputs` that an objective reads. The learner computes these and no others.
+    """The parts of `Outputs` that an objective reads. The learner computes only these.
 
     Attributes:
-        head: of the learner's model. `lm` gives log-probabilities of tokens, `scalar` a score of each
+        head: head of the learner's model. `lm` returns log-probabilities of tokens, `scalar` a score of each
             completion.
-        ref: the learner asks it for log-probabilities of the same micro-batch, first and without gradient;
-            None for an objective without a reference.
-        top_logits: number of largest logits in each token's place, beside the token's own logit; 0 for
-            neither.
+        ref: source of the reference's log-probabilities of the same micro-batch, which the learner computes
+            first and without gradient; None for an objective without a reference.
+        top_logits: number of largest logits at each token's position, in addition to the token's own logit; 0
+            for neither.
     """
 
     head: Head = "lm"
@@ -51,25 +51,25 @@ class Objective(Protocol[R_contra]):
 
     @property
     def needs(self) -> Needs:
-        """The parts of `Outputs` that it reads."""
+        """The parts of `Outputs` that the objective reads."""
 
     def __call__(self, outputs: Outputs, records: Sequence[R_contra]) -> tuple[Tensor, Numbers]:
-        """Loss (R,) with gradient, and metrics without."""
+        """Return the loss (R,) with gradient, and metrics without."""
 
 
 @dataclass(frozen=True)
 class Pairwise:
     """A loss on pairs of sequence log-probabilities.
 
-    Metrics carry TRL's names: `rewards/*` are implicit rewards, beta times the log-ratio of policy and
-    reference (for a loss without reference, of the log-probability; without beta where the loss's strength
-    is a margin); the annotator's rewards are elsewhere, under `objective/scores`.
+    Metrics have TRL's names. `rewards/*` are implicit rewards: beta times the log-ratio of policy and
+    reference, or beta times the log-probability for a loss without reference; if the strength of the loss is
+    a margin, they have no factor beta. The annotator's rewards have the name `objective/scores`.
 
     Attributes:
         loss: one of `palate.losses.PAIR_LOSSES`.
-        strength: its beta, tau, gamma or delta.
-        ref: the reference; required if the loss needs one, else only measured against.
-        options: further keywords of the loss.
+        strength: the loss's beta, tau, gamma or delta.
+        ref: the reference; required if the loss needs one, otherwise only used in metrics.
+        options: further keyword arguments of the loss.
     """
 
     loss: PairLoss
@@ -79,11 +79,11 @@ class Pairwise:
 
     @property
     def needs(self) -> Needs:
-        """Log-probabilities, and those of the reference if there is one."""
+        """Log-probabilities, and the reference's log-probabilities if there is a reference."""
         return Needs(ref=self.ref)
 
     def __call__(self, outputs: Outputs, records: Sequence[Pair]) -> tuple[Tensor, Numbers]:
-        """Loss and implicit rewards of each pair. (R,)"""
+        """Return the loss and the implicit rewards of each pair. (R,)"""
         assert outputs.logps is not None
         reduce = TokenValues.sum if self.loss.reduce == "sum" else TokenValues.mean
         chosen, rejected = reduce(outputs.logps).view(-1, 2).unbind(-1)
@@ -97,8 +97,8 @@ class Pairwise:
             now = outputs.version
             own = [now is not None and all(drawn_from(now, c) for c in p.completions) for p in records]
             if outputs.ref_logps is not None and any(own):
-                # The mean log-ratio estimates the KL only on samples of the policy as it is: this version, at
-                # temperature 1, without top-k or top-p.
+                # The mean log-ratio estimates the KL only on samples of the current policy: of this version,
+                # at temperature 1, without top-k or top-p.
                 kl = (outputs.logps.sum() - outputs.ref_logps.sum()).view(-1, 2).mean(-1)
                 others = ~torch.tensor(own, device=kl.device)
                 numbers = {**numbers, "objective/kl": kl.masked_fill(others, torch.nan)}
@@ -108,7 +108,7 @@ class Pairwise:
 def pair_numbers(
     chosen: Tensor, rejected: Tensor, ref_chosen: Tensor | None, ref_rejected: Tensor | None, beta: float
 ) -> Numbers:
-    """Implicit rewards, margins, accuracies and log-probabilities of pairs, under TRL's names. (R,)"""
+    """Return implicit rewards, margins, accuracies and log-probabilities of pairs, under TRL's names. (R,)"""
     reward_chosen = beta * (chosen if ref_chosen is None else chosen - ref_chosen)
     reward_rejected = beta * (rejected if ref_rejected is None else rejected - ref_rejected)
     margin = reward_chosen - reward_rejected
@@ -129,7 +129,7 @@ def drawn_from(version: int, completion: Completion) -> bool:
 
 
 def accuracy(margin: Tensor) -> Tensor:
-    """1 where the margin is above zero; 0.5 at exactly zero, as at the first step: it prefers neither."""
+    """Return 1 for a margin above zero, 0.5 for exactly zero (no preference, as at step 1), else 0."""
     return (margin > 0).float() + 0.5 * (margin == 0).float()
 
 
@@ -147,19 +147,19 @@ def accuracy_interval(outcomes: Sequence[tuple[float, str]]) -> dict[str, float]
 
 
 class CachedReference:
-    """A reference that computes the log-probabilities of a completion once, for data seen several times."""
+    """A reference that computes the log-probabilities of a completion once, for data used several times."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._known: dict[tuple[str, Completion], Tensor] = {}
 
     def logps(self, records: Sequence[Record]) -> TokenValues:
-        """As `Snapshot.logps`."""
+        """Return the same as `Snapshot.logps`."""
         keys = [(r.prompt.id, c) for r in records for c in r.completions]
         if not all(key in self._known for key in keys):
-            # All of the records, not the missing rows alone: the batch is then put together as the
-            # learner's own is, so that policy and reference agree to the last bit before the first step.
-            found = self._snapshot.logps(records, kept=True)
-            for key, row in zip(keys, found.rows(), strict=True):
-                self._known.setdefault(key, row)  # the first stays: so it does in the journal
+            # Compute all records, not only the missing rows: the batch then has the same layout as the
+            # learner's, so policy and reference agree to the last bit before the first step.
+            logps = self._snapshot.logps(records, kept=True)
+            for key, row in zip(keys, logps.rows(), strict=True):
+                self._known.setdefault(key, row)  # the first value stays, as in the journal
         return ragged([self._known[key] for key in keys])

@@ -1,4 +1,4 @@
-"""AdamW on float32 copies of the trained weights, whatever format the live ones have."""
+"""AdamW on float32 copies of the trained weights, for live weights of any format."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from palate.errors import ConfigError
 
 
 class Optimizer:
-    """Adds up gradients in float32 over micro-batches, clips, steps, and writes the live weights.
+    """Accumulates gradients in float32 over micro-batches, clips, steps, and updates the live weights.
 
-    Adding up in bfloat16 would lose what small micro-batches contribute, and a step of lr x update is
-    often below bfloat16's resolution of the weight, so both gradients and weights have float32 copies.
+    Accumulation in bfloat16 would lose the contributions of small micro-batches, and a step of lr x update
+    is often below bfloat16's resolution of the weight. So gradients and weights have float32 copies.
 
     Args:
         parameters: names and live parameters.
-        cfg: learning rate and the rest; `cfg.lr` must be set.
-        total_steps: length of the schedule.
+        cfg: optimisation options; `cfg.lr` must be set.
+        total_steps: length of the schedule in steps.
     """
 
     def __init__(
         self, parameters: Sequence[tuple[str, nn.Parameter]], cfg: OptimConfig, *, total_steps: int
     ) -> None:
-        assert cfg.lr is not None, "the method's default learning rate is filled in before"
+        assert cfg.lr is not None, "lr must be set"
         self.cfg = cfg
         self.lr = cfg.lr
         self.total_steps = total_steps
@@ -47,17 +47,17 @@ class Optimizer:
                 live.register_post_accumulate_grad_hook(_move_gradient_to(master))  # type: ignore[no-untyped-call]
 
     def learning_rate(self) -> float:
-        """Learning rate of the coming step."""
+        """Return the learning rate of the next step."""
         return self.lr * lr_factor(self.steps, self.cfg, self.total_steps)
 
     def step(self) -> float:
-        """Apply the gathered gradients and drop them; where they are not finite, they are only dropped.
+        """Apply the accumulated gradients and clear them; gradients that are not finite are only cleared.
 
         Returns:
-            Norm of the gradient before clipping.
+            The norm of the gradient before clipping.
 
         Raises:
-            ConfigError: at the first step, the warm-up takes all of them.
+            ConfigError: at the first step, if the warm-up takes all steps.
         """
         if self.steps == 0:
             self._check_warmup()
@@ -77,7 +77,7 @@ class Optimizer:
         return norm
 
     def restart(self, *, total_steps: int, lr: float | None = None) -> None:
-        """Begin anew, moments and schedule, from the weights as they are: a round of a method in rounds."""
+        """Reset moments and schedule but keep the weights, as at the start of a round."""
         self.drop_gradients()
         self._adamw.state.clear()
         self.steps = 0
@@ -92,24 +92,24 @@ class Optimizer:
             raise ConfigError(str(error)) from error
 
     def drop_gradients(self) -> None:
-        """Forget what has been gathered."""
+        """Clear the accumulated gradients."""
         self._adamw.zero_grad(set_to_none=True)
 
     def gradients(self) -> list[Tensor | None]:
-        """What has been gathered, one tensor per trained parameter, float32."""
+        """Return the accumulated gradient of each trained parameter, float32; None if there is none."""
         return [master.grad for master in self.master]
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a step changes, by `KIND/PARAMETER`; the weights are the optimizer's own copies."""
-        found = {f"weight/{n}": m.detach() for n, m in zip(self.names, self.master, strict=True)}
+        """Return the tensors that a step changes, by `KIND/PARAMETER`; weights are the optimizer's copies."""
+        tensors = {f"weight/{n}": m.detach() for n, m in zip(self.names, self.master, strict=True)}
         for name, master in zip(self.names, self.master, strict=True):
             for kind, value in self._adamw.state.get(master, {}).items():
-                found[f"{kind}/{name}"] = value.detach()
-        return found
+                tensors[f"{kind}/{name}"] = value.detach()
+        return tensors
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Go on from what `state` gave after so many steps; the live weights follow."""
+        """Restore the tensors that `state` returned after `steps` steps, and update the live weights."""
         kinds = {key.split("/", 1)[0] for key in state} - {"weight"}
         for name, live, master in zip(self.names, self.live, self.master, strict=True):
             master.copy_(state[f"weight/{name}"])
@@ -118,7 +118,7 @@ class Optimizer:
             own = {kind: state[f"{kind}/{name}"] for kind in kinds if f"{kind}/{name}" in state}
             self._adamw.state.pop(master, None)
             if own:
-                # The fused step has its count of steps beside the weights, too.
+                # The fused step keeps its step count on the device of the weights.
                 self._adamw.state[master] = {
                     k: value.to(master.device, copy=True) for k, value in own.items()
                 }
@@ -126,7 +126,7 @@ class Optimizer:
 
 
 def lr_factor(step: int, cfg: OptimConfig, total_steps: int) -> float:
-    """Share of the peak learning rate at a step counted from 0: linear warm-up, then the schedule."""
+    """Return the fraction of the peak learning rate at a step from 0: linear warm-up, then the schedule."""
     if step < cfg.warmup_steps:
         return (step + 1) / cfg.warmup_steps
     if cfg.schedule == "constant":

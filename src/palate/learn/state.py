@@ -1,4 +1,4 @@
-"""A learner's state on disk: what an update changes, as safetensors and a few numbers."""
+"""A learner's state on disk: the tensors that an update changes, as safetensors, and a few numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from palate.errors import RunError
 from palate.learn.learner import Learner
 
 FILE = "state.safetensors"
-"""The optimizer's weights and moments, beside a checkpoint's model."""
+"""The file with the optimizer's weights and moments, in the directory of a checkpoint's model."""
 
 
 def save_state(learner: Learner, directory: Path) -> dict[str, int]:
-    """Write weights and moments in the optimizer's own precision; return the numbers for `restore_state`."""
+    """Write weights and moments in the optimizer's precision; return the numbers for `restore_state`."""
     tensors = {name: tensor.contiguous() for name, tensor in learner.optimizer.state().items()}
     save_file(tensors, directory / FILE)
     return {
@@ -31,14 +31,14 @@ def save_state(learner: Learner, directory: Path) -> dict[str, int]:
 
 
 def require_fit(learner: Learner, directory: Path) -> None:
-    """Raise RunError unless the state that `save_state` wrote there has the shapes of the learner's weights.
+    """Raise RunError unless the state that `save_state` wrote has the shapes of the learner's weights.
 
-    It reads no more than the file's header, so that several learners are all checked before one is restored.
+    It reads only the file's header, so all learners can be checked before the first one is restored.
     """
     with safe_open(directory / FILE, framework="pt") as file:
         saved = {
             name.removeprefix("weight/"): tuple(file.get_slice(name).get_shape())
-            for name in file.keys()  # noqa: SIM118 (no mapping)
+            for name in file.keys()  # noqa: SIM118 (not a mapping)
             if name.startswith("weight/")
         }
     own = {n: tuple(m.shape) for n, m in zip(learner.optimizer.names, learner.optimizer.master, strict=True)}
@@ -51,10 +51,10 @@ def require_fit(learner: Learner, directory: Path) -> None:
 
 
 def restore_state(learner: Learner, directory: Path, numbers: Mapping[str, Any]) -> None:
-    """Put a learner back to where `save_state` was called; snapshots of it stay as they are.
+    """Restore a learner to the state at `save_state`; existing snapshots of it do not change.
 
     Raises:
-        RunError: the state is of another model or adapter.
+        RunError: the state belongs to another model or adapter.
     """
     require_fit(learner, directory)
     tensors = load_file(directory / FILE)
@@ -63,7 +63,7 @@ def restore_state(learner: Learner, directory: Path, numbers: Mapping[str, Any])
 
 
 def state_bytes(learner: Learner) -> int:
-    """About how much a checkpoint of a learner takes on disk."""
+    """Return the approximate size of a learner's checkpoint on disk, in bytes."""
     trained = sum(p.numel() * p.element_size() for p in learner.optimizer.live)
     masters = sum(m.numel() * m.element_size() for m in learner.optimizer.master)
     whole = sum(p.numel() * p.element_size() for p in learner.model.network.parameters())
@@ -71,7 +71,7 @@ def state_bytes(learner: Learner) -> int:
 
 
 def fingerprint(learner: Learner) -> str:
-    """SHA-256 of a learner's weights, names and formats, an adapter's too."""
+    """Return the SHA-256 of a learner's weights, names and formats, including an adapter's."""
     digest = hashlib.sha256()
     for name, parameter in sorted(learner.model.network.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Candidates: completions that a method samples and has annotated before it learns from them."""
+"""Candidates: completions that a method samples and annotates before it learns from them."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from palate.types import Group, Prompt, Record
 
 R = TypeVar("R", bound=Record)
 
-ADVICE = "take a reward that tells candidates apart, a larger --n, or a higher --temperature"
+ADVICE = "use a reward that differs between candidates, a larger --n or a higher --temperature"
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The completions that a policy sampled, and those that are left to learn from.
+    """The completions that a policy sampled, and the selection of them to learn from.
 
     Attributes:
-        sampled: all, as the policy sampled them.
-        asked: without repetitions; with rewards once annotated.
-        groups: the part of `asked` to learn from.
-        dropped: number of completions that were left out, by reason.
+        sampled: all sampled completions.
+        distinct: the completions without repetitions; with rewards after annotation.
+        groups: the part of `distinct` to learn from.
+        dropped: number of dropped completions, by reason.
     """
 
     sampled: Sequence[Group]
-    asked: Sequence[Group]
+    distinct: Sequence[Group]
     groups: Sequence[Group]
     dropped: Mapping[Drop, int]
 
     def annotated(self, annotate: Annotator) -> Candidates:
-        """Return them with rewards."""
+        """Return the candidates with rewards."""
         rewarded = annotate(self.groups)
-        return replace(self, asked=rewarded, groups=rewarded)
+        return replace(self, distinct=rewarded, groups=rewarded)
 
     def thinned(self, rule: Callable[[Group], Group]) -> Candidates:
-        """Return the completions that a rule of `palate.select` keeps in each group, and count the others."""
+        """Return the candidates that a rule of `palate.select` keeps, and count the others as dropped."""
         kept = select_completions(self.groups, rule)
         return replace(self, groups=kept.groups, dropped=Counter(self.dropped) + Counter(kept.dropped))
 
@@ -55,13 +55,13 @@ class Candidates:
         """Return the metrics of samples, candidates and records, which every step logs.
 
         `objective/*` and `completions/*` describe all annotated completions; `candidates/scores` is the mean
-        reward of the kept ones.
+        reward of the kept completions.
 
         Args:
-            dropped: groups that gave no record, counted by reason.
+            dropped: number of groups without a record, by reason.
             kept: number of records.
         """
-        numbers = group_numbers(self.asked, dropped, kept=kept)
+        numbers = group_numbers(self.distinct, dropped, kept=kept)
         rewards = [r for group in self.groups for r in group.rewards or () if r is not None]
         if rewards:
             numbers["candidates/scores"] = sum(rewards) / len(rewards)
@@ -84,16 +84,16 @@ def draw(
     *,
     texts: Sequence[str] = (),
 ) -> Candidates:
-    """Sample n completions of each prompt; the first of several equal ones is a candidate.
+    """Sample n completions of each prompt as candidates, without repetitions.
 
     Args:
-        policy, prompts, n, sampling: as in `Snapshot.sample`; a row that occurs twice counts once.
-        run: gives the seed.
-        round_: number of the draw, for a run with several.
-        texts: columns of the data whose texts join the completions of their prompt.
+        policy, prompts, n, sampling: as in `Snapshot.sample`; repeated rows count once.
+        run: source of the seed.
+        round_: number of the draw, for a run with several draws.
+        texts: columns of the data with further completions of the prompt.
 
     Raises:
-        DataError: a prompt leaves no room for the new tokens, or lacks a text.
+        DataError: a prompt is too long to leave room for new tokens, or lacks a text.
     """
     sampled = policy.snapshot().sample(once(prompts), n, sampling, seed=run.seed("sample", round_))
     joined = [
@@ -115,12 +115,12 @@ def fit_round(
     advice: str = ADVICE,
     round_: int = 0,
 ) -> None:
-    """Fit the records of a round's candidates, with a learning-rate schedule of its own.
+    """Fit the records of a round's candidates, with a separate learning-rate schedule.
 
     Args:
         policy, records, objective, cfg, run: as in `fit`.
         numbers: logged with every step's metrics.
-        advice: the end of the error's sentence: a remedy for a round without records.
+        advice: the remedy for a round without records, as the end of the error message.
         round_: number of the round, from 0.
 
     Raises:
@@ -136,7 +136,7 @@ def fit_round(
         raise RunError(
             f"round {round_ + 1} gave nothing to learn from: {int(numbers['candidates/kept'])} candidates"
             f"{'' if mean is None else f' with a mean reward of {mean:.3g}'} "
-            f"(left out: {', '.join(reasons) or 'none'}); {advice}"
+            f"(dropped: {', '.join(reasons) or 'none'}); {advice}"
         )
     policy.optimizer.restart(total_steps=cfg.total_steps(len(records)))
     logged = {"round": round_ + 1, **numbers}

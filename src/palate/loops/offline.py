@@ -31,14 +31,14 @@ def fit(
 
     Args:
         policy: trained in place.
-        records: to learn from.
-        objective: gives the objective of a batch, from the batch and a seed; most methods use one for all.
-        cfg: batch size and passes; of `PairBatches`, also the steps between measurements.
-        run: the run that this is one stage of.
-        held_out: measured before, after, and every `cfg.eval_every` steps.
+        records: the records to learn from.
+        objective: returns the objective of a batch from the batch and a seed; most methods use a constant.
+        cfg: batch size and passes; `PairBatches` also has the steps between measurements.
+        run: the run; the fit is one of its stages.
+        held_out: measured before training, after training, and every `cfg.eval_every` steps.
         name: name of the stage, which seeds its shuffles.
         numbers: logged with every step's metrics.
-        measure: gives the measurement, instead of the objective's metrics on the held-out records.
+        measure: replaces the measurement of the objective's metrics on the held-out records.
     """
     every = cfg.eval_every if isinstance(cfg, PairBatches) else None
     stream = Stream(records, seed=run.seed(name))
@@ -49,22 +49,22 @@ def fit(
             return measure()
         return policy.measure(held_out, objective(held_out, run.seed(name, "eval")))
 
-    def look() -> None:
+    def evaluate() -> None:
         if held_out or measure is not None:
             run.measure(name, lambda: named(metrics_now()))
 
-    look()
+    evaluate()
     try:
         for step in run.steps(steps, policy):
             batch = stream.batch(step, cfg.batch_size)
             metrics = policy.update(batch, objective(batch, run.seed(name, step)))
             run.log(step, metrics, numbers, {"epoch": (step + 1) * cfg.batch_size / len(records)})
             if step + 1 == steps or (every and (step + 1) % every == 0):
-                look()
+                evaluate()
     except BoundReachedError:
-        look()  # at the weights that training ends with
+        evaluate()  # at the weights that training ends with
         raise
-    look()  # for a run resumed with fewer steps, whose loop is empty; any other has this measurement already
+    evaluate()  # only has an effect if a run is resumed with fewer steps, so that its loop is empty
 
 
 def always(objective: Objective[R]) -> Callable[[Sequence[R], int], Objective[R]]:

@@ -1,4 +1,4 @@
-"""Rounds that learn from pairs: labels of the policy's completions, and the pairs of a round."""
+"""Rounds that learn from pairs: the labels of the policy's completions, and the pairs of a round."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def pairs_of_round(
     """Return the pairs that a round learns from, and the metrics of its samples.
 
     Args:
-        index: of the round, from 0.
-        policy: sampled from.
+        index: index of the round, from 0.
+        policy: the policy to sample from.
         label: annotates the samples.
         prompts: all prompts of the data.
-        human: pairs from data; if there are any, the first round takes them and samples nothing.
-        cfg, run: of the method.
+        human: pairs from data; if there are any, the first round uses them and samples nothing.
+        cfg, run: the method's configuration and run.
 
     Raises:
         RunError: no group gave a pair.
     """
     if index == 0 and human:
         return list(human), {"round": 1}
-    asked = prompts_of_round(prompts, index - bool(human), cfg, run)
-    groups = label(policy.sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", index)))
+    batch = prompts_of_round(prompts, index - bool(human), cfg, run)
+    groups = label(policy.sample(batch, cfg.n, cfg.sampling, seed=run.seed("sample", index)))
     pairs, dropped = select_pairs(groups, partial(best_vs_worst, tie=cfg.tie))
     if not pairs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise RunError(
             f"round {index + 1}: none of {len(groups)} prompts gave a pair to learn from ({reasons}). "
-            "tie: take a finer reward, a larger --n, or a smaller --tie; identical: raise --temperature or "
-            "--max-new-tokens; unusable: see why the reward gives nothing"
+            "tie: use a finer reward, a larger --n or a smaller --tie; identical: raise --temperature or "
+            "--max-new-tokens; unusable: check why the reward returns no number"
         )
     numbers = {"round": index + 1, **group_numbers(groups, dropped)}
     return [*pairs, *human] if cfg.mix_pairs else list(pairs), numbers
@@ -65,13 +65,13 @@ def labeller(
     cfg: PairRounds,
     run: Run,
 ) -> Annotator:
-    """Return the annotator of a round's samples: the given one, or the policy's implicit reward.
+    """Return the annotator of a round's samples: `annotate`, or the policy's implicit reward.
 
-    The run stores implicit rewards like any others.
+    The run stores implicit rewards like all rewards.
     """
     if cfg.label == "annotator":
         return annotate
-    assert ref is not None, "an implicit reward has a reference"
+    assert ref is not None, "an implicit reward needs a reference"
     own = partial(implicit_rewards, policy=policy, ref=ref, beta=beta)
     return run.annotator(own, name=f"implicit reward of round {index}")
 
@@ -79,11 +79,11 @@ def labeller(
 def implicit_rewards(
     groups: Sequence[Group], *, policy: Snapshot, ref: Snapshot, beta: float = 1.0
 ) -> list[Group]:
-    """Annotate by beta log(π(y) / π_ref(y)), the reward under which π is the best policy at a KL cost beta.
+    """Annotate with beta log(π(y) / π_ref(y)): for this reward, π is optimal under a KL penalty beta.
 
-    Rafailov et al. 2023, arXiv:2305.18290, Eq. 5, but for a term of the prompt alone. Log-probabilities are
-    summed over tokens, in nats.
+    Rafailov et al. 2023, arXiv:2305.18290, Eq. 5, without the term that depends only on the prompt.
+    Log-probabilities are summed over tokens, in nats.
     """
     gains = policy.logps(groups).sum() - ref.logps(groups).sum()
-    of_groups = torch.split(beta * gains, [len(group.completions) for group in groups])
-    return [g.annotated(tuple(r.tolist())) for g, r in zip(groups, of_groups, strict=True)]
+    rewards = torch.split(beta * gains, [len(group.completions) for group in groups])
+    return [g.annotated(tuple(r.tolist())) for g, r in zip(groups, rewards, strict=True)]

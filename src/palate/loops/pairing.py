@@ -1,4 +1,4 @@
-"""Pairs of candidates, and the anchors that stay likely beside them."""
+"""Pairs of candidates, and the anchors that stay likely while pairs are learnt."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ def paired(
     """Form pairs of the completions of each group.
 
     Args:
-        groups: with rewards, unless `ask` is "comparisons".
-        annotate: compares the two of each match where `ask` is "comparisons", which needs one of the first
-            two pairings; else the rewards decide.
-        pairing: the rule that sets completions against each other.
+        groups: groups, with rewards unless `ask` is "comparisons".
+        annotate: compares the two completions of each match if `ask` is "comparisons"; otherwise unused.
+        pairing: the rule that forms pairs; "comparisons" needs "tournament" or "first-round".
         ask: "scores" compares the rewards, "comparisons" asks the annotator.
-        tie: largest difference of reward that still counts as a tie.
+        tie: largest reward difference that counts as a tie.
         rng: source of random draws.
     """
     decide: Annotator = list if ask == "scores" else annotate
@@ -51,28 +50,28 @@ def paired(
         return Selected(
             made.pairs, {**made.dropped, Drop.PASSED_OVER: made.dropped[Drop.PASSED_OVER] + alone}
         )
-    assert ask == "scores", "refused by the configuration"
+    assert ask == "scores", "configurations do not allow this pairing with comparisons"
     if pairing == "drawn":
         return select_pairs(groups, lambda group: drawn_pairs(group, tie=tie, rng=rng))
     return select_pairs(groups, lambda group: best_vs_worst(group, tie=tie))
 
 
 def drawn_pairs(group: Group, *, tie: float, rng: Random) -> Selected:
-    """Draw as many of a group's pairs as it has completions; the others count as passed over."""
+    """Draw as many random pairs from a group as it has completions; the other pairs count as passed over."""
     made = all_pairs(group, tie=tie)
-    order = sorted(made.pairs, key=lambda _: rng.random())  # only random() is the same in every Python
+    order = sorted(made.pairs, key=lambda _: rng.random())  # only random() is stable across Pythons
     kept = tuple(order[: len(group.completions)])
     passed_over = made.dropped[Drop.PASSED_OVER] + len(made.pairs) - len(kept)
     return Selected(kept, {**made.dropped, Drop.PASSED_OVER: passed_over})
 
 
 def with_best(pairs: Sequence[Pair], groups: Sequence[Group]) -> list[Pair | AnchoredPair]:
-    """Return the pairs, each anchored at its group's best candidate unless its chosen one is the best.
+    """Return the pairs, each anchored at its group's best candidate unless that is its chosen completion.
 
     Args:
-        pairs: of the groups; the pairs of a tournament in order of play.
-        groups: with rewards, the highest of which marks the best candidate; or without, where the winner of
-            the last match that made a pair is the best, since no candidate has beaten it.
+        pairs: pairs of the groups; the pairs of a tournament in order of play.
+        groups: with rewards, the candidate with the highest reward is the best; without rewards, the winner
+            of the last match that formed a pair is the best, since no candidate has beaten it.
     """
     best = {id(pair.prompt): pair.chosen for pair in pairs}
     highest = [top_k(group, 1) for group in groups if group.rewards is not None]

@@ -1,4 +1,4 @@
-"""Records from data, in a learner's tokens, and keys of their content."""
+"""Records from data as tokens of a learner, and keys of their content."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ R = TypeVar("R")
 
 
 def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple[list[Pair], int]:
-    """Read preference pairs of a file or data set, by the configuration's `split`, `map` and `limit`.
+    """Read preference pairs of a file or data set, with the configuration's `split`, `map` and `limit`.
 
     Returns:
-        The pairs in the policy's tokens, and the number of pairs that were left out because chosen and
-        rejected are the same, or become the same when cut to the context. The display shows that number.
+        The pairs as tokens of the policy, and the number of dropped pairs, whose completions are the same or
+        become the same after truncation to the context. The display shows that number.
 
     Raises:
-        DataError: none is left, or the data cannot be used.
-        RunError: the run began with other pairs.
+        DataError: no pair is left, or the data cannot be used.
+        RunError: the run started with other pairs.
     """
     account = account_of(cfg)
     rows, _ = read_comparisons(source, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account)
@@ -54,7 +54,8 @@ def pairs_of(policy: Learner, rows: Sequence[Comparison], source: str, account: 
         account.drop("chosen and rejected are the same, cut to the model's context")
     if not kept:
         raise DataError(
-            f"{source}: cut to the model's context, chosen and rejected are the same in every pair"
+            f"{source}: after truncation to the model's context, chosen and rejected are the same in every "
+            "pair; use shorter texts or a larger --max-length"
         )
     return kept
 
@@ -79,12 +80,12 @@ def records_of(
 
 
 def content_key(items: Sequence[Prompt | Record]) -> str:
-    """Return a key of a set of data: of its contents, and of the columns that a reward may read."""
+    """Return a key of a data set's contents, including the columns that a reward may read."""
     return key_of([_facts(item) for item in items])
 
 
 def once(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return each prompt once; two rows with the same prompt that differ in another column are two."""
+    """Return each prompt once; rows with the same prompt but different other columns are kept."""
     return list({content_key([prompt]): prompt for prompt in prompts}.values())
 
 

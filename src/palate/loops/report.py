@@ -1,4 +1,4 @@
-"""Numbers that methods with annotated samples log alike."""
+"""Metrics that all methods with annotated samples log."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def group_numbers(
     """Return the metrics of fresh samples (`sample_numbers`) and the counts of kept and dropped pairs.
 
     Args:
-        groups: annotated.
-        dropped: number of groups or pairs that a rule left out, by reason.
-        kept: number of pairs; if not given, that of the groups that were not dropped.
+        groups: annotated groups.
+        dropped: number of groups or pairs that a rule dropped, by reason.
+        kept: number of pairs; default: the number of groups that were not dropped.
     """
     return {
         **sample_numbers(groups),
@@ -32,8 +32,8 @@ def sample_numbers(groups: Sequence[Group]) -> dict[str, float]:
     """Return rewards, lengths and log-probabilities of fresh samples.
 
     Names are TRL's: `objective/scores` is the annotator's reward (`rewards/*` are implicit rewards),
-    `objective/scores_margin` the gap of best and worst in a group; lengths are in tokens. `logps/fresh` is
-    ours, see `fresh_logps`.
+    `objective/scores_margin` the difference of best and worst in a group; lengths are in tokens.
+    `logps/fresh` is ours, see `fresh_logps`.
     """
     rewards = [r for group in groups for r in group.rewards or () if r is not None]
     gaps = [max(usable) - min(usable) for group in groups if len(usable := _usable(group)) > 1]
@@ -63,8 +63,8 @@ def sample_numbers(groups: Sequence[Group]) -> dict[str, float]:
 def fresh_logps(groups: Sequence[Group]) -> dict[str, float]:
     """Return the mean log-probability per token, in nats, of sampled completions under their own policy.
 
-    `logps/training` is the same mean of the training tokens under the policy that learns; the difference
-    shows the shift between the two distributions. Completions from data are left out.
+    `logps/training` is the same mean over the training tokens under the trained policy; the difference shows
+    the shift between the two distributions. Completions from data are ignored.
     """
     logps = [logp for group in groups for c in group.completions for logp in c.logps or ()]
     return {"logps/fresh": sum(logps) / len(logps)} if logps else {}
@@ -75,7 +75,7 @@ def _usable(group: Group) -> list[float]:
 
 
 def _parts(groups: Sequence[Group]) -> dict[str, float]:
-    """Return the mean of each reward, where several are added up."""
+    """Return the mean of each reward, if several are added."""
     usable: defaultdict[str, list[float]] = defaultdict(list)
     for group in groups:
         for name, values in group.parts.items():

@@ -18,7 +18,7 @@ from palate.types import Group, Prompt
 
 
 def prompts_of_round(prompts: Sequence[Prompt], index: int, cfg: RoundsConfig, run: Run) -> list[Prompt]:
-    """Return the prompts that a round, counted from 0, samples from; no row twice."""
+    """Return the prompts of a round (from 0), without repeated rows."""
     drawn = prompts
     if cfg.prompts_per_round is not None:
         drawn = Stream(prompts, seed=run.seed("prompts")).batch(index, cfg.prompts_per_round)
@@ -76,35 +76,35 @@ def tell_low_threshold(groups: Sequence[Group], tau: float, where: str, run: Run
 
 
 def threshold(groups: Sequence[Group], given: float, by: Literal["reward", "quantile"], where: str) -> float:
-    """Return the reward above which completions are learnt from.
+    """Return the reward above which completions are trained on.
 
-    A quantile q keeps at most the share 1 - q of all completions, but always all that have the highest
+    A quantile q keeps at most the fraction 1 - q of all completions, but always all that have the highest
     reward.
 
     Args:
-        groups: with rewards.
+        groups: groups with rewards.
         given: the reward, or q.
         by: "reward" or "quantile", the meaning of `given`.
-        where: the start of an error's sentence.
+        where: the start of an error message.
 
     Raises:
-        RunError: no completion is above it.
+        RunError: no completion is above the threshold.
     """
     rewards = sorted(r for group in groups for r in group.rewards or () if r is not None)
     if not rewards:
-        raise RunError(f"{where}: no completion has a usable reward; see why the reward gives nothing")
+        raise RunError(f"{where}: no completion has a usable reward; check why the reward returns no number")
     if by == "reward":
         if rewards[-1] <= given:
             raise RunError(
                 f"{where}: none of {len(rewards)} completions has a reward above the threshold {given:g}, "
-                f"the highest is {rewards[-1]:g}; lower --thresholds, or take --threshold-by quantile"
+                f"the highest is {rewards[-1]:g}; lower --thresholds, or use --threshold-by quantile"
             )
         return given
     below = [r for r in rewards if r < rewards[-1]]
     if not below:
         raise RunError(
             f"{where}: all {len(rewards)} rewards are {rewards[-1]:g}, so none is above any quantile of "
-            "them; take a finer reward, or raise --temperature"
+            "them; use a finer reward or raise --temperature"
         )
     # The decimal as it was written: 0.55 of 100 are 55, but the float nearest to 0.55 lies above it.
     return min(rewards[max(0, math.ceil(Fraction(repr(given)) * len(rewards)) - 1)], below[-1])

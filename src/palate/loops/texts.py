@@ -21,18 +21,18 @@ def from_column(policy: Policy, prompt: Prompt, column: str) -> Completion:
     """
     value = prompt.columns.get(column)
     if isinstance(value, Sequence) and len(value) == 1 and isinstance(value[0], Mapping):
-        value = value[0].get("content")  # one turn of an assistant
+        value = value[0].get("content")  # a single assistant turn
     if not isinstance(value, str) or not value.strip():
-        found = "missing" if column not in prompt.columns else repr(prompt.columns[column])[:60]
+        content = "missing" if column not in prompt.columns else repr(prompt.columns[column])[:60]
         raise DataError(
-            f"{prompt.where or 'a prompt'}: column {column!r} is {found}; expected a text that answers the "
-            f"prompt (it begins {prompt.text[:40]!r}); name another column or fill it"
+            f"{prompt.where or 'a prompt'}: column {column!r} is {content}; expected a text that answers the "
+            f"prompt, which starts with {prompt.text[:40]!r}; use another column or fill it"
         )
     return policy.model.codec.completion(prompt, value)
 
 
 def check_columns(policy: Policy, prompts: Iterable[Prompt], columns: Sequence[str]) -> None:
-    """Raise the errors of `from_column` before anything is sampled."""
+    """Raise the errors of `from_column` before sampling starts."""
     for prompt in prompts:
         for column in columns:
             from_column(policy, prompt, column)

@@ -1,4 +1,4 @@
-"""Losses: pure functions of tensors and floats, one number per example, unreduced."""
+"""Losses: pure functions of tensors and floats that return one number per example, unreduced."""
 
 import lazy_loader
 

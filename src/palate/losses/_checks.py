@@ -1,4 +1,4 @@
-"""What every loss checks of its arguments, a line each."""
+"""Checks of the arguments of losses; each raises ValueError."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def check_shapes(axes: str, /, **tensors: Tensor) -> None:
-    """All tensors have one shape, with an axis per letter: B rows, G completions, T tokens, V vocabulary."""
+    """Check that all tensors have one shape, with an axis per letter of `axes`.
+
+    Letters: B rows, G completions, T tokens, V vocabulary.
+    """
     expected = f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
     first, like = next(iter(tensors.items()))
     if like.dim() != len(axes):
@@ -18,7 +21,7 @@ def check_shapes(axes: str, /, **tensors: Tensor) -> None:
 
 
 def check_same_shape(expected: str = "of any axes", /, **tensors: Tensor) -> None:
-    """All tensors have one shape, whatever it is; `expected` says in the message which ones are taken."""
+    """Check that all tensors have one shape; `expected` describes allowed shapes in the message."""
     first, like = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if tensor.shape != like.shape:
@@ -27,21 +30,21 @@ def check_same_shape(expected: str = "of any axes", /, **tensors: Tensor) -> Non
 
 
 def check_positive(**values: float) -> None:
-    """Strengths and margins by which a loss divides or multiplies: 0 < value < infinity."""
+    """Check that strengths and margins are positive: 0 < value < infinity."""
     for name, value in values.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value}, expected a finite number above 0")
 
 
 def check_not_negative(**values: float) -> None:
-    """Margins and weights that may be nothing: 0 <= value < infinity."""
+    """Check that margins and weights are not negative: 0 <= value < infinity."""
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}, expected a finite number, 0 or above")
 
 
 def check_probabilities(**values: Tensor) -> None:
-    """Soft labels lie in [0, 1]. One that is not a number is a verdict that should have been dropped."""
+    """Check that soft labels are in [0, 1]; a NaN is an unusable verdict that should have been dropped."""
     for name, tensor in values.items():
         wrong = tensor[~((tensor >= 0) & (tensor <= 1))]
         if wrong.numel():
@@ -49,13 +52,13 @@ def check_probabilities(**values: Tensor) -> None:
 
 
 def check_mask(**masks: Tensor) -> None:
-    """Masks are bool: numbers would be taken for weights."""
+    """Check that masks are bool, since numbers would act as weights."""
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
-            raise ValueError(f"{name} is of type {mask.dtype}, expected torch.bool, True for what counts")
+            raise ValueError(f"{name} is of type {mask.dtype}, expected torch.bool, True for used entries")
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
-    """A share of flipped labels, 0 <= label_smoothing < 0.5: at a half, labels would say nothing."""
+    """Check 0 <= label_smoothing < 0.5; with half of the labels flipped, they carry no information."""
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing is {label_smoothing}, expected at least 0 and below 0.5")

@@ -1,4 +1,4 @@
-"""Cringe losses: imitate the chosen completion, and at each token of the rejected one prefer another."""
+"""Cringe losses: imitate the chosen completion, and prefer other tokens to those of the rejected one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from palate.losses._checks import check_not_negative, check_positive, check_same
 
 
 def cringe(negative_logits: Tensor, contrast_logits: Tensor) -> Tensor:
-    """Contrast of a token that is not to be said with one that the model might have said instead.
+    """Return the loss that contrasts unwanted tokens with other tokens that the model finds likely.
 
     L = -log(e^s* / (e^s* + e^s)) = log(1 + e^(s - s*))
 
     The token loss of Cringe, Adolphs et al. 2022, arXiv:2211.05826: s is the logit of the negative token,
-    s* that of a token drawn from the other k likeliest ones. Gradient flows into both logits; whoever
-    wants the negative one pushed down alone detaches the other.
+    s* is the logit of a token drawn from the other k likeliest tokens. The gradient flows into both logits;
+    detach `contrast_logits` to push down only the negative token.
 
     Args:
-        negative_logits: s, before the softmax, of the tokens of a negative completion. (any shape)
-        contrast_logits: s*, of a contrast token at the same positions. (the same shape)
+        negative_logits: s, the logits of the tokens of a negative completion. (any shape)
+        contrast_logits: s*, the logit of a contrast token at each position. (the same shape)
 
     Returns:
-        Loss per token, log 2 where both logits are equal; how tokens are averaged, and that padding does
-        not count, is the caller's concern. (the same shape)
+        Loss per token, log 2 if both logits are equal. The caller averages tokens and masks padding. (the
+        same shape)
     """
     check_same_shape(negative_logits=negative_logits, contrast_logits=contrast_logits)
     return -F.logsigmoid(contrast_logits - negative_logits)
@@ -43,26 +43,27 @@ def pairwise_cringe(
     alpha: float,
     detach_gate: bool = False,
 ) -> Tensor:
-    """Cringe on a pair, faded out where the chosen completion is likelier by far already.
+    """Return the Cringe loss of pairs, gated down for pairs whose chosen completion is already much likelier.
 
     L = g (L_CE(chosen) + α L_Cr(rejected)),   g = σ((b - M)/τ),   M = log π(chosen) - log π(rejected)
 
-    Pairwise Cringe, Xu et al. 2023, arXiv:2312.16682. Whether the paper lets gradient through the gate g
-    is not known to us. By default it flows, so that what is minimised is the loss as written: it adds
-    g (1 - g)/τ times the bracket as a push on M, which raises the chosen completion against the rejected
-    one as the bracket itself does. Without it the gate is but a weight of the pair.
+    Pairwise Cringe, Xu et al. 2023, arXiv:2312.16682. We do not know whether the paper lets the gradient
+    flow through the gate g. By default it flows, so that training minimises the loss as written: the gate
+    adds g (1 - g)/τ times the bracket as a push on M, in the same direction as the bracket. With detach_gate
+    the gate is only a weight of the pair.
 
     Args:
-        positive_nll: L_CE, negative log-likelihood of the chosen completion. (B,)
-        negative_cringe: L_Cr, `cringe` over the tokens of the rejected one, reduced as positive_nll is.
-            (B,)
-        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
-        rejected_logps: The same of the rejected completion. (B,)
-        b: The M in nats at which the gate is half open.
-        tau: Softness of the gate in nats, > 0. Towards 0 pairs count in full below b and not at all
-            above, for large tau the gate is half open for all.
+        positive_nll: L_CE, the negative log-likelihood of the chosen completion. (B,)
+        negative_cringe: L_Cr, `cringe` over the tokens of the rejected completion, reduced like
+            positive_nll. (B,)
+        chosen_logps: Log-probability of the chosen completion under the policy, summed over tokens, in
+            nats. (B,)
+        rejected_logps: The same for the rejected completion. (B,)
+        b: Margin M at which the gate is half open, in nats.
+        tau: Width of the gate in nats, > 0. Near 0, pairs have full weight below b and none above; for
+            large tau all pairs have half their weight.
         alpha: Weight of the Cringe term, >= 0.
-        detach_gate: Whether the gate is a weight without gradient.
+        detach_gate: Stop the gradient through the gate.
 
     Returns:
         Loss per pair, in the units of positive_nll. (B,)

@@ -1,15 +1,15 @@
 """Losses on a pair of completions of one prompt, the chosen and the rejected.
 
-Each takes log-probabilities summed over a completion's tokens and gives a loss per pair, unreduced.
-Losses with a reference see the pair only through the margin in nats
+Each takes log-probabilities summed over a completion's tokens and returns a loss per pair, unreduced.
+Losses with a reference depend on the pair only through the margin in nats
 
     h = log π(chosen)/ref(chosen) - log π(rejected)/ref(rejected)
 
 Hinges are easily confused: `hinge_norm` has a reference, the others have none; `rso_hinge` and
-`slic_rank` differ only in scale, and `click` is the latter under its paper's names. Beyond its margin a
-hinge has no gradient, nor has it at the kink.
+`slic_rank` differ only in scale, and `click` is `slic_rank` with the names of its paper. The gradient of a
+hinge is 0 beyond its margin and at the kink.
 
-`PAIR_LOSSES` holds them by name, each with what a training objective must know to call it.
+`PAIR_LOSSES` lists the losses by name, each with the facts that an objective needs to call it.
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ def dpo(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Logistic loss on the margin over the reference: the negative log-likelihood of the preference.
+    """Return the logistic loss on the margin over the reference: the preference's negative log-likelihood.
 
     L = -(1 - ε) log σ(β h) - ε log σ(-β h)
 
-    Rafailov et al. 2023, arXiv:2305.18290, Eq. 7, where ε = 0. RSO's sigmoid-norm (arXiv:2309.06657) is
+    Rafailov et al. 2023, arXiv:2305.18290, Eq. 7, with ε = 0. RSO's sigmoid-norm (arXiv:2309.06657) is
     the same with γ for β. ε > 0 is cDPO (Mitchell 2023, https://ericmitchell.ai/cdpo.pdf, Eq. 3).
 
     Args:
-        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
-        rejected_logps: The same of the rejected completion. (B,)
-        ref_chosen_logps: Of the chosen completion under the frozen reference. (B,)
-        ref_rejected_logps: Of the rejected completion under the frozen reference. (B,)
-        beta: Pull to the reference, > 0, typically 0.1 to 0.5. Towards 0 the reference ceases to count.
-        label_smoothing: ε, the probability that a label is flipped, 0 <= ε < 0.5. With ε > 0 the loss is
-            least at the finite margin h = log((1 - ε)/ε) / β; with ε = 0 it falls for ever.
+        chosen_logps: Log-probability of the chosen completion under the policy, summed over tokens, in
+            nats. (B,)
+        rejected_logps: The same for the rejected completion. (B,)
+        ref_chosen_logps: The same for the chosen completion under the frozen reference. (B,)
+        ref_rejected_logps: The same for the rejected completion under the frozen reference. (B,)
+        beta: Strength of the KL constraint to the reference, > 0, typically 0.1 to 0.5. Near 0 the reference
+            has no influence.
+        label_smoothing: ε, the probability of a flipped label, 0 <= ε < 0.5. With ε > 0 the loss has its
+            minimum at the finite margin h = log((1 - ε)/ε) / β; with ε = 0 it has no minimum.
 
     Returns:
-        Loss per pair, log 2 at policy = reference whatever beta is. (B,)
+        Loss per pair, log 2 at policy = reference for any beta. (B,)
     """
     check_shapes(
         "B",
@@ -75,22 +77,23 @@ def ipo(
     *,
     tau: float,
 ) -> Tensor:
-    """Squared distance of the margin from a fixed target: identity preference optimisation.
+    """Return the squared distance of the margin from a fixed target: identity preference optimisation.
 
     L = (h - 1/(2τ))²
 
-    Azar et al. 2023, arXiv:2310.12036, Eq. 17. Unlike DPO it has a minimum even when every label agrees:
-    a margin beyond the target is pushed back. The loss grows as the target squared, so another τ asks
-    for another learning rate. Log-probabilities are sums, as in the paper, so that long completions
-    reach the target sooner; some trainers divide by the length.
+    Azar et al. 2023, arXiv:2310.12036, Eq. 17. Unlike DPO, the loss has a minimum even if all labels agree:
+    it pushes back a margin beyond the target. The loss grows with the square of the target, so another τ
+    needs another learning rate. Log-probabilities are sums, as in the paper, so long completions reach the
+    target sooner; some trainers divide by the length.
 
     Args:
-        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
-        rejected_logps: The same of the rejected completion. (B,)
-        ref_chosen_logps: Of the chosen completion under the frozen reference. (B,)
-        ref_rejected_logps: Of the rejected completion under the frozen reference. (B,)
-        tau: Pull to the reference, > 0, typically 0.1 to 1. Towards 0 the target goes to infinity,
-            for large tau it goes to 0, where the policy stays at the reference.
+        chosen_logps: Log-probability of the chosen completion under the policy, summed over tokens, in
+            nats. (B,)
+        rejected_logps: The same for the rejected completion. (B,)
+        ref_chosen_logps: The same for the chosen completion under the frozen reference. (B,)
+        ref_rejected_logps: The same for the rejected completion under the frozen reference. (B,)
+        tau: Strength of the regularisation to the reference, > 0, typically 0.1 to 1. Near 0 the target is
+            unbounded; for large tau it approaches 0, which keeps the policy at the reference.
 
     Returns:
         Loss per pair, in squared nats. (B,)
@@ -115,7 +118,7 @@ def hinge_norm(
     *,
     gamma: float,
 ) -> Tensor:
-    """Hinge loss on the margin over the reference.
+    """Return the hinge loss on the margin over the reference.
 
     L = max(0, 1 - γ h)
 
@@ -123,15 +126,16 @@ def hinge_norm(
     under the name SLiC, and DPO toolkits as "hinge"; SLiC-HF's own loss is `slic_rank`.
 
     Args:
-        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
-        rejected_logps: The same of the rejected completion. (B,)
-        ref_chosen_logps: Of the chosen completion under the frozen reference. (B,)
-        ref_rejected_logps: Of the rejected completion under the frozen reference. (B,)
-        gamma: Inverse of the margin in nats at which a pair counts as learnt, > 0: 0.05 in RSO, 0.002
-            in OAIF. Towards 0 no pair is ever learnt, for large gamma any h > 0 is enough.
+        chosen_logps: Log-probability of the chosen completion under the policy, summed over tokens, in
+            nats. (B,)
+        rejected_logps: The same for the rejected completion. (B,)
+        ref_chosen_logps: The same for the chosen completion under the frozen reference. (B,)
+        ref_rejected_logps: The same for the rejected completion under the frozen reference. (B,)
+        gamma: Inverse of the margin in nats at which the loss of a pair becomes 0, > 0: 0.05 in RSO, 0.002
+            in OAIF. Near 0 the loss never becomes 0; for large gamma any h > 0 is enough.
 
     Returns:
-        Loss per pair, 1 at policy = reference, 0 from h = 1/γ on. (B,)
+        Loss per pair, 1 at policy = reference, 0 for h >= 1/γ. (B,)
     """
     check_shapes(
         "B",
@@ -145,20 +149,21 @@ def hinge_norm(
 
 
 def rso_hinge(chosen_logps: Tensor, rejected_logps: Tensor, *, gamma: float) -> Tensor:
-    """Hinge loss on the difference of log-probabilities, without a reference.
+    """Return the hinge loss on the difference of log-probabilities, without a reference.
 
     L = max(0, 1 - γ (log π(chosen) - log π(rejected)))
 
     RSO's hinge, Liu et al. 2023, arXiv:2309.06657: `slic_rank` with δ = 1/γ, times γ.
 
     Args:
-        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
-        rejected_logps: The same of the rejected completion. (B,)
-        gamma: Inverse of the margin in nats at which a pair counts as learnt, > 0: 0.05 in RSO.
-            Towards 0 no pair is ever learnt, for large gamma the order alone is enough.
+        chosen_logps: Log-probability of the chosen completion under the policy, summed over tokens, in
+            nats. (B,)
+        rejected_logps: The same for the rejected completion. (B,)
+        gamma: Inverse of the margin in nats at which the loss of a pair becomes 0, > 0: 0.05 in RSO.
+            Near 0 the loss never becomes 0; for large gamma the right order is enough.
 
     Returns:
-        Loss per pair, 1 where both are equally likely. (B,)
+        Loss per pair, 1 if both are equally likely. (B,)
     """
     check_shapes("B", chosen_logps=chosen_logps, rejected_logps=rejected_logps)
     check_positive(gamma=gamma)
@@ -166,21 +171,22 @@ def rso_hinge(chosen_logps: Tensor, rejected_logps: Tensor, *, gamma: float) -> 
 
 
 def slic_rank(chosen_logps: Tensor, rejected_logps: Tensor, *, delta: float) -> Tensor:
-    """Rank calibration: the chosen completion is to be δ nats likelier than the rejected one.
+    """Return the rank calibration loss: the chosen completion should be δ nats likelier than the rejected.
 
     L = max(0, δ - log π(chosen) + log π(rejected))
 
-    The first term of SLiC-HF, Zhao et al. 2023, arXiv:2305.10425. The second, the negative
-    log-likelihood of a target that keeps the policy in place of a reference, is `nll`.
+    The first term of SLiC-HF, Zhao et al. 2023, arXiv:2305.10425. The second term is `nll` of a target text,
+    which replaces a reference.
 
     Args:
-        chosen_logps: Of the chosen completion under the policy, summed over its tokens, in nats. (B,)
-        rejected_logps: The same of the rejected completion. (B,)
-        delta: Margin in nats, > 0, typically 1. Towards 0 the order alone is enough, for large delta
-            the loss is never satisfied.
+        chosen_logps: Log-probability of the chosen completion under the policy, summed over tokens, in
+            nats. (B,)
+        rejected_logps: The same for the rejected completion. (B,)
+        delta: Margin in nats, > 0, typically 1. Near 0 the right order is enough; for large delta the loss
+            never becomes 0.
 
     Returns:
-        Loss per pair, in nats, δ where both are equally likely. (B,)
+        Loss per pair, in nats, δ if both are equally likely. (B,)
     """
     check_shapes("B", chosen_logps=chosen_logps, rejected_logps=rejected_logps)
     check_positive(delta=delta)
@@ -188,22 +194,23 @@ def slic_rank(chosen_logps: Tensor, rejected_logps: Tensor, *, delta: float) -> 
 
 
 def click(pos_logps: Tensor, neg_logps: Tensor, *, margin: float) -> Tensor:
-    """Contrast of a generation that has a wanted attribute with one that lacks it.
+    """Return the contrastive loss of a generation with a wanted attribute and a generation without it.
 
     L = max(0, margin + log π(neg) - log π(pos))
 
-    The contrastive term of CLICK, Zheng et al. 2023, arXiv:2306.03350, to be added to the language
-    modelling loss (`nll`) with a weight that is the method's. The equation is that of `slic_rank`; the
-    margin, in nats of a whole sequence, is much wider.
+    The contrastive term of CLICK, Zheng et al. 2023, arXiv:2306.03350, which adds it to the language
+    modelling loss (`nll`) with a weight. The equation is the same as in `slic_rank`, but the margin, in nats
+    of a whole sequence, is much wider.
 
     Args:
-        pos_logps: Of the positive completion under the policy, summed over its tokens, in nats. (B,)
-        neg_logps: The same of the negative completion. (B,)
-        margin: In nats, > 0: 15 or 20 for completions of some 30 to 160 tokens. Towards 0 the order
-            alone is enough, for a large margin the loss is never satisfied.
+        pos_logps: Log-probability of the positive completion under the policy, summed over tokens, in
+            nats. (B,)
+        neg_logps: The same for the negative completion. (B,)
+        margin: Margin in nats, > 0: 15 or 20 for completions of about 30 to 160 tokens. Near 0 the right
+            order is enough; for a large margin the loss never becomes 0.
 
     Returns:
-        Loss per pair, in nats, the margin where both are equally likely. (B,)
+        Loss per pair, in nats, equal to the margin if both are equally likely. (B,)
     """
     check_shapes("B", pos_logps=pos_logps, neg_logps=neg_logps)
     check_positive(margin=margin)
@@ -212,17 +219,17 @@ def click(pos_logps: Tensor, neg_logps: Tensor, *, margin: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PairLoss:
-    """A pairwise loss and what an objective must know of it."""
+    """A pairwise loss, and the facts that an objective needs to call it."""
 
     fn: Callable[..., Tensor]
     strength: str
-    """The loss's own keyword, as in its paper, for what configuration calls beta."""
+    """The loss's keyword, as in its paper, for the option that configurations call beta."""
     needs_ref: bool
-    """Whether it takes the reference's log-probabilities."""
+    """True if the loss takes the reference's log-probabilities."""
     reduce: Literal["sum", "mean"]
-    """How a completion's token log-probabilities become the one number that it takes."""
+    """Reduction of a completion's token log-probabilities to the number that the loss takes."""
     scales: bool = True
-    """Whether its strength multiplies log-probabilities; if not, it is a margin between them, in nats."""
+    """True if the strength multiplies log-probabilities; False if it is a margin between them, in nats."""
 
     def __call__(
         self,
@@ -233,7 +240,7 @@ class PairLoss:
         strength: float,
         **options: float,
     ) -> Tensor:
-        """Loss per pair, with a reference only if the loss needs one. All tensors and the result are (B,)."""
+        """Return the loss per pair; the reference is used only if the loss needs it. All tensors are (B,)."""
         keywords = {self.strength: strength}
         if not self.needs_ref:
             return self.fn(chosen, rejected, **keywords, **options)
@@ -259,5 +266,5 @@ PAIR_LOSSES: Mapping[str, PairLoss] = MappingProxyType(
 
 
 def _margin(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
-    """The margin h. Near the reference, differences within a completion lose no digits; those across do."""
+    """Return the margin h. Subtracting within each completion first keeps precision near the reference."""
     return (chosen - ref_chosen) - (rejected - ref_rejected)

@@ -1,4 +1,4 @@
-"""Losses that follow from the probabilities of a completion's own tokens."""
+"""Losses that depend only on the probabilities of a completion's own tokens."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from palate.losses._checks import check_shapes
 
 
 def nll(logps: Tensor) -> Tensor:
-    """Negative log-likelihood of a completion: imitate it.
+    """Return the negative log-likelihood of completions, to imitate them.
 
     L = -log π(completion) = -Σ_t log π(token t | prompt, tokens before t)
 
-    Maximum likelihood, the loss of supervised fine-tuning and of training on selected samples. It weighs
-    all tokens alike, hence long completions more; who wants all completions alike passes means.
+    Maximum likelihood, the loss of supervised fine-tuning and of training on selected samples. All tokens
+    have the same weight, so long completions have more; pass means to weight completions equally.
 
     Args:
-        logps: Under the policy, summed over completion tokens, end token included, in nats. (B,)
+        logps: Log-probability of each completion under the policy, summed over its tokens including the end
+            token, in nats. (B,)
 
     Returns:
-        Loss per completion, in nats, 0 where it is certain. (B,)
+        Loss per completion, in nats, 0 for a completion with probability 1. (B,)
     """
     check_shapes("B", logps=logps)
     return -logps

@@ -1,7 +1,7 @@
 """The methods, one file each: adding a file adds a method.
 
-`METHODS` finds the files and imports a method when it is asked for, so that the command line imports the one
-method that it runs.
+`METHODS` lists the files and imports a method on first access, so the command line imports only the method
+that it runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,6 @@ from palate.declared import Declared
 from palate.method import Method
 
 METHODS: Mapping[str, Method] = Declared(__name__, __path__, "METHOD")
-"""Every method by its name on the command line, which is its file's name with dashes."""
+"""All methods by their names on the command line, which are their files' names with dashes."""
 
 __all__ = ["METHODS", "Method"]

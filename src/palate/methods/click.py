@@ -1,14 +1,14 @@
-"""Contrastive learning on generations of one's own (CLICK; Zheng et al. 2023, arXiv:2306.03350).
+"""Contrastive learning on the policy's own generations (CLICK; Zheng et al. 2023, arXiv:2306.03350).
 
-Candidates of each prompt are drawn from the policy and labelled: those above a threshold of reward are
-positive, the others negative. Pairs are formed by likelihood: a positive is set against a negative that
-the policy finds likelier, so that what is put right is what is wrong. Then a positive is to be likelier
-than its negative by a wide margin, while the policy stays a language model by the likelihood of a text.
-No reference. In further rounds candidates are drawn anew. Variant direct learns from the data's pairs.
+The policy samples candidates for each prompt. Candidates with a reward above a threshold are positive, the
+others negative. Pairs are formed by likelihood: a positive is paired with a negative that the policy finds
+likelier, so training corrects rankings that are wrong. The loss makes the positive likelier than its
+negative by a wide margin, and a likelihood term on a text keeps the policy a good language model. There is
+no reference. Further rounds sample new candidates. Variant direct learns from the pairs of the data.
 
-Ours: the paper's rule for pairs is not verified; which negatives count, and which of them is taken, are
-options, and the default is the nearest of those likelier than the positive. The likelihood, not verified
-either, is the positive's, per token, unless the data have a target. Identical pairs are dropped; AdamW.
+Ours: the paper's rule for pairs is not verified, so `direction` and `partner` are options; the default is
+the nearest negative that is likelier than the positive. The likelihood term is not verified either; it is
+the positive's, per token, unless the data have a target. Identical pairs are dropped; AdamW.
 """
 
 from __future__ import annotations
@@ -33,45 +33,47 @@ Record = Pair | AnchoredPair
 
 
 class Common(MethodConfig):
-    """Fields of both ways. The code has margin and weight 20 and 0.5, 15 and 0.1, or 15 and 0.3."""
+    """Fields of both ways. The authors' code uses margin and weight 20 and 0.5, 15 and 0.1, or 15 and 0.3."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
 
     beta: float = Field(15.0, gt=0)
-    """The margin (the paper's gamma): nats by which a positive is to be likelier; 20 for short dialogue."""
+    """Margin in nats by which a positive should be likelier than its negative (the paper's gamma); the paper
+    uses 20 for short dialogue."""
     pair_weight: float = Field(0.5, gt=0)
-    """The paper's alpha: weight of the contrast beside the likelihood; 0.1 to 0.5."""
+    """Weight of the contrastive loss relative to the likelihood (the paper's alpha, 0.1 to 0.5)."""
     anchor: Literal["positive", "target"] = "positive"
-    """The text that stays likely: the positive of each pair, or the text in the data's column `target`."""
+    """Text that the likelihood term keeps likely: the positive of each pair, or the data's target column."""
     target: str = "completion"
     """Column of the data that holds the target, for `--anchor target`."""
     likelihood: Literal["token", "sum"] = "token"
-    """The anchors' likelihood is a mean over all tokens of an update, or a sum over each text."""
+    """Likelihood of the anchors: `token` is the mean over all tokens of an update, `sum` the sum per text."""
     temperature: float = Field(1.0, gt=0)
-    """1 samples the model as it is, less is more decided."""
+    """1 samples the model's own distribution; lower is more deterministic."""
     top_p: float = Field(0.9, gt=0, le=1)
-    """Draw from the fewest likeliest tokens that together have this probability."""
+    """Sample only from the smallest set of likeliest tokens with this total probability; 1 means all."""
 
 
 class ClickConfig(Common, loops.RoundsConfig):
-    """Numbers of CLICK; those of its own default to the code's."""
+    """Options of CLICK; the defaults of its own options are those of the authors' code."""
 
     has_threshold: ClassVar = True
 
     variant: Literal["sampled"] = "sampled"
     """Learn from labelled samples of the policy, or (`direct`) from the pairs of the data."""
     n: int = Field(20, ge=2)
-    """Candidates per prompt."""
+    """Number of candidates per prompt."""
     threshold: float = 0.5
-    """Candidates of a reward above it are positive, all others negative."""
+    """Candidates with a reward above this are positive, all others negative."""
     direction: Literal["above", "below", "either"] = "above"
-    """A positive's negative is one of those likelier than itself, of those less likely, or of all."""
+    """Negatives to pair a positive with: those likelier than the positive (`above`), those less likely
+    (`below`), or all (`either`)."""
     partner: Literal["nearest", "farthest", "all"] = "nearest"
-    """The choice among these negatives, by difference of log-probability."""
+    """Choice among these negatives, by the difference in log-probability."""
 
 
 class ClickDirectConfig(Common, loops.OfflineConfig, loops.PairBatches):
-    """Numbers of CLICK on the pairs of the data."""
+    """Options of CLICK on the pairs of the data."""
 
     variant: Literal["direct"] = "direct"
     """Learn from the pairs of the data."""
@@ -84,8 +86,8 @@ def click(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: C
         select.by_likelihood_rank, threshold=cfg.threshold, direction=cfg.direction, partner=cfg.partner
     )
     for t in range(cfg.rounds):
-        asked = loops.prompts_of_round(prompts, t, cfg, run)
-        candidates = loops.draw(policy, asked, cfg.n, cfg.sampling, run, t).annotated(annotate)  # Y+, Y-
+        batch = loops.prompts_of_round(prompts, t, cfg, run)
+        candidates = loops.draw(policy, batch, cfg.n, cfg.sampling, run, t).annotated(annotate)  # Y+, Y-
         pairs, dropped = select.select_pairs(candidates.groups, rule)  # log pi(y-) > log pi(y+)
         loops.fit_round(
             policy,
@@ -94,7 +96,7 @@ def click(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: C
             cfg,
             run,
             numbers=candidates.numbers(dropped, len(pairs)),
-            advice=f"take another --threshold than {cfg.threshold:g}, a larger --n, or --direction either",
+            advice=f"change --threshold ({cfg.threshold:g}), raise --n, or use --direction either",
             round_=t,
         )
 
@@ -109,12 +111,12 @@ def click_direct(
 
 def _anchored(policy: Policy, pairs: Sequence[Pair], cfg: Common) -> list[Record]:
     if cfg.anchor == "positive":
-        return list(pairs)  # a pair without more has its better completion for an anchor
+        return list(pairs)  # the anchor of a plain pair is its chosen completion
     return loops.with_targets(policy, pairs, cfg.target)
 
 
 def _objective(batch: Sequence[Record], cfg: Common) -> learn.Anchored:
-    """L_LM + alpha max(0, margin + log pi(y-) - log pi(y+))."""
+    """Return L_LM + alpha max(0, margin + log pi(y-) - log pi(y+))."""
     per_token = cfg.likelihood == "token"
     likelihood = learn.Likelihood.per_token(learn.anchors(batch)) if per_token else learn.Likelihood("sum")
     contrast = learn.Pairwise(losses.PAIR_LOSSES["click"], cfg.beta)
@@ -124,7 +126,7 @@ def _objective(batch: Sequence[Record], cfg: Common) -> learn.Anchored:
 METHOD = Method(
     train=click,
     config=ClickConfig,
-    summary="sets good samples of its own against bad ones that it finds likelier",
+    summary="contrasts the policy's good samples with bad ones that it finds likelier",
     paper="Zheng et al. 2023, arXiv:2306.03350",
     group="offline",
     learns_from="prompts",

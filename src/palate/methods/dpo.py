@@ -1,11 +1,11 @@
 """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290).
 
-Given pairs of completions of which one is preferred, fit the policy so that its log-ratio to the frozen
-reference ranks them, by the logistic loss of Eq. 7. No reward model, no sampling: the reward is implicit,
-beta * log(pi / ref).
+Given pairs of a chosen and a rejected completion, fit the policy so that its log-ratio to the frozen
+reference ranks them, with the logistic loss of Eq. 7. DPO needs no reward model and no sampling: the reward
+is implicit, beta * log(pi / ref).
 
-Ours: pairs that are equal, or become equal when cut to the context, are left out and counted; AdamW
-instead of RMSprop.
+Ours: pairs whose completions are equal, or become equal after truncation to the context, are dropped and
+counted; AdamW instead of RMSprop.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ if TYPE_CHECKING:
 
 
 class DPOConfig(loops.OfflineConfig, loops.PairBatches):
-    """Numbers of DPO; beta defaults to the paper's."""
+    """Options of DPO; the default of beta is the paper's."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
 
     beta: float = Field(0.1, gt=0)
-    """Strength of the pull to the reference; the paper has 0.1, and 0.5 for summaries."""
+    """Strength of the KL constraint to the reference: higher stays closer. The paper uses 0.1, and 0.5 for
+    summaries."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of labels taken to be wrong (cDPO)."""
+    """Assumed share of wrong preference labels (cDPO)."""
 
 
 def dpo(
     policy: Policy, pairs: Sequence[Pair], cfg: DPOConfig, run: Run, *, held_out: Sequence[Pair] = ()
 ) -> None:
     """Train `policy` in place on preference pairs."""
-    ref = learn.CachedReference(policy.snapshot())  # pi_ref: what training starts from
+    ref = learn.CachedReference(policy.snapshot())  # pi_ref: the policy before training
     smoothing = {"label_smoothing": cfg.label_smoothing}
     objective = learn.Pairwise(losses.PAIR_LOSSES["dpo"], cfg.beta, ref, smoothing)
     loops.fit(policy, pairs, lambda *_: objective, cfg, run, held_out)

@@ -1,11 +1,11 @@
 """Identity preference optimisation (Azar et al. 2023, arXiv:2310.12036).
 
-Given pairs of completions of which one is preferred, regress the gap of log-ratios to the constant
-1 / (2 tau), Eq. 17. It assumes no Bradley-Terry model of preferences, and it does not push a pair that is
-already far enough apart: beyond the target, it pulls back.
+Given pairs of a chosen and a rejected completion, regress the difference of their log-ratios to the constant
+1 / (2 tau), Eq. 17. IPO assumes no Bradley-Terry model of preferences, and it does not push a pair apart
+without end: beyond the target, the loss pulls the pair back.
 
-Ours: `beta` in configuration is the paper's tau. Log-probabilities are summed over the completion, as in
-the paper; several trainers take the mean, for which `reduce: mean` is there. AdamW instead of Adam.
+Ours: the option `beta` is the paper's tau. Log-probabilities are summed over the completion, as in the
+paper; several other trainers take the mean, which `reduce: mean` does. AdamW instead of Adam.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ if TYPE_CHECKING:
 
 
 class IPOConfig(loops.OfflineConfig, loops.PairBatches):
-    """Numbers of IPO. The paper has no language model; 0.1 is what is usual since."""
+    """Options of IPO. The paper trains no language model; 0.1 is the usual beta since then."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
 
     beta: float = Field(0.1, gt=0)
-    """The paper's tau: the gap of log-ratios is drawn to 1 / (2 beta) nats."""
+    """Strength of the regularisation (the paper's tau): the target for the difference of log-ratios is
+    1 / (2 beta) nats."""
     reduce: Literal["sum", "mean"] = "sum"
-    """Whether the gap is of whole completions, as in the paper, or of means per token."""
+    """Log-probability of a completion: `sum` over its tokens, as in the paper, or `mean` per token."""
 
 
 def ipo(
     policy: Policy, pairs: Sequence[Pair], cfg: IPOConfig, run: Run, *, held_out: Sequence[Pair] = ()
 ) -> None:
     """Train `policy` in place on preference pairs."""
-    ref = learn.CachedReference(policy.snapshot())  # pi_ref: what training starts from
+    ref = learn.CachedReference(policy.snapshot())  # pi_ref: the policy before training
     objective = learn.Pairwise(replace(losses.PAIR_LOSSES["ipo"], reduce=cfg.reduce), cfg.beta, ref)
     loops.fit(policy, pairs, lambda *_: objective, cfg, run, held_out)
 
@@ -48,7 +49,7 @@ def ipo(
 METHOD = Method(
     train=ipo,
     config=IPOConfig,
-    summary="identity preference optimisation on fixed pairs: a set gap instead of an endless push",
+    summary="identity preference optimisation on fixed pairs: a fixed target gap, which limits overfitting",
     paper="Azar et al. 2023, arXiv:2310.12036",
     group="offline",
     learns_from="pairs",

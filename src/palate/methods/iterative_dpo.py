@@ -1,13 +1,13 @@
 """Iterative DPO (Xu et al. 2023, arXiv:2312.16682).
 
-In rounds: sample several completions of each prompt from the policy as it is, have a fixed reward model say
-which are the best and the worst, and fit DPO's loss to these pairs, from the last round's policy and with it
-as the reference. The first round may learn from human pairs instead.
+Each round samples several completions of each prompt from the current policy, scores them with a fixed
+reward model, pairs the best with the worst, and fits the DPO loss to these pairs. The reference is the
+policy at the start of the round. The first round can learn from human pairs instead.
 
-Ours: the annotator may be any scorer or judge, or the policy's own implicit reward; the reference may be the
-start of the run instead of the last round. We could not read the paper itself, and know it by the account of
-Yuan et al. 2024, arXiv:2401.10020, whose n, temperature and top-p are taken; the rounds' own pairs alone are
-learnt from unless `mix_pairs` adds the human ones.
+Ours: the annotator can be any scorer or judge, or the policy's own implicit reward; the reference can be the
+policy at the start of the run. We could not read the paper itself; this follows the description in Yuan et
+al. 2024, arXiv:2401.10020, including n, temperature and top-p. A round learns only from its own pairs unless
+`mix_pairs` adds the human pairs.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 
 class IterativeDPOConfig(loops.PairRounds):
-    """Numbers of iterative DPO."""
+    """Options of iterative DPO."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
 
     beta: float = Field(0.1, gt=0)
-    """Strength of the pull to the reference."""
+    """Strength of the KL constraint to the reference: higher stays closer."""
     ref: Literal["previous", "start"] = "previous"
-    """The reference: the policy at the start of the round, or of the run."""
+    """Reference: the policy at the start of the round (`previous`) or at the start of the run (`start`)."""
     temperature: float = Field(0.7, gt=0)
-    """1 samples the model as it is, less is more decided."""
+    """1 samples the model's own distribution; lower is more deterministic."""
     top_p: float = Field(0.9, gt=0, le=1)
-    """Draw from the fewest likeliest tokens that together have this probability."""
+    """Sample only from the smallest set of likeliest tokens with this total probability; 1 means all."""
 
 
 def iterative_dpo(
@@ -47,17 +47,17 @@ def iterative_dpo(
 ) -> None:
     """Train `policy` in place on rounds of its own labelled completions."""
     ref = policy.snapshot()
-    start = ref if cfg.ref == "start" else None  # an unused snapshot would hold a copy of the weights
+    start = ref if cfg.ref == "start" else None  # an unused snapshot would keep a copy of the weights alive
     human = [] if cfg.pairs is None else loops.read_pairs(policy, cfg.pairs, cfg, run)[0]
 
     for t in range(cfg.rounds):
         now = policy.snapshot()  # M_t
-        # The reference of an implicit reward is the one that M_t was trained with: that of the round before.
+        # The implicit reward of M_t uses the reference that trained M_t, which is the previous round's.
         label = loops.labeller(annotate, t, now, ref, cfg.beta, cfg, run)
         pairs, numbers = loops.pairs_of_round(t, now, label, prompts, human, cfg, run)
-        del label  # it may hold an old reference
+        del label  # it may keep an old reference alive
         ref = now if start is None else start
-        del now  # a second copy of the weights, where the reference stays
+        del now  # with a fixed reference, this would be a second copy of the weights
         objective = learn.Pairwise(losses.PAIR_LOSSES["dpo"], cfg.beta, learn.CachedReference(ref))
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)))
         each = loops.always(objective)
@@ -68,7 +68,7 @@ def iterative_dpo(
 METHOD = Method(
     train=iterative_dpo,
     config=IterativeDPOConfig,
-    summary="DPO in rounds, each on the best and worst of the policy's own completions",
+    summary="DPO in rounds, on the best and worst of the policy's own completions",
     paper="Xu et al. 2023, arXiv:2312.16682",
     group="online",
     learns_from="prompts",

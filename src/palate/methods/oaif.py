@@ -1,10 +1,10 @@
 """Online AI feedback, also called online DPO (Guo et al. 2024, arXiv:2402.04792, Algorithm 1).
 
-Each step draws prompts, samples completions from the policy as it is now, has an annotator say which is
-better, and takes one gradient step on a pairwise loss against the initial policy. Sampling and
-annotation carry no gradient.
+Each step draws prompts, samples completions from the current policy, lets an annotator compare them, and
+takes one gradient step on a pairwise loss with the initial policy as the reference. No gradient flows
+through sampling and annotation.
 
-Ours: the annotator may be any scorer or judge; with n > 2 completions the best is set against the worst;
+Ours: the annotator can be any scorer or judge; with n > 2 completions the best and the worst form the pair;
 ties and identical pairs, which the paper trains on, are dropped and counted.
 """
 
@@ -31,20 +31,21 @@ BETA = {"dpo": 0.1, "ipo": 1.0, "hinge_norm": 0.002}
 
 
 class OAIFConfig(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfig):
-    """Numbers of online AI feedback; temperature, loss and beta default to the paper's."""
+    """Options of online AI feedback; the defaults of temperature, loss and beta are the paper's."""
 
     vetted_lr: ClassVar = {"lora": 3e-4, "full": 2e-5}
 
     loss: Literal["dpo", "ipo", "hinge_norm"] = "dpo"
     """Loss on a pair. The paper's "SLiC" is `hinge_norm`."""
     beta: float = Field(0.1, gt=0)
-    """Strength of the pull to the reference: 0.1 for dpo, 1.0 for ipo (its tau), 0.002 for hinge_norm."""
+    """Strength of the KL constraint to the reference: higher stays closer. Default: the paper's value for the
+    loss, 0.1 for dpo, 1.0 for ipo (its tau), 0.002 for hinge_norm."""
     n: int = Field(2, ge=2)
-    """Completions per prompt; of more than two, the best and the worst make the pair."""
+    """Number of completions per prompt; with more than two, the best and the worst form the pair."""
     tie: float = Field(0.0, ge=0)
-    """Rewards that differ by no more than this are a tie, and the pair is dropped."""
+    """Largest reward difference that counts as a tie; tied pairs are dropped."""
     temperature: float = Field(0.9, gt=0)
-    """1 samples the model as it is, less is more decided."""
+    """1 samples the model's own distribution; lower is more deterministic."""
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +65,7 @@ def oaif(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: OA
         batch = stream.batch(step, cfg.batch_size)  # x ~ D
         seed = run.seed("sample", step)
         groups = policy.snapshot().sample(batch, cfg.n, cfg.sampling, seed=seed)  # y_1..n ~ pi_theta_t
-        groups = annotate(groups)  # who is better
+        groups = annotate(groups)  # the preferred completion
         pairs, dropped = select.select_pairs(groups, partial(select.best_vs_worst, tie=cfg.tie))  # (y+, y-)
         metrics = policy.update(pairs, objective) if pairs else {}  # theta_t -> theta_t+1
         passed = {"beta": cfg.beta, "epoch": (step + 1) * cfg.batch_size / len(prompts)}
@@ -74,7 +75,7 @@ def oaif(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: OA
 METHOD = Method(
     train=oaif,
     config=OAIFConfig,
-    summary="online DPO: learns from rewards or verdicts on its own fresh completions",
+    summary="online DPO: learns from rewards or verdicts on its own new completions",
     paper="Guo et al. 2024, arXiv:2402.04792",
     group="online",
     learns_from="prompts",

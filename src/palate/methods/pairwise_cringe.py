@@ -1,13 +1,14 @@
 """Pairwise Cringe optimisation (Xu et al. 2023, arXiv:2312.16682).
 
-For a pair: imitate the chosen completion, and at each token of the rejected one prefer another token that
-the model finds likely there (Cringe, Adolphs et al. 2022, arXiv:2211.05826). Both terms are weighed by a gate
-that closes as the chosen completion becomes likelier than the rejected one: no reference is needed. Iterated,
-each round takes the best and the worst of the policy's own completions; the first may have human pairs.
+For each pair, the loss imitates the chosen completion, and at each token of the rejected completion it
+prefers another token that the model finds likely there (Cringe, Adolphs et al. 2022, arXiv:2211.05826). A
+gate weights both terms and closes as the chosen completion becomes likelier than the rejected one, so no
+reference is needed. Each round pairs the best with the worst of the policy's own completions; the first
+round can learn from human pairs instead.
 
-Ours: we could not read the paper. The gate's form, and that it compares summed log-probabilities, is as
-others tell it; `b` and `tau` are ours, `alpha` and `k` those of the published code for the Cringe loss.
-Whether gradient flows through the gate is an option.
+Ours: we could not read the paper. The form of the gate, which compares summed log-probabilities, follows
+secondary sources; `b` and `tau` are ours, `alpha` and `k` are those of the published code for the Cringe
+loss. The gradient through the gate is an option.
 """
 
 from __future__ import annotations
@@ -34,37 +35,37 @@ class Common(MethodConfig):
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
 
     b: float = 0.0
-    """Margin in nats between chosen and rejected at which the gate is half open."""
+    """Margin between chosen and rejected, in nats, at which a pair has half its weight."""
     tau: float = Field(10.0, gt=0)
-    """Softness of the gate in nats: towards 0 a pair counts in full below b and not at all above."""
+    """Width of the gate around b, in nats; near 0, a pair has full weight below b and no weight above."""
     alpha: float = Field(1.0, ge=0)
-    """Weight of the loss on rejected tokens beside that on chosen ones."""
+    """Weight of the loss on rejected tokens relative to the loss on chosen tokens."""
     k: int = Field(1, ge=1)
-    """A rejected token is set against one drawn from the k likeliest others."""
+    """Each rejected token is contrasted with a token drawn from the k likeliest others."""
     gate_gradient: bool = True
-    """Let gradient flow through the gate; without, it is but a weight."""
+    """Let the gradient flow through the gate; with false, the gate only weights the loss."""
     temperature: float = Field(0.7, gt=0)
-    """1 samples the model as it is, less is more decided."""
+    """1 samples the model's own distribution; lower is more deterministic."""
     top_p: float = Field(0.9, gt=0, le=1)
-    """Draw from the fewest likeliest tokens that together have this probability."""
+    """Sample only from the smallest set of likeliest tokens with this total probability; 1 means all."""
 
     def objective(self, pairs: Sequence[Pair], seed: int) -> learn.PairwiseCringe:
-        """Return the loss of a batch, which draws contrasts by `seed`."""
+        """Return the loss of a batch, with contrasting tokens drawn by `seed`."""
         return learn.PairwiseCringe(
             seed, self.k, b=self.b, tau=self.tau, alpha=self.alpha, detach_gate=not self.gate_gradient
         )
 
 
 class PairwiseCringeConfig(Common, loops.PairRounds):
-    """Numbers of Pairwise Cringe."""
+    """Options of Pairwise Cringe."""
 
     variant: Literal["rounds"] = "rounds"
-    """Rounds of its own completions, or (`direct`) one pass over preference pairs from data, without
+    """Learn in rounds from the policy's own completions, or (`direct`) from the pairs of the data, without
     sampling."""
 
 
 class PairwiseCringeDirectConfig(Common, loops.OfflineConfig, loops.PairBatches):
-    """Numbers of Pairwise Cringe on the pairs of the data."""
+    """Options of Pairwise Cringe on the pairs of the data."""
 
     variant: Literal["direct"] = "direct"
     """Learn from the pairs of the data."""
@@ -81,7 +82,7 @@ def pairwise_cringe(
         now = policy.snapshot()  # M_t
         label = loops.labeller(annotate, t, now, start, 1.0, cfg, run)
         pairs, numbers = loops.pairs_of_round(t, now, label, prompts, human, cfg, run)
-        del label, now  # a copy of the weights, where they are held while others are learnt
+        del label, now  # they would keep a copy of the weights alive during training
         policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)))
         loops.fit(policy, pairs, cfg.objective, cfg, run, name=f"round {t}", numbers=numbers)  # M_t+1
 
@@ -101,7 +102,7 @@ def pairwise_cringe_direct(
 METHOD = Method(
     train=pairwise_cringe,
     config=PairwiseCringeConfig,
-    summary="imitates the chosen, contrasts each rejected token, and lets go of pairs that are in order",
+    summary="imitates chosen completions, contrasts each rejected token, and stops at pairs ranked well",
     paper="Xu et al. 2023, arXiv:2312.16682",
     group="online",
     learns_from="prompts",

@@ -1,14 +1,13 @@
 """Reinforced self-training, ReST (Gulcehre et al. 2023, arXiv:2308.08998, Algorithm 1).
 
-In rounds: *Grow* samples completions from the policy as it is and scores them; then several *Improve* steps
-fine-tune on those whose reward is above a threshold, which rises from step to step while the learning rate
-falls. Each Improve step goes on from the one before, and the last one's policy grows the next set. Data that
-are at hand take part in every set, filtered like the samples.
+In each round, *Grow* samples completions from the current policy and scores them; then several *Improve*
+steps fine-tune on the completions whose reward is above a threshold. The threshold rises from step to step
+while the learning rate falls. Each Improve step continues from the one before, and the policy after the last
+step samples the next set. Demonstrations, if given, join every set and are filtered like the samples.
 
-Ours: of the losses that the paper tried there is the one it found best, the negative log-likelihood; the
-number of Improve steps is fixed, unless `validation` prompts are kept out: then they end, as in the paper,
-when the reward there falls; thresholds may be quantiles of the set's rewards, for rewards that have no scale
-from 0 to 1.
+Ours: only the loss that the paper found best, the negative log-likelihood; a fixed number of Improve steps,
+unless `validation` prompts are kept out: then a round ends, as in the paper, when the reward on them falls;
+thresholds can be quantiles of the set's rewards, for rewards without a scale from 0 to 1.
 """
 
 from __future__ import annotations
@@ -32,41 +31,43 @@ if TYPE_CHECKING:
 
 
 class ReSTConfig(loops.RoundsConfig):
-    """Numbers of ReST."""
+    """Options of ReST."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
     has_threshold: ClassVar = True
 
     n: int = Field(10, ge=1)
-    """Completions per prompt in a Grow step."""
+    """Number of completions per prompt in a Grow step."""
     thresholds: Annotated[Numbers, Field(min_length=1)] = (0.7, 0.8, 0.9, 0.95)
-    """The reward, or the quantile of rewards, above which completions are learnt from: one for each Improve
-    step, rising."""
+    """One rising threshold per Improve step; the step trains on completions with a reward above it."""
     threshold_by: Literal["reward", "quantile"] = "reward"
-    """Whether thresholds are rewards, in the paper from 0 to 1, or quantiles of the set's rewards."""
+    """Meaning of the thresholds: a `reward` (0 to 1 in the paper), or a `quantile` of the set's rewards."""
     lr_decay: float = Field(0.5, gt=0, le=1)
-    """Factor of the learning rate from one Improve step to the next; each round starts at the full rate."""
+    """Factor on the learning rate from one Improve step to the next; each round starts at the full rate."""
     reduce: Literal["token", "mean", "sum"] = "token"
-    """All tokens of a batch count alike, or all completions, by the mean or the sum of their tokens."""
+    """Weighting of the loss: `token` weights all tokens of a batch equally; `mean` and `sum` weight
+    completions equally, each by the mean or the sum over its tokens."""
     validation: int = Field(0, ge=0)
-    """Prompts of the data that are kept out of the Grow steps and answered after every Improve step; when
-    their mean reward falls, the round ends. With 0, all Improve steps are taken."""
+    """Number of prompts that are kept out of the Grow steps and answered after every Improve step; a round
+    ends when their mean reward falls. 0 takes all Improve steps."""
     demonstrations: str | None = None
-    """Prompts with completions from data, read with the split, limit and map of the prompts; they are scored
-    and take part in every round's set."""
+    """Data set of prompts with completions that are scored and join every round's set; the options split,
+    limit and map apply to it too."""
 
     @field_validator("thresholds")
     @classmethod
-    def _rising(cls, given: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(low < high for low, high in pairwise(given)):
-            raise ValueError(f"thresholds must rise from one Improve step to the next, got {list(given)}")
-        return given
+    def _rising(cls, thresholds: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(low < high for low, high in pairwise(thresholds)):
+            raise ValueError(
+                f"thresholds must rise from one Improve step to the next, but got {list(thresholds)}"
+            )
+        return thresholds
 
     @model_validator(mode="after")
     def _quantiles(self) -> Self:
         if self.threshold_by == "quantile" and not all(0 <= q < 1 for q in self.thresholds):
             raise ValueError(
-                f"thresholds are quantiles, expected from 0 to below 1, got {list(self.thresholds)}"
+                f"thresholds are quantiles and must be at least 0 and below 1, got {list(self.thresholds)}"
             )
         return self
 
@@ -77,9 +78,9 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
     assert cfg.lr is not None
     prompts, unseen = loops.kept_out(prompts, cfg.validation, run)
     for g in range(cfg.rounds):
-        asked = loops.prompts_of_round(prompts, g, cfg, run)  # Grow
+        batch = loops.prompts_of_round(prompts, g, cfg, run)  # Grow
         reached = loops.mean_reward(policy, annotate, unseen, cfg, run)
-        groups = annotate(policy.snapshot().sample(asked, cfg.n, cfg.sampling, seed=run.seed("sample", g)))
+        groups = annotate(policy.snapshot().sample(batch, cfg.n, cfg.sampling, seed=run.seed("sample", g)))
         for i, given in enumerate(cfg.thresholds):  # Improve
             tau = loops.threshold([*groups, *shown], given, cfg.threshold_by, f"round {g + 1}")
             if i == 0:
@@ -129,7 +130,7 @@ def _likelihood(
 METHOD = Method(
     train=rest,
     config=ReSTConfig,
-    summary="grows a set of own completions, and imitates those above a rising reward",
+    summary="samples sets of completions and imitates those above a rising reward threshold",
     paper="Gulcehre et al. 2023, arXiv:2308.08998",
     group="RL",
     learns_from="prompts",

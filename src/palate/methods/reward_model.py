@@ -1,18 +1,18 @@
 """Reward models (Ouyang et al. 2022, arXiv:2203.02155), and the pairwise ranker of SLiC-HF and RSO (Zhao et
 al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657).
 
-Pointwise: a scalar head on the last token scores each completion by itself, and the logistic loss on the
-difference of a pair's scores makes it the log-odds that the one is preferred (Bradley and Terry). Llama 2's
-margin (Touvron et al. 2023, arXiv:2307.09288) asks for a wider difference where the data say how clear the
-preference was.
+Pointwise: a scalar head on the last token scores each completion by itself. The logistic loss on the
+difference of a pair's scores makes this difference the log-odds that the first completion is preferred
+(Bradley and Terry). Llama 2's margin (Touvron et al. 2023, arXiv:2307.09288) requires a larger difference
+for clearer preferences, if the data grade them.
 
-Ranker: the language model itself reads prompt and both completions, in an order drawn at random for each
-pair, and learns to say the label of the better one, by the likelihood of that token in the whole vocabulary.
-In use it is asked in both orders.
+Ranker: the language model itself reads the prompt and both completions, in a random order per pair, and
+learns to generate the label of the better one, by the likelihood of that token in the whole vocabulary. At
+inference it is queried in both orders.
 
-Ours: pairs are drawn one by one instead of all pairs of a prompt in one batch; pairs that are equal are left
-out and counted; rewards are centred by a term of the loss, if at all, instead of a bias that is fitted
-afterwards; the wording of the ranker's question.
+Ours: pairs are drawn one by one instead of all pairs of a prompt in one batch; pairs of equal completions
+are dropped and counted; an optional loss term centres the rewards instead of a bias that is fitted after
+training; the wording of the ranker's question.
 """
 
 from __future__ import annotations
@@ -36,25 +36,26 @@ if TYPE_CHECKING:
 
 
 class RewardModelConfig(MethodConfig, loops.PairBatches):
-    """Numbers of a reward model; one pass over the data, since it overfits on the second."""
+    """Options of a reward model; the default is one epoch, since reward models overfit in the second."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 1e-5}
-    unoffered: ClassVar = frozenset({"fresh_prompts"})  # it answers none
+    unoffered: ClassVar = frozenset({"fresh_prompts"})  # a reward model generates no text
 
     kind: Literal["pointwise", "ranker"] = "pointwise"
-    """`pointwise` scores each completion by a scalar head; `ranker` reads two and says which is better."""
+    """`pointwise` scores each completion with a scalar head; `ranker` reads two and picks the better one."""
     margin_scale: float = Field(0.0, ge=0)
-    """Pointwise: times a row's `margin` is the difference of reward that is asked for; Llama 2 has 1 with
-    ratings from 0 to 1."""
+    """Pointwise: the required reward difference is this times the row's `margin`; Llama 2 uses 1 with margins
+    from 0 to 1."""
     center_rewards_coefficient: float = Field(0.0, ge=0)
-    """Pointwise: weight of the squared sum of a pair's rewards, which keeps them around 0; 0.01 is usual."""
+    """Pointwise: weight of a loss term that keeps rewards around 0 (the squared sum of a pair's rewards);
+    0.01 is usual."""
 
     @model_validator(mode="after")
     def _of_the_kind(self) -> Self:
         for name in ("margin_scale", "center_rewards_coefficient"):
             if self.kind == "ranker" and getattr(self, name):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but a ranker has no rewards; leave it out"
+                    f"{name} is {getattr(self, name)}, but a ranker has no rewards; leave {name} out"
                 )
         return self
 
@@ -67,10 +68,10 @@ def reward_model(
     *,
     held_out: Sequence[Pair] = (),
 ) -> None:
-    """Train `learner` in place: one with a scalar head, or a policy for a ranker."""
+    """Train `learner` in place: a learner with a scalar head, or a policy for a ranker."""
     if isinstance(learner, learn.Policy):
         rng = Random(run.seed("order"))
-        examples = [asked(learner, pair, rng.random() < 0.5) for pair in pairs]
+        examples = [ranking_example(learner, pair, rng.random() < 0.5) for pair in pairs]
         measure = partial(_of_ranker, learner, held_out) if held_out else None
         loops.fit(learner, examples, lambda *_: learn.Likelihood("sum"), cfg, run, measure=measure)
     else:
@@ -79,8 +80,8 @@ def reward_model(
         loops.fit(learner, pairs, lambda *_: ranking, cfg, run, measure=measure)
 
 
-def asked(policy: Policy, pair: Pair, chosen_first: bool) -> Example:
-    """The ranker's question about a pair, and the label of the better completion to answer."""
+def ranking_example(policy: Policy, pair: Pair, chosen_first: bool) -> Example:
+    """Return the ranker's question about a pair, with the label of the better completion as the answer."""
     codec = policy.model.codec
     texts = [completion.text for completion in (pair.completions if chosen_first else pair.completions[::-1])]
     label = annotate.labels(codec)[0 if chosen_first else 1]

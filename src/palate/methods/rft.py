@@ -1,12 +1,12 @@
 """Rejection-sampling fine-tuning (Llama 2, Touvron et al. 2023, arXiv:2307.09288).
 
-In rounds: sample many completions of each prompt from the policy as it is, keep the one of highest reward,
-put it to the best ones of the rounds before, and fine-tune on all of them, beginning again from the model
-that training started with. That the earlier rounds' best stay in is what keeps abilities from being lost.
+Each round samples many completions of each prompt from the current policy, keeps the completion with the
+highest reward, adds it to the pool of earlier rounds, and fine-tunes the starting model on the whole pool.
+Keeping the best completions of earlier rounds prevents the loss of abilities.
 
-Ours: of one prompt's best completions over the rounds the best is kept (`pool: all` keeps each round's); the
-reward is the same in all rounds, where the paper has a better model in each; a completion without a usable
-reward is never kept. The paper does not say how many completions it takes.
+Ours: the pool keeps one completion per prompt, the best of all rounds (`pool: all` keeps each round's best);
+all rounds use the same reward, while the paper improves its reward model between rounds; a completion
+without a usable reward is never kept. The paper does not state its number of completions.
 """
 
 from __future__ import annotations
@@ -31,29 +31,30 @@ if TYPE_CHECKING:
 
 
 class RFTConfig(loops.RoundsConfig):
-    """Numbers of rejection-sampling fine-tuning."""
+    """Options of rejection-sampling fine-tuning."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
 
     rounds: int = Field(4, ge=1)
-    """Rounds of sampling from the policy and learning; epochs and steps count for each."""
+    """Number of sample-and-train rounds; epochs and steps count for each round."""
     n: int = Field(10, ge=2)
-    """Completions per prompt, of which the best is kept."""
+    """Number of completions per prompt, of which the best is kept."""
     pool: Literal["best", "all", "none"] = "all"
-    """Completions of earlier rounds that stay: each round's best, as in the paper; per prompt the best of all
-    rounds; or none."""
+    """Completions to train on, per prompt. `all`: each round's best, as in the paper; `best`: best over all
+    rounds; `none`: this round only."""
     restart: bool = True
-    """Begin each round's training with the weights of the start; without, with those of the last round."""
+    """Train each round from the starting weights; with false, continue from the previous round."""
     temperature: float = Field(1.2, gt=0)
-    """1 samples the model as it is, more explores further; also that of the measurement at the end."""
+    """1 samples the model's own distribution; higher is more diverse. Also used for the measurement at the
+    end."""
     temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(split_commas)] = ()
-    """Temperature of each round, where they differ; the last one is that of all rounds after it."""
+    """Temperature of each round; later rounds use the last value. Default: `temperature` in every round."""
 
     @property
     def compares_rewards(self) -> str | None:
-        """The pool, if it keeps the best of several rounds."""
+        """The pool, if it compares rewards of several rounds; else None."""
         compares = self.pool == "best" and self.rounds > 1
-        return "pool best compares those of several rounds (all and none do not)" if compares else None
+        return "pool best compares rewards of several rounds (all and none do not)" if compares else None
 
     def sampling_of(self, index: int) -> Sampling:
         """Return the sampling options of a round, counted from 0."""
@@ -66,16 +67,16 @@ def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFT
     start = {f"weight/{name}": p.detach().clone() for name, p in policy.model.trained() if cfg.restart}
     pool: list[Group] = []
     for t in range(cfg.rounds):
-        asked = loops.prompts_of_round(prompts, t, cfg, run)
-        groups = policy.snapshot().sample(asked, cfg.n, cfg.sampling_of(t), seed=run.seed("sample", t))
+        batch = loops.prompts_of_round(prompts, t, cfg, run)
+        groups = policy.snapshot().sample(batch, cfg.n, cfg.sampling_of(t), seed=run.seed("sample", t))
         groups = annotate(groups)
         pool = pooled(pool, select.select_completions(groups, partial(select.top_k, k=1)).groups, cfg.pool)
         if not pool:
-            raise RunError(f"round {t + 1}: no completion has a usable reward; see what the reward says")
+            raise RunError(f"round {t + 1}: no completion has a usable reward; check the reward")
         examples = [Example(g.prompt, g.completions[0]) for g in pool]
         if cfg.restart:
             policy.restore(start, version=policy.version, updates=0)
-            # The learner compares sampled log-probabilities with its own; those of other weights differ.
+            # The learner compares the sampler's log-probabilities with its own; other weights have others.
             examples = [Example(e.prompt, replace(e.completion, logps=None)) for e in examples]
         policy.optimizer.restart(total_steps=cfg.total_steps(len(examples)))
         numbers = {"round": t + 1, **loops.sample_numbers(groups), **_pool_numbers(pool)}
@@ -87,19 +88,19 @@ def _likelihood(batch: Sequence[Example], _: int) -> learn.Likelihood:
 
 
 def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "all", "none"]) -> list[Group]:
-    """Return the groups to learn from, out of the pool so far and this round's best.
+    """Return the groups to learn from: the pool of earlier rounds combined with this round's best.
 
     Args:
-        pool, best: groups of one completion each, with its reward; of two equal rewards the earlier stays.
+        pool, best: groups of one completion each, with its reward; if rewards are equal, the earlier stays.
         how: see `RFTConfig.pool`.
     """
     if how != "best":
         return [*pool, *best] if how == "all" else list(best)
     kept: dict[str, Group] = {}
     for group in (*pool, *best):
-        asked = loops.content_key([group.prompt])  # with its columns: a reward that reads them is another's
-        if asked not in kept or _reward(group) > _reward(kept[asked]):
-            kept[asked] = group
+        key = loops.content_key([group.prompt])  # includes the columns, which a reward may read
+        if key not in kept or _reward(group) > _reward(kept[key]):
+            kept[key] = group
     return list(kept.values())
 
 

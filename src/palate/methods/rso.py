@@ -1,14 +1,14 @@
 """Statistical rejection sampling optimisation (Liu et al. 2023, arXiv:2309.06657, Algorithm 1).
 
-Preference losses want pairs drawn from the best policy at a KL cost of beta against the starting one,
-which cannot be sampled. So draw many candidates from the starting policy, accept each with probability
-exp((r - r_max) / beta) until enough are kept, set these against each other at random, and fit the policy
-once to the pairs. Variant sft-sample-rank leaves the rejecting out; variant direct has the data's pairs.
+Preference losses should train on pairs from the optimal policy under a KL penalty of strength beta, which
+cannot be sampled directly. So RSO samples many candidates from the starting policy, accepts each with
+probability exp((r - r_max) / beta) until enough are kept, pairs them at random, and fits the policy once to
+the pairs. Variant sft-sample-rank skips the rejection; variant direct learns from the pairs of the data.
 
-Ours: the annotator may be any scorer, whose scores are the rewards and decide the pairs. The paper has a
-ranker of pairs, whose rewards are log-odds against one candidate, and each pair is labelled by itself:
-`ask: comparisons`. Repeated candidates, ties and identical pairs are dropped and counted; candidates are
-shuffled before the sweeps, since the last of them ends when enough are kept; AdamW instead of Adafactor.
+Ours: the annotator can be any scorer; its scores are the rewards and decide the pairs. The paper uses a
+pairwise ranker: rewards are log-odds against one candidate, and each pair is labelled by its own comparison,
+as with `ask: comparisons`. Repeated candidates, ties and identical pairs are dropped and counted; candidates
+are shuffled before the sweeps, since the last sweep stops when enough are kept; AdamW instead of Adafactor.
 """
 
 from __future__ import annotations
@@ -39,54 +39,52 @@ class Common(MethodConfig):
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
 
     loss: Literal["sigmoid-norm", "hinge-norm", "hinge"] = "sigmoid-norm"
-    """Loss on a pair: that of DPO, a hinge on the same margin, or a hinge without reference."""
+    """Loss on a pair: the DPO loss, a hinge on the same margin, or a hinge without reference."""
     beta: float = Field(0.05, gt=0)
-    """Strength of the loss, the paper's gamma: the inverse of the margin that a hinge asks for, in nats."""
+    """Strength of the loss (the paper's gamma); for the hinges, 1 / beta is the required margin in nats."""
     temperature: float = Field(0.7, gt=0)
-    """1 samples the model as it is, less is more decided."""
+    """1 samples the model's own distribution; lower is more deterministic."""
     top_k: int = Field(40, ge=0)
-    """Draw from the k likeliest tokens only; 0 for all."""
+    """Sample only from the k likeliest tokens; 0 means all tokens."""
 
 
 class RSOConfig(Common, loops.OfflineConfig, loops.Batches):
-    """Numbers of RSO; all of the method's own default to the paper's."""
+    """Options of RSO; the defaults of the method's own options are the paper's."""
 
     variant: Literal["sft-sample-rank", "rso-sample-rank"] = "rso-sample-rank"
-    """Learn from pairs of samples of the starting policy, of samples thinned by rejection, or (`direct`) of
-    the data."""
+    """Source of the pairs: all samples of the starting policy (`sft-sample-rank`), samples filtered by
+    rejection (`rso-sample-rank`), or the data (`direct`)."""
     n: int = Field(64, ge=2)
-    """Candidates per prompt that are sampled and scored, to be thinned by rejection."""
+    """Number of candidates per prompt to sample and score before rejection."""
     keep: int = Field(8, ge=2)
-    """Candidates per prompt that make pairs; in variant sft-sample-rank so many are sampled."""
+    """Number of candidates per prompt that form pairs; sft-sample-rank samples only this many."""
     sample_beta: float = Field(0.5, ge=0)
-    """Strength of rejection, the paper's beta, in units of reward: at 0 the best are kept, the larger it is,
-    the less rewards matter."""
+    """Temperature of the rejection in units of reward (the paper's beta): 0 keeps the best candidates;
+    rewards matter less as it grows."""
     pairing: Literal["first-round", "tournament"] = "first-round"
-    """Disjoint pairs at random, or winners and losers of a knock-out tournament."""
+    """Pairs: disjoint random pairs (`first-round`), or winners and losers of a knock-out tournament."""
     ask: loops.Ask = "scores"
-    """The label of a pair comes from the scores that its candidates have, or, as is fit for a judge or
-    ranker, from a comparison of the two that the annotator is asked for."""
+    """Label of a pair: from the `scores` of its two completions, or from `comparisons` by the annotator,
+    which suits a judge or a ranker."""
     tie: float = Field(0.0, ge=0)
-    """Rewards that differ by no more than this are a tie, and the pair is dropped."""
+    """Largest reward difference that counts as a tie; tied pairs are dropped."""
 
     @model_validator(mode="after")
     def _thins(self) -> Self:
         if self.variant == "rso-sample-rank" and self.keep > self.n:
-            raise ValueError(
-                f"keep is {self.keep}, more than the {self.n} candidates of n; lower it or raise n"
-            )
+            raise ValueError(f"keep is {self.keep}, but n is only {self.n} candidates; lower keep or raise n")
         return self
 
 
 class RSODirectConfig(Common, loops.OfflineConfig, loops.PairBatches):
-    """Numbers of RSO on the pairs of the data: its losses, without its samples."""
+    """Options of RSO on the pairs of the data: its losses, without its sampling."""
 
     variant: Literal["direct"] = "direct"
     """Learn from the pairs of the data."""
 
 
 def rso(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RSOConfig, run: Run) -> None:
-    """Train `policy` in place on its own candidates, thinned by rejection."""
+    """Train `policy` in place on its own candidates, filtered by rejection."""
     objective = _objective(policy, cfg)
     rng = Random(run.seed("select"))
     rejects = cfg.variant == "rso-sample-rank"
@@ -122,7 +120,7 @@ def _objective(policy: Policy, cfg: Common) -> learn.Pairwise:
 METHOD = Method(
     train=rso,
     config=RSOConfig,
-    summary="learns from pairs of its own samples, thinned by their rewards to those of a better policy",
+    summary="learns from pairs of its own samples, filtered by reward to resemble a better policy's",
     paper="Liu et al. 2023, arXiv:2309.06657",
     group="online",
     learns_from="prompts",

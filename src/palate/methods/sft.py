@@ -1,10 +1,10 @@
 """Supervised fine-tuning on demonstrations, the first step of Ouyang et al. 2022 (arXiv:2203.02155).
 
-Given prompts with an answer each, raise the likelihood of the answers. It is where the other methods
-start from, and what they are compared with.
+Given prompts with one answer each, raise the likelihood of the answers. SFT is the usual start of the other
+methods and the baseline for them.
 
-Ours: the loss is the mean over all answer tokens of an update, the end token among them; the prompt's
-tokens are not learnt. The paper has 16 epochs, a cosine schedule and dropout; here it is one epoch at a
+Ours: the loss is the mean over all answer tokens of an update, including the end token; prompt tokens have
+no loss. The paper uses 16 epochs, a cosine schedule and dropout; the defaults here are one epoch and a
 constant rate, and dropout is off as in every method.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class SFTConfig(loops.OfflineConfig, loops.PairBatches):
-    """Numbers of supervised fine-tuning."""
+    """Options of supervised fine-tuning."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
 
@@ -42,7 +42,7 @@ def sft(
 METHOD = Method(
     train=sft,
     config=SFTConfig,
-    summary="supervised fine-tuning: imitates demonstrations, the start of most other methods",
+    summary="supervised fine-tuning: imitates demonstrations; the usual start of other methods",
     paper="Ouyang et al. 2022, arXiv:2203.02155",
     group="supervised",
     learns_from="demonstrations",

@@ -1,12 +1,13 @@
 """Sequence likelihood calibration from human feedback (Zhao et al. 2023, arXiv:2305.10425).
 
-The policy itself is made to rank completions: the better one is to be at least delta nats likelier than
-the worse one, and a target stays likely, which stands in for a reference. Variant sample-rank draws
-candidates from the starting policy once, has them ranked, and learns from winners and losers of matches
-between them; variant direct learns from the pairs of the data.
+The loss makes the better completion at least delta nats likelier than the worse one; a second term keeps a
+target text likely and replaces a reference. Variant sample-rank samples candidates from the starting policy
+once, lets the annotator rank them, and learns from winners and losers of matches between them; variant
+direct learns from the pairs of the data.
 
 Ours: any scorer or judge; repeated candidates, ties and identical pairs are dropped; AdamW. The weight of
-the target's likelihood is the least of those between which RSO (arXiv:2309.06657) found no difference.
+the target's likelihood is the smallest of the values between which RSO (arXiv:2309.06657) found no
+difference.
 """
 
 from __future__ import annotations
@@ -34,45 +35,47 @@ class Common(MethodConfig):
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
 
     beta: float = Field(1.0, gt=0)
-    """The paper's delta: nats by which the better completion is to be likelier."""
+    """Margin in nats by which the better completion should be likelier (the paper's delta)."""
     anchor: Literal["best", "target", "none"] = "best"
-    """The text that stays likely: a prompt's best candidate, the data's column `target`, or nothing."""
+    """Text to keep likely: the best candidate of the prompt, the target column of the data, or none."""
     anchor_weight: float = Field(0.5, gt=0)
-    """The paper's lambda: weight of the anchor's likelihood, summed over its tokens."""
+    """Weight of the anchor's log-likelihood, summed over its tokens (the paper's lambda)."""
     target: str = "completion"
     """Column of the data that holds the target, for `--anchor target`."""
     temperature: float = Field(0.7, gt=0)
-    """1 samples the model as it is, less is more decided."""
+    """1 samples the model's own distribution; lower is more deterministic."""
     top_k: int = Field(40, ge=0)
-    """Draw from the k likeliest tokens only; 0 for all."""
+    """Sample only from the k likeliest tokens; 0 means all tokens."""
 
 
 class SlicHFConfig(Common, loops.OfflineConfig, loops.Batches):
-    """Numbers of SLiC-HF; delta, candidates and sampling default to the paper's."""
+    """Options of SLiC-HF; the defaults of beta, n and sampling are the paper's."""
 
     variant: Literal["sample-rank"] = "sample-rank"
     """Learn from ranked samples of the starting policy, or (`direct`) from the pairs of the data."""
     n: int = Field(8, ge=2)
-    """Candidates per prompt."""
+    """Number of candidates per prompt."""
     pairing: Literal["tournament", "drawn", "best-vs-worst"] = "tournament"
-    """Winners and losers of a knock-out tournament, n pairs drawn from all, or one pair of the extremes."""
+    """Pairs: winners and losers of a knock-out tournament, n random pairs (`drawn`), or one pair of the best
+    and the worst."""
     ask: loops.Ask = "scores"
-    """A score for each candidate, or, as is fit for a ranker, a comparison for each match of a tournament."""
+    """Label of a pair: from the `scores` of its two completions, or from `comparisons` by the annotator,
+    which suits a judge or a ranker."""
     tie: float = Field(0.0, ge=0)
-    """Rewards that differ by no more than this are a tie, and the pair is dropped."""
+    """Largest reward difference that counts as a tie; tied pairs are dropped."""
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:
         if self.ask == "comparisons" and self.pairing != "tournament":
             raise ValueError(
-                f"ask is comparisons, by which pairing {self.pairing} cannot rank; take pairing tournament, "
-                "or ask scores"
+                f"ask is comparisons, but pairing {self.pairing} needs scores; use pairing tournament or ask "
+                "scores"
             )
         return self
 
 
 class SlicHFDirectConfig(Common, loops.OfflineConfig, loops.PairBatches):
-    """Numbers of SLiC-HF on the pairs of the data."""
+    """Options of SLiC-HF on the pairs of the data."""
 
     variant: Literal["direct"] = "direct"
     """Learn from the pairs of the data."""
@@ -104,7 +107,7 @@ def slic_hf_direct(
 
 
 def _objective(cfg: Common) -> learn.Anchored:
-    """max(0, delta - log pi(y+) + log pi(y-)) - lambda log pi(y_ref)."""
+    """Return max(0, delta - log pi(y+) + log pi(y-)) - lambda log pi(y_ref)."""
     weight = 0.0 if cfg.anchor == "none" else cfg.anchor_weight
     return learn.Anchored(learn.Pairwise(losses.PAIR_LOSSES["slic_rank"], cfg.beta), anchor_weight=weight)
 
@@ -112,18 +115,18 @@ def _objective(cfg: Common) -> learn.Anchored:
 def _anchored(
     policy: Policy, pairs: Sequence[Pair], groups: Sequence[Group], cfg: Common
 ) -> list[Pair | AnchoredPair]:
-    """The pairs, each with what is to stay likely where that is not its better completion."""
+    """Return the pairs, each with its anchor unless the anchor is its chosen completion."""
     if cfg.anchor == "target":
         return loops.with_targets(policy, pairs, cfg.target)
     if cfg.anchor == "best" and groups:
         return loops.with_best(pairs, groups)
-    return list(pairs)  # a pair's own better completion, or nothing
+    return list(pairs)  # the anchor is the chosen completion, or there is none
 
 
 METHOD = Method(
     train=slic_hf,
     config=SlicHFConfig,
-    summary="makes the policy itself rank its candidates, by a margin of likelihood, once sampled",
+    summary="samples candidates once and makes better ones likelier than worse ones by a margin",
     paper="Zhao et al. 2023, arXiv:2305.10425",
     group="offline",
     learns_from="prompts",

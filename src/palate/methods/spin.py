@@ -1,14 +1,13 @@
 """Self-play fine-tuning (Chen et al. 2024, arXiv:2401.01335, Algorithm 1).
 
-Given demonstrations, the policy plays against what it was a round ago. Each round freezes the policy as
-opponent, has it answer the demonstrations' prompts, and fits the policy to tell the demonstrations from
-those answers: a pairwise loss in which the demonstration is chosen, the opponent's answer rejected, and the
-opponent the reference (Eq. 4.7). No one labels preferences; where the policy writes as the data do, there
-is nothing left to learn.
+Given demonstrations, the policy plays against itself of the previous round. Each round freezes the policy as
+opponent, samples its answers to the demonstrations' prompts, and fits the policy with a pairwise loss: the
+demonstration is chosen, the opponent's answer is rejected, and the opponent is the reference (Eq. 4.7). No
+preference labels are needed. Training converges when the policy's answers match the data.
 
-Ours: a round learns from the answers of the round before, too, as the paper does, and `past_rounds` sets
-of how many; answers equal to the demonstration are left out and counted; AdamW instead of RMSprop, whose
-moments begin anew in every round.
+Ours: as in the paper, a round also learns from the answers of the previous round; `past_rounds` sets the
+number of earlier rounds. Answers equal to the demonstration are dropped and counted; AdamW instead of
+RMSprop, with moments reset in every round.
 """
 
 from __future__ import annotations
@@ -30,26 +29,26 @@ if TYPE_CHECKING:
 
 
 class SPINConfig(loops.OfflineConfig, loops.PairBatches):
-    """Numbers of SPIN; rounds, epochs, beta and what is learnt from default to the paper's."""
+    """Options of SPIN; the defaults of rounds, epochs, beta and past_rounds are the paper's."""
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
     may_change_bits: ClassVar = loops.RoundsConfig.may_change_bits
     may_grow: ClassVar = loops.RoundsConfig.may_grow
 
     rounds: int = Field(4, ge=1)
-    """Rounds, each with a new opponent; epochs or steps count for each."""
+    """Number of rounds, each with a new opponent; epochs and steps count for each round."""
     epochs: float = Field(2.0, gt=0)
-    """Passes over the pairs of a round."""
+    """Number of passes over the pairs of a round."""
     loss: Literal["dpo", "hinge_norm"] = "dpo"
-    """Loss on a pair: logistic, the paper's, or hinge."""
+    """Loss on a pair: logistic (`dpo`, the paper's) or hinge (`hinge_norm`)."""
     beta: float = Field(0.1, gt=0)
-    """Strength of the pull to the opponent, the paper's lambda."""
+    """Strength of the KL constraint to the opponent: higher stays closer (the paper's lambda)."""
     last_beta: float | None = Field(None, gt=0)
-    """Beta of the last round, if it is another; the paper has 5.0 there, its code 0.1."""
+    """Beta of the last round; default: `beta`. The paper uses 5.0, its code 0.1."""
     late_lr: float | None = Field(None, gt=0)
-    """Peak learning rate from the third round on, if it is another; the paper has a fifth there."""
+    """Peak learning rate from the third round on; default: `lr`. The paper uses `lr`/5."""
     past_rounds: int = Field(1, ge=0)
-    """Earlier rounds whose answers are learnt from, beside those of the present one."""
+    """Number of earlier rounds whose answers are trained on again, in addition to the current round's."""
 
 
 def spin(
@@ -60,18 +59,18 @@ def spin(
     *,
     held_out: Sequence[Example] = (),
 ) -> None:
-    """Train `policy` in place against what it was a round ago."""
+    """Train `policy` in place against its own answers of the previous round."""
     loops.tell_long_texts([example.completion for example in examples], cfg.max_new_tokens, run)
     rounds: list[list[Pair]] = []
     for t in range(cfg.rounds):
-        opponent = policy.snapshot()  # p_theta_t, the reference too
+        opponent = policy.snapshot()  # p_theta_t, also the reference
         groups = _answered(opponent, examples, cfg, run.seed("sample", t))  # y' ~ p_theta_t
         rounds = [*rounds, against(examples, groups)][-1 - cfg.past_rounds :]
         pairs = [pair for part in rounds for pair in part]
         if not pairs:
             raise RunError(
-                f"round {t + 1} has nothing to learn from: all {len(examples)} answers are the same as the "
-                "demonstrations; raise --temperature, or end before with fewer --rounds"
+                f"round {t + 1} has nothing to learn from: all {len(examples)} answers equal their "
+                "demonstrations; raise --temperature or use fewer --rounds"
             )
         unseen = against(held_out, _answered(opponent, held_out, cfg, run.seed("held out", t)))
         beta = cfg.last_beta if cfg.last_beta and t + 1 == cfg.rounds else cfg.beta
@@ -82,11 +81,11 @@ def spin(
         numbers = {"round": t + 1, "beta": beta} | loops.group_numbers(groups, identical, kept=len(pairs))
         each = loops.always(objective)
         loops.fit(policy, pairs, each, cfg, run, unseen, name=f"round {t}", numbers=numbers)
-        del each, objective, opponent  # they hold a copy of the weights
+        del each, objective, opponent  # they would keep a copy of the weights alive
 
 
 def against(examples: Sequence[Example], groups: Sequence[Group]) -> list[Pair]:
-    """Return pairs of a demonstration, chosen, and the answer to its prompt, unless the two are the same."""
+    """Return pairs of a demonstration (chosen) and a sampled answer (rejected), without identical pairs."""
     pairs = [Pair(e.prompt, e.completion, g.completions[0]) for e, g in zip(examples, groups, strict=True)]
     return [pair for pair in pairs if not select.same(pair.chosen, pair.rejected)]
 
@@ -96,7 +95,7 @@ def _answered(opponent: Snapshot, examples: Sequence[Example], cfg: SPINConfig, 
 
 
 def _summary(policy: Policy, run: Run, held_out: Sequence[Example]) -> dict[str, float]:
-    """Return held-out log-probabilities before and after; an accuracy describes one round alone."""
+    """Return held-out log-probabilities before and after; an accuracy would describe only one round."""
     logps = [row["eval_logps/chosen"] for row in run.measured if "eval_logps/chosen" in row]
     if not logps:
         return {}
@@ -106,7 +105,7 @@ def _summary(policy: Policy, run: Run, held_out: Sequence[Example]) -> dict[str,
 METHOD = Method(
     train=spin,
     config=SPINConfig,
-    summary="self-play: tells demonstrations from its own answers of the round before",
+    summary="self-play: prefers demonstrations over the policy's own answers of the previous round",
     paper="Chen et al. 2024, arXiv:2401.01335",
     group="offline",
     learns_from="demonstrations",

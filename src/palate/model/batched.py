@@ -1,4 +1,4 @@
-"""Numbers of many records, in micro-batches and in the records' order."""
+"""Scores and log-probabilities of many records, computed in micro-batches, in the records' order."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def resolve(cfg: ModelConfig) -> tuple[torch.device, torch.dtype]:
     A model that is given as a Python object keeps its own.
 
     Raises:
-        ModelError: the device is not there, or a CPU without bfloat16 units is to compute in bfloat16.
+        ModelError: the device is not available, or dtype is bfloat16 on a CPU without bfloat16 units.
     """
     device = torch.device(_device(cfg.device))
     asked = cfg.dtype
@@ -31,14 +31,14 @@ def resolve(cfg: ModelConfig) -> tuple[torch.device, torch.dtype]:
         return device, torch.float32
     if not has_bfloat16(device):
         raise ModelError(
-            "dtype is bfloat16, but this CPU has no units for it (AVX512-BF16, AMX or ARM bf16) and would be "
-            "several times slower than in float32; use --dtype float32"
+            "dtype is bfloat16, but this CPU has no units for it (AVX512-BF16, AMX or ARM bf16), so it would "
+            "be several times slower than float32; use --dtype float32"
         )
     return device, torch.bfloat16
 
 
 def prefers_bfloat16(device: torch.device) -> bool:
-    """Return True where bfloat16 is the faster format: on recent GPUs, and on x86 CPUs with units for it."""
+    """Return whether bfloat16 is the faster format: on recent GPUs, and on x86 CPUs with units for it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -47,28 +47,29 @@ def prefers_bfloat16(device: torch.device) -> bool:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return False for a CPU without bfloat16 units.
+    """Return whether bfloat16 is allowed: False only for a CPU without bfloat16 units.
 
-    Tests replace this function, so that they can compute in bfloat16 on every CPU.
+    Tests replace this function to compute in bfloat16 on every CPU.
     """
     return device.type != "cpu" or prefers_bfloat16(device) or bool(_capabilities().get("bf16"))
 
 
 def _capabilities() -> dict[str, Any]:
-    """Return the CPU's features; empty under a version of torch that cannot list them."""
+    """Return the CPU's features; empty if this version of torch cannot list them."""
     listed = getattr(torch.cpu, "get_capabilities", dict)
     return dict(listed())
 
 
 def _device(name: str) -> str:
     if name.startswith("mps"):
-        raise ModelError(f"device {name!r} cannot be used: sampling needs float64, which it lacks; use cpu")
+        raise ModelError(f"device {name!r} cannot be used, since sampling needs float64; use --device cpu")
     if name != "auto":
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
             raise ModelError(
-                f"device {name!r} is not to be had here: {str(error).splitlines()[0]}"
+                f"device {name!r} is not available: {reason}; use --device auto or cpu"
             ) from error
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"

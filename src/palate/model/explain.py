@@ -15,12 +15,12 @@ from palate.errors import ModelError
 _LIBRARY_ERRORS = (
     OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError, SafetensorError,
 )  # fmt: skip
-"""Errors that transformers, peft and safetensors raise about a model that they cannot load."""
+"""Errors that transformers, peft and safetensors raise if they cannot load a model."""
 
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turn a library's error about the model `name` into a ModelError that says what to do.
+    """Turn a library's error about the model `name` into a ModelError with advice.
 
     Raises:
         ModelError: a library could not load the model.
@@ -33,7 +33,8 @@ def explained(name: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
             raise ModelError(
-                f"model {name!r} comes with Python code of its own; read it, then allow --trust-remote-code"
+                f"model {name!r} comes with its own Python code; read it, then allow it with "
+                "--trust-remote-code"
             ) from error
         raise ModelError(f"model {name!r} could not be loaded: {_hint(name)} ({text[:200]})") from error
 

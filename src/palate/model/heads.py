@@ -1,4 +1,4 @@
-"""Numbers that heads compute from hidden states or logits, the same for every engine."""
+"""Numbers that heads compute from hidden states or logits, for all engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class HeadValues(NamedTuple):
     entropy: Tensor
     """Entropy in nats of the distribution over the vocabulary. (M,), no gradient."""
     top1: Tensor
-    """1 where the target is the likeliest token. (M,), no gradient."""
+    """1 if the target is the likeliest token, else 0. (M,), no gradient."""
     logits: Tensor
     """Logit of the target, after the soft cap. (M,), carries gradient."""
     top_logits: Tensor
@@ -28,7 +28,7 @@ class HeadValues(NamedTuple):
     def of_logits(
         cls, scored: Tensor, targets: Tensor, *, statistics: bool = False, top_logits: int = 0
     ) -> HeadValues:
-        """Compute the values from logits by plain operations. scored (M, V), targets int64 (M,)."""
+        """Compute the values from logits. scored (M, V), targets int64 (M,)"""
         normaliser = scored.logsumexp(-1)
         logits = scored.gather(-1, targets[:, None])[:, 0]
         entropy = top1 = torch.zeros_like(normaliser, requires_grad=False)
@@ -43,7 +43,7 @@ class HeadValues(NamedTuple):
 def scores_of(network: Any, hidden: Tensor) -> Tensor:
     """Return a classifier's scores of hidden states (M, H): float32 (M,).
 
-    They are computed in float32: rounding must not turn close scores into ties.
+    The computation is in float32, because rounding must not turn close scores into ties.
     """
     head = network.score
     bias = None if head.bias is None else head.bias.float()

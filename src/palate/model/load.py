@@ -17,7 +17,7 @@ from transformers import (
 from palate.config import ModelConfig
 from palate.errors import ModelError
 from palate.given import GivenModel
-from palate.model.adapters import continued_adapter, fresh_adapter, settle
+from palate.model.adapters import continued_adapter, embedding_rows, fresh_adapter, settle, untie
 from palate.model.codec import Codec
 from palate.model.device import resolve
 from palate.model.explain import explained
@@ -31,48 +31,58 @@ from palate.model.source import find_source
 log = logging.getLogger("palate")
 
 _NO_LIMIT = 1 << 20
-"""Some tokenizers state a length limit of 1e30; a limit above this number means nothing."""
+"""Tokens above which a tokenizer's length limit is ignored; some tokenizers state 1e30."""
 
 
 def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable: bool = True) -> LoadedModel:
     """Load the model that `cfg.model` names, or prepare the loaded model that it carries.
 
-    A directory with an adapter continues that adapter; a reward model may continue a language model's. With
-    `cfg.lora` false, the adapter is added to the weights, and all weights are trained. A model without an
-    adapter gets a fresh one if `cfg.lora` is true. A run's directory stands for its last checkpoint. Dropout
-    is off everywhere: a policy is compared with its reference, and both must be the same function.
+    If the directory has an adapter, it is trained further; a reward model can start from a language model's
+    adapter. With `cfg.lora` false, the adapter is merged into the weights, and all weights are trained. A
+    model without an adapter gets a new one if `cfg.lora` is true. A run's directory means its last
+    checkpoint. Dropout is off everywhere, because policy and reference must be the same function at the
+    start.
 
     Args:
         cfg: model, adapter, dtype, device.
         head: `lm` for token probabilities, `scalar` for one number per text.
-        seed: of a fresh adapter's or head's random start.
-        trainable: False loads for sampling or scoring only, without a fresh adapter.
+        seed: seed of the random initialisation of a new adapter or head.
+        trainable: False loads the model for sampling or scoring only, without a new adapter.
 
     Raises:
-        ModelError: there is no usable model under that name, it needs permission to run its own code, or
-            the device or the number format cannot be used.
+        ModelError: the name has no usable model, the model needs permission to run its own code, or the
+            device or the number format cannot be used.
     """
     device, dtype = resolve(cfg)
     given = cfg.model if isinstance(cfg.model, GivenModel) else None
-    base, adapter = find_source(cfg.model, head, trainable=trainable) if given is None else (given, None)
+    base, adapter = (
+        find_source(cfg.model, head, trainable=trainable, base=cfg.base) if given is None else (given, None)
+    )
     template = _template(cfg.chat_template)
     with explained(cfg.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # An adapter for classifiers brings its head.
+        # An adapter of a classifier includes its head.
         if given is None:
             network, dropout = _network(base, cfg, head, dtype, device, trainable or adapter is not None)
             tokenizer = _tokenizer(base, adapter, cfg)
         else:
             (network, dropout), tokenizer = network_of(given, cfg, head), tokenizer_of(given)
-        peft = None
+        peft, own_embeddings = None, None
         if adapter is not None:
+            own_embeddings = embedding_rows(adapter)
+            if own_embeddings not in (None, network.get_input_embeddings().weight.shape[0]):
+                network.resize_token_embeddings(own_embeddings)  # it was made with added tokens
+            merged = trainable and not cfg.lora
+            if merged:
+                untie(network, adapter)
             peft = continued_adapter(network, adapter, head, trainable=trainable)
-            if trainable and not cfg.lora:
+            if merged:
                 network, peft = peft.merge_and_unload().requires_grad_(True), None
         elif trainable and cfg.lora:
             peft = fresh_adapter(network, cfg, head)
     if peft is not None:
         settle(peft, dtype)
+    _check_vocabulary(network, tokenizer, cfg.model)
     codec = Codec(
         tokenizer,
         eos_ids=_end_ids(network),
@@ -90,24 +100,25 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     fresh = peft is not None and adapter is None
     engine = _engine(network, codec, cfg, head)
-    return LoadedModel(network, codec, head, cfg.model, engine, peft, fresh, _dropout=dropout)
+    embeddings = own_embeddings is not None
+    return LoadedModel(network, codec, head, cfg.model, engine, peft, fresh, embeddings, _dropout=dropout)
 
 
 def _engine(network: Any, codec: Codec, cfg: ModelConfig, head: Head) -> Engine:
-    """Choose the fast engine if its numbers are the plain engine's; else the plain one, with a warning."""
+    """Return the fast engine if its results equal the plain engine's; else the plain one, with a warning."""
     if not cfg.fast:
         return PlainEngine()
-    why = disagreement(network, codec, head)
-    if why is None:
+    problem = disagreement(network, codec, head)
+    if problem is None:
         return FastEngine()
-    log.warning("%s takes the plain way, which is slower: %s", cfg.model, why)
+    log.warning("%s falls back to the plain path, which is slower: %s", cfg.model, problem)
     return PlainEngine()
 
 
 def _network(
     source: str, cfg: ModelConfig, head: Head, dtype: torch.dtype, device: torch.device, new_head: bool
 ) -> tuple[Any, dict[str, float]]:
-    """Load a network without adapter; return it with the dropout rates that are switched off in it."""
+    """Load a network without adapter and switch its dropout off; return it with its dropout rates."""
     trust = cfg.trust_remote_code
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
     dropout = {
@@ -125,27 +136,27 @@ def _network(
         )
         if not hasattr(network, "score"):
             raise ModelError(
-                f"model {cfg.model!r} is no causal model, so no scalar head can read its last token"
+                f"model {cfg.model!r} is not a causal model, so a scalar head cannot read its last token"
             )
         if not new_head and any("score" in key for key in info["missing_keys"]):
-            # Without this, transformers makes up a random head and every reward is noise.
+            # Otherwise transformers initialises a random head, and every reward is noise.
             raise ModelError(
                 f"model {cfg.model!r} has no reward head (score.weight); is it a language model?"
             )
     else:
         if any("SequenceClassification" in name for name in config.architectures or ()):
-            # Without this, transformers makes up a random head for tokens.
-            raise ModelError(f"model {cfg.model!r} is a reward model, which writes nothing")
+            # Otherwise transformers initialises a random head for tokens.
+            raise ModelError(f"model {cfg.model!r} is a reward model and cannot generate text")
         network = AutoModelForCausalLM.from_pretrained(source, **options)
     if getattr(network, "_hf_peft_config_loaded", False):
         raise ModelError(
-            f"model {cfg.model!r} is an adapter on the hub; download it and give --model its directory"
+            f"model {cfg.model!r} is an adapter on the hub; download it and use its directory as --model"
         )
     return network.to(device), dropout
 
 
 def _tokenizer(source: str, adapter: str | None, cfg: ModelConfig) -> Any:
-    """Load the tokenizer of the adapter's directory if it has one; else the base's."""
+    """Load the tokenizer from the adapter's directory if it has one; else from the base model."""
     own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     return AutoTokenizer.from_pretrained(adapter if own else source, trust_remote_code=cfg.trust_remote_code)
 
@@ -160,7 +171,7 @@ def _template(path: Path | None) -> str | None:
 
 
 def _end_ids(network: Any) -> list[int]:
-    """Return the end tokens, the generation config's first: chat models name their end of turn only there."""
+    """Return the end tokens, those of the generation config first; only it has a chat model's end of turn."""
     end_ids: list[int] = []
     generation = network.generation_config if network.can_generate() else None
     for config in (generation, network.config.get_text_config()):
@@ -176,18 +187,37 @@ def _max_length(cfg: ModelConfig, config: Any, tokenizer: Any) -> int:
         limits.append(tokenizer.model_max_length)
     own = min(limits, default=None)
     if cfg.max_length is not None and own is not None and cfg.max_length > own:
-        raise ModelError(f"max_length is {cfg.max_length}, but {cfg.model} takes at most {own} tokens")
+        raise ModelError(
+            f"max_length is {cfg.max_length}, but {cfg.model} supports at most {own} tokens; lower max_length"
+        )
     return cfg.max_length or own or _NO_LIMIT
 
 
-def _set_unused_pad(network: Any, codec: Codec) -> None:
-    """Set a padding token that is no end token.
+def _check_vocabulary(network: Any, tokenizer: Any, name: str) -> None:
+    """Raise ModelError if the tokenizer has tokens that the embedding has no rows for."""
+    rows = network.get_input_embeddings().weight.shape[0]
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    if beyond:
+        first, token = beyond[0]
+        raise ModelError(
+            f"model {name!r} has {rows} rows in its embedding, but its tokenizer has tokens up to "
+            f"{beyond[-1][0]} ({token!r} is {first}); resize the embedding and save the model, or use the "
+            "tokenizer it was trained with"
+        )
 
-    Transformers' classifiers read the last token that is not padding, which must not hide the end token.
+
+def _set_unused_pad(network: Any, codec: Codec) -> None:
+    """Set a padding token other than the end tokens.
+
+    The classifiers of transformers read the last token that is not padding, which may be an end token.
     """
     tokenizer = codec.tokenizer
     spare = [i for i in (tokenizer.pad_token_id, *reversed(tokenizer.all_special_ids)) if i is not None]
     spare = [i for i in spare if i not in codec.end_ids]
-    network.config.get_text_config().pad_token_id = spare[0] if spare else 0
-    if spare:  # and whoever pads with the tokenizer that is saved beside the model pads alike
+    if spare:  # the saved tokenizer must pad with the same token
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
+        pad = spare[0]
+    else:  # a text that is scored ends with an end token, so any other token can stand for padding
+        rows = network.get_input_embeddings().weight.shape[0]
+        pad = next(i for i in reversed(range(rows)) if i not in codec.end_ids)
+    network.config.get_text_config().pad_token_id = network.config.pad_token_id = pad

@@ -31,10 +31,10 @@ class SamplingEngine(Protocol):
         Args:
             model: the model to sample from; `model.revision` changes when its weights change.
             groups: rows without tokens; the rows of a group answer the same prompt.
-            sampling: the options; at most `sampling.sampling_rows` rows are sampled side by side.
+            sampling: the options; at most `sampling.sampling_rows` rows are sampled in parallel.
 
         Yields:
-            The number of new tokens, as they come.
+            The number of new tokens of each step.
         """
 
 
@@ -42,7 +42,7 @@ class Engine(SamplingEngine, Protocol):
     """Samples from a model and computes outputs of records; chosen once, when the model is loaded."""
 
     def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
-        """Open this around `outputs` and `scores`, and keep it open until backward is done."""
+        """Return a context for `outputs` and `scores`; keep it open until backward has finished."""
 
     def outputs(
         self, model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
@@ -52,8 +52,8 @@ class Engine(SamplingEngine, Protocol):
         Args:
             model: a causal language model.
             records: prompts with completions.
-            statistics: compute entropy and top1, too.
-            top_logits: number of the largest logits to return at each token's position; with them comes the
+            statistics: also compute entropy and top1.
+            top_logits: number of the largest logits to return at each token's position, together with the
                 token's own logit.
         """
 
@@ -63,28 +63,31 @@ class Engine(SamplingEngine, Protocol):
     def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
         """Return indices of records to compute together, at most `budget` tokens each, padding included.
 
-        The batches depend on lengths alone. A record is never split; a larger one makes a batch of its own.
+        The batches depend only on lengths. A record is never split; a record above the budget is its own
+        batch.
         """
 
     def tokens(self, prompt: int, completions: Sequence[int]) -> int:
-        """Return the tokens that one record takes, padding included, from the lengths of its parts."""
+        """Return the number of tokens of one record, padding included, from the lengths of its parts."""
 
 
 @dataclass
 class LoadedModel:
-    """A network with everything that is needed to compute with it and to save it.
+    """A network with all parts that are needed to compute with it and to save it.
 
     Attributes:
-        network: the transformers model itself; with LoRA, it contains the adapter's layers.
+        network: the transformers model; with LoRA, it contains the adapter's layers.
         codec: the tokenizer with the chat template.
         head: `lm` for a language model, `scalar` for a reward model.
-        source: the name that the model was loaded by.
+        source: the name used to load the model.
         engine: samples from the network and computes its outputs.
-        peft: wraps the network, for switching the adapter off and for saving; None without an adapter.
-        fresh_adapter: the adapter was made when the model was loaded, so it starts as zero: the network
-            computes the same with it as without it.
-        revision: counts changes of the weights; whoever changes them adds one.
-        adapter_off: the adapter is switched off at the moment.
+        peft: peft's wrapper of the network, which can switch the adapter off and save it; None without an
+            adapter.
+        fresh_adapter: True if the adapter was created at loading, so that it starts as zero: version 0
+            computes the same with and without it.
+        whole_embeddings: True if the adapter comes with whole embeddings, because tokens were added.
+        revision: number of changes of the weights; code that changes the weights must add one.
+        adapter_off: True while the adapter is switched off.
     """
 
     network: Any
@@ -94,13 +97,14 @@ class LoadedModel:
     engine: Engine
     peft: Any | None = None
     fresh_adapter: bool = False
+    whole_embeddings: bool = False
     revision: int = 0
     adapter_off: bool = False
     _dropout: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def keeps_logits(self) -> bool:
-        """True if the network can compute the logits of some positions only."""
+        """True if the network can compute the logits of selected positions only."""
         return "logits_to_keep" in inspect.signature(self.network.forward).parameters
 
     @property
@@ -114,13 +118,13 @@ class LoadedModel:
         return next(self.network.parameters()).dtype  # type: ignore[no-any-return]
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """Return names and parameters that learning changes."""
+        """Return the names and parameters that training changes."""
         return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """Compute as the base model does."""
-        assert self.peft is not None, "only a model with an adapter can switch it off"
+        """Switch the adapter off within the context."""
+        assert self.peft is not None, "the model has no adapter to switch off"
         self.adapter_off = True
         try:
             with self.peft.disable_adapter():
@@ -129,7 +133,7 @@ class LoadedModel:
             self.adapter_off = False
 
     def computing(self) -> AbstractContextManager[None]:
-        """Open this around `outputs` and `scores`, and keep it open until backward is done."""
+        """Return a context for `outputs` and `scores`; keep it open until backward has finished."""
         return self.engine.computing(self)
 
     def outputs(self, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0) -> Outputs:
@@ -145,12 +149,22 @@ class LoadedModel:
         return self.engine.batches(self, records, budget)
 
     def save(self, directory: Path) -> None:
-        """Write model (or adapter) and tokenizer in Hugging Face layout, as safetensors."""
+        """Write model (or adapter) and tokenizer in Hugging Face layout, as safetensors.
+
+        The generation config names every token that ends Palate's own sampling, so that other programs stop
+        at the same places.
+        """
         for key in self._dropout:
             setattr(self.network.config, key, self._dropout[key])
+        end_ids = [self.codec.end_id, *sorted(self.codec.end_ids - {self.codec.end_id})]
+        generation = self.network.generation_config if self.head == "lm" else None
+        if generation is not None:
+            generation.eos_token_id = end_ids if len(end_ids) > 1 else end_ids[0]
         try:
             if self.peft is not None:
-                self.peft.save_pretrained(directory, save_embedding_layers=False)
+                self.peft.save_pretrained(directory, save_embedding_layers=self.whole_embeddings)
+                if generation is not None:
+                    generation.save_pretrained(directory)
             else:
                 self.network.save_pretrained(directory)
         finally:

@@ -18,7 +18,7 @@ class TokenValues:
     """A number for each token of N completions.
 
     Attributes:
-        values: float32 (N, T), zero where `mask` is False.
+        values: float32 (N, T), zero if `mask` is False.
         mask: bool (N, T), True on completion tokens, including the end token.
     """
 
@@ -26,11 +26,11 @@ class TokenValues:
     mask: Tensor
 
     def sum(self) -> Tensor:
-        """Sum over the tokens of each completion. (N,)"""
+        """Return the sum over the tokens of each completion. (N,)"""
         return self.values.sum(-1)
 
     def mean(self) -> Tensor:
-        """Average over the tokens of each completion. (N,)"""
+        """Return the mean over the tokens of each completion. (N,)"""
         return self.values.sum(-1) / self.mask.sum(-1)
 
     def rows(self) -> list[Tensor]:
@@ -48,14 +48,14 @@ class Outputs:
 
     Attributes:
         logps: log-probability of each token; carries gradient.
-        entropy: entropy in nats of the distribution that each token was drawn from; no gradient.
-        top1: 1 where the token was the likeliest; no gradient.
+        entropy: entropy of the model's distribution at each token, in nats; no gradient.
+        top1: 1 if the token was the likeliest, else 0; no gradient.
         scores: output of a scalar head at the last token. float32 (N,); carries gradient.
         ref_logps: log-probability of each token under the reference; no gradient.
         target_logits: logit of each token, soft cap included; carries gradient. This and the next two are
-            there only for an objective that asks for `top_logits`.
+            only computed for an objective that needs `top_logits`.
         top_logits: the K largest logits at each token's position, in descending order. float32 (N, T, K),
-            zero where there is no token; carries gradient.
+            zero for padding; carries gradient.
         top_tokens: tokens of the largest logits. int64 (N, T, K)
         version: the learner's version for an update; None for a measurement.
     """
@@ -75,8 +75,8 @@ class Outputs:
         """Arrange the head's values by completion.
 
         Args:
-            values: of the M tokens of all completions in a row.
-            counts: tokens of each of the N completions.
+            values: values of the M tokens of all completions, one after the other.
+            counts: number of tokens of each of the N completions.
             statistics: include entropy and top1.
         """
 
@@ -104,7 +104,7 @@ class Outputs:
 
 
 def ragged(rows: Sequence[Tensor]) -> TokenValues:
-    """Pad rows of different length into one tensor with its mask; a row is (t,), or (t, K)."""
+    """Pad rows of different lengths into one tensor with its mask; a row is (t,) or (t, K)."""
     counts = torch.tensor([len(row) for row in rows], device=rows[0].device)
     values = pad_sequence(list(rows), batch_first=True)
     return TokenValues(values, torch.arange(values.shape[1], device=values.device)[None] < counts[:, None])

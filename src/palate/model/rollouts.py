@@ -1,4 +1,4 @@
-"""Sampling in chunks, which are drawn with numbers of their own and kept in a memory."""
+"""Sampling in chunks, which are reproducible and stored in a memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from palate.model.sampling import row_uniforms
 from palate.types import Completion, Group, Prompt
 
 CHUNK = 4
-"""A chunk has this many times the completions that are sampled side by side. It is small, since an
-interrupted run loses its last chunk; it is more than one, since ended rows are refilled only from their own
-chunk."""
+"""Size of a chunk as a multiple of the completions sampled in parallel. It is small, since an interrupted run
+loses its last chunk; it is more than one, since finished rows are refilled only from their own chunk."""
 
 Observer = Callable[[str, int], None]
-"""Takes the kind and the amount of work that has just been done: `("sample", tokens)`."""
+"""Receives the kind and the amount of finished work, such as `("sample", tokens)`."""
 
 
 def unobserved(stage: str, amount: int) -> None:
-    """Ignore the work that is reported."""
+    """Ignore reports of work."""
 
 
 def sample(
@@ -41,49 +40,50 @@ def sample(
 ) -> list[Group]:
     """Sample n completions of each prompt with the model's engine.
 
-    Prompts of similar length make a chunk, which is sampled together, `sampling.sampling_rows` completions at
-    a time. A memory keeps whole chunks. The composition of a chunk depends on the arguments alone, so the
-    same completions come again when it is sampled again.
+    Prompts of similar length form a chunk, which is sampled together, `sampling.sampling_rows` completions at
+    a time. A memory stores whole chunks. The composition of a chunk depends only on the arguments, so
+    sampling it again gives the same completions.
 
     Args:
         model: the model to sample from.
-        prompts, n, sampling: the prompts, completions of each, and options.
-        seed: of the draws; each (seed, prompt, index) has its own.
-        version, name: of the policy; they are part of the memory's keys, and completions carry the version.
-        observe: takes the number of tokens as they come.
-        memory: gives chunks that are known already, and keeps new ones.
-        purpose: the use of the texts; kept with them.
+        prompts, n, sampling: the prompts, the number of completions of each, and the options.
+        seed: seed of the draws; each (seed, prompt, index) has its own numbers.
+        version, name: version and name of the policy, which are part of the memory's keys; completions carry
+            the version.
+        observe: receives the number of new tokens.
+        memory: returns known chunks, and stores new chunks.
+        purpose: the use of the texts; stored with them.
 
     Raises:
-        DataError: a prompt leaves no room for `max_new_tokens`.
+        DataError: a prompt is too long to leave room for `max_new_tokens`.
     """
     for prompt in prompts:
         model.codec.room(prompt, need=sampling.max_new_tokens)
     occurrence: Counter[str] = Counter()
-    asked: list[_Asked] = []
+    requests: list[_Request] = []
     for prompt in prompts:
-        asked.append(_Asked(prompt, tuple(model.codec.prompt_ids(prompt)), occurrence[prompt.id]))
+        requests.append(_Request(prompt, tuple(model.codec.prompt_ids(prompt)), occurrence[prompt.id]))
         occurrence[prompt.id] += 1
-    by_length = sorted(range(len(asked)), key=lambda i: len(asked[i].ids))
+    by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].ids))
     size = max(1, CHUNK * sampling.sampling_rows // n)
     options = sampling.model_dump(exclude={"sampling_rows"})
     by_index: dict[int, tuple[Completion, ...]] = {}
-    for start in range(0, len(asked), size):
+    for start in range(0, len(requests), size):
         chunk = by_length[start : start + size]
-        own = [asked[i] for i in chunk]
-        inputs = [(a.prompt.id, a.ids, a.seen) for a in own]
+        own = [requests[i] for i in chunk]
+        inputs = [(r.prompt.id, r.ids, r.seen) for r in own]
         key = key_of("sample", purpose, name, version, seed, n, options, inputs)
         completions = None if memory is None else memory.completions(key)
         if completions is None:
             completions = _sampled(model.engine, model, own, n, sampling, seed, version, observe)
             if memory is not None:
-                memory.keep_completions(key, version, [a.prompt for a in own], completions, purpose=purpose)
+                memory.keep_completions(key, version, [r.prompt for r in own], completions, purpose=purpose)
         by_index |= dict(zip(chunk, completions, strict=True))
     return [Group(prompt, by_index[i]) for i, prompt in enumerate(prompts)]
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     """A prompt, its tokens, and the number of its earlier occurrences in the same call."""
 
     prompt: Prompt
@@ -94,7 +94,7 @@ class _Asked:
 def _sampled(
     engine: SamplingEngine,
     model: LoadedModel,
-    asked: Sequence[_Asked],
+    requests: Sequence[_Request],
     n: int,
     sampling: Sampling,
     seed: int,
@@ -102,7 +102,7 @@ def _sampled(
     observe: Observer,
 ) -> list[tuple[Completion, ...]]:
     new = sampling.max_new_tokens
-    rows = [[Row(a.ids, row_uniforms(seed, a.prompt.id, a.seen, j, new)) for j in range(n)] for a in asked]
+    rows = [[Row(r.ids, row_uniforms(seed, r.prompt.id, r.seen, j, new)) for j in range(n)] for r in requests]
     for tokens in engine.fill(model, rows, sampling):
         observe("sample", tokens)
     return [tuple(row.completion(model.codec, sampling, version) for row in group) for group in rows]

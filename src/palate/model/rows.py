@@ -1,4 +1,4 @@
-"""Rows: completions that are being sampled, the same for every engine."""
+"""Rows: completions during sampling, for all engines."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from palate.types import Completion, Finish
 
 @dataclass
 class Row:
-    """A completion that is being sampled.
+    """A completion during sampling.
 
     Attributes:
-        prompt_ids: tokens of the prompt that it answers.
-        uniforms: one number in [0, 1) per token, float64 (max_new_tokens,).
+        prompt_ids: tokens of the prompt.
+        uniforms: one random number in [0, 1) per token, float64 (max_new_tokens,).
         tokens: the tokens drawn so far.
         logps: their log-probabilities under the model.
-        restricted: their log-probabilities under the distribution that they were drawn from.
+        restricted: their log-probabilities under the sampling distribution.
     """
 
     prompt_ids: tuple[int, ...]
@@ -37,7 +37,7 @@ class Row:
         self.restricted.append(restricted)
 
     def completion(self, codec: Codec, sampling: Sampling, version: int) -> Completion:
-        """Return the tokens up to the completion's end."""
+        """Return the finished completion, without tokens after its end."""
         size, finish, text = cut(codec, self.tokens, sampling.stop)
         return Completion(
             text,
@@ -53,7 +53,7 @@ def cut(codec: Codec, tokens: Sequence[int], stop: Sequence[str]) -> tuple[int, 
     """Find the end of a completion: the first end token, or the end of the first stop text.
 
     Returns:
-        The number of its tokens, the reason why it ended, and its text without end token and stop text.
+        The number of tokens, the reason for the end, and the text without end token and stop text.
     """
     size = next((k + 1 for k, token in enumerate(tokens) if token in codec.end_ids), len(tokens))
     finish: Finish = "eos" if tokens[size - 1] in codec.end_ids else "length"
@@ -61,6 +61,6 @@ def cut(codec: Codec, tokens: Sequence[int], stop: Sequence[str]) -> tuple[int, 
     if any(s in text for s in stop):
         finish = "stop"
         size = next(k for k in range(1, size + 1) if any(s in codec.text(tokens[:k]) for s in stop))
-        text = codec.text(tokens[:size])  # what came after the stop text is no part of the completion
+        text = codec.text(tokens[:size])  # text after the stop text is not part of the completion
         text = text[: min(i for i in (text.find(s) for s in stop) if i >= 0)]
     return size, finish, text

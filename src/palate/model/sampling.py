@@ -1,6 +1,6 @@
-"""From next-token logits to the next token: pure functions, the same for every sampling engine.
+"""Drawing the next token from logits: pure functions for all sampling engines.
 
-Rows never mix: what a row draws depends on its own logits and its own uniform number alone.
+Rows are independent: the draw of a row depends only on its own logits and its own uniform number.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from palate.config import Sampling
 from palate.errors import RunError
 
 BLOCK = 256
-"""Tokens in a block of the vocabulary, for drawing."""
+"""Number of tokens in a block of the vocabulary, for drawing."""
 
 NOT_FINITE = "the model's logits are not finite, so nothing can be sampled; use --dtype float32"
 
 
 def row_uniforms(seed: int, prompt_id: str, occurrence: int, sample: int, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) for one completion, one per token.
+    """Return uniform numbers in [0, 1) for one completion, one per token.
 
-    A counter-based generator keyed by who draws: the numbers are the same whatever shares the batch,
-    and in whatever order things are sampled.
+    A counter-based generator with a key per completion: the numbers do not depend on the batch or on the
+    order of sampling.
 
     Args:
-        seed: of this sampling call.
+        seed: seed of this sampling call.
         prompt_id: `Prompt.id`.
-        occurrence: how often the same prompt came before in the call.
+        occurrence: number of earlier occurrences of the same prompt in the call.
         sample: index among the prompt's completions.
-        count: how many numbers.
+        count: number of uniform numbers.
 
     Returns:
         float64 (count,).
@@ -45,19 +45,19 @@ def row_uniforms(seed: int, prompt_id: str, occurrence: int, sample: int, count:
 def restricted_logps(
     logits: Tensor, sampling: Sampling, *, seen: Tensor | None = None, barred: Tensor | None = None
 ) -> Tensor:
-    """Log-probabilities of the distribution to draw from; -inf on tokens that cannot come.
+    """Return the log-probabilities of the distribution to draw from; -inf for excluded tokens.
 
-    In the usual order: repetition penalty, barred tokens, temperature, top-k, top-p, min-p, each on what
-    the one before left. At least one token always stays.
+    The restrictions apply in the usual order, each to the result of the one before: repetition penalty,
+    barred tokens, temperature, top-k, top-p, min-p. At least one token always remains.
 
     Args:
-        logits: the model's, float32 (B, V).
+        logits: the model's logits, float32 (B, V).
         sampling: the options.
         seen: bool (B, V), tokens that the prompt or the completion already has; for the penalty.
-        barred: bool (B, V), tokens that must not come now.
+        barred: bool (B, V), tokens that are not allowed at this position.
 
     Returns:
-        float32 (B, V), each row summing to one in probability.
+        float32 (B, V); the probabilities of each row sum to one.
     """
     if sampling.repetition_penalty != 1.0 and seen is not None:
         penalised = torch.where(
@@ -77,7 +77,7 @@ def restricted_logps(
     if sampling.top_p < 1.0:
         ordered, order = logits.sort(dim=-1, descending=True)
         probs = ordered.softmax(-1)
-        before = probs.cumsum(-1) - probs  # probability of everything likelier
+        before = probs.cumsum(-1) - probs  # total probability of all likelier tokens
         drop = before >= sampling.top_p
         logits = logits.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
     if sampling.min_p > 0:
@@ -87,14 +87,14 @@ def restricted_logps(
 
 
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """One token per row, by the inverse of the cumulative distribution.
+    """Draw one token per row, by the inverse of the cumulative distribution.
 
-    The vocabulary is cut into blocks: first a block is found by the blocks' sums, then a token in it. That
-    is the same draw as from one long cumulative sum at a fraction of its cost.
+    The vocabulary is divided into blocks: the sums of the blocks determine the block, then a token in the
+    block is drawn. This equals a draw from one long cumulative sum, at a fraction of its cost.
 
     Args:
-        weights: what the probabilities are proportional to, float32 (B, V); 0 where a token cannot come.
-        uniforms: in [0, 1), float64 (B,).
+        weights: unnormalised probabilities, float32 (B, V); 0 for excluded tokens.
+        uniforms: random numbers in [0, 1), float64 (B,).
 
     Returns:
         Token ids, int64 (B,).
@@ -103,32 +103,32 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
         RunError: a row's weights are not finite.
     """
     spare = -weights.shape[-1] % BLOCK
-    # Padding by nothing would copy it all the same.
+    # Padding with zero columns would copy the tensor, too.
     blocks = (torch.nn.functional.pad(weights, (0, spare)) if spare else weights).view(
         len(weights), -1, BLOCK
     )
-    upto = blocks.sum(-1).double().cumsum(-1)
-    if not bool(upto[:, -1].isfinite().all()):
+    cumulative = blocks.sum(-1).double().cumsum(-1)
+    if not bool(cumulative[:, -1].isfinite().all()):
         raise RunError(NOT_FINITE)
-    # Scaled by the row's own total: rounding must not leave a gap above the last token.
-    target = uniforms[:, None] * upto[:, -1:]
-    block = torch.searchsorted(upto, target, right=True)
-    before = torch.nn.functional.pad(upto, (1, 0)).gather(-1, block)
+    # Scaling by the row's actual total prevents a gap above the last token due to rounding.
+    target = uniforms[:, None] * cumulative[:, -1:]
+    block = torch.searchsorted(cumulative, target, right=True)
+    before = torch.nn.functional.pad(cumulative, (1, 0)).gather(-1, block)
     inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double()
     place = torch.searchsorted(inside.cumsum(-1), target - before, right=True)
-    # The block's own sum may differ from its share of the total in the last bits: stay on a possible token.
+    # The sum within the block may differ in the last bits from the block's sum: stay on an allowed token.
     last = BLOCK - 1 - (inside.flip(-1) > 0).int().argmax(-1, keepdim=True)
     return (block * BLOCK + torch.minimum(place, last))[:, 0]
 
 
 class Barred(NamedTuple):
-    """Tokens that must not come now, in some rows. rows bool (B,), tokens int64 (E,)"""
+    """Tokens that are not allowed at this position in some rows. rows bool (B,), tokens int64 (E,)"""
 
     rows: Tensor
     tokens: Tensor
 
     def mask(self, like: Tensor) -> Tensor:
-        """True where a token must not come. bool (B, V)"""
+        """Return the mask of tokens that are not allowed. bool (B, V)"""
         mask = torch.zeros_like(like, dtype=torch.bool)
         mask[:, self.tokens] = self.rows[:, None]
         return mask
@@ -145,14 +145,14 @@ def choose(
     """Draw a token per row.
 
     Args:
-        logits: the model's, float32 (B, V).
+        logits: the model's logits, float32 (B, V).
         sampling: the options.
-        uniforms: in [0, 1), float64 (B,).
-        seen: as for `restricted_logps`.
-        barred: what must not come.
+        uniforms: random numbers in [0, 1), float64 (B,).
+        seen: as in `restricted_logps`.
+        barred: tokens that are not allowed.
 
     Returns:
-        Token ids, their log-probabilities under the model, and under the distribution drawn from. (B,)
+        Token ids, their log-probabilities under the model, and under the sampling distribution. (B,)
     """
     if restricts(sampling):
         mask = None if barred is None else barred.mask(logits)
@@ -160,15 +160,15 @@ def choose(
         tokens = draw(restricted.exp(), uniforms)
         drawn = _at(restricted, tokens)
         logps = _at(logits, tokens) - logits.logsumexp(-1)
-        if not bool(logps.isfinite().all()):  # at temperature 0 nothing else would show it
+        if not bool(logps.isfinite().all()):  # at temperature 0 no other check would notice
             raise RunError(NOT_FINITE)
         return tokens, logps, drawn
-    # With nothing but a temperature one softmax says it all: few passes over (B, V), which cost as much as a
-    # layer or two each.
+    # With only a temperature, one softmax is enough. Passes over (B, V) are costly: each takes as long as one
+    # or two layers.
     scaled = logits if sampling.temperature == 1.0 else logits / sampling.temperature
     if barred is not None:
         scaled = scaled.clone() if scaled is logits else scaled
-        # Before the softmax: behind it, all that is left may have underflowed.
+        # Mask before the softmax: after it, all allowed tokens may have underflowed.
         ends = scaled[:, barred.tokens]
         scaled[:, barred.tokens] = ends.masked_fill(barred.rows[:, None], -torch.inf)
     weights = scaled.softmax(-1)
@@ -178,7 +178,7 @@ def choose(
         return tokens, _at(logits, tokens) - logits.logsumexp(-1), drawn
     if barred is None:
         return tokens, drawn, drawn
-    # The model's own normaliser: what was barred added to what was not.
+    # The model's normaliser includes the barred tokens again.
     rest = scaled.amax(-1) - weights.amax(-1).log()
     whole = torch.logaddexp(rest, ends.logsumexp(-1))
     return tokens, torch.where(barred.rows, _at(logits, tokens) - whole, drawn), drawn
@@ -189,7 +189,7 @@ def _at(values: Tensor, tokens: Tensor) -> Tensor:
 
 
 def restricts(sampling: Sampling) -> bool:
-    """Return True if the options do more than set a temperature above zero."""
+    """Return whether the options do more than set a temperature above zero."""
     s = sampling
     return not (
         s.temperature > 0

@@ -1,4 +1,4 @@
-"""A frozen policy that can sample and score while the live one changes."""
+"""A frozen policy that can sample and score while the live policy changes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from palate.model.rollouts import Observer, sample, unobserved
 from palate.types import Group, Prompt, Record
 
 Weights = Callable[[], AbstractContextManager[LoadedModel]]
-"""Opens the snapshot's weights for use: the live ones, the base under its adapter, or a copy."""
+"""Opens the snapshot's weights: the live weights, the base without its adapter, or a copy."""
 
 
 class Snapshot:
-    """The policy as it was at one version.
+    """The policy at one version.
 
-    While that version is the live one, a snapshot shares the live weights and costs nothing. When the
-    policy moves on, the snapshots still held are given weights of their own: the adapter switched off
-    where that is the same function, a copy of the adapter, or a copy of the model.
+    While the live policy has that version, a snapshot shares its weights and costs no memory. When the
+    policy changes, each snapshot that is still referenced gets its own weights: the base model without its
+    adapter if that is the same function, a copy of the adapter, or a copy of the model.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class Snapshot:
     ) -> list[Group]:
         """Sample n completions of each prompt, with log-probabilities.
 
-        The same (seed, prompt, index) draws the same uniform numbers, whatever shares the batch. Within a
-        run, the same arguments a second time give the completions that the run has kept.
+        The same (seed, prompt, index) draws the same uniform numbers in any batch. Within a run, a second
+        call with the same arguments returns the completions that the run has stored.
 
         Args:
             prompts: the prompts to answer.
-            n: completions of each.
+            n: number of completions per prompt.
             sampling: the options.
-            seed: of the draws.
-            purpose: the use of the texts; only completions of the policy are exported with a run.
+            seed: seed of the draws.
+            purpose: the use of the texts; a run exports only completions of the policy.
 
         Raises:
-            DataError: a prompt leaves no room for the new tokens.
+            DataError: a prompt is too long to leave room for new tokens.
         """
         with self._weights() as model:
             return sample(
@@ -85,11 +85,11 @@ class Snapshot:
 
     @torch.no_grad()
     def logps(self, records: Sequence[Record], *, kept: bool = False) -> TokenValues:
-        """Log-probability of every token of the records' completions, in order. (N, T), no gradient.
+        """Return the log-probability of each completion token of the records. (N, T), no gradient.
 
         Args:
-            records: prompts with completions, N completions in all.
-            kept: take them from the run's memory if it has them all, and keep them there.
+            records: prompts with completions, N completions in total.
+            kept: read them from the run's memory if it has all of them, and store them there.
         """
         with self._weights() as model:
             memory = self._memory() if kept else None
@@ -105,5 +105,5 @@ class Snapshot:
                 fresh = {key: row.cpu().numpy() for key, row in zip(keys, rows, strict=True)}
                 memory.keep_logps(self.version, fresh)
             known = memory.logps(keys)
-            assert known is not None, "they have just been kept"
+            assert known is not None, "all keys have just been stored"
             return ragged([torch.tensor(row, device=model.device) for row in known])

@@ -1,7 +1,8 @@
-"""Finding the files that a model's name stands for."""
+"""Search for the files of a model's name."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,25 +16,35 @@ from palate.model.explain import explained
 from palate.model.loaded import Head
 from palate.rundir import model_in
 
+log = logging.getLogger("palate")
+
 
 class Source(NamedTuple):
-    """Places of a model's files: a hub id or a directory of the base, and the adapter's directory or None."""
+    """Location of a model's files: hub id or directory of the base, and the adapter's directory or None."""
 
     base: str
     adapter: str | None
 
 
-def find_source(name: str, head: Head, *, trainable: bool) -> Source:
-    """Find the base model and the adapter that a name stands for.
+def find_source(name: str, head: Head, *, trainable: bool, base: str | None = None) -> Source:
+    """Find the base model and the adapter of a model's name.
 
     Args:
         name: a hub id, a directory of a model, an adapter or a run, or `smollm2`.
-        head: the head that the model is to have.
-        trainable: the model is to be trained, so that a missing reward head can be new.
+        base: the base model of the adapter; None for the one that the adapter names.
+        head: the required head.
+        trainable: True for training, which can create a missing reward head.
 
     Raises:
-        ModelError: there is no such directory, or it has no model that can have this head.
+        ModelError: the directory does not exist, or has no model that fits the head.
     """
+    found = _named(name, head, trainable=trainable, base=base)
+    if base is not None and found.adapter is None:
+        raise ModelError(f"model {name!r} is a whole model, so --base {base} does nothing; leave it out")
+    return found
+
+
+def _named(name: str, head: Head, *, trainable: bool, base: str | None) -> Source:
     if name == EMBEDDED:
         return Source(str(embedded_model()), None)
     path = Path(name)
@@ -45,33 +56,71 @@ def find_source(name: str, head: Head, *, trainable: bool) -> Source:
         raise ModelError(f"model {name!r} is not a directory; give a directory, a hub id or `{EMBEDDED}`")
     path = model_in(path)
     if (path / "adapter_config.json").is_file():
-        return _adapted(name, path, head, trainable=trainable)
+        return _adapted(name, path, head, trainable=trainable, base=base)
     if not (path / "config.json").is_file():
         inside = sorted(p.name for p in path.iterdir())[:5]
         raise ModelError(
             f"directory {name!r} holds no model: expected config.json or adapter_config.json, "
             f"found {', '.join(inside) or 'nothing'}"
         )
-    return Source(str(path.resolve()), None)  # an adapter made on it saves this path
+    return Source(str(path.resolve()), None)  # an adapter of this model saves the path
 
 
-def _adapted(name: str, path: Path, head: Head, *, trainable: bool) -> Source:
-    """Find an adapter's base model, and check that the adapter is for this head."""
+def _adapted(name: str, path: Path, head: Head, *, trainable: bool, base: str | None) -> Source:
+    """Find an adapter's base model, and check that the adapter fits the head."""
     if not (path / "adapter_model.safetensors").is_file():
-        raise ModelError(f"adapter {name!r} has no adapter_model.safetensors; pickles are not read")
+        raise ModelError(
+            f"adapter {name!r} has no adapter_model.safetensors; save it as safetensors, since pickles are "
+            "not read"
+        )
     with explained(name):
         adapter = PeftConfig.from_pretrained(str(path))
     if head == "scalar" and adapter.task_type != CLASSIFIER and not trainable:
-        raise ModelError(f"adapter {name!r} has no reward head; is it a language model's?")
+        raise ModelError(f"adapter {name!r} has no reward head; is it an adapter of a language model?")
     if head == "lm" and adapter.task_type == CLASSIFIER:
-        raise ModelError(f"adapter {name!r} is a reward model's, which writes nothing")
-    return Source(_base_of(name, str(adapter.base_model_name_or_path)), str(path))
+        raise ModelError(f"adapter {name!r} is part of a reward model and cannot generate text")
+    if base is not None:
+        return Source(_given_base(base), str(path))
+    return Source(_base_of(name, path, str(adapter.base_model_name_or_path)), str(path))
 
 
-def _base_of(name: str, base: str) -> str:
+def _given_base(base: str) -> str:
+    """Return the place of the base model that the user names."""
+    if base == EMBEDDED:
+        return str(embedded_model())
+    path = Path(base).expanduser()
+    if not path.is_dir():
+        return base  # a hub id; loading says if there is no such model
+    path = model_in(path)
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(f"--base {base!r} is an adapter; give the whole model that it was trained on")
+    return str(path.resolve())
+
+
+def _base_of(name: str, adapter: Path, base: str) -> str:
     """Return the place of an adapter's base model, which the adapter names `base`."""
     if not base.startswith(("/", ".")) or Path(base).is_dir():
         return base
     if Path(base).name.startswith(CACHED_AS):
-        return str(embedded_model())  # the cache has moved, or is another user's
-    raise ModelError(f"adapter {name!r} was made on {base!r}, which is not there; put that model back")
+        return str(embedded_model())  # the cache has moved or belongs to another user
+    beside = _moved_with(adapter.resolve(), Path(base))
+    if beside is not None:
+        log.warning("the base of adapter %s has moved from %s to %s", name, base, beside)
+        return str(beside)
+    raise ModelError(
+        f"adapter {name!r} was trained on the model {base!r}, which does not exist; restore that model, "
+        "or name its new place with --base"
+    )
+
+
+def _moved_with(adapter: Path, base: Path) -> Path | None:
+    """Find a base model that moved together with its adapter: the end of its path is the same in a new place.
+
+    The longest matching end wins, then the nearest parent directory.
+    """
+    for count in range(len(base.parts) - 1, 0, -1):
+        for parent in adapter.parents:
+            place = parent.joinpath(*base.parts[-count:])
+            if place != base and (place / "config.json").is_file() and any(place.glob("*.safetensors")):
+                return place
+    return None

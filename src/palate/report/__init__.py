@@ -1,4 +1,4 @@
-"""Reports: one HTML file of one run, or of several beside each other."""
+"""Reports: one HTML file on one run, or on several runs side by side."""
 
 from palate.report.render import write_report
 

@@ -1,4 +1,4 @@
-"""The panels that a report may have: which metrics each draws, and what it says of them."""
+"""The catalogue of panels in a report: the metrics of each panel, with titles and captions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from palate.rundir import RunRecord
 from palate.rundir.record import Points
 
 TRAINING, HELD_OUT = "training", "held out"
-"""Labels of what is logged of a step's work, and of what is measured."""
+"""Labels of curves from training steps and from held-out measurements."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,12 @@ class Line:
 
     Attributes:
         points: steps and values.
-        band: how far up and down the band around it reaches, at the same steps; none if empty.
-        label: what stands at its end.
-        style: which colour, dash and marker.
-        measured: held out, so few points, each of which is drawn.
-        once: of samples that were drawn once for all steps, so there is but one value.
+        band: the distances from the values down and up to the edges of the band, at the same steps; None
+            for no band.
+        label: the text at the end of the line.
+        style: the index of its colour, dash and marker.
+        measured: True for held-out measurements. They have few points, so each one gets a marker.
+        once: True if the samples were drawn once for all steps, so that the line is a single value.
     """
 
     points: Points
@@ -37,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curve:
-    """How a line of a panel is read from a run: its metric, its label, its band."""
+    """The source of a panel's line: its metric, label and band."""
 
     metric: str
     label: str = ""
@@ -46,22 +47,22 @@ class Curve:
     bounds: tuple[str, str] | None = None
     """Metrics of an interval, for a band."""
     of: Callable[[RunRecord], Points] | None = None
-    """Instead of the metric: a number made of several."""
+    """A function that computes the points from several metrics, instead of reading `metric`."""
 
     @property
     def measured(self) -> bool:
-        """Whether it is a held-out measurement."""
+        """True for a held-out measurement."""
         return self.metric.startswith("eval_")
 
     @property
     def band_note(self) -> str:
-        """What the band is."""
-        return "The band is " + (
+        """A sentence that explains the band."""
+        return "The band shows " + (
             "one standard deviation of the samples." if self.std else "the 95 % interval."
         )
 
     def read(self, run: RunRecord) -> Line:
-        """The line of a run; without points if the run has not the metric."""
+        """Return the line of a run; it has no points if the run lacks the metric."""
         points = run.curve(self.metric) if self.of is None else self.of(run)
         once = not run.fresh and len(points[0]) == 1 and of_samples(self.metric)
         band = self._band(run, points)
@@ -84,7 +85,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: its curves, what it shows, and the value that a reader compares with."""
+    """One plot: its curves, title, caption and guide."""
 
     key: str
     title: str
@@ -92,29 +93,29 @@ class Panel:
     caption: str
     curves: tuple[Curve, ...]
     guide: float | None = None
-    """A value to compare with, drawn as a line across."""
+    """A value to compare with, drawn as a horizontal line."""
     rate: bool = False
-    """Fractions, shown as per cent."""
+    """True if the values are fractions; they are shown in per cent."""
     lines: tuple[Line, ...] = field(default=(), compare=False)
-    """What is drawn, once runs have been read."""
+    """The lines to draw, after the runs have been read."""
 
 
 def _where_fresh(name: str) -> Callable[[RunRecord], Points]:
-    """A metric that has its meaning only on samples of the policy as it is."""
+    """Return a reader of a metric that is meaningful only on fresh samples of the current policy."""
     return lambda run: run.curve(name) if run.fresh else ((), ())
 
 
 def _dropped(reason: str) -> Callable[[RunRecord], Points]:
-    """Share of the groups of a step, or of a round, that gave no pair for a reason."""
+    """Return a reader of the share of groups, per step or round, that gave no pair for `reason`."""
 
     def share(run: RunRecord) -> Points:
-        found = []
+        points = []
         for row in run.draws:
             dropped, kept = row.get("pairs/dropped", math.nan), row.get("pairs/kept", math.nan)
             count = row.get(f"pairs/dropped_{reason}", math.nan)
             if math.isfinite(dropped + kept + count) and dropped + kept > 0:
-                found.append((row["step"], count / (dropped + kept)))
-        return tuple(step for step, _ in found), tuple(value for _, value in found)
+                points.append((row["step"], count / (dropped + kept)))
+        return tuple(step for step, _ in points), tuple(value for _, value in points)
 
     return share
 
@@ -124,7 +125,7 @@ PANELS = (
         "reward",
         "Reward",
         "reward",
-        "What the annotator gives to fresh samples.",
+        "Mean reward of fresh samples.",
         (
             Curve("objective/scores", TRAINING, std="objective/scores_std"),
             Curve("eval_objective/scores", HELD_OUT),
@@ -132,9 +133,9 @@ PANELS = (
     ),
     Panel(
         "win_rate",
-        "Win rate over the start",
+        "Win rate against the model before",
         "share of prompts",
-        "Held-out prompts on which the model beats the one that it was.",
+        "Held-out prompts on which the model beats the model before training.",
         (Curve("eval_win_rate", bounds=("eval_win_rate_low", "eval_win_rate_high")),),
         guide=0.5,
         rate=True,
@@ -143,21 +144,21 @@ PANELS = (
         "spread",
         "Best minus worst",
         "reward",
-        "Gap of reward within a group of completions. Where it is gone, there is nothing left to tell apart.",
+        "Difference in reward within a group of completions. At 0, a group has no preference to learn from.",
         (Curve("objective/scores_margin"),),
     ),
     Panel(
         "selected",
-        "Reward of what is learnt from",
+        "Reward of the training samples",
         "reward",
-        "Of the samples that were kept, in this round or, where rounds add to a pool, in all of them.",
+        "Mean reward of the samples kept in this round and, if rounds add to a pool, of the whole pool.",
         (Curve("candidates/scores", "kept"), Curve("pool/scores", "pool"), Curve("threshold", "threshold")),
     ),
     Panel(
         "ranked",
-        "Pairs ranked as the data do",
+        "Accuracy of the reward model",
         "share of pairs",
-        "Pairs in which the chosen completion has the higher reward. A coin gets half.",
+        "Pairs whose chosen completion gets the higher reward. Chance is 50 %.",
         (
             Curve("accuracy", TRAINING),
             Curve("eval_accuracy", HELD_OUT, bounds=("eval_accuracy_low", "eval_accuracy_high")),
@@ -167,9 +168,9 @@ PANELS = (
     ),
     Panel(
         "ranked_shorter",
-        "Where the shorter is better",
+        "Accuracy where chosen is shorter",
         "share of pairs",
-        "The same on the held-out pairs in which length speaks for the other one.",
+        "Accuracy on held-out pairs whose chosen completion is the shorter one.",
         (
             Curve(
                 "eval_accuracy_shorter",
@@ -182,9 +183,9 @@ PANELS = (
     ),
     Panel(
         "ranked_margin",
-        "Difference of reward",
+        "Reward margin",
         "log-odds",
-        "Reward of chosen minus that of rejected.",
+        "Reward of chosen minus reward of rejected.",
         (Curve("margin", TRAINING), Curve("eval_margin", HELD_OUT)),
         guide=0.0,
     ),
@@ -192,7 +193,7 @@ PANELS = (
         "ece",
         "Calibration error",
         "probability",
-        "How far the stated probabilities of a preference are from the shares in which it is so.",
+        "Mean difference between predicted preference probabilities and observed shares.",
         (Curve("eval_ece", HELD_OUT),),
         guide=0.0,
     ),
@@ -200,14 +201,14 @@ PANELS = (
         "scores",
         "Rewards of a pair",
         "reward",
-        "Means over pairs of the lower and of the higher reward of each. A drift of both says nothing.",
+        "Means of the lower and the higher reward of each pair. Only the difference matters, not the level.",
         (Curve("min_reward", "lower"), Curve("max_reward", "higher"), Curve("eval_mean_reward", HELD_OUT)),
     ),
     Panel(
         "kl",
-        "KL to the start",
+        "KL to the reference",
         "nats per completion",
-        "How far the model has moved. It begins at 0 and should grow slowly.",
+        "Distance of the policy from the reference. It starts at 0 and should grow slowly.",
         (
             Curve("objective/kl", TRAINING, of=_where_fresh("objective/kl")),
             Curve("kl/fresh", "fresh samples"),
@@ -219,7 +220,7 @@ PANELS = (
         "accuracy",
         "Accuracy",
         "share of pairs",
-        "Pairs that the implicit reward ranks rightly. A coin gets half.",
+        "Pairs whose chosen completion gets the higher implicit reward. Chance is 50 %.",
         (Curve("rewards/accuracies", TRAINING), Curve("eval_rewards/accuracies", HELD_OUT)),
         guide=0.5,
         rate=True,
@@ -228,7 +229,7 @@ PANELS = (
         "margin",
         "Margin",
         "implicit reward",
-        "Implicit reward of chosen minus that of rejected.",
+        "Implicit reward of chosen minus implicit reward of rejected.",
         (Curve("rewards/margins", TRAINING), Curve("eval_rewards/margins", HELD_OUT)),
         guide=0.0,
     ),
@@ -236,7 +237,7 @@ PANELS = (
         "implicit",
         "Implicit rewards",
         "implicit reward",
-        "Beta times how much likelier a text is than under the reference.",
+        "Beta times the log-ratio of policy and reference: log-probability minus reference log-probability.",
         (Curve("rewards/chosen", "chosen"), Curve("rewards/rejected", "rejected")),
         guide=0.0,
     ),
@@ -244,25 +245,25 @@ PANELS = (
         "logps",
         "Log-probabilities",
         "nats",
-        "Of chosen and rejected completions, pairs as they come.",
+        "Mean log-probability of chosen and rejected completions in the pairs of each step.",
         (Curve("logps/chosen", "chosen"), Curve("logps/rejected", "rejected")),
     ),
     Panel(
         "eval_logps",
         "Log-probabilities, held out",
         "nats",
-        "The same pairs each time, so that a fall is a fall.",
+        "Mean log-probability on the same held-out pairs each time, so values can be compared across steps.",
         (Curve("eval_logps/chosen", "chosen"), Curve("eval_logps/rejected", "rejected")),
     ),
     Panel(
         "shift",
         "Distribution shift",
         "nats per token",
-        "How likely the model finds what it is trained on, and what it writes itself. The further apart the "
-        "two, the less the training text is like its own.",
+        "Log-probability of the training texts and of the model's own samples. A large gap means that the "
+        "training texts differ from the model's own.",
         (
-            Curve("logps/training", "trained on"),
-            Curve("logps/fresh", "its own"),
+            Curve("logps/training", "training texts"),
+            Curve("logps/fresh", "own samples"),
             Curve("eval_logps/training", HELD_OUT),
         ),
     ),
@@ -270,23 +271,23 @@ PANELS = (
         "length",
         "Length",
         "tokens",
-        "Mean length of fresh completions, and of those that came to an end.",
+        "Mean length of fresh completions, and of those that ended.",
         (Curve("completions/mean_length", "all"), Curve("completions/mean_terminated_length", "ended")),
     ),
     Panel(
         "ended",
-        "Ended and cut",
+        "Ended and truncated",
         "share of completions",
-        "Ended with an end token; cut at max_new_tokens.",
-        (Curve("val/contain_eos_token", "ended"), Curve("completions/clipped_ratio", "cut")),
+        "Completions that ended with an end token, and completions truncated at max_new_tokens.",
+        (Curve("val/contain_eos_token", "ended"), Curve("completions/clipped_ratio", "truncated")),
         rate=True,
     ),
     Panel(
         "dead",
-        "Dead pairs",
+        "Groups without a pair",
         "share",
-        "Groups, or pairs of candidates, that gave nothing: the rewards tie, the texts are the same, or no "
-        "reward is usable.",
+        "Groups, or pairs of candidates, that gave no training pair: the rewards tie, the texts are "
+        "identical, or a reward is unusable.",
         tuple(
             Curve(f"pairs/dropped_{why}", label, of=_dropped(why))
             for why, label in (("tie", "ties"), ("identical", "identical"), ("unusable", "unusable"))
@@ -297,35 +298,35 @@ PANELS = (
         "loss",
         "Loss",
         "loss",
-        "What the optimizer sees. Falling is not yet a better model.",
+        "The training loss. A falling loss does not yet mean a better model.",
         (Curve("loss", TRAINING), Curve("eval_loss", HELD_OUT)),
     ),
     Panel(
         "loss_parts",
         "Parts of the loss",
         "loss",
-        "Before they are weighed: of the order, of what is to stay likely, of rejected tokens.",
-        (Curve("rank_loss", "order"), Curve("nll_loss", "likelihood"), Curve("cringe_loss", "rejected")),
+        "Parts before weighting: the ranking loss, the negative log-likelihood and the Cringe loss.",
+        (Curve("rank_loss", "ranking"), Curve("nll_loss", "NLL"), Curve("cringe_loss", "Cringe")),
     ),
     Panel(
         "grad_norm",
         "Gradient norm",
         "norm",
-        "Before it is scaled down to max_grad_norm. Peaks are odd batches.",
+        "Norm before clipping to max_grad_norm. Peaks come from unusual batches.",
         (Curve("grad_norm"),),
     ),
     Panel(
         "entropy",
         "Entropy",
         "nats per token",
-        "How undecided the model is. Near 0 it says the same each time.",
+        "Entropy of the model's next-token distribution. Near 0, the model always writes the same text.",
         (Curve("entropy", TRAINING), Curve("eval_entropy", HELD_OUT)),
     ),
     Panel(
         "gap",
-        "Sampler against learner",
+        "Sampler-learner difference",
         "nats per token",
-        "Difference of their log-probabilities of the same tokens: rounding, if all is well.",
+        "Difference between their log-probabilities of the same tokens. It should be rounding error only.",
         (
             Curve("sampling/sampling_logp_difference/mean", "mean"),
             Curve("sampling/sampling_logp_difference/max", "largest"),
@@ -344,9 +345,9 @@ PANELS = (
         "speed",
         "Sampling speed",
         "tokens per second",
-        "Fresh tokens per second of sampling.",
+        "Sampled tokens per second of sampling time.",
         (Curve("sampling/tokens_per_second"),),
     ),
-    Panel("step_time", "Time of a step", "seconds", "Wall-clock time.", (Curve("step_time"),)),
+    Panel("step_time", "Time per step", "seconds", "Wall-clock time.", (Curve("step_time"),)),
 )
-"""Those of which a run has numbers are drawn, in this order."""
+"""All panels, in order. A report draws the panels that its runs have numbers for."""

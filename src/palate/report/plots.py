@@ -1,4 +1,4 @@
-"""Curves, intervals and bars as SVG."""
+"""Draw curves, intervals and bars as SVG."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from palate.report.catalogue import Line, Panel
 from palate.report.words import count, number, percent, ticks
 
 WIDTH, HEIGHT = 360.0, 208.0
-"""Of a plot, in points: a phone's width, so that text keeps its size there."""
+"""Size of a plot in points. The width fits a phone, so that text keeps its size there."""
 MOST_POINTS = 400
-"""Steps beyond which a curve is drawn as means of equal runs of steps."""
+"""Most points of a curve; longer curves are drawn as means over blocks of equal size."""
 SMOOTH_FROM, WINDOW = 60, 11
-"""Points from which a noisy curve is drawn thin, with its mean over a window bold upon it."""
+"""Fewest points for smoothing: the curve is drawn thin, with a bold moving average over WINDOW points."""
 MARKED = 40
-"""Points up to which each has a marker."""
+"""Most points for which each point has a marker."""
 LETTER, LABEL = 5.8, 10.5
-"""Width of a letter of a label, and height of a line of labels, in points."""
+"""Width of a label's letter and height of a label's line, in points."""
 LONGEST_LABEL = 14
-"""Letters of a label at the end of a line; the rest is cut."""
+"""Most letters of a label at the end of a line; longer labels are truncated."""
 
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (8, 2, 2, 2, 2, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -58,9 +58,9 @@ class Interval:
 
 
 def curves(panel: Panel) -> Markup:
-    """A panel as SVG."""
+    """Return a panel as SVG."""
     lines = [_thinned(line) for line in panel.lines]
-    # Of a curve beside held-out points, markers would be taken for such points.
+    # Next to held-out points, a curve has no markers: they would look like held-out points.
     marked = len(lines) > 1 and not any(line.measured for line in lines)
     texts = [line.label[:LONGEST_LABEL] for line in lines]
     room = max((len(text) for text in texts), default=0) * LETTER
@@ -75,24 +75,24 @@ def curves(panel: Panel) -> Markup:
 
 
 def describe(panel: Panel) -> str:
-    """What a panel shows, for those who do not see it: first, last, lowest and highest value of each line."""
-    said = []
+    """Return a text version of a panel for screen readers: first, last, lowest and highest values."""
+    parts = []
     show = percent if panel.rate else number
     for line in panel.lines:
         steps, values = line.points
         name = f"{line.label}: " if line.label else ""
         if len(values) == 1:
-            said.append(f"{name}{show(values[0])} at step {count(steps[0])}")
+            parts.append(f"{name}{show(values[0])} at step {count(steps[0])}")
             continue
-        said.append(
+        parts.append(
             f"{name}from {show(values[0])} at step {count(steps[0])} to {show(values[-1])} at step "
             f"{count(steps[-1])}, lowest {show(min(values))}, highest {show(max(values))}"
         )
-    return f"{panel.title}. {'; '.join(said)}."
+    return f"{panel.title}. {'; '.join(parts)}."
 
 
 def intervals(rows: Sequence[Interval], key: str, title: str) -> Markup:
-    """Rates with their intervals, one below the other, against one half."""
+    """Draw rates with their intervals, one below the other, with a guide line at one half."""
     room = max(len(row.label) for row in rows) * LETTER
     with _axes(46 + 24 * len(rows), left=12 + room, right=46, top=10, bottom=32) as axes:
         axes.axvline(0.5, color=svg.MUTED, linewidth=0.8, dashes=(2, 2), zorder=1)
@@ -109,15 +109,15 @@ def intervals(rows: Sequence[Interval], key: str, title: str) -> Markup:
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], labels=["0 %", "25 %", "50 %", "75 %", "100 %"])
         axes.grid(visible=False, axis="y")
-        said = "; ".join(
-            f"{r.label}: {percent(r.rate)} from {percent(r.low)} to {percent(r.high)}" for r in rows
+        described = "; ".join(
+            f"{r.label}: {percent(r.rate)}, interval from {percent(r.low)} to {percent(r.high)}" for r in rows
         )
         texts = {i: row.label for i, row in enumerate(rows)}
-        return svg.inline(axes.figure, key, title, f"{title}. {said}.", texts)
+        return svg.inline(axes.figure, key, title, f"{title}. {described}.", texts)
 
 
 def bars(rows: Mapping[str, Mapping[str, float]], stages: Sequence[str], key: str, title: str) -> Markup:
-    """A bar for each run, in parts of its whole. Rows: seconds by stage, by run."""
+    """Draw one bar per run, divided into stages by share of time. `rows`: seconds by stage, by run."""
     room = max(len(name) for name in rows) * LETTER
     with _axes(36 + 30 * len(rows), left=12 + room, right=18, top=6, bottom=24) as axes:
         for i, parts in enumerate(rows.values()):
@@ -130,15 +130,15 @@ def bars(rows: Mapping[str, Mapping[str, float]], stages: Sequence[str], key: st
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
         axes.grid(visible=False)
-        said = []
+        described = []
         for name, parts in rows.items():
             shares = (f"{stage} {percent(part / sum(parts.values()))}" for stage, part in parts.items())
-            said.append(f"{name}: {', '.join(shares)}" if name else ", ".join(shares))
-        return svg.inline(axes.figure, key, title, f"{title}. {'; '.join(said)}.", dict(enumerate(rows)))
+            described.append(f"{name}: {', '.join(shares)}" if name else ", ".join(shares))
+        return svg.inline(axes.figure, key, title, f"{title}. {'; '.join(described)}.", dict(enumerate(rows)))
 
 
 def patch(style: int, key: str) -> Markup:
-    """The look of a part of a bar, for a table."""
+    """Draw the pattern of a stage's part of a bar, for a table."""
     with _axes(12, left=1, right=1, top=1, bottom=1, width=24) as axes:
         axes.axis("off")
         _bar(axes, 0, 0, 1, style, height=1)
@@ -148,7 +148,7 @@ def patch(style: int, key: str) -> Markup:
 
 
 def swatch(style: int, key: str) -> Markup:
-    """The line and marker of a run, for a legend."""
+    """Draw the line and marker of a run, for a legend."""
     with _axes(14, left=1, right=1, top=1, bottom=1, width=38) as axes:
         axes.axis("off")
         axes.plot([0, 0.5, 1], [0, 0, 0], **_look(style), marker=MARKERS[style % len(MARKERS)], markevery=[1])
@@ -162,14 +162,14 @@ def _bar(axes: Axes, y: float, left: float, width: float, style: int, height: fl
     axes.barh(y, width, left=left, height=height, fill=False, edgecolor=colour, hatch=hatch, linewidth=0.8)
 
 
-# ---- Inside ----------------------------------------------------------------------------------------
+# ---- Helpers ---------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _axes(
     height: float, *, left: float, right: float, top: float, bottom: float, width: float = WIDTH
 ) -> Iterator[Axes]:
-    """Axes with margins in points, and nothing drawn but ticks' labels and faint lines."""
+    """Create axes with margins in points, and only tick labels and faint grid lines drawn."""
     with mpl.rc_context(RC):
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         place = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
@@ -189,7 +189,10 @@ def _look(style: int) -> dict[str, Any]:
 
 
 def _line(axes: Axes, line: Line, *, marked: bool) -> None:
-    """A line with its band, its mean where it is noisy, and markers: of all points, or some if `marked`."""
+    """Draw a line with its band, its moving average if noisy, and markers.
+
+    Short or held-out lines have a marker at every point; others at some points, if `marked`.
+    """
     steps, values = (np.array(part) for part in line.points)
     look = _look(line.style)
     if line.band is not None:
@@ -200,7 +203,7 @@ def _line(axes: Axes, line: Line, *, marked: bool) -> None:
     few = line.measured or len(values) <= MARKED
     each = 1 if few else len(values) // 8
     marker = MARKERS[line.style % len(MARKERS)] if few or marked else None
-    places = (3 * line.style % each, each)  # not above each other
+    places = (3 * line.style % each, each)  # different lines have markers at different steps
     axes.plot(
         steps, _bold(line), **look, linewidth=1.7, marker=marker, markersize=4, markevery=places, zorder=3
     )
@@ -214,7 +217,7 @@ def _scales(axes: Axes, panel: Panel) -> None:
         low, high = axes.get_ylim()
         axes.set_ylim(max(-0.02, low), min(1.02, high))
     steps = {step for line in panel.lines for step in line.points[0]}
-    if len(steps) == 1:  # a place for a single point
+    if len(steps) == 1:  # a single point needs an axis of some width
         (step,) = steps
         axes.set_xlim(step - 1, step + 1)
         axes.set_xticks([step])
@@ -231,7 +234,7 @@ def _scales(axes: Axes, panel: Panel) -> None:
 
 
 def _end_labels(axes: Axes, lines: Sequence[Line]) -> None:
-    """Each line's label where it ends, moved apart where they would overlap."""
+    """Write each line's label at its end, moved apart from labels that it would overlap."""
     named = [(i, line) for i, line in enumerate(lines) if line.label]
     ends = [axes.transData.transform((line.points[0][-1], _bold(line)[-1])) for _, line in named]
     order = sorted(range(len(named)), key=lambda k: float(ends[k][1]))
@@ -246,9 +249,10 @@ def _end_labels(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def spread(heights: Sequence[float], apart: float, lowest: float, highest: float) -> list[float]:
-    """Rising heights, moved as little as keeps them `apart`; from `lowest` to `highest` if they fit.
+    """Move rising heights as little as possible so that neighbours are at least `apart` from each other.
 
-    By least squares: less i times `apart`, the i-th is not below the one before (isotonic regression).
+    The result lies between `lowest` and `highest` if it fits. Least squares: after subtracting i * `apart`
+    from the i-th height, the heights must not fall (isotonic regression).
     """
     if not heights:
         return []
@@ -262,7 +266,7 @@ def _noisy(line: Line) -> bool:
 
 
 def _bold(line: Line) -> Sequence[float]:
-    """What is drawn bold: the values; where they are noisy, means over a window, shorter at both ends."""
+    """Return the values drawn bold: a moving average if noisy (shorter windows at both ends), else all."""
     values, half = line.points[1], WINDOW // 2
     if not _noisy(line):
         return values
@@ -271,7 +275,7 @@ def _bold(line: Line) -> Sequence[float]:
 
 
 def _thinned(line: Line) -> Line:
-    """No more than MOST_POINTS points: means of equal runs of steps."""
+    """Return a line with at most MOST_POINTS points: the means over blocks of equal size."""
     steps, values = line.points
     if len(steps) <= MOST_POINTS:
         return line

@@ -1,4 +1,4 @@
-"""From run directories to one HTML file that needs nothing but itself."""
+"""Render run directories as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class View:
-    """A run as the page shows it."""
+    """The texts and figures of a run at the head of the page."""
 
     name: str
     letter: str
     swatches: tuple[Markup, ...]
-    """For the head and for the legend: an id may be in a page only once."""
+    """One for the head and one for the legend, since an id may occur only once in a page."""
     state: str
     sentence: str
     figures: tuple[Figure, ...]
@@ -62,26 +62,28 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Times:
-    """Where the time goes: the plot, and by stage its swatch and the seconds of each run."""
+    """Time by stage: the plot, and rows of a stage, its swatch and the time in each run."""
 
     svg: Markup
     rows: tuple[tuple[str, Markup, tuple[str, ...]], ...]
 
 
 def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
-    """Write a report of one run, or of several beside each other, as a single HTML file.
+    """Write a report on one run, or on several side by side, as a single HTML file.
 
-    The file has its style, its script and its plots in it, and loads nothing.
+    The file contains its style, script and plots, and loads nothing from elsewhere.
 
     Args:
         runs: directories of runs, finished or not.
-        output: the file; `report.html` in the first run's directory by default. It is replaced if there.
+        output: the file to write; default: `report.html` in the first run's directory. An existing file is
+            replaced.
 
     Returns:
-        Where it was written.
+        The path of the report.
 
     Raises:
-        RunError: no run was given, or one twice; a directory holds no run; a file cannot be read or written.
+        RunError: no run is given, or one is given twice; a directory is not a run; a file cannot be read or
+            written.
     """
     records = read_runs(runs)
     target = records[0].directory / "report.html" if output is None else output
@@ -101,7 +103,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def render(records: Sequence[RunRecord]) -> str:
-    """The page of some runs."""
+    """Return the HTML page for some runs."""
     views = _views(records)
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
     samples = [shown(record, i) for i, record in enumerate(records)]
@@ -137,7 +139,7 @@ def render(records: Sequence[RunRecord]) -> str:
 
 
 def environment() -> Environment:
-    """Everything that is put in is escaped, and what could move or turn text is made visible."""
+    """Return a Jinja environment that escapes all values and makes control characters visible."""
 
     def visible(value: object) -> object:
         return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -177,12 +179,12 @@ def _views(records: Sequence[RunRecord]) -> list[View]:
 
 
 def _signs(records: Sequence[RunRecord], views: Sequence[View]) -> list[tuple[Sign, list[tuple[View, str]]]]:
-    """Signs of all runs, worries first; one that several runs show is said once, with what each has shown."""
-    found: dict[Sign, list[tuple[View, str]]] = {}
+    """Return the signs of all runs, worries first. A sign of several runs appears once, with all numbers."""
+    seen: dict[Sign, list[tuple[View, str]]] = {}
     for view, record in zip(views, records, strict=True):
         for sign in signs(record):
-            found.setdefault(replace(sign, seen=""), []).append((view, sign.seen))
-    return sorted(found.items(), key=lambda item: item[0].level != "worry")
+            seen.setdefault(replace(sign, seen=""), []).append((view, sign.seen))
+    return sorted(seen.items(), key=lambda item: item[0].level != "worry")
 
 
 def _unread(records: Sequence[RunRecord], views: Sequence[View]) -> Iterator[tuple[View, str]]:
@@ -196,15 +198,15 @@ def _drawn(panel: Panel) -> Drawn:
 
 
 def _intervals(records: Sequence[RunRecord]) -> list[Drawn]:
-    found = []
+    drawn = []
     for key, title, name in (
-        ("interval-win", "Win rate over the start", "win_rate"),
+        ("interval-win", "Win rate against the model before", "win_rate"),
         ("interval-accuracy", "Held-out accuracy", "accuracy"),
-        ("interval-shorter", "Where the shorter is better", "accuracy_shorter"),
+        ("interval-shorter", "Held-out accuracy where chosen is shorter", "accuracy_shorter"),
     ):
         if rows := interval_rows(records, name):
-            found.append(Drawn(title, "", plots.intervals(rows, key, title)))
-    return found
+            drawn.append(Drawn(title, "", plots.intervals(rows, key, title)))
+    return drawn
 
 
 def _times(records: Sequence[RunRecord]) -> Times | None:
@@ -217,4 +219,4 @@ def _times(records: Sequence[RunRecord]) -> Times | None:
     for i, stage in enumerate(stages):
         cells = (f"{duration(parts[stage])}" if stage in parts else "" for parts in spent)
         rows.append((stage, plots.patch(i, f"stage-{i}"), tuple(cells)))
-    return Times(plots.bars(bars, stages, "times", "Where the time goes"), tuple(rows))
+    return Times(plots.bars(bars, stages, "times", "Time by stage"), tuple(rows))

@@ -1,4 +1,4 @@
-"""Samples as a report shows them."""
+"""Prepare samples for the report's list of samples."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from palate.report.words import count, number, signed
 from palate.rundir import RunRecord, Sample
 
 MOST_SAMPLES = 500
-"""Samples of a run in a report: more would make a page that browsers are slow with."""
+"""Most samples per run in a report; more would make the page slow."""
 LONGEST_TEXT, LONGEST_LINE = 20_000, 160
-"""Characters of a text, and of the line that stands for a prompt."""
+"""Most characters of a text, and of the one-line version of a prompt."""
 CHUNK = 25
-"""Samples that lie in one fold of the page; a script makes pages of them."""
+"""Samples per collapsible block of the page; the page's script replaces the blocks by pages."""
 
-ENDS = {"eos": "ended", "stop": "ended at a stop text", "length": "cut off"}
+ENDS = {"eos": "ended", "stop": "ended at a stop text", "length": "truncated"}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A sample in words, and the numbers that it is sorted by; these are empty where unknown."""
+    """The texts of a sample, and the numbers it is sorted by; unknown numbers are empty."""
 
     run: int
     letter: str
     line: str
     prompt: str
-    """Empty where the line is all of it."""
+    """The prompt in full; empty if `line` already shows all of it."""
     before: str
     after: str
     reward_before: str
@@ -49,7 +49,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples in one fold, numbered from 1."""
+    """The samples in one collapsible block, numbered from 1."""
 
     first: int
     last: int
@@ -57,19 +57,19 @@ class Chunk:
 
 
 def shown(run: RunRecord, index: int) -> list[Shown]:
-    """The samples of the run at an index, no more than MOST_SAMPLES."""
+    """Return the samples of one run, at most MOST_SAMPLES; `index` is the run's position in the report."""
     return [_shown(sample, index) for sample in run.samples[:MOST_SAMPLES]]
 
 
 def chunked(samples: Sequence[Shown]) -> list[Chunk]:
-    """In folds, with each sample's place among all."""
+    """Divide samples into blocks, and number them across all blocks."""
     placed = [Shown(**{**vars(sample), "at": i}) for i, sample in enumerate(samples)]
     parts = [placed[start : start + CHUNK] for start in range(0, len(placed), CHUNK)]
     return [Chunk(part[0].at + 1, part[-1].at + 1, tuple(part)) for part in parts]
 
 
 def left_out(runs: Sequence[RunRecord]) -> str:
-    """What of the samples is not in the page; empty if all are."""
+    """Return a note on samples that are not in the page; empty if all are."""
     most = max((len(run.samples) for run in runs), default=0)
     if most <= MOST_SAMPLES:
         return ""
@@ -77,7 +77,7 @@ def left_out(runs: Sequence[RunRecord]) -> str:
 
 
 def shortened(text: str, longest: int = LONGEST_TEXT) -> str:
-    """A text that is not too long for a page; what is cut is said."""
+    """Return a text truncated to `longest` characters, with a note on how many are missing."""
     if len(text) <= longest:
         return text
     return f"{text[:longest]} \N{HORIZONTAL ELLIPSIS} ({count(len(text) - longest)} more characters)"

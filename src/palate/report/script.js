@@ -14,7 +14,7 @@
     list.append(stack);
     const text = new Map(all.map((item) => [item, item.textContent.toLowerCase()]));
     const value = (item, name) => item.dataset[name] === "" ? NaN : Number(item.dataset[name]);
-    // What has no value comes last, either way.
+    // Samples without a value come last in both directions.
     const by = (name, sign) => (a, b) => {
       const x = value(a, name), y = value(b, name);
       if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
@@ -30,15 +30,15 @@
       same: (i) => value(i, "gain") === 0, none: (i) => Number.isNaN(value(i, "gain")),
       cut: (i) => i.dataset.cut === "1",
     };
-    let page = 0, found = all;
+    let page = 0, matching = all;
     const draw = () => {
-      const pages = Math.max(1, Math.ceil(found.length / PAGE));
+      const pages = Math.max(1, Math.ceil(matching.length / PAGE));
       page = Math.min(page, pages - 1);
       const first = page * PAGE;
-      const shown = found.slice(first, first + PAGE);
+      const shown = matching.slice(first, first + PAGE);
       stack.replaceChildren(...shown);
       find("samples-count").textContent = shown.length
-        ? `${first + 1} to ${first + shown.length} of ${found.length}` : "No sample fits.";
+        ? `${first + 1} to ${first + shown.length} of ${matching.length}` : "No sample matches.";
       find("samples-previous").disabled = page === 0;
       find("samples-next").disabled = page === pages - 1;
     };
@@ -46,8 +46,8 @@
       const words = find("samples-search").value.toLowerCase().trim();
       const kind = kinds[find("samples-kind").value];
       const run = find("samples-run") ? find("samples-run").value : "";
-      found = all.filter((i) => kind(i) && (!run || i.dataset.run === run) && text.get(i).includes(words));
-      found.sort(orders[find("samples-order").value]);
+      matching = all.filter((i) => kind(i) && (!run || i.dataset.run === run) && text.get(i).includes(words));
+      matching.sort(orders[find("samples-order").value]);
       page = 0;
       draw();
     };

@@ -1,6 +1,6 @@
-"""Numbers of a part of a run: its ends, its last quarter, its samples.
+"""Statistics of parts of a run: first and last values, quarters of the steps, samples.
 
-Where several steps learn from the same samples, numbers of samples count once for each set of them.
+If several steps learn from the same samples, a metric of samples has one value per draw.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from scipy.stats import rankdata
 from palate.rundir import RunRecord, Sample
 
 FEWEST_SAMPLES = 20
-"""Samples below which no correlation is computed."""
+"""Fewest samples for which a correlation is computed."""
 
 
 def length_link(samples: Sequence[Sample]) -> float | None:
-    """Spearman's correlation of the change in tokens and the change in reward, None if it has no value."""
+    """Return Spearman's correlation of the changes in tokens and in reward; None if it is undefined."""
     usable = [(s.tokens_after - s.tokens_before, s.gain) for s in samples if s.gain is not None]
     if len(usable) < FEWEST_SAMPLES:
         return None
@@ -29,38 +29,38 @@ def length_link(samples: Sequence[Sample]) -> float | None:
 
 
 def ends(run: RunRecord, name: str) -> tuple[float, float] | None:
-    """First and last value of a measurement that was taken at least twice."""
+    """Return the first and last value of a metric; None with fewer than two values."""
     values = run.curve(name)[1]
     return (values[0], values[-1]) if len(values) > 1 else None
 
 
 def quarters(run: RunRecord, name: str) -> tuple[float, float] | None:
-    """Means over the first and the last quarter of the steps."""
+    """Return the means over the first and the last quarter of the steps; None with fewer than two values."""
     values = run.curve(name)[1]
     size = _quarter(values)
     return (_mean(values[:size]), _mean(values[-size:])) if len(values) > 1 else None
 
 
 def late(run: RunRecord, name: str) -> float | None:
-    """Mean over the last quarter of the steps."""
+    """Return the mean over the last quarter of the steps; None without values."""
     values = run.curve(name)[1]
     return _mean(values[-_quarter(values) :]) if values else None
 
 
 def third_quarter(run: RunRecord, name: str) -> float | None:
-    """Mean over the quarter before the last one; None with fewer than four steps."""
+    """Return the mean over the third quarter of the steps; None with fewer than four values."""
     values = run.curve(name)[1]
     size = _quarter(values)
     return _mean(values[-2 * size : -size]) if len(values) >= 4 else None
 
 
 def rounds(run: RunRecord) -> int:
-    """Rounds that a run has come to, each with a reference or with samples of its own; 1 without rounds."""
+    """Return the number of rounds so far; a round has its own reference or samples. 1 without rounds."""
     return max(len(run.draws) if not run.fresh else 1, round(max(run.curve("round")[1], default=1)))
 
 
 def latest_samples(run: RunRecord) -> str:
-    """The part of a run that `late` takes numbers of samples from, in words."""
+    """Return words for the part of a run that `late` covers for metrics of samples."""
     if run.fresh:
         return "In the last quarter of the steps"
     drawn = run.draws

@@ -1,4 +1,4 @@
-"""Matplotlib's SVG as a part of a page: colours by theme, text as text, nothing that points outside."""
+"""Convert matplotlib figures to inline SVG: themed colours, real text, no links to other resources."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from palate.run import plain
 
 RC: Any = {
-    "svg.fonttype": "none",  # texts stay texts
-    "svg.hashsalt": "palate",  # the same numbers give the same file
+    "svg.fonttype": "none",  # keep text as text
+    "svg.hashsalt": "palate",  # make the output reproducible
 }
 
 INK, MUTED, RULE = "#010101", "#020202", "#030303"
-"""Stand-ins for the colours of text, lesser text and faint lines: what they are depends on the theme."""
+"""Placeholders for the colours of text, secondary text and faint lines; the page's theme sets them."""
 COLOURS = 6
-"""Colours of series; the style sheet has them twice, for light and for dark."""
+"""Number of series colours; the style sheet defines each for the light and the dark theme."""
 
 _THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"} | {
     f"#0{kind}01{10 + i}": f"var(--{name}{i})" for kind, name in ((1, "s"), (2, "t")) for i in range(COLOURS)
@@ -34,28 +34,28 @@ _TURN = re.compile(r"rotate\(-?0 ")
 
 
 def series(style: int) -> str:
-    """Stand-in for a series' colour."""
+    """Return the placeholder for a series' colour."""
     return f"#0101{10 + style % COLOURS}"
 
 
 def label(style: int) -> str:
-    """Stand-in for the colour of text that names a series: the same hue, dark enough to be read."""
+    """Return the placeholder for the colour of a series' label: the same hue, but dark enough to read."""
     return f"#0201{10 + style % COLOURS}"
 
 
 def inline(figure: object, key: str, title: str, description: str, texts: Mapping[int, str]) -> Markup:
-    """A figure as an inline SVG element.
+    """Return a figure as an inline SVG element.
 
-    Styles become attributes, so that the page needs no inline styles; ids get the key before them, so that
-    no two plots of a page share one.
+    Styles become attributes, so that the page needs no inline styles. Ids are prefixed with the key, so that
+    no two plots of a page share an id.
 
     Args:
-        figure: what has been drawn.
-        key: unique in the page.
-        title: what is read to those who do not see it; without, it is hidden from them.
-        description: the same in full.
-        texts: what `@0@`, `@1@`, ... in the figure stand for. They come from names of runs and metrics, and
-            are put in here since matplotlib would look for their letters in its own font.
+        figure: the matplotlib figure.
+        key: a name that is unique in the page.
+        title: the plot's title; if empty, the plot is hidden from screen readers.
+        description: the text for screen readers.
+        texts: replacements for the placeholders `@0@`, `@1@`, ... in the figure. They come from names of runs
+            and metrics; matplotlib would look for their letters in its own font.
     """
     assert isinstance(figure, Figure)
     out = io.StringIO()
@@ -83,13 +83,13 @@ def _head(root: ElementTree.Element, key: str, title: str, description: str) -> 
         root.set("aria-hidden", "true")
         return
     root.attrib |= {"role": "img", "aria-labelledby": f"{key}-title"}
-    said = ElementTree.Element("title", id=f"{key}-title")
-    said.text = plain(description)
-    root.insert(0, said)
+    spoken = ElementTree.Element("title", id=f"{key}-title")
+    spoken.text = plain(description)
+    root.insert(0, spoken)
 
 
 def _drop_ids(root: ElementTree.Element) -> None:
-    """Keep the ids that something in the figure points at."""
+    """Remove ids that nothing in the figure refers to."""
     used = {
         link for element in root.iter() for value in element.attrib.values() for link in _LINK.findall(value)
     }
@@ -99,7 +99,7 @@ def _drop_ids(root: ElementTree.Element) -> None:
 
 
 def _clean(element: ElementTree.Element, key: str) -> None:
-    """Themed colours, attributes for styles, links within the page's own plot."""
+    """Replace colours by theme variables and styles by attributes, and prefix ids and links with the key."""
     element.tag = _name(element.tag)
     attributes = {_name(name): value for name, value in element.attrib.items()}
     for declaration in attributes.pop("style", "").split(";"):
@@ -122,5 +122,5 @@ def _clean(element: ElementTree.Element, key: str) -> None:
 
 
 def _name(tag: str) -> str:
-    """Without the namespace, which a page's own SVG needs not."""
+    """Return a tag without its namespace, which inline SVG does not need."""
     return tag.rpartition("}")[2]

@@ -1,4 +1,4 @@
-"""Figures and tables of a report: cells of text, one for each run."""
+"""Figures and tables of a report. Tables have one text cell per run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MEASURED_WITH = (
     "eval_data", "eval_split", "eval_limit", "model", "reward", "missing_eos_penalty", "max_new_tokens",
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
 )  # fmt: skip
-"""Settings that held-out figures depend on besides the training: where these differ, runs do not compare."""
+"""Settings of the evaluation. If they differ between runs, held-out figures cannot be compared."""
 
 Rows = list[tuple[str, tuple[str, ...]]]
 SettingRows = list[tuple[str, bool, tuple[str, ...]]]
 
 
 class Figure(NamedTuple):
-    """A number at the head of the page."""
+    """One of the main numbers at the head of the page."""
 
     label: str
     value: str
@@ -32,54 +32,57 @@ class Figure(NamedTuple):
 
 
 def figures(run: RunRecord) -> tuple[Figure, ...]:
-    """The few numbers of a run that say most; those that it has."""
-    found = []
-    for label, name, of, how in (
-        ("Win rate", "win_rate", "compared", " on {} prompts"),
-        ("Held-out accuracy", "accuracy", "held_out_pairs", "; {} pairs, by prompts"),
+    """Return the main numbers of a run, as far as they were measured."""
+    shown = []
+    for label, name, size, unit in (
+        ("Win rate", "win_rate", "compared", "prompts"),
+        ("Held-out accuracy", "accuracy", "held_out_pairs", "pairs"),
     ):
         if bounds := _interval(run, name):
             rate, low, high = bounds
-            compared = run.figure(of)
-            on = "" if compared is None else how.format(count(compared))
-            found.append(Figure(label, percent(rate), f"{interval(low, high)}{on}"))
+            total = run.figure(size)
+            of_data = "" if total is None else f", {count(total)} {unit}"
+            shown.append(Figure(label, percent(rate), f"{interval(low, high)}{of_data}"))
     before, after = run.figure("reward_before"), run.figure("reward_after")
     if before is not None and after is not None:
-        found.append(
+        shown.append(
             Figure("Mean reward", number(after), f"{signed(after - before, 3)} from {number(before)}")
         )
     if (kl := run.figure("kl")) is not None:
-        found.append(Figure("KL to the start", number(kl), "nats per completion"))
+        shown.append(Figure("KL from before", number(kl), "nats per completion"))
     before, after = run.figure("length_before"), run.figure("length_after")
     if before is not None and after is not None:
-        found.append(Figure("Mean length", number(after), f"tokens, {number(before)} before"))
+        shown.append(Figure("Mean length", number(after), f"tokens, {number(before)} before"))
     for label, name in (("Held-out loss", "loss"), ("Calibration error", "ece")):
         before, after = run.figure(f"{name}_before"), run.figure(f"{name}_after")
         if before is not None and after is not None:
-            found.append(Figure(label, number(after), f"{number(before)} before"))
-    if found and run.status.seconds:
-        found.append(Figure("Time", duration(run.status.seconds), f"{count(run.status.step)} steps"))
-    return tuple(found)
+            shown.append(Figure(label, number(after), f"{number(before)} before"))
+    if shown and run.status.seconds:
+        shown.append(Figure("Time", duration(run.status.seconds), f"{count(run.status.step)} steps"))
+    return tuple(shown)
 
 
 def held_out(runs: Sequence[RunRecord]) -> Rows:
-    """Held-out figures: a row for each that any of the runs has."""
+    """Return the rows of held-out figures that at least one run has."""
     rows: list[tuple[str, Callable[[RunRecord], str]]] = [
-        ("Win rate over the start", lambda run: _rate(run, "win_rate")),
+        ("Win rate against the model before", lambda run: _rate(run, "win_rate")),
         ("Mean reward", lambda run: _change(run, "reward", number)),
-        ("Pairs ranked as the data do", lambda run: _rate(run, "accuracy")),
-        ("the same, before", lambda run: _single(run, "accuracy_before", percent)),
-        ("where the shorter is better", lambda run: _rate(run, "accuracy_shorter")),
-        ("where the shorter is better, before", lambda run: _single(run, "accuracy_shorter_before", percent)),
-        ("ranked so by preferring the longer", lambda run: _single(run, "longer_wins", percent)),
+        ("Accuracy", lambda run: _rate(run, "accuracy")),
+        ("Accuracy before", lambda run: _single(run, "accuracy_before", percent)),
+        ("Accuracy where chosen is shorter", lambda run: _rate(run, "accuracy_shorter")),
+        (
+            "Accuracy where chosen is shorter, before",
+            lambda run: _single(run, "accuracy_shorter_before", percent),
+        ),
+        ("Accuracy of always preferring the longer", lambda run: _single(run, "longer_wins", percent)),
         ("Calibration error (ECE)", lambda run: _change(run, "ece", number)),
         ("Loss", lambda run: _change(run, "loss", number)),
-        ("KL, nats per completion", lambda run: _single(run, "kl", number)),
-        ("Length, tokens", lambda run: _change(run, "length", number)),
-        ("Ended by itself", lambda run: _change(run, "eos", percent)),
+        ("KL from before, nats per completion", lambda run: _single(run, "kl", number)),
+        ("Mean length, tokens", lambda run: _change(run, "length", number)),
+        ("Completions not truncated", lambda run: _change(run, "eos", percent)),
         ("Prompts compared", lambda run: _single(run, "compared", count)),
         ("Held-out pairs", lambda run: _single(run, "held_out_pairs", count)),
-        ("in which the shorter is better", lambda run: _single(run, "shorter_pairs", count)),
+        ("Held-out pairs where chosen is shorter", lambda run: _single(run, "shorter_pairs", count)),
         ("Held-out demonstrations", lambda run: _single(run, "held_out", count)),
     ]
     table = [(label, tuple(cell(run) for run in runs)) for label, cell in rows]
@@ -87,22 +90,22 @@ def held_out(runs: Sequence[RunRecord]) -> Rows:
 
 
 def drawn_once(runs: Sequence[RunRecord]) -> Rows:
-    """Numbers of samples that were drawn once for all steps, where no run has a curve of them."""
-    found: Rows = []
+    """Return metrics of samples that were drawn once for all steps, if no run has a curve of them."""
+    rows: Rows = []
     for panel in panels_of_one_value(runs):
         show = percent if panel.rate else number
         unit = "" if panel.rate or panel.unit == "reward" else f" {panel.unit}"
         values = [(line, f"{show(line.points[1][0])}{unit}") for line in panel.lines]
         if len(runs) == 1:
-            found += [(", ".join(filter(None, (panel.title, line.label))), (v,)) for line, v in values]
+            rows += [(", ".join(filter(None, (panel.title, line.label))), (v,)) for line, v in values]
         else:
             cells = {line.style: value for line, value in values}
-            found.append((panel.title, tuple(cells.get(i, "") for i in range(len(runs)))))
-    return found
+            rows.append((panel.title, tuple(cells.get(i, "") for i in range(len(runs)))))
+    return rows
 
 
 def interval_rows(runs: Sequence[RunRecord], name: str) -> list[Interval]:
-    """The rates of the runs that have one, for a plot."""
+    """Return the rates with intervals of the runs that have them, for a plot."""
     several = len(runs) > 1
     return [
         Interval(letter(i) if several else "after", *bounds, style=i)
@@ -112,7 +115,7 @@ def interval_rows(runs: Sequence[RunRecord], name: str) -> list[Interval]:
 
 
 def unlike(runs: Sequence[RunRecord]) -> str:
-    """The settings by which held-out figures of these runs measure different things; empty if none."""
+    """Return the evaluation settings in which these runs differ, joined by commas; empty if none differ."""
     measured = [run for run in runs if _interval(run, "win_rate") or _interval(run, "accuracy")]
     return ", ".join(
         name for name in MEASURED_WITH if len({_shown(run.config.get(name)) for run in measured}) > 1
@@ -120,7 +123,7 @@ def unlike(runs: Sequence[RunRecord]) -> str:
 
 
 def settings(runs: Sequence[RunRecord]) -> list[tuple[str, SettingRows]]:
-    """Tables of configuration, and of versions and machine."""
+    """Return two tables with titles: the configuration, and the versions and machine."""
     used = [run.config for run in runs]
     places = [{"directory": str(run.directory), **_flat(run.description)} for run in runs]
     return [("configuration", _setting_rows(used)), ("versions and machine", _setting_rows(places))]
@@ -128,28 +131,28 @@ def settings(runs: Sequence[RunRecord]) -> list[tuple[str, SettingRows]]:
 
 def _setting_rows(parts: Sequence[Mapping[str, Any]]) -> SettingRows:
     names = dict.fromkeys(name for part in parts for name in part)
-    found = []
+    rows = []
     for name in names:
         cells = tuple(_shown(part.get(name)) for part in parts)
-        found.append((name, len(set(cells)) > 1, cells))
-    return found
+        rows.append((name, len(set(cells)) > 1, cells))
+    return rows
 
 
 def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything but the configuration, by dotted names."""
-    found: dict[str, Any] = {}
+    """Return all entries except the configuration, by dotted names."""
+    entries: dict[str, Any] = {}
     for name, value in description.items():
         if name == "config":
             continue
         if isinstance(value, dict):
-            found |= {f"{name}.{inner}": part for inner, part in value.items()}
+            entries |= {f"{name}.{inner}": part for inner, part in value.items()}
         else:
-            found[name] = moment(value) if name == "started" and isinstance(value, str) else value
-    return found
+            entries[name] = moment(value) if name == "started" and isinstance(value, str) else value
+    return entries
 
 
 def _shown(value: object) -> str:
-    """A value as it is written in a configuration; empty for none."""
+    """Return a value as it is written in a configuration; empty for None and empty values."""
     if value is None or value == [] or value == {}:
         return ""
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
@@ -158,7 +161,7 @@ def _shown(value: object) -> str:
 
 
 def _interval(run: RunRecord, name: str) -> tuple[float, float, float] | None:
-    """Rate, low and high, if the run has all three."""
+    """Return a rate with its lower and upper bound; None unless the run has all three."""
     rate = run.figure(name if name == "win_rate" else f"{name}_after")
     low, high = run.figure(f"{name}_low"), run.figure(f"{name}_high")
     return None if rate is None or low is None or high is None else (rate, low, high)

@@ -1,4 +1,4 @@
-"""Numbers and sentences as a report says them."""
+"""Format numbers and write sentences for reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits, a dash for None: `0.307`, `−105`, `1.10e−6`."""
+    """Return a number with `digits` significant digits, a dash for None: `0.307`, `−105`, `1.10e−6`."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
     if value == 0:
@@ -28,28 +28,28 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def count(value: float) -> str:
-    """A whole number: `1,200`."""
+    """Return a whole number: `1,200`."""
     return f"{round(value):,}"
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A difference with its sign and so many decimals: `+0.53`; without a sign where it rounds to nothing."""
+    """Return a difference with its sign and `digits` decimals: `+0.53`; no sign if it rounds to zero."""
     text = f"{value:+,.{digits}f}".replace("-", MINUS)
     return text if text.strip(f"+{MINUS}0.") else text[1:]
 
 
 def percent(rate: float | None) -> str:
-    """A rate as per cent: `94.0 %`, unbroken."""
+    """Return a rate in per cent, with a no-break space: `94.0 %`."""
     return "\N{EN DASH}" if rate is None else f"{100 * rate:.1f}\N{NO-BREAK SPACE}%".replace("-", MINUS)
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """A 95 % interval of a rate: `[87.5 %, 97.2 %]`; empty where it is not known."""
+    """Return the 95 % interval of a rate: `[87.5 %, 97.2 %]`; empty if unknown."""
     return "" if low is None or high is None else f"[{percent(low)}, {percent(high)}]"
 
 
 def duration(seconds: float) -> str:
-    """A time as `42 s`, `4 min 51 s`, `2 h 05 min`."""
+    """Return a duration: `42 s`, `4 min 51 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -60,7 +60,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(text: str) -> str:
-    """An ISO 8601 time for people, such as `21 November 2026, 14:02`; as it is if it is none."""
+    """Return an ISO 8601 time as `21 November 2026, 14:02`; any other text is returned as it is."""
     try:
         return time.strftime("%d %B %Y, %H:%M", time.strptime(text[:16], "%Y-%m-%dT%H:%M")).lstrip("0")
     except ValueError:
@@ -68,7 +68,7 @@ def moment(text: str) -> str:
 
 
 def ticks(values: Sequence[float]) -> list[str]:
-    """Labels of an axis' rising ticks, with as many decimals as tell them apart."""
+    """Return labels for an axis' rising ticks, with just enough decimals to distinguish them."""
     step = min((b - a for a, b in itertools.pairwise(values)), default=abs(values[0]) if values else 0.0)
     largest = max(map(abs, values), default=0.0)
     if largest >= 1e6 or 0 < step < 1e-4:
@@ -82,25 +82,25 @@ def ticks(values: Sequence[float]) -> list[str]:
 
 
 def unit(run: RunRecord) -> str:
-    """The records that a batch counts, in the singular."""
+    """Return the noun for the records of a batch, in the singular, such as "pair"."""
     way = _way(run)
     return "pair" if way is None else way.batches_of
 
 
 def _way(run: RunRecord) -> Way | None:
-    """The way of its method that a run took; None for a method that is not known here."""
+    """Return the variant of the method that a run used; None for an unknown method."""
     method = METHODS.get(run.method)
     return None if method is None else method.variant(run.config.get("variant"))
 
 
 def _writes(run: RunRecord) -> bool:
-    """Return True for a method that trains a policy, or is not known here; a reward model writes nothing."""
+    """Return True if the method trains a policy or is unknown. A reward model cannot generate text."""
     method = METHODS.get(run.method)
     return method is None or "policy" in method.recipe.networks
 
 
 def what_was_run(run: RunRecord) -> str:
-    """Method, model, data, reward and size of a run in one sentence."""
+    """Return a sentence with the method, model, data, reward and size of a run."""
     config = run.config
     model = _last_part(config.get("model"))
     adapter = f" (LoRA, rank {config.get('lora_rank')})" if config.get("lora") else " (all weights)"
@@ -110,82 +110,84 @@ def what_was_run(run: RunRecord) -> str:
     data = f" on {_last_part(config['data'])}" if config.get("data") else ""
     rewards = config.get("reward")
     named = [str(reward) for reward in rewards] if isinstance(rewards, list) else []
-    learnt = _way(run)
-    on_data = learnt is not None and learnt.learns_from != "prompts"
+    variant = _way(run)
+    on_data = variant is not None and variant.learns_from != "prompts"
     aside = on_data or config.get("label") == "implicit"
-    reward = f", {'measured' if aside else 'rewarded'} by {' + '.join(named)}" if named else ""
-    batch = f" of {_several(of, unit(run))}" if (of := run.setting("batch_size")) else ""
-    in_rounds = learnt is None or "rounds" in learnt.config.model_fields
+    reward = f", {'evaluated' if aside else 'rewarded'} by {' + '.join(named)}" if named else ""
+    batch = f" of {_several(size, unit(run))}" if (size := run.setting("batch_size")) else ""
+    in_rounds = variant is None or "rounds" in variant.config.model_fields
     rounds = (in_rounds and run.setting("rounds")) or 0
     parts = f" in {_several(rounds, 'round')}" if rounds > 1 else ""
     steps = run.status.steps
-    size = f": {_several(steps, 'step')}{batch}{parts}" if steps else ""
-    return f"{trained}{data}{reward}{size}."
+    length = f": {_several(steps, 'step')}{batch}{parts}" if steps else ""
+    return f"{trained}{data}{reward}{length}."
 
 
 def how_it_ended(run: RunRecord) -> str:
-    """State, step and time of a run, and for one that did not finish, why and what to do."""
+    """Return the state, step and time of a run; for an unfinished run, also the reason and how to resume."""
     status = run.status
-    of = f" of {count(status.steps)}" if status.steps else ""
-    at = f"at step {count(status.step)}{of}" if status.step else "before the end of the first step"
+    total = f" of {count(status.steps)}" if status.steps else ""
+    at = f"at step {count(status.step)}{total}" if status.step else "before the end of the first step"
     took = f" after {duration(status.seconds)}" if status.seconds else ""
-    again = "Give the same command again (without --overwrite), and it goes on from its last checkpoint."
+    resume = "To resume it from its last checkpoint, repeat the same command (without --overwrite)."
     match status.state:
         case "finished":
             return f"It finished{took}."
         case "running":
-            return f"It is running, {at}{took}; make the report again to see more."
+            return f"It is running, {at}{took}; run `palate report` again for newer figures."
         case "interrupted":
-            return f"It was interrupted {at}{took}. {again}"
+            return f"It was interrupted {at}{took}. {resume}"
         case "killed":
-            return f"It was killed {at}{took}. {again}"
+            return f"It was killed {at}{took}. {resume}"
         case "failed":
-            return f"It failed {at}{took}: {(status.reason or 'no reason was written').rstrip('. ')}."
+            return f"It failed {at}{took}: {(status.reason or 'no reason was recorded').rstrip('. ')}."
 
 
 def best_figures(run: RunRecord) -> str:
-    """What the run has reached, in words; empty if nothing was measured."""
-    said = []
+    """Return sentences with the main results of a run; empty if nothing was measured."""
+    results = []
     if (rate := run.figure("win_rate")) is not None:
         bounds = interval(run.figure("win_rate_low"), run.figure("win_rate_high"))
         on = f" on {_several(n, 'held-out prompt')}" if (n := run.figure("compared")) else ""
-        said.append(f"Against the model before, it won {percent(rate)} {bounds} of the time{on}.")
+        results.append(f"Its win rate against the model before training is {percent(rate)} {bounds}{on}.")
     if (accuracy := run.figure("accuracy_after")) is not None:
         bounds = interval(run.figure("accuracy_low"), run.figure("accuracy_high"))
-        of = f" {round(n)}" if (n := run.figure("held_out_pairs")) else ""
-        said.append(f"Of{of} held-out pairs it ranked {percent(accuracy)} {bounds} as the data do.")
+        pairs = f" ({_several(n, 'pair')})" if (n := run.figure("held_out_pairs")) else ""
+        results.append(f"Its accuracy on held-out pairs is {percent(accuracy)} {bounds}{pairs}.")
     losses = run.figure("loss_before"), run.figure("loss_after")
     if losses[0] is not None and losses[1] is not None:
         on = f" on {_several(n, 'held-out demonstration')}" if (n := run.figure("held_out")) else ""
-        said.append(f"The loss went from {number(losses[0])} to {number(losses[1])}{on}.")
+        results.append(f"The loss changed from {number(losses[0])} to {number(losses[1])}{on}.")
     before, after = run.figure("reward_before"), run.figure("reward_after")
     if before is not None and after is not None:
-        said.append(f"Mean reward went from {number(before)} to {number(after)}.")
+        results.append(f"Mean reward changed from {number(before)} to {number(after)}.")
     elif (scores := run.curve("objective/scores")[1]) and len(run.rows) > 1:
         first, last = number(scores[0]), number(scores[-1])
         if len(scores) > 1:
             where = "step" if run.fresh else "round"
-            said.append(f"On fresh samples, mean reward went from {first} in the first {where} to {last}.")
+            results.append(
+                f"On fresh samples, mean reward changed from {first} in the first {where} to {last}."
+            )
         elif not run.fresh:
-            said.append(f"The samples that it learns from were drawn once; their mean reward is {first}.")
-    return " ".join(" ".join(said).split())
+            results.append(f"The training samples were drawn once; their mean reward is {first}.")
+    return " ".join(" ".join(results).split())
 
 
 def unmeasured(runs: Sequence[RunRecord]) -> str:
-    """What to give, in a sentence's end, for held-out figures of runs that have none."""
+    """Return the end of a sentence that names the flags for held-out measurements; empty if all are set."""
     flags = [
         f"--{name.replace('_', '-')}{why}"
         for name, why in (("eval_data", ""), ("reward", " to compare completions"))
         if any(name in run.config for run in runs) and not any(run.config.get(name) for run in runs)
     ]
-    return f"; give {', and '.join(flags)}" if flags else ""
+    return f"; add {' and '.join(flags)}" if flags else ""
 
 
 def unsampled(runs: Sequence[RunRecord]) -> str:
-    """Why finished runs have no samples, in a sentence's end."""
+    """Return the end of a sentence that explains why finished runs have no samples."""
     if not any(_writes(run) for run in runs):
-        return ": a reward model writes nothing"
-    return ": they are kept of runs that have held-out prompts (--eval-data) and a reward"
+        return ": a reward model cannot generate text"
+    return ": runs save samples only with held-out prompts (--eval-data) and a reward (--reward)"
 
 
 def _several(n: float, noun: str) -> str:
@@ -193,5 +195,5 @@ def _several(n: float, noun: str) -> str:
 
 
 def _last_part(value: object) -> str:
-    """The telling end of a path or a hub id."""
+    """Return the last part of a path or a hub id."""
     return "" if value is None else str(value).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]

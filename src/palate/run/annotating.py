@@ -1,4 +1,4 @@
-"""An annotator within a run: what it said is kept, and is not asked for again."""
+"""An annotator within a run: the journal stores its answers, so each question is asked only once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from palate.memory import content_key, group_key, key_of
 from palate.types import Group
 
 SLICE = 64
-"""Groups annotated between two commits."""
+"""Number of groups to annotate between two commits."""
 
-SAID = 5
-"""Prompts named for having no usable reward; the rest is counted in `objective/unusable`."""
+MOST_WARNINGS = 5
+"""Number of warnings about prompts without a usable reward; `objective/unusable` counts all of them."""
 
 
 def journaled(
@@ -26,27 +26,27 @@ def journaled(
     observe: Callable[[str, int], None],
     say: Callable[[str], None],
 ) -> Annotator:
-    """The annotator, with its answers taken from the journal where they are there, and kept there.
+    """Return the annotator with its answers stored in the journal, and read from there if known.
 
     Args:
-        annotate: asked for what is not known.
-        journal: of the run.
-        name: tells several annotators of a run apart.
-        observe: told of the work done, in completions.
-        say: told of prompts for which nothing usable was said.
+        annotate: annotates the groups that the journal does not know.
+        journal: the run's journal.
+        name: distinguishes the annotators of a run.
+        observe: receives reports of work, in completions.
+        say: shows warnings about prompts without usable rewards.
     """
-    said: set[str] = set()
+    warned: set[str] = set()
 
     def annotated(groups: Sequence[Group]) -> list[Group]:
         slices = math.ceil(len(groups) / SLICE)
-        found: list[Group] = []
+        results: list[Group] = []
         for i in range(slices):
             part = groups[i * len(groups) // slices : (i + 1) * len(groups) // slices]
-            found += _slice(annotate, journal, name, part)
+            results += _slice(annotate, journal, name, part)
             observe("annotate", sum(len(group.completions) for group in part))
-        for group in found:
-            _tell(group, said, say)
-        return found
+        for group in results:
+            _warn(group, warned, say)
+        return results
 
     return annotated
 
@@ -63,7 +63,7 @@ def _slice(annotate: Annotator, journal: Journal, name: str, groups: Sequence[Gr
 
 
 def _group_key(name: str, group: Group) -> str:
-    """A judge's word on a completion may rest on its neighbours, and a rule's on the row's other columns."""
+    """Return a key of all inputs: a judge may compare the completions, and a rule may read other columns."""
     return key_of(name, dict(group.prompt.columns), group_key(group))
 
 
@@ -80,11 +80,11 @@ def _recalled(group: Group, rows: Sequence[tuple[float | None, Mapping[str, floa
     return replace(group, rewards=tuple(reward for reward, _ in rows), parts={**group.parts, **parts})
 
 
-def _tell(group: Group, said: set[str], say: Callable[[str], None]) -> None:
+def _warn(group: Group, warned: set[str], say: Callable[[str], None]) -> None:
     unusable = sum(reward is None for reward in group.rewards or ())
-    if unusable and len(said) < SAID and group.prompt.id not in said:
-        said.add(group.prompt.id)
+    if unusable and len(warned) < MOST_WARNINGS and group.prompt.id not in warned:
+        warned.add(group.prompt.id)
         say(
             f"no usable reward for {unusable} of {len(group.completions)} completions of "
-            f"{group.prompt.text[:60]!r} {group.prompt.where}: left out"
+            f"{group.prompt.text[:60]!r} {group.prompt.where}: skipped"
         )

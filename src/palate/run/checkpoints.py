@@ -1,7 +1,8 @@
-"""Checkpoints of a run: written whole or not at all, checked before they are used.
+"""Checkpoints of a run: written completely or not at all, and checked before use.
 
-A checkpoint holds one learner or several, such as a critic beside a policy. The first is the run's model and
-lies in the checkpoint's own directory, as a model of the hub does; each other has a subdirectory of its name.
+A checkpoint holds one or several learners, such as a policy and a critic. The first learner is the run's
+model; its files are directly in the checkpoint's directory, in the layout of the hub. Each other learner has
+a subdirectory with its name.
 """
 
 from __future__ import annotations
@@ -25,43 +26,43 @@ from palate.learn.state import require_fit, restore_state, save_state, state_byt
 from palate.run.status import sync, write_json
 
 NOTE = "checkpoint.json"
-"""File of a checkpoint that says where in the run it is, and the size and hash of every other file."""
+"""File of a checkpoint with its position in the run, and the size and hash of every other file."""
 
 PATIENCE = 50
-"""Without a fixed interval, the time between checkpoints is 50 times that of writing one: they cost 2 %."""
+"""Default time between checkpoints, as a multiple of the time to write one: checkpoints cost 2 %."""
 
 _OLD = ".old"
 
 SPARE = 32 << 20
-"""Bytes that stay free beside a checkpoint, for journal and metrics."""
+"""Free space to leave for the journal and the metrics, in bytes."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where in its method a run is.
+    """A position of a run within its method.
 
-    A method is a row of stages, each a loop of steps; a stage that is done has a checkpoint of its end, so
-    that a method that is run again from its beginning goes through it at once.
+    A method is a sequence of stages, each a loop of steps. Every finished stage has a checkpoint of its end,
+    so a resumed run, which starts the method from the beginning, skips finished stages immediately.
     """
 
     stage: int
-    """Counted from 0 in the order in which the method begins them."""
+    """Index of the stage from 0, in the order of the method."""
     step: int
-    """Steps of the stage that are done."""
+    """Number of finished steps in the stage."""
     steps_before: int
-    """Steps of all earlier stages."""
+    """Number of steps in all earlier stages."""
     metrics: int
-    """Rows of metrics that were written."""
+    """Number of rows of metrics written."""
     ended: bool
-    """Whether the stage was done."""
+    """True if the stage is finished."""
     within: bool = False
-    """The KL was measured here, and lies within its bound."""
+    """True if the KL was measured here and lies within its bound."""
     final: bool = False
-    """Training ended here, since the KL passed its bound later on."""
+    """True if training ended here, because the KL passed its bound later."""
 
     @property
     def steps(self) -> int:
-        """Steps done in all."""
+        """Number of finished steps in the run."""
         return self.steps_before + self.step
 
 
@@ -80,7 +81,7 @@ class Checkpoint:
     """Numbers of the other learners by name."""
 
     def holds(self, learners: Sequence[Learner]) -> bool:
-        """Return whether it has these learners, each after as many updates as it has done by now."""
+        """Return whether the checkpoint has these learners with their current number of updates."""
         first, *others = learners
         return self.learner["version"] == first.version and all(
             other.name in self.beside and self.beside[other.name]["version"] == other.version
@@ -88,18 +89,18 @@ class Checkpoint:
         )
 
     def restore(self, learners: Sequence[Learner]) -> None:
-        """Put all learners back to where they were saved, or none of them.
+        """Restore all learners, or none of them if there is an error.
 
         Raises:
-            RunError: it has other learners, or a state does not fit its learner.
+            RunError: the checkpoint has other learners, or a state does not fit its learner.
         """
         first, *others = learners
         names = {other.name for other in others}
         if names != self.beside.keys():
-            held, expected = (", ".join([first.name, *sorted(found)]) for found in (self.beside, names))
+            held, expected = (", ".join([first.name, *sorted(others)]) for others in (self.beside, names))
             raise RunError(
-                f"checkpoint {str(self.path)!r} holds the learners {held}; expected {expected}; start again "
-                "with --overwrite, or with another --output"
+                f"checkpoint {str(self.path)!r} holds the learners {held}, expected {expected}; start over "
+                "with --overwrite, or use another --output"
             )
         numbers = {first.name: self.learner, **self.beside}
         for learner, place in _places(self.path, learners):
@@ -108,19 +109,19 @@ class Checkpoint:
             restore_state(learner, place, numbers[learner.name])
 
     def check(self, run: str) -> None:
-        """Raise RunError unless it is whole and of this run."""
+        """Raise RunError unless the checkpoint is complete, intact and part of this run."""
         if self.run != run:
             raise RunError(
-                f"checkpoint {str(self.path)!r} belongs to another run; take it away to go on without it"
+                f"checkpoint {str(self.path)!r} belongs to another run; move it away to resume without it"
             )
         for name, (size, digest) in self.files.items():
             path = self.path / name
-            found = path.stat().st_size if path.is_file() else None
-            if found != size or _digest(path) != digest:
-                what = "is missing" if found is None else "is not what was written"
+            actual = path.stat().st_size if path.is_file() else None
+            if actual != size or _digest(path) != digest:
+                problem = "is missing" if actual is None else "has changed"
                 raise RunError(
-                    f"checkpoint {str(self.path)!r} is damaged: {name} {what}; bring back a good copy, or "
-                    "delete that directory to go on from the checkpoint before it"
+                    f"checkpoint {str(self.path)!r} is damaged: {name} {problem}; restore a good copy, or "
+                    "delete that directory to resume from the previous checkpoint"
                 )
 
 
@@ -130,11 +131,11 @@ class Checkpoints:
     Args:
         directory: `checkpoints/` of the run.
         run: the run's id.
-        keep: how many to keep, besides the ends of stages.
-        every: steps between two of them; None for as many as take 2 % of the time.
+        keep: number of checkpoints to keep, in addition to the ends of stages.
+        every: steps between checkpoints; None for checkpoints that take 2 % of the time.
 
     Raises:
-        RunError: one of them cannot be read, is damaged or belongs to another run.
+        RunError: a checkpoint cannot be read, or the latest is damaged or belongs to another run.
     """
 
     def __init__(self, directory: Path, run: str, *, keep: int, every: int | None = None) -> None:
@@ -144,15 +145,15 @@ class Checkpoints:
         self._every = every
         self._saved = time.perf_counter()
         _tidy(directory)
-        self._found = sorted((_read(p) for p in directory.glob("step-*")), key=lambda c: c.position.steps)
-        self._cost = 0.0  # seconds that the last one took to write
-        if self._found:
-            self._found[-1].check(run)
+        self._existing = sorted((_read(p) for p in directory.glob("step-*")), key=lambda c: c.position.steps)
+        self._cost = 0.0  # seconds to write the last checkpoint
+        if self._existing:
+            self._existing[-1].check(run)
 
     @property
     def latest(self) -> Checkpoint | None:
-        """The one of most steps."""
-        return self._found[-1] if self._found else None
+        """The checkpoint with the most steps; None without checkpoints."""
+        return self._existing[-1] if self._existing else None
 
     def end_within(self, metrics: int, *learners: Learner) -> Position:
         """End training at the last checkpoint whose KL lies within its bound: put learners back to it, note
@@ -171,33 +172,34 @@ class Checkpoints:
         checkpoint.restore(learners)
         position = replace(checkpoint.position, metrics=metrics, ended=True, final=True)
         self.save(position, *learners)
-        for later in [c for c in self._found if c.position.steps > position.steps]:
+        for later in [c for c in self._existing if c.position.steps > position.steps]:
             _remove(_put_aside(later.path))
-            self._found.remove(later)
+            self._existing.remove(later)
         return position
 
     def is_due(self, step: int) -> bool:
-        """Return whether it is time to save, after a step counted from 1 in its stage."""
+        """Return whether to save now, after a step of the stage (counted from 1)."""
         if self._every is not None:
             return step % self._every == 0
         return time.perf_counter() - self._saved >= PATIENCE * self._cost
 
     def holding(self, *learners: Learner) -> Path | None:
-        """The latest one that has these learners as they are now, if there is one."""
-        return next((c.path for c in reversed(self._found) if c.holds(learners)), None)
+        """Return the latest checkpoint that has these learners in their current state, or None."""
+        return next((c.path for c in reversed(self._existing) if c.holds(learners)), None)
 
     def restore(self, stage: int, *learners: Learner) -> Position | None:
-        """Put learners where they were at the last checkpoint of a stage; None if the stage has none.
+        """Restore learners from the last checkpoint of a stage; return None if the stage has none.
 
         Raises:
-            RunError: it is damaged, of another run, or of other learners; none of them has changed then.
+            RunError: the checkpoint is damaged or belongs to another run or to other learners; the learners
+                are unchanged.
         """
-        own = [c for c in self._found if c.position.stage == stage]
+        own = [c for c in self._existing if c.position.stage == stage]
         if not own:
-            if self._found and self._found[-1].position.stage > stage:
+            if self._existing and self._existing[-1].position.stage > stage:
                 raise RunError(
-                    f"{str(self.directory)!r} lacks the checkpoint that ends stage {stage + 1}; bring it "
-                    "back, or start anew with --overwrite"
+                    f"{str(self.directory)!r} lacks the checkpoint at the end of stage {stage + 1}; restore "
+                    "it, or start over with --overwrite"
                 )
             return None
         own[-1].check(self._run)
@@ -205,12 +207,12 @@ class Checkpoints:
         return own[-1].position
 
     def save(self, position: Position, *learners: Learner) -> Path:
-        """Write learners in Hugging Face layout, with their states to resume from; then remove older ones.
+        """Write learners in Hugging Face layout with their states; then remove older checkpoints.
 
         Raises:
-            RunError: there is no room for it, or it cannot be written. The checkpoints before it are kept.
+            RunError: the disk is full, or the checkpoint cannot be written. Earlier checkpoints are kept.
         """
-        assert len({learner.name for learner in learners}) == len(learners), "each has a name of its own"
+        assert len({learner.name for learner in learners}) == len(learners), "learners need different names"
         target = self.directory / f"step-{position.steps}"
         there = self.latest if self.latest and self.latest.path == target else None
         if there is not None and there.position == position and there.holds(learners):
@@ -229,8 +231,8 @@ class Checkpoints:
                 if p.is_file()
             }
             beside = {learner.name: own for learner, own in zip(learners[1:], numbers[1:], strict=True)}
-            made = Checkpoint(target, position, numbers[0], self._run, files, beside)
-            write_json(scratch / NOTE, _note(made))
+            checkpoint = Checkpoint(target, position, numbers[0], self._run, files, beside)
+            write_json(scratch / NOTE, _note(checkpoint))
             _sync(scratch)
             aside = _put_aside(target) if target.exists() else None
             os.replace(scratch, target)
@@ -243,8 +245,8 @@ class Checkpoints:
                 f"checkpoint {str(target)!r} cannot be written: {reason}; {self._safe()}"
             ) from error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)  # gone already if all went well
-        self._found = [c for c in self._found if c.path != target] + [made]
+            shutil.rmtree(scratch, ignore_errors=True)  # after success it does not exist
+        self._existing = [c for c in self._existing if c.path != target] + [checkpoint]
         self._prune()
         self._saved = time.perf_counter()
         self._cost = self._saved - began
@@ -253,7 +255,7 @@ class Checkpoints:
     # -- inside ------------------------------------------------------------------------------------
 
     def _last_within(self) -> Checkpoint | None:
-        within = [c for c in self._found if c.position.within]
+        within = [c for c in self._existing if c.position.within]
         return max(within, key=lambda c: c.position.steps, default=None)
 
     def _require_room(self, learners: Sequence[Learner], target: Path) -> None:
@@ -267,25 +269,23 @@ class Checkpoints:
             )
 
     def _safe(self) -> str:
-        safe = (
-            f"everything up to step {self.latest.position.steps} is"
-            if self.latest
-            else "what is in journal.db is"
-        )
-        return f"{safe} safe: free some space and {AGAIN}"
+        safe = f"everything up to step {self.latest.position.steps}" if self.latest else "journal.db"
+        return f"{safe} is safe: free some space and {AGAIN}"
 
     def _prune(self) -> None:
-        """Remove old ones. The end of a stage stays, for a later stage may have to start from it, and so does
-        the last one within the bound of the KL.
+        """Remove old checkpoints.
+
+        The ends of stages stay, since a later stage may start from them, and so does the last checkpoint
+        within the bound of the KL.
         """
-        passing = [c for c in self._found if not c.position.ended and c is not self._last_within()]
+        passing = [c for c in self._existing if not c.position.ended and c is not self._last_within()]
         for old in passing[: -self._keep]:
             _remove(_put_aside(old.path))
-            self._found.remove(old)
+            self._existing.remove(old)
 
 
 def _places(directory: Path, learners: Sequence[Learner]) -> Iterator[tuple[Learner, Path]]:
-    """Each learner with its directory in a checkpoint."""
+    """Yield each learner with its directory in a checkpoint."""
     first, *others = learners
     yield first, directory
     yield from ((other, directory / other.name) for other in others)
@@ -313,7 +313,7 @@ def _read(path: Path) -> Checkpoint:
     try:
         note = json.loads((path / NOTE).read_text(encoding="utf-8"))
         if note.pop("key") != key_of(note):
-            raise ValueError("it is not what was written")
+            raise ValueError("its content has changed")
         return Checkpoint(
             path,
             Position(**note["position"]),
@@ -324,28 +324,28 @@ def _read(path: Path) -> Checkpoint:
         )
     except FileNotFoundError:
         raise RunError(
-            f"checkpoint {str(path)!r} is partial or not ours: it has no {NOTE}; take it away to go on "
-            "without it"
+            f"checkpoint {str(path)!r} is incomplete or not from Palate: it has no {NOTE}; move it away to "
+            "resume without it"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"checkpoint {str(path)!r} is damaged: {NOTE} cannot be read ({error}); delete that directory to "
-            "go on from the checkpoint before it"
+            "resume from the previous checkpoint"
         ) from None
 
 
 def _tidy(directory: Path) -> None:
-    """Clear away what a process left that was killed while it wrote or removed a checkpoint."""
+    """Clean up after a process that was killed while it wrote or removed a checkpoint."""
     for left in directory.glob(".step-*"):
         replaced = left.with_name(left.name.removeprefix(".").removesuffix(_OLD))
         if left.name.endswith(_OLD) and (left / NOTE).exists() and not replaced.exists():
-            os.replace(left, replaced)  # its successor had not taken the place
+            os.replace(left, replaced)  # the new checkpoint was not in place yet
         else:
             shutil.rmtree(left, ignore_errors=True)
 
 
 def _put_aside(path: Path) -> Path:
-    """Take a checkpoint's name from it: a kill in the middle must not leave half of one under that."""
+    """Rename a checkpoint before its removal, so that a kill leaves no partial checkpoint under its name."""
     aside = path.with_name(f".{path.name}{_OLD}")
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(path, aside)
@@ -353,7 +353,7 @@ def _put_aside(path: Path) -> Path:
 
 
 def _remove(aside: Path) -> None:
-    (aside / NOTE).unlink(missing_ok=True)  # first, so that what is left of it is not brought back
+    (aside / NOTE).unlink(missing_ok=True)  # first, so that `_tidy` does not restore a partial checkpoint
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -363,7 +363,7 @@ def _digest(path: Path) -> str:
 
 
 def _sync(directory: Path) -> None:
-    """Wait until all of a directory is on disk: a rename must not overtake what it names."""
+    """Wait until all files of a directory are on disk, so that its rename cannot reach the disk first."""
     paths: Iterable[Path] = (directory, *directory.rglob("*"))
     for path in paths:
         sync(path)

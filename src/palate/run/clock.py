@@ -1,4 +1,4 @@
-"""The time that a run takes, by the stage of work that it went to."""
+"""The time that a run takes, by stage of work."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections import defaultdict
 
 
 class Clock:
-    """Wall-clock time of a run and of its present step.
+    """Wall-clock time of a run and of its current step.
 
-    A stage of work (`sample`, `annotate`, `learn`, `evaluate`) reports when it has done something; the time
-    since the report before is the stage's.
+    A stage of work (`sample`, `annotate`, `learn`, `evaluate`) reports after each piece of work; the time
+    since the previous report counts for that stage.
 
     Attributes:
         before: seconds of the run's earlier starts.
@@ -24,17 +24,17 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the run, over all of its starts."""
+        """Seconds of the run, summed over all of its starts."""
         return self.before + time.perf_counter() - self._started
 
     def begin_step(self) -> None:
-        """Start the count of a step."""
+        """Start the clock of a step."""
         self._seconds.clear()
         self._amounts.clear()
         self._step_began = self._last_report = time.perf_counter()
 
     def report(self, stage: str, amount: int) -> float:
-        """Give the time since the last report to a stage that has done some amount of work.
+        """Add the time since the last report, and an amount of work, to a stage.
 
         Returns:
             The stage's work per second in this step.
@@ -46,7 +46,7 @@ class Clock:
         return self._rate(stage)
 
     def metrics(self) -> dict[str, float]:
-        """Return the step's time in seconds, by stage and in all, and the sampled tokens per second."""
+        """Return the step's time in seconds, by stage and in total, and the sampled tokens per second."""
         row = {f"time/{stage}": round(seconds, 4) for stage, seconds in self._seconds.items()}
         row["step_time"] = round(time.perf_counter() - self._step_began, 4)
         if "sample" in self._amounts:

@@ -1,4 +1,4 @@
-"""The directory of a run: who holds it, what is in it, and whether it may go on."""
+"""The directory of a run: its lock, its description, and the decision to start, resume or refuse."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from palate.rundir import LOCK, description_in
 _PACKAGES = ("palate", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 _LEFT_EARLY = (LOCK, ".config.json.part")
-"""All that a run leaves that is killed before it is described."""
+"""The files of a run that is killed before it writes its description."""
 
 
 class RunDirectory:
-    """A run's directory, held by this process until `release`.
+    """A run's directory, locked by this process until `release`.
 
-    A directory that holds a run of the same configuration is gone on with; any other run in it is refused,
-    or with `cfg.overwrite` put aside and brought back if nothing comes of the new one.
+    A run of the same configuration in the directory is resumed. Any other run is an error; with
+    `cfg.overwrite` it is moved aside, and restored if the new run ends before it did anything.
 
     Attributes:
-        path: where it is.
-        id: of the run; it moves with the directory.
-        resumed: whether a run was there that goes on.
-        changes: what differs from when it began, in words, where that changes its last bits.
+        path: path of the directory.
+        id: id of the run, independent of its path.
+        resumed: True if the directory held a run that is resumed.
+        changes: descriptions of changed settings that make results not bit-identical.
 
     Raises:
-        RunError: another process holds it; it holds a run of another configuration, or something that is
-            no run; it cannot be written.
+        RunError: another process works on the run; the directory holds a run of another configuration or
+            other files; or it cannot be written.
     """
 
     def __init__(self, path: Path, method: str, cfg: RunConfig) -> None:
@@ -52,12 +52,12 @@ class RunDirectory:
         self.changes: list[str] = []
         self._replaced: Path | None = None
         self._lock: FileLock | None = None
-        description = describe(method, cfg)  # before anything is touched: it finds what is wrong, too
+        description = describe(method, cfg)  # first, since it may raise errors
         try:
             str(path).encode()
         except UnicodeEncodeError:
             raise RunError(
-                f"the output {str(path)!r} is no name in UTF-8; give --output another one"
+                f"the output {str(path)!r} cannot be written in UTF-8; use another name for --output"
             ) from None
         try:
             self._enter(description, cfg)
@@ -75,7 +75,7 @@ class RunDirectory:
         self.id: str = description["id"]
 
     def settle(self) -> None:
-        """Write `config.json`. A run that goes on does so once it has taken account of what has changed."""
+        """Write `config.json`; a resumed run does this after it has handled the changed settings."""
         write_json(self.path / "config.json", self._description)
 
     def add(self, name: str, value: Any) -> None:
@@ -85,40 +85,40 @@ class RunDirectory:
             self.settle()
 
     def journal(self, latest: Checkpoint | None) -> Journal:
-        """The run's journal, a new one for a new run.
+        """Return the run's journal, a new one for a new run.
 
         Args:
-            latest: the last checkpoint of the run that is gone on with.
+            latest: the last checkpoint of a resumed run.
 
         Raises:
-            RunError: it is not the one that belongs to the checkpoints.
+            RunError: the journal is missing or does not belong to the checkpoints.
         """
         path = self.path / "journal.db"
-        way_out = "bring back the one that was there, or start anew with --overwrite"
+        way_out = "restore the original, or start over with --overwrite"
         if latest is not None and not path.exists():
-            raise RunError(f"journal {str(path)!r} is gone; {way_out}")
+            raise RunError(f"journal {str(path)!r} is missing; {way_out}")
         journal = Journal(path)
         known = journal.fact("run")
-        wrong = None
+        problem = None
         if known is not None and known != self.id:
-            wrong = "belongs to another run"
+            problem = "belongs to another run"
         elif latest is not None and (known is None or len(journal.metrics()) < latest.position.metrics):
-            wrong = f"lacks what led to {latest.path.name}: it is new, or an older copy"
-        if wrong is not None:
+            problem = f"lacks the records up to {latest.path.name}: it is new or an older copy"
+        if problem is not None:
             journal.close()
-            raise RunError(f"journal {str(path)!r} {wrong}; {way_out}")
+            raise RunError(f"journal {str(path)!r} {problem}; {way_out}")
         if known is None:
             journal.keep_fact("run", self.id)
         return journal
 
     def keep(self) -> None:
-        """Something has been done: the run that was replaced may go."""
+        """Delete the replaced run, since the new run has done something."""
         if self._replaced is not None:
             shutil.rmtree(self._replaced, ignore_errors=True)
             self._replaced = None
 
     def release(self) -> None:
-        """Let others have the directory. If nothing was done, the run that was replaced comes back."""
+        """Unlock the directory. If the new run did nothing, restore the replaced run."""
         if self._replaced is not None and has_begun(self.path):
             self.keep()
         if self._lock is not None:
@@ -138,13 +138,13 @@ class RunDirectory:
         there = _description_in(self.path) if occupied else None
         if occupied and there is None and has_begun(self.path):
             raise RunError(
-                f"the run in {str(self.path)!r} has lost its config.json, or it is damaged; bring back a "
-                "good copy, or give --output another directory"
+                f"the config.json of the run in {str(self.path)!r} is missing or damaged; restore a good "
+                "copy, or use another --output"
             )
         if occupied and there is None:
-            raise RunError(f"{str(self.path)!r} is there and holds no run; give --output another directory")
+            raise RunError(f"{str(self.path)!r} exists but holds no run; use another --output")
         if self.path.is_symlink() and cfg.overwrite:
-            raise OSError("it is a symbolic link to a run; give the run's own path")
+            raise OSError("it is a symbolic link to a run; use the path of the run itself")
         self.path.mkdir(parents=True, exist_ok=True)
         self._hold()
         there = self._settle_replaced(there)
@@ -157,18 +157,18 @@ class RunDirectory:
         if refusal is None:
             self._resume(there, description, type(cfg))
         elif has_begun(self.path):
-            raise RunError(f"{str(self.path)!r} holds a run already, {refusal}")
+            raise RunError(f"{str(self.path)!r} already holds a run: {refusal}")
         else:
             self._replace(begun=False)
 
     def _hold(self) -> None:
-        lock = FileLock(self.path / LOCK, timeout=1)  # whoever lists runs holds it for an instant
+        lock = FileLock(self.path / LOCK, timeout=1)  # a process that lists runs locks it for an instant
         try:
             lock.acquire()
         except Timeout:
             raise RunError(
-                f"another process works on the run in {str(self.path)!r}; wait for it, or give --output "
-                "another directory"
+                f"another process works on the run in {str(self.path)!r}; wait for it, or use another "
+                "--output"
             ) from None
         self._lock = lock
 
@@ -177,7 +177,7 @@ class RunDirectory:
         return self.path.with_name(f".{self.path.name}.replaced")
 
     def _settle_replaced(self, there: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Of a run put aside and one in its place by a process that was killed, keep the one that counts."""
+        """Finish or undo a replacement that a kill interrupted; return the kept run's description."""
         if not self._aside.is_dir():
             return there
         if there is not None and has_begun(self.path):
@@ -191,7 +191,7 @@ class RunDirectory:
         return _description_in(self.path)
 
     def _replace(self, *, begun: bool) -> None:
-        """Make room: what never began is removed, a run is kept until this one has done something."""
+        """Empty the directory: move a run aside until this run has done something; delete other files."""
         assert self._lock is not None
         if begun:
             self._replaced = self._aside
@@ -203,7 +203,7 @@ class RunDirectory:
         self._hold()
 
     def _clear(self) -> None:
-        """Remove the directory. It loses its name first, so that a kill leaves no part of it there."""
+        """Remove the directory. It is renamed first, so that a kill leaves no partial directory."""
         gone = self.path.with_name(f".{self.path.name}.removed")
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(self.path, gone)
@@ -226,14 +226,14 @@ class RunDirectory:
         dtype = there["resolved"].get("dtype")
         if dtype != description["resolved"].get("dtype"):
             raise RunError(
-                f"the run in {str(self.path)!r} began in {dtype}; give --dtype {dtype} to go on with it"
+                f"the run in {str(self.path)!r} started in {dtype}; use --dtype {dtype} to resume it"
             )
         description["id"], description["started"] = there["id"], there["started"]
         description["resumed"] = [*there.get("resumed", []), {"at": now_text(), "changes": self.changes}]
 
 
 def describe(method: str, cfg: RunConfig) -> dict[str, Any]:
-    """What `config.json` says of a run: its configuration, versions, processor."""
+    """Return the content of `config.json`: the run's configuration, versions and processor."""
     resolved = {}
     if isinstance(cfg, ModelConfig):
         device, dtype = resolve(cfg)
@@ -257,14 +257,14 @@ def describe(method: str, cfg: RunConfig) -> dict[str, Any]:
 
 
 def has_begun(directory: Path) -> bool:
-    """Whether a run has done anything that would be missed."""
+    """Return whether a run has results worth keeping."""
     if any((directory / name).exists() for name in ("checkpoints", "summary.json")):
         return True
     if not (directory / "journal.db").exists():
         return False
     try:
         journal = Journal(directory / "journal.db")
-    except RunError:  # what is damaged was something
+    except RunError:  # a damaged journal had content
         return True
     try:
         return not journal.is_empty()
@@ -273,44 +273,45 @@ def has_begun(directory: Path) -> bool:
 
 
 def now_text() -> str:
-    """Local time, ISO 8601."""
+    """Return the local time in ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _description_in(directory: Path) -> dict[str, Any] | None:
     """Return the description of the run in a directory; None if it holds no run, or a damaged one.
 
-    Models have a `config.json` as well, and must not be deleted.
+    A model's directory has a `config.json` too, and must not be deleted.
 
     Raises:
-        RunError: it may not be read.
+        RunError: the file cannot be read.
     """
     try:
-        found = description_in(directory)
+        content = description_in(directory)
     except RunError as error:
         if isinstance(error.__cause__, OSError):
             raise
-        return None  # it is not JSON
-    kinds = {"id": str, "machine": dict, "resolved": dict}  # what resuming needs besides
-    whole = found is not None and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
-    return found if whole else None
+        return None  # the file is not JSON
+    kinds = {"id": str, "machine": dict, "resolved": dict}  # further entries that a resumed run needs
+    complete = content is not None and all(isinstance(content.get(k), kind) for k, kind in kinds.items())
+    return content if complete else None
 
 
 def _refusal(there: Mapping[str, Any], here: Mapping[str, Any], cls: type[RunConfig]) -> str | None:
-    """Why the run that is there is not the one that is asked for, and what to do."""
-    way_out = "give --output another directory, or replace it with --overwrite"
+    """Return why the existing run cannot be resumed, and the remedy; None if it can be resumed."""
+    way_out = "use another --output, or replace the run with --overwrite"
     if there["method"] != here["method"]:
-        return f"of {there['method']} and not {here['method']}; {way_out}"
+        return f"method is {there['method']} there and {here['method']} here; {way_out}"
     then, now = there["config"], here["config"]
     allowed = cls.may_change | cls.may_change_bits
     if there["resolved"].get("dtype") == here["resolved"].get("dtype"):
-        allowed |= {"dtype"}  # "auto", and what it stands for
+        allowed |= {"dtype"}  # "auto" and the dtype that it resolves to are equal
     changed = [
-        f"{key} {then.get(key)!r} and not {now.get(key)!r}"
+        f"{key} is {then.get(key)!r} there and {now.get(key)!r} here"
         for key in sorted(now.keys() | then.keys())
         if then.get(key) != now.get(key)
         and (key not in allowed or (key in cls.may_grow and (then.get(key) or 0) > (now.get(key) or 0)))
     ]
     if not changed:
         return None
-    return f"with {', '.join(changed)}; to go on with it, give what it began with; else {way_out}"
+    values = "the original value" if len(changed) == 1 else "the original values"
+    return f"{', '.join(changed)}; use {values} to resume, or {way_out}"

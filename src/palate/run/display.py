@@ -1,4 +1,4 @@
-"""Live progress in a terminal or a notebook; a line per step where the output is neither."""
+"""Live progress in a terminal or a notebook, or one line per step if the output is neither."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHOWN = (
     ("judge/cost", "{:.4f}"),
     ("grad_norm", "{:.3f}"),
 )
-"""Metrics worth a live look, with their formats."""
+"""Metrics of the live view, with their formats."""
 
 MANY_CUT = 0.2
 """Share of completions cut at `max_new_tokens` from which the display warns."""
@@ -43,7 +43,7 @@ _UNSAFE = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def plain(text: str) -> str:
-    """Model text without what could move the cursor, recolour the terminal, or turn the order of reading."""
+    """Return model text without characters that control the terminal or reverse the reading order."""
     return "".join(
         "\N{REPLACEMENT CHARACTER}"
         if c in _BIDI or (unicodedata.category(c) in _UNSAFE and c not in "\n\t")
@@ -53,10 +53,10 @@ def plain(text: str) -> str:
 
 
 class Display:
-    """Shows where a run is.
+    """Shows the progress of a run.
 
     Args:
-        console: where to; standard error by default, so that standard output stays for results.
+        console: output; standard error by default, since standard output is for results.
         quiet: show nothing.
     """
 
@@ -70,10 +70,10 @@ class Display:
         self._sample: tuple[Prompt, Completion, float | None] | None = None
         self._title = ""
         self._began = time.monotonic()
-        self._told_cut = False
+        self._reported_cut = False
 
     def start(self, method: str, directory: Path) -> None:
-        """Begin showing the run in `directory`."""
+        """Start to show the run in `directory`."""
         self._title = plain(f"{method}  {directory}")
         self._began = time.monotonic()
         if not self.quiet and self.console.is_terminal:
@@ -84,42 +84,42 @@ class Display:
             self._live.start()
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the live view."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print a line that stays on the screen."""
         if not self.quiet:
             self.console.print(Text(plain(text)), soft_wrap=True)
 
     def expect(self, steps: int) -> None:
-        """How many steps there will be."""
+        """Set the total number of steps."""
         self._total = steps
 
     def step(self, step: int) -> None:
-        """A step begins."""
+        """Show the start of a step."""
         self._step = step
         self._refresh()
 
     def working(self, stage: str, speed: float) -> None:
-        """A stage is at work, at so many tokens (or completions) per second."""
+        """Show the current stage of work and its speed in tokens (or completions) per second."""
         self._stage, self._speed = stage, speed
         self._refresh()
 
     def _tell_cut(self, row: Mapping[str, float]) -> None:
         """Say once that many completions are cut."""
         share = row.get("completions/clipped_ratio", 0.0)
-        if share > MANY_CUT and not self._told_cut:
-            self._told_cut = True
+        if share > MANY_CUT and not self._reported_cut:
+            self._reported_cut = True
             self.say(
                 f"step {int(row['step'])}: {share:.0%} of the completions were cut at max_new_tokens, so "
                 "their rewards are those of beginnings; raise --max-new-tokens, or give --missing-eos-penalty"
             )
 
     def metrics(self, row: Mapping[str, float], samples: Sequence[Group]) -> None:
-        """A step is done."""
+        """Show the metrics and a sample of a finished step."""
         self._row = row
         self._step = int(row["step"])
         self._tell_cut(row)
@@ -134,7 +134,7 @@ class Display:
             self.console.print(Text(line), soft_wrap=True)
 
     def __rich__(self) -> RenderableType:
-        """The live view."""
+        """Return the live view."""
         head = Table.grid(padding=(0, 2))
         unit = "completions" if self._stage == "annotate" else "tokens"
         speed = f"{self._speed:,.0f} {unit}/s" if self._speed else ""

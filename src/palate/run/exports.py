@@ -22,10 +22,10 @@ def write_exports(
     """Write the summary, samples, and every completion of the policy with its reward.
 
     Args:
-        directory: the run's.
+        directory: the run's directory.
         summary: numbers by name.
-        samples: rows of held-out prompts; no file if there are none.
-        journal: has the completions; no file if there are none.
+        samples: rows of held-out prompts; no file is written if there are none.
+        journal: source of the completions; no file is written if there are none.
     """
     if samples:
         write_rows(directory / SAMPLES, samples)
@@ -38,13 +38,13 @@ def write_exports(
 
 
 def remove_exports(directory: Path) -> None:
-    """Remove what told of a run's end, once it goes on beyond it."""
+    """Remove the exports of a finished run that continues with more steps."""
     for name in (SUMMARY, SAMPLES, COMPLETIONS):
         (directory / name).unlink(missing_ok=True)
 
 
 def earlier_summary(directory: Path) -> dict[str, Any] | None:
-    """Return the summary of a run that finished before; None if there is none, or it is damaged."""
+    """Return the summary of a run that has finished before; None if it is missing or damaged."""
     try:
         return read_summary(directory)
     except RunError:
@@ -52,10 +52,10 @@ def earlier_summary(directory: Path) -> dict[str, Any] | None:
 
 
 def finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """With null for infinity and not-a-number, for which JSON has no words."""
+    """Return the numbers with None for infinity and NaN, which JSON cannot express."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 
 
 def _as_text(content: Any) -> str:
-    """One type for a column of prompts, whichever way they were given."""
+    """Return a prompt as text, so that a column of texts and conversations has one type."""
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

@@ -11,7 +11,7 @@ from palate.errors import AGAIN, RunError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an error in writing a file of the run into one that says what is safe.
+    """Turn an error in writing a file of the run into one that says which data are safe.
 
     Raises:
         RunError: the file cannot be written.
@@ -20,6 +20,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{str(path)!r} cannot be written: {error.strerror or error}; what is in the journal and the "
-            f"checkpoints is safe, {AGAIN} to go on"
+            f"{str(path)!r} cannot be written: {error.strerror or error}; the journal and the checkpoints "
+            f"are safe, {AGAIN} to resume"
         ) from error

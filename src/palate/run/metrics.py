@@ -1,4 +1,4 @@
-"""The rows of metrics of a run: in its journal, in `metrics.jsonl`, and with trackers."""
+"""The rows of metrics of a run: in its journal, in `metrics.jsonl` and in trackers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Metrics = Mapping[str, Number]
 
 
 class MetricsLog:
-    """Writes rows of metrics as they come.
+    """Writes rows of metrics.
 
-    The journal has them for the run itself, which is taken back to its last checkpoint when it resumes;
+    The rows in the journal are for the run itself: a resumed run removes those after its last checkpoint.
     `metrics.jsonl` has the same rows for people and other programs.
 
     Args:
-        directory: of the run.
-        journal: of the run.
-        cfg: the run's configuration: names of trackers, and what they are told of the run.
+        directory: the run's directory.
+        journal: the run's journal.
+        cfg: the run's configuration, with the names of the trackers, which receive it.
 
     Attributes:
-        count: rows that were written, over all starts of the run.
+        count: number of rows written, over all starts of the run.
 
     Raises:
         RunError: the file cannot be written.
@@ -51,7 +51,7 @@ class MetricsLog:
             undo.pop_all()
 
     def restore(self) -> None:
-        """Write `metrics.jsonl` anew from the journal, which a run that resumes has taken back."""
+        """Rewrite `metrics.jsonl` from the journal, which a resumed run has rewound."""
         with writing(self._path):
             lines = [json.dumps(row) + "\n" for row in self._journal.metrics()]
             self._path.write_text("".join(lines), encoding="utf-8")
@@ -64,7 +64,7 @@ class MetricsLog:
         self._tokens = max((int(row.get("num_tokens") or 0) for row in rows), default=0)
 
     def sum_tokens(self, row: Metrics) -> dict[str, Number]:
-        """The row of a step with `num_tokens` summed up over the run, as TRL has it."""
+        """Return a step's row with `num_tokens` summed over the run, as in TRL."""
         if "num_tokens" not in row:
             return dict(row)
         self._tokens += int(row["num_tokens"])
@@ -74,11 +74,11 @@ class MetricsLog:
         """Add a row.
 
         Args:
-            row: its numbers by name, `step` among them.
-            key: of a measurement, for the journal to find it by.
+            row: numbers by name, including `step`.
+            key: key of a measurement, to find its row in the journal.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the row cannot be written.
         """
         numbers = finite(row)
         self._journal.add_metrics(numbers, key=key)
@@ -89,11 +89,11 @@ class MetricsLog:
         self._trackers.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
 
     def require_pairs(self, row: Metrics) -> None:
-        """Raise RunError if this is one step too many in a row without a pair to learn from."""
+        """Raise RunError if too many steps in a row had no pair to learn from."""
         self._dead.see(row)
 
     def close(self) -> None:
-        """Close file and trackers; what was written stays."""
-        with ExitStack() as closing:  # each of them, even if the other fails
+        """Close the file and the trackers."""
+        with ExitStack() as closing:  # a failure in one does not prevent the other
             closing.callback(self._file.close)
             closing.callback(self._trackers.close)

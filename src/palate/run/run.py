@@ -1,4 +1,4 @@
-"""A run: its directory, its randomness, its clock. It never touches data or losses."""
+"""A run: its directory, its seeds and its clock. A run never handles data or losses."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ from palate.types import Group
 
 
 class Run:
-    """The directory of one run and what is written there as it goes.
+    """The directory of one run and the files in it; a context manager.
 
-    `config.json` comes first, with versions, processor and seed. `journal.db` keeps what was sampled,
-    annotated and measured, as it comes; `metrics.jsonl` has a row per step; `checkpoints/step-N/` appear
-    whole or not at all; `summary.json` ends it. Used as a context manager.
+    `config.json` is written first, with versions, processor and seed. `journal.db` stores samples, rewards
+    and measurements as soon as they exist; `metrics.jsonl` has a row per step; `checkpoints/step-N/` are
+    written completely or not at all; `summary.json` is written at the end.
 
-    A directory with a run of the same configuration is gone on with: the method is run from its beginning,
-    what it asks for again comes out of the journal, and `steps` leaves out what is done. On the same
-    processor with the same settings that ends in the same weights, bit for bit.
+    A run in a directory with a run of the same configuration resumes it: the method starts from its
+    beginning, the journal answers repeated requests, and `steps` skips finished steps. On the same processor
+    with the same settings, the final weights are bit-identical.
 
     Attributes:
-        directory: where it is.
-        journal: what is kept; attach it by `attach` and `annotator`.
-        meter: gives further numbers of each step, such as the cost of a judge.
+        directory: the run's directory.
+        journal: the run's journal; `attach` and `annotator` connect it to learners and annotators.
+        meter: returns further numbers of each step, such as the cost of a judge.
 
     Args:
-        cfg: the run's configuration; all of it is written, `output`, `seed` and the like are used.
-        method: name of the method, for the directory's default name and for the reader.
-        display: where progress is shown; nowhere by default.
+        cfg: the run's configuration; all fields are written, those of `RunConfig` are used.
+        method: name of the method, for the directory's default name and the description of the run.
+        display: shows progress; silent by default.
 
     Raises:
-        RunError: the directory holds a run that is another one, damaged, or in the hands of another process;
-            or it cannot be written.
+        RunError: the directory holds another run or a damaged run, another process works on it, or it cannot
+            be written.
         ConfigError: a tracker of `report_to` is unknown or not installed.
     """
 
@@ -67,7 +67,7 @@ class Run:
         self.method = method
         self.directory = cfg.output or Path("runs") / method
         self.display = display or Display(quiet=True)
-        check_trackers(cfg.report_to)  # before a run is replaced
+        check_trackers(cfg.report_to)  # before anything replaces an existing run
         self._clock = Clock()
         self._status = Status("running")
         with ExitStack() as undo:
@@ -90,10 +90,10 @@ class Run:
         self._measured: dict[str, Metrics] = {}
         self._ledger: Ledger | None = None
         self.meter: Callable[[], Metrics] = dict
-        self._taken_up = False
+        self._started = False
         self._accounts: dict[str, Account] = {}
         if not self._place.resumed:
-            self._take_up()
+            self._start()
 
     def __enter__(self) -> Self:
         """Start showing progress."""
@@ -103,16 +103,16 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close what is open; what was written stays."""
-        with ExitStack() as closing:  # each of them, whatever becomes of the others
+        """Close all files; written data stays."""
+        with ExitStack() as closing:  # a failure in one does not prevent the others
             closing.callback(self._place.release)
             closing.callback(self.journal.close)
             if self._ledger is not None:
                 closing.callback(self._ledger.close)
-            for learner in self._attached:  # it may be used on, and then keeps nothing
+            for learner in self._attached:  # learners stay usable, without reports and memory
                 learner.observe, learner.memory = unobserved, None
             if error is not None:
-                closing.enter_context(suppress(OSError))  # the first error is the one to tell
+                closing.enter_context(suppress(OSError))  # report the first error
             closing.callback(self._metrics.close)
             self.display.stop()
             self._end(error)
@@ -120,40 +120,40 @@ class Run:
     # -- randomness --------------------------------------------------------------------------------
 
     def seed(self, *names: str | int) -> int:
-        """A seed for one purpose, such as `run.seed("sample", step)`; purposes do not share streams."""
+        """Return the seed of one purpose, such as `run.seed("sample", step)`; each has its own stream."""
         text = ":".join(map(str, (self.cfg.seed, *names)))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little")
 
-    # -- what works in the run ---------------------------------------------------------------------
+    # -- learners and annotators -------------------------------------------------------------------
 
     def attach(self, *learners: Learner) -> None:
-        """Have learners report their work and keep their samples here; the weights they start from are noted.
+        """Connect learners to the clock and the journal, and record fingerprints of their weights.
 
-        Give all learners of a run at once: what is refused is refused before the run resumes.
+        Attach all learners of a run in one call, so that all are checked before the run resumes.
 
         Raises:
-            RunError: the run began with other weights of one of them.
+            RunError: the run started with other weights of a learner.
         """
         for learner in learners:
             learner.observe, learner.memory = self.observe, self.journal
             self._attached.append(learner)
-            whose = "the model" if learner.name == POLICY else f"the {learner.name}'s model"
-            told = f"{whose} {learner.model.source}"
-            self.require_same(f"the weights of {learner.name}", fingerprint(learner), told)
-        self._take_up()
+            model = "the model" if learner.name == POLICY else f"the {learner.name}'s model"
+            label = f"{model} {learner.model.source}"
+            self.require_same(f"the weights of {learner.name}", fingerprint(learner), label)
+        self._start()
 
     def annotator(self, annotate: Annotator, *, name: str = "reward") -> Annotator:
-        """The annotator, with its answers kept in the journal; `name` tells several of them apart."""
+        """Return the annotator with its answers stored in the journal; `name` distinguishes annotators."""
         kept = journaled(annotate, self.journal, name=name, observe=self.observe, say=self.display.say)
 
         def annotated(groups: Sequence[Group]) -> list[Group]:
-            self._take_up()
+            self._start()
             return kept(groups)
 
         return annotated
 
     def ledger(self, cache: Path | None = None) -> Ledger:
-        """The ledger of what was asked of judges and functions; it is part of the journal.
+        """Return the ledger of questions to judges and functions; it is part of the journal.
 
         Args:
             cache: a file of verdicts that several runs share.
@@ -164,7 +164,7 @@ class Run:
 
     @property
     def learners(self) -> Sequence[Learner]:
-        """The learners that were attached, the run's model first."""
+        """The attached learners, the run's model first."""
         return tuple(self._attached)
 
     @property
@@ -172,24 +172,24 @@ class Run:
         """Identity of the run; it moves with the directory."""
         return self._place.id
 
-    def require_same(self, name: str, value: str, told: str) -> None:
-        """Note something that a run must not change while it is interrupted.
+    def require_same(self, name: str, value: str, label: str) -> None:
+        """Record a fact that must not change between the starts of a run.
 
         Args:
-            name: of the fact.
-            value: what it is, or a hash of that.
-            told: what a message calls it.
+            name: name of the fact in the journal.
+            value: its value, or a hash of its value.
+            label: its name in messages.
 
         Raises:
-            RunError: it was something else when the run began.
+            RunError: the value was different when the run started.
         """
         known = self.journal.fact(name)
         if known is None:
             self.journal.keep_fact(name, value)
         elif known != value:
             raise RunError(
-                f"{told} is not what the run in {str(self.directory)!r} began with (hash {value[:12]}, was "
-                f"{known[:12]}); bring the old one back, or start anew with --overwrite or another --output"
+                f"{label} changed since the run in {str(self.directory)!r} started (hash {value[:12]}, was "
+                f"{known[:12]}); restore the original, or start over with --overwrite or another --output"
             )
 
     def remember(self, name: str, value: str) -> str:
@@ -217,35 +217,35 @@ class Run:
     # -- clock -------------------------------------------------------------------------------------
 
     def observe(self, stage: str, amount: int = 0) -> None:
-        """Told by the parts when they have done some work: the time since the last call was theirs.
+        """Record work that a component reports: the time since the last report counts for its stage.
 
         Args:
             stage: `sample`, `annotate`, `learn` or `evaluate`.
-            amount: tokens (sample, learn) or completions (annotate) done.
+            amount: number of tokens (sample, learn) or completions (annotate).
         """
         self.display.working(stage, self._clock.report(stage, amount))
 
     def steps(self, count: int, *learners: Learner) -> Iterator[int]:
-        """The numbers of the steps to do: one stage of a method.
+        """Yield the indices of the steps of one stage of a method, without steps finished earlier.
 
-        Learners are saved together now and then, and restored together where the run was interrupted; the
-        steps that are done by then are left out. The first learner is the run's model, the others, such as a
-        critic, are saved in subdirectories of its checkpoint.
+        Checkpoints save all learners together. In a resumed run, the learners are restored from the stage's
+        last checkpoint, and its steps are skipped. The first learner is the run's model; checkpoints save the
+        others, such as a critic, in subdirectories.
 
         Raises:
-            RunError: the stage's checkpoint is damaged, or has other learners.
+            RunError: the stage's checkpoint is damaged or has other learners.
             BoundReachedError: the KL passed its bound (`watch_kl`); the learners are at the last checkpoint
                 within it.
         """
-        self._take_up()
+        self._start()
         stage, self._stage = self._stage, self._stage + 1
         base = self._base
         self.display.expect(base + count)
         there = self._checkpoints.restore(stage, *learners) if learners else None
         first = 0 if there is None else there.step
         if there is not None:
-            done = f"{there.steps} of {base + count} steps are done already"
-            self.display.say(done if first >= count else f"going on after step {there.steps}")
+            finished = f"{there.steps} of {base + count} steps are finished already"
+            self.display.say(finished if first >= count else f"resuming after step {there.steps}")
         if there is not None and there.final:
             raise self._ended_at(there.steps)
         if learners and there is None and stage == 0 and self._drift and self._drift.most is not None:
@@ -270,23 +270,23 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of the run, over all of its starts."""
+        """Wall-clock seconds of the run, summed over all of its starts."""
         return self._clock.seconds
 
     # -- records -----------------------------------------------------------------------------------
 
     def log(self, step: int, *metrics: Metrics, samples: Sequence[Group] = ()) -> None:
-        """Write a step's metrics. `num_tokens` is summed up over the run, as TRL does.
+        """Write a step's metrics. `num_tokens` is summed over the run, as in TRL.
 
         Args:
-            step: counted from 0 in its stage; written counted from 1 over the run.
+            step: index in the stage, from 0; the row has the number in the run, from 1.
             metrics: numbers by name; one mapping per part of the method.
-            samples: completions of this step, one of which is shown.
+            samples: completions of this step; the display shows one of them.
 
         Raises:
-            RunError: for many steps in a row there was nothing to learn from.
+            RunError: too many steps in a row had nothing to learn from.
         """
-        self._take_up()
+        self._start()
         row: dict[str, float] = {"step": self._base + step + 1}
         for part in metrics:
             row |= part
@@ -296,37 +296,36 @@ class Run:
         self._metrics.require_pairs(row)
 
     def measure(self, name: str, compute: Callable[[], Metrics]) -> Metrics:
-        """Numbers that belong to no step's work, such as a held-out measurement: computed once, and written.
+        """Return and write numbers outside the steps, such as a held-out measurement; compute them only once.
 
         Args:
-            name: of what is measured; with the steps done by now, the present one included, it says whether
-                the run knows the numbers.
-            compute: asked if it does not.
+            name: name of the measurement; a resumed run finds its numbers by this name and the current step.
+            compute: computes the numbers if the journal does not have them.
         """
-        self._take_up()
+        self._start()
         key = f"{name} after step {self._done}"
         known = self.journal.metrics_of(key)
-        found = {name: value for name, value in known.items() if name != "step"} if known else compute()
+        numbers = {name: value for name, value in known.items() if name != "step"} if known else compute()
         if known is None:
-            self._write({"step": self._done, **found}, key=key)
-        self._measured[key] = found
-        return found
+            self._write({"step": self._done, **numbers}, key=key)
+        self._measured[key] = numbers
+        return numbers
 
     @property
     def measured(self) -> list[Metrics]:
-        """What `measure` gave, in order."""
+        """The results of `measure`, in order."""
         return list(self._measured.values())
 
     def save(self, *learners: Learner) -> Path:
-        """The checkpoint of learners as they are now: `checkpoints/step-N`, in Hugging Face layout.
+        """Return a checkpoint of the current learners (`checkpoints/step-N`, Hugging Face layout).
 
-        The first learner is the run's model; see `steps`.
+        It is written unless it exists. The first learner is the run's model; see `steps`.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the checkpoint cannot be written.
         """
-        assert not self._within, "a step that is not done cannot be gone on from"
-        self._take_up()
+        assert not self._within, "a run cannot be resumed from the middle of a step"
+        self._start()
         if (there := self._checkpoints.holding(*learners)) is not None:
             return there
         position = Position(self._stage, 0, self._base, self._metrics.count, ended=True)
@@ -335,12 +334,12 @@ class Run:
     def finish(self, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """Write `summary.json`, held-out samples, and all completions as `completions.parquet`.
 
-        A run that was finished before and had nothing left to do keeps its summary.
+        If the run was already finished and did no new steps, its existing summary is kept.
 
         Returns:
-            The summary that is there now.
+            The summary in the directory.
         """
-        self._take_up()
+        self._start()
         if self._new_steps == 0 and (there := earlier_summary(self.directory)) is not None:
             return there
         self._place.keep()
@@ -350,20 +349,20 @@ class Run:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _take_up(self) -> None:
-        """Begin; or go on where a run was left, with journal and metrics as they were at the last checkpoint.
+    def _start(self) -> None:
+        """Start the run, or resume it with the journal and the metrics of the last checkpoint.
 
-        What is refused is refused before that, and leaves the directory as it was.
+        Errors that refuse a run come before this, and leave the directory unchanged.
         """
-        if self._taken_up:
+        if self._started:
             return
-        self._taken_up = True
+        self._started = True
         if self._place.resumed:
-            self._come_back()
+            self._resume()
         self._metrics.begin()
         self._note()
 
-    def _come_back(self) -> None:
+    def _resume(self) -> None:
         latest, changes = self._checkpoints.latest, self._place.changes
         rows, version = (latest.position.metrics, latest.learner["version"]) if latest else (0, 0)
         self.journal.rewind(rows, version if changes else None)
@@ -371,14 +370,16 @@ class Run:
         with writing(self.directory / "config.json"):
             self._place.settle()
         if changes:
-            self.display.say(f"not the same to the last bit from here on: {'; '.join(changes)}")
-        with suppress(RunError):  # it was killed before it had a status
+            self.display.say(
+                f"resumed with changed settings, so results will not be bit-identical: {'; '.join(changes)}"
+            )
+        with suppress(RunError):  # a run that was killed early has no status
             self._status = replace(read_status(self.directory), state="running", reason="")
         self._clock.before = self._status.seconds
 
     def _end(self, error: BaseException | None) -> None:
-        if not self._taken_up:
-            return  # it was refused, or stopped, before it did anything
+        if not self._started:
+            return  # the run was refused or interrupted before it did anything
         if error is None:
             self._status = replace(self._status, state="finished")
         elif isinstance(error, KeyboardInterrupt | BudgetError):
@@ -391,10 +392,10 @@ class Run:
             latest = self._checkpoints.latest
             where = f" after step {latest.position.steps}" if latest else ""
             self.display.say(
-                f"stopped at step {self._status.step}; run the same command again"
-                f"{', without --overwrite,' if self.cfg.overwrite else ''} to go on{where}"
+                f"interrupted at step {self._status.step}; run the same command again"
+                f"{', without --overwrite,' if self.cfg.overwrite else ''} to resume{where}"
             )
-        with nullcontext() if error is None else suppress(RunError):  # the first error is the one to tell
+        with nullcontext() if error is None else suppress(RunError):  # report the first error
             self._note()
 
     def _note(self) -> None:
@@ -404,13 +405,13 @@ class Run:
             write_status(self.directory, self._status)
 
     def _begin_step(self, step: int, steps: int) -> None:
-        """Note that a step of so many begins, counted from 0 over the run."""
+        """Record the start of a step of the run (from 0) out of `steps`."""
         self._clock.begin_step()
         self.display.step(step)
         self.journal.place = f"step {step + 1}"
         self._status = replace(self._status, step=step, steps=steps)
         self._note()
-        if self._new_steps == 0:  # what told of the run's end tells of it no more
+        if self._new_steps == 0:  # the run is no longer finished, so its exports are outdated
             with writing(self.directory / "summary.json"):
                 remove_exports(self.directory)
         self._new_steps += 1

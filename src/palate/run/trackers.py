@@ -13,7 +13,7 @@ KNOWN = ("tensorboard", "wandb", "trackio")
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError if one of them is unknown or not installed."""
+    """Raise ConfigError if a tracker is unknown or not installed."""
     for name in names:
         if name not in KNOWN:
             raise ConfigError(f"report_to {name!r} is unknown; expected one of {', '.join(KNOWN)}")
@@ -22,7 +22,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """Sends metrics to the trackers that were asked for; without any, does nothing and imports nothing.
+    """Sends metrics to the chosen trackers; without any, does nothing and imports nothing.
 
     Raises:
         ConfigError: a tracker is unknown or not installed.
@@ -39,11 +39,11 @@ class Trackers:
             self._accelerator.init_trackers("palate", config=plain)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Send one step's numbers."""
+        """Send the metrics of one step."""
         if self._accelerator is not None:
             self._accelerator.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """Flush what is pending."""
+        """Send pending metrics and close the trackers."""
         if self._accelerator is not None:
             self._accelerator.end_training()

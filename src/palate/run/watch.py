@@ -1,4 +1,4 @@
-"""What stops a run that goes wrong, and what it leaves to look at."""
+"""Checks that stop a failing run, and the data that it saves for inspection."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from palate.errors import NonFiniteError, RunError
 
 
 class DeadSteps:
-    """Stops a run in which nothing is learnt: it would go on costing, and look as if it worked.
+    """Stops a run that learns nothing, since it would cost time and look as if it worked.
 
     Args:
-        most: so many steps in a row without a pair end the run.
-        rows: metrics of the steps before.
+        most: number of steps in a row without a pair that ends the run.
+        rows: metrics of the earlier steps.
     """
 
     def __init__(self, most: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self._most = most
-        steps = [row for row in rows if "pairs/kept" in row]  # not what was measured between them
+        steps = [row for row in rows if "pairs/kept" in row]  # without measurements
         self._count = sum(1 for _ in itertools.takewhile(_is_dead, reversed(steps)))
 
     def see(self, row: Mapping[str, Any]) -> None:
-        """Look at a step's metrics.
+        """Check a step's metrics.
 
         Raises:
-            RunError: it was one too many.
+            RunError: too many steps in a row had no pair.
         """
         self._count = self._count + 1 if _is_dead(row) else 0
         if self._count < self._most:
             return
-        told = ", ".join(
+        reasons = ", ".join(
             f"{value} {name.removeprefix('pairs/dropped_')}"
             for name, value in row.items()
             if name.startswith("pairs/dropped_") and value
         )
         raise RunError(
-            f"no pair to learn from in {self._count} steps in a row (in the last one: {told}). tie: the "
-            "reward tells the completions of a prompt apart too rarely, so take a finer reward, a larger "
-            "--n, or a smaller --tie; identical: raise --temperature or --max-new-tokens; unusable: see why "
-            "the reward gives nothing. To go on as it is, raise --max-dead-steps"
+            f"no pair to learn from in {self._count} steps in a row (in the last one: {reasons}). tie: the "
+            "reward seldom differs between completions of a prompt, so use a finer reward, a larger --n or a "
+            "smaller --tie; identical: raise --temperature or --max-new-tokens; unusable: check why the "
+            "reward returns no number. To continue anyway, raise --max-dead-steps"
         )
 
 

@@ -1,7 +1,7 @@
-"""The reader of run directories. It needs no torch, so that listing runs and reports answer at once.
+"""Read run directories. This package does not import torch, so that listing runs and reports start at once.
 
-`palate.run` writes these directories. Everything that reads one asks here: `palate runs`, `report` and
-`chat`, `--model RUN`, `--reward model:RUN`, and a run that resumes.
+`palate.run` writes these directories. All code that reads them uses this package: `palate runs`, `report`
+and `chat`, `--model RUN`, `--reward model:RUN`, and resuming a run.
 """
 
 from palate.rundir.checkpoints import checkpoint, checkpoints_in

@@ -12,15 +12,15 @@ _STEP = re.compile(r"step-(\d+)")
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Return True for `RUN/checkpoints/step-N`, by its name alone."""
+    """Return True for a path like `RUN/checkpoints/step-N`; the files are not read."""
     return directory.parent.name == CHECKPOINTS and _STEP.fullmatch(directory.name) is not None
 
 
 def checkpoints_in(run: Path) -> dict[int, Path]:
-    """Return the finished checkpoints of a run by their step, in order; an unfinished one has another name.
+    """Return the finished checkpoints of a run by step, in order. Unfinished ones have other names.
 
     Raises:
-        RunError: they cannot be read.
+        RunError: the directory of checkpoints cannot be read.
     """
     try:
         entries = list((run / CHECKPOINTS).iterdir())
@@ -28,23 +28,23 @@ def checkpoints_in(run: Path) -> dict[int, Path]:
         return {}
     except OSError as error:
         raise RunError(f"{str(run / CHECKPOINTS)!r} cannot be read: {error.strerror}") from error
-    found = {int(match[1]): path for path in entries if (match := _STEP.fullmatch(path.name))}
-    return dict(sorted(found.items()))
+    paths = {int(match[1]): path for path in entries if (match := _STEP.fullmatch(path.name))}
+    return dict(sorted(paths.items()))
 
 
 def checkpoint(run: Path, step: int | None = None) -> Path:
-    """Return the directory of a run's last finished checkpoint, or of the checkpoint of a step.
+    """Return the directory of a run's last finished checkpoint, or of the checkpoint at `step`.
 
     Raises:
-        RunError: there is no checkpoint, none of that step, or they cannot be read.
+        RunError: the run has no checkpoint, none at `step`, or the checkpoints cannot be read.
     """
-    found = checkpoints_in(run)
-    if not found:
+    paths = checkpoints_in(run)
+    if not paths:
         raise RunError(
-            f"the run {str(run)!r} has no finished checkpoint yet; wait until it has saved one, or give the "
-            "command that began it again"
+            f"the run {str(run)!r} has no finished checkpoint yet; wait until it saves one, or repeat its "
+            "command to resume it"
         )
-    if step is not None and step not in found:
-        there = ", ".join(map(str, found))
-        raise RunError(f"the run {str(run)!r} has no checkpoint of step {step}; it has {there}")
-    return found[max(found) if step is None else step]
+    if step is not None and step not in paths:
+        steps = ", ".join(map(str, paths))
+        raise RunError(f"the run {str(run)!r} has no checkpoint of step {step}; it has steps {steps}")
+    return paths[max(paths) if step is None else step]

@@ -1,4 +1,4 @@
-"""Names of the files in a run's directory, and how they are read: an error is a `RunError` that names one."""
+"""Names and readers of the files in a run's directory. A file that cannot be read raises `RunError`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SUMMARY, SAMPLES, COMPLETIONS = "summary.json", "samples.jsonl", "completions.pa
 CHECKPOINTS = "checkpoints"
 
 UNREADABLE = (OSError, ValueError, RecursionError)
-"""Errors of reading a JSON file; `RunError` is among them, as a `ValueError`."""
+"""Errors raised when a JSON file cannot be read. `RunError` is a `ValueError`, so it is included."""
 
 BIGGEST = 1e30
-"""Larger numbers count as infinite: no measurement of ours comes near."""
+"""Larger numbers count as infinite. No real measurement is this large."""
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """Return the content of a file, None if there is no such file.
+    """Return the content of a file; None if it does not exist.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: the file cannot be read.
     """
     try:
         return path.read_bytes()
@@ -39,10 +39,10 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value of a JSON file, None if there is no such file.
+    """Return the value in a JSON file; None if the file does not exist.
 
     Raises:
-        RunError: it cannot be read, or is not JSON.
+        RunError: the file cannot be read, or is not JSON.
     """
     text = read_bytes(path)
     if text is None:
@@ -54,29 +54,30 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Return the object of a JSON file, None if there is no such file.
+    """Return the object in a JSON file; None if the file does not exist.
 
     Raises:
-        RunError: it cannot be read, is not JSON, or holds something else.
+        RunError: the file cannot be read, is not JSON, or does not contain an object.
     """
     value = read_json(path)
     if value is None and not path.exists():
         return None
     if not isinstance(value, dict):
-        raise RunError(f"{str(path)!r} cannot be read: it holds no JSON object")
+        raise RunError(f"{str(path)!r} cannot be read: it does not contain a JSON object")
     return value
 
 
 def read_lines(path: Path, parse: Callable[[dict[str, Any]], T | None]) -> tuple[list[T], int]:
-    """Return the rows of a JSON-lines file that `parse` accepts, and a count of the other lines.
+    """Return the rows of a JSON-lines file that `parse` accepts, and the number of other lines.
 
-    An unfinished last line is left out without being counted: the run may be writing it.
+    An unfinished last line is ignored and not counted: the run may still be writing it. A file that does not
+    exist has no rows.
 
     Raises:
-        RunError: the file cannot be read. A file that does not exist has no rows.
+        RunError: the file cannot be read.
     """
     lines = (read_bytes(path) or b"").split(b"\n")
-    unfinished = lines.pop()  # empty after a complete last line; else it may end within a letter
+    unfinished = lines.pop()  # empty after a complete last line; else it may end within a character
     rows = [_parsed(line, parse) for line in lines if line.strip()]
     usable = [row for row in rows if row is not None]
     last = _parsed(unfinished, parse)
@@ -92,13 +93,13 @@ def _parsed(line: bytes, parse: Callable[[dict[str, Any]], T | None]) -> T | Non
 
 
 def as_number(value: object) -> float:
-    """Return a float; NaN for a value that is not a number, or too large to be meant."""
+    """Return a number as a float; NaN for any other value and for numbers above `BIGGEST`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= BIGGEST:
         return math.nan
     return float(value)
 
 
 def finite_number(values: Mapping[str, Any], name: str) -> float | None:
-    """Return a number by its name; None if it is missing or not a finite number."""
+    """Return a number by name; None if it is missing or not finite."""
     value = as_number(values.get(name))
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The numbers of a run: its summary, and the latest value of each metric."""
+"""A run's summary and the latest value of each metric."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from palate.errors import RunError
 from palate.rundir.files import METRICS, SUMMARY, read_object
 
 TAIL = 1 << 16
-"""Bytes at the end of `metrics.jsonl` that are read for the latest numbers."""
+"""Number of bytes at the end of `metrics.jsonl` that are read for the latest values."""
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """Return the content of `summary.json`, None before the run has finished.
+    """Return the content of `summary.json`; None before the run has finished.
 
     Raises:
-        RunError: it cannot be read, or holds no JSON object.
+        RunError: the file cannot be read, or does not contain a JSON object.
     """
     return read_object(directory / SUMMARY)
 
 
 def latest_numbers(directory: Path) -> dict[str, Any]:
-    """Return the last value of every metric in the end of `metrics.jsonl`; nothing if there is no such file.
+    """Return the last value of each metric near the end of `metrics.jsonl`; empty without such a file.
 
-    A last line that is being written, or was cut off, is skipped.
+    An incomplete last line is skipped.
 
     Raises:
         RunError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""A run's directory as the name of a model: it stands for the run's last checkpoint."""
+"""Resolve a run's directory that is given as a model to the run's last checkpoint."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from palate.rundir.config import description_in
 
 
 def model_in(directory: Path) -> Path:
-    """Return the directory itself or, if it holds a run, that of the run's last finished checkpoint.
+    """Return the last finished checkpoint if the directory is a run; else return the directory itself.
 
     Raises:
-        ModelError: the run has no checkpoint yet, or they cannot be read.
+        ModelError: the run has no checkpoint yet, or its checkpoints cannot be read.
     """
     try:
-        described = description_in(directory)
-    except RunError:  # a broken config.json: loading the model reports it
-        described = None
-    if described is None:
+        description = description_in(directory)
+    except RunError:  # config.json is broken; loading the model reports it
+        description = None
+    if description is None:
         return directory
     try:
         return checkpoint(directory)

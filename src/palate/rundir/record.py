@@ -1,4 +1,4 @@
-"""Everything that a run's directory holds, as one frozen record."""
+"""The content of a run's directory as one frozen record."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from palate.rundir.metrics import read_summary
 from palate.rundir.status import Status, read_status
 
 Row = Mapping[str, float]
-"""Metrics of one step by name; NaN where the run had no finite number."""
+"""Metrics of one step by name; NaN if the run logged no finite number."""
 
 Points = tuple[tuple[float, ...], tuple[float, ...]]
-"""Steps and values of a curve, of equal length."""
+"""Steps and values of a curve, two tuples of equal length."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A held-out prompt with what the model wrote before and after the run. Lengths are in tokens."""
+    """A held-out prompt with the model's completions before and after training. Lengths are in tokens."""
 
     prompt: str
     before: str
@@ -48,7 +48,7 @@ class Sample:
 
     @property
     def gain(self) -> float | None:
-        """By how much the reward has risen; None where either is missing."""
+        """The change in reward from before to after; None if either is missing."""
         if self.reward_before is None or self.reward_after is None:
             return None
         return self.reward_after - self.reward_before
@@ -56,18 +56,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the directory of a run holds.
+    """The content of a run's directory.
 
     Attributes:
-        directory: as it was given.
-        method: name of the method.
-        description: `config.json`, whole.
-        status: how far it has come.
-        rows: metrics of the steps, in order; the last writing of a step counts.
-        measurements: held-out measurements, in order, step 0 before the first step.
-        summary: `summary.json`, empty before the run has finished.
-        samples: held-out prompts with completions before and after, none before the run has finished.
-        unread: lines that are no row, by file.
+        directory: the path as given.
+        method: the method's name.
+        description: the whole content of `config.json`.
+        status: state and progress.
+        rows: metrics of the steps, in order; if a step was logged twice, the later values count.
+        measurements: held-out measurements, in order; step 0 is before training.
+        summary: the content of `summary.json`; empty before the run has finished.
+        samples: held-out prompts with completions before and after; empty before the run has finished.
+        unread: the number of unreadable lines by file name.
     """
 
     directory: Path
@@ -88,7 +88,7 @@ class RunRecord:
 
     @cached_property
     def draws(self) -> tuple[Row, ...]:
-        """The first step of each set of samples: every step, or that with which a round begins."""
+        """The rows in which new samples were drawn: every step, or the first step of each round."""
         drawn = [_draw(row) for row in self.rows]
         return tuple(
             row for i, row in enumerate(self.rows) if drawn[i] is None or i == 0 or drawn[i] != drawn[i - 1]
@@ -96,33 +96,33 @@ class RunRecord:
 
     @property
     def fresh(self) -> bool:
-        """Whether no step learns from samples that a step before it has learnt from."""
+        """True if each step learns from new samples, so that no two steps share samples."""
         return len(self.draws) == len(self.rows)
 
     def curve(self, name: str) -> Points:
-        """Finite values of a metric with their steps; of numbers of samples, one for each set of them."""
-        of_steps = self.draws if of_samples(name) else self.rows
-        rows = sorted((*of_steps, *self.measurements), key=itemgetter("step"))
-        found = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
-        return tuple(step for step, _ in found), tuple(value for _, value in found)
+        """Return a metric's finite values with their steps; a metric of samples has one value per draw."""
+        logged = self.draws if of_samples(name) else self.rows
+        rows = sorted((*logged, *self.measurements), key=itemgetter("step"))
+        points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+        return tuple(step for step, _ in points), tuple(value for _, value in points)
 
     def figure(self, name: str) -> float | None:
-        """A number of the summary, None if it is missing or not finite."""
+        """Return a number of the summary; None if it is missing or not finite."""
         return finite_number(self.summary, name)
 
     def setting(self, name: str) -> float | None:
-        """A number of the configuration, None if it is missing or no number."""
+        """Return a number of the configuration; None if it is missing or not a number."""
         return finite_number(self.config, name)
 
 
 def read_run(directory: Path) -> RunRecord:
     """Read a run, finished or not.
 
-    Lines of `metrics.jsonl` and `samples.jsonl` that are no rows are left out and counted, except an
-    unfinished last one: the run may be writing it.
+    Unreadable lines of `metrics.jsonl` and `samples.jsonl` are skipped and counted. An unfinished last line
+    is not counted: the run may still be writing it.
 
     Raises:
-        RunError: no run is there, or one of its files cannot be read.
+        RunError: the directory is not a run, or one of its files cannot be read.
     """
     description = read_description(directory)
     status = read_status(directory)
@@ -132,7 +132,7 @@ def read_run(directory: Path) -> RunRecord:
         )
     summary = read_summary(directory)
     logged, bad_metrics = read_lines(directory / METRICS, _row)
-    # Without a summary, samples are those of an end that the run has gone on from.
+    # Without a summary, `samples.jsonl` is left from before the run was resumed with more steps.
     samples, bad_samples = ([], 0) if summary is None else read_lines(directory / SAMPLES, _sample)
     unread = {METRICS: bad_metrics, SAMPLES: bad_samples}
     return RunRecord(
@@ -152,23 +152,23 @@ def read_runs(directories: Sequence[Path]) -> list[RunRecord]:
     """Read several runs.
 
     Raises:
-        RunError: as `read_run`; none was given, or one twice.
+        RunError: as `read_run`; or no directory is given, or one is given twice.
     """
     if not directories:
-        raise RunError("a report needs a run; give the directory of one, as runs/oaif")
+        raise RunError("a report needs a run; give a run's directory, such as runs/oaif")
     seen: dict[Path, Path] = {}
     for directory in directories:
         place = directory.resolve()
         if place in seen:
             raise RunError(
-                f"the run {str(directory)!r} was given twice (first as {str(seen[place])!r}); give each once"
+                f"the run {str(directory)!r} is given twice (first as {str(seen[place])!r}); give each once"
             )
         seen[place] = directory
     return [read_run(directory) for directory in directories]
 
 
 def run_names(directories: Sequence[Path]) -> list[str]:
-    """The shortest end of each path that tells it from the others: `a`, or `x/a` and `y/a`."""
+    """Return the shortest distinct end of each path: `a`, or `x/a` and `y/a`."""
     parts = [directory.resolve().parts for directory in directories]
     names = []
     for mine in parts:
@@ -182,48 +182,48 @@ def run_names(directories: Sequence[Path]) -> list[str]:
 # ---- Rows ------------------------------------------------------------------------------------------
 
 
-def _row(found: dict[str, Any]) -> dict[str, float] | None:
-    step = found.get("step")
+def _row(line: dict[str, Any]) -> dict[str, float] | None:
+    step = line.get("step")
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= BIGGEST:
         return None
-    numbers = {k: as_number(v) for k, v in found.items() if v is None or isinstance(v, int | float)}
+    numbers = {k: as_number(v) for k, v in line.items() if v is None or isinstance(v, int | float)}
     return {**numbers, "step": float(step)}
 
 
 def _is_measurement(row: Row) -> bool:
-    """A step's row has the time it took; a measurement belongs to no step's work."""
+    """Return True for a held-out measurement: unlike a step's row, it has no step time and no loss."""
     return not {"step_time", "loss"} & row.keys()
 
 
 def _draw(row: Row) -> object:
-    """What tells a step's samples from those of the next step; None where each step has its own.
+    """Return a value that is equal for steps that share samples; None if each step has new samples.
 
-    Methods in rounds count these. Those that draw candidates write the same numbers of them at every step,
-    and two draws of the very same numbers would be no news.
+    Methods with rounds log the round. Methods that draw candidates once log the same numbers about them at
+    every step; two draws with exactly equal numbers count as one.
     """
     if "round" in row:
         return row["round"]
     if "candidates/kept" in row:
-        told = ("candidates/", "pairs/", "completions/", "objective/scores")
-        return {k: v for k, v in row.items() if k.startswith(told) and math.isfinite(v)}
+        prefixes = ("candidates/", "pairs/", "completions/", "objective/scores")
+        return {k: v for k, v in row.items() if k.startswith(prefixes) and math.isfinite(v)}
     return None
 
 
 def _by_step(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """In order of steps, one row each. A run that was killed and goes on may write a step again."""
-    found: dict[float, Row] = {}
+    """Return one row per step, in order. A run that was killed and resumed may log a step twice."""
+    merged: dict[float, Row] = {}
     for row in rows:
-        found[row["step"]] = {**found.get(row["step"], {}), **row}
-    return tuple(found[step] for step in sorted(found))
+        merged[row["step"]] = {**merged.get(row["step"], {}), **row}
+    return tuple(merged[step] for step in sorted(merged))
 
 
-def _sample(found: dict[str, Any]) -> Sample | None:
-    texts = [found.get(name) for name in ("prompt", "before", "after")]
+def _sample(line: dict[str, Any]) -> Sample | None:
+    texts = [line.get(name) for name in ("prompt", "before", "after")]
     if not all(isinstance(text, str) for text in texts):
         return None
-    rewards = [as_number(found.get(name)) for name in ("reward_before", "reward_after")]
-    tokens = [as_number(found.get(name)) for name in ("tokens_before", "tokens_after")]
-    ends = [found.get(name) for name in ("finish_before", "finish_after")]
+    rewards = [as_number(line.get(name)) for name in ("reward_before", "reward_after")]
+    tokens = [as_number(line.get(name)) for name in ("tokens_before", "tokens_after")]
+    ends = [line.get(name) for name in ("finish_before", "finish_after")]
     prompt, before, after = map(str, texts)
     reward_before, reward_after = (reward if math.isfinite(reward) else None for reward in rewards)
     tokens_before, tokens_after = (int(count) if math.isfinite(count) else 0 for count in tokens)

@@ -10,25 +10,25 @@ from palate.errors import RunError
 from palate.rundir.files import STATUS, read_object
 
 State = Literal["running", "finished", "interrupted", "failed", "killed"]
-"""`interrupted`: by Ctrl-C; `failed`: by an error; `killed`: gone without a word."""
+"""`interrupted`: by Ctrl-C; `failed`: by an error; `killed`: the process ended without writing a state."""
 
 LOCK = ".lock"
-"""File whose lock the process of a run holds for as long as it lives."""
+"""A file that the process of a run keeps locked while it lives."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run has come. `step` of `steps` are done; `steps` is 0 where not known yet."""
+    """The state and progress of a run: `step` of `steps` are done; `steps` is 0 if not known yet."""
 
     state: State
     step: int = 0
     steps: int = 0
     reason: str = ""
-    """What went wrong, for a run that failed."""
+    """The error, for a run that failed."""
     seconds: float = 0.0
-    """Wall-clock time, over all of its starts."""
+    """Wall-clock time, summed over all starts and resumes."""
     updated: str = ""
-    """When this was written: local time, ISO 8601."""
+    """The time of this status: local time, ISO 8601."""
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -41,17 +41,17 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def read_status(directory: Path) -> Status:
-    """Return the state of the run in a directory: `killed` if it says that it runs and no process holds it.
+    """Return the status of a run; the state is `killed` if it was `running` but no process holds the lock.
 
     Raises:
-        RunError: no run is there, or its status cannot be read.
+        RunError: the directory is not a run, or its status cannot be read.
     """
     path = directory / STATUS
-    found = read_object(path)
-    if found is None:
-        raise RunError(f"{str(directory)!r} holds no run: it has no status.json")
+    fields = read_object(path)
+    if fields is None:
+        raise RunError(f"{str(directory)!r} is not a run: it has no status.json")
     try:
-        status = Status(**found)
+        status = Status(**fields)
         known = status.state in get_args(State)
         for name, kind in _KINDS.items():
             if not isinstance(getattr(status, name), kind):
@@ -66,8 +66,8 @@ def read_status(directory: Path) -> Status:
 
 
 def is_held(directory: Path) -> bool:
-    """Return True while a process works on the run in a directory."""
-    from filelock import FileLock, Timeout  # only a run that says that it is running needs it
+    """Return True while a process is working on the run in a directory."""
+    from filelock import FileLock, Timeout  # imported late: only needed for a run marked as running
 
     if not (directory / LOCK).exists():
         return False
@@ -77,4 +77,4 @@ def is_held(directory: Path) -> bool:
     except Timeout:
         return True
     except OSError:
-        return True  # another user's run, which is not ours to lock: its own word is all there is
+        return True  # another user's run cannot be locked, so its recorded state is trusted

@@ -1,4 +1,4 @@
-"""How groups of completions become pairs, or smaller groups, to learn from; what is left out is counted."""
+"""Selection of pairs or smaller groups from groups of completions; dropped items are counted by reason."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What rules ask of a group: its usable rewards, a part of it, what is the same, a random order."""
+"""Helpers of selection rules: usable rewards, parts of a group, equality, random order."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 def usable(group: Group) -> dict[int, float]:
-    """The finite rewards by position, in order; one that is None, infinite or not a number is left out."""
+    """Return the finite rewards by position, in order; rewards that are None, infinite or NaN are skipped."""
     if group.rewards is None:
-        raise ValueError(f"{name(group)} has no rewards: annotate it before selecting from it")
+        raise ValueError(f"{name(group)} has no rewards: annotate it before the selection")
     return {i: r for i, r in enumerate(group.rewards) if r is not None and math.isfinite(r)}
 
 
 def take(group: Group, positions: Sequence[int]) -> Group:
-    """The completions at the given positions, in that order, with what is known of each."""
+    """Return the group of the completions at the given positions, in that order, with rewards and parts."""
     return replace(
         group,
         completions=tuple(group.completions[i] for i in positions),
@@ -31,12 +31,12 @@ def take(group: Group, positions: Sequence[int]) -> Group:
 
 
 def same(a: Completion, b: Completion) -> bool:
-    """Whether there is nothing to prefer: the same tokens, or the same text but for space around it."""
+    """Return whether two completions have the same tokens, or the same text up to surrounding space."""
     return a.token_ids == b.token_ids or a.text.strip() == b.text.strip()
 
 
 def unique(group: Group, positions: Iterable[int]) -> list[int]:
-    """Of the given positions those whose completion is not the `same` as one at a position kept before."""
+    """Return the positions without those whose completion is the `same` as an earlier one."""
     kept: list[int] = []
     tokens, texts = set(), set()
     for i in positions:
@@ -49,20 +49,20 @@ def unique(group: Group, positions: Iterable[int]) -> list[int]:
 
 
 def shuffled(items: Sequence[T], rng: Random) -> list[T]:
-    """In random order, every order alike.
+    """Return the items in random order; all orders are equally likely.
 
-    It asks only for `rng.random()`, which alone stays the same from one Python version to the next.
+    Only `rng.random()` is called, the one method whose results are the same in all Python versions.
     """
     keys = [rng.random() for _ in items]
     return [items[i] for i in sorted(range(len(items)), key=keys.__getitem__)]
 
 
 def check_tie(tie: float) -> None:
-    """A difference of reward, 0 <= tie < infinity."""
+    """Check the reward difference of a tie: 0 <= tie < infinity."""
     if not 0 <= tie < math.inf:
         raise ValueError(f"tie is {tie}, expected a finite number, 0 or above")
 
 
 def name(group: Group) -> str:
-    """The group in a message."""
+    """Return a name of the group for messages."""
     return f"the group of prompt {group.prompt.where or group.prompt.id}"

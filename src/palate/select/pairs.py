@@ -1,7 +1,7 @@
-"""How a group of annotated completions becomes pairs to learn from, or is dropped with a reason.
+"""Rules that turn a group of annotated completions into pairs to learn from, or drop it with a reason.
 
-A pair that says nothing, or whose order rests on nothing, is never trained on: it is dropped and
-counted. Rules are functions of one group; `select_pairs` applies one to many groups.
+A pair without information, such as a tie or two equal texts, is never trained on: it is dropped and
+counted. Rules are functions of one group; `select_pairs` applies a rule to many groups.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ from palate.types import Group, Pair
 
 
 class Drop(StrEnum):
-    """Why a group gave no pair, or why a pair or a completion was left out."""
+    """The reason why a group has no pair, or why a pair or a completion is dropped."""
 
     TIE = "tie"
-    """The rewards of best and worst lie too close together."""
+    """The rewards of best and worst differ by no more than the tie."""
     IDENTICAL = "identical"
-    """Best and worst are the same text, whatever their rewards; or a completion repeats one that is kept."""
+    """Best and worst are the same text, even if their rewards differ; or a completion repeats a kept one."""
     UNUSABLE = "unusable"
-    """Fewer than two completions have a usable reward; or this completion has none."""
+    """Fewer than two completions have a usable reward; or the completion has no usable reward."""
     PASSED_OVER = "passed_over"
-    """Nothing is wrong with it, but the rule took others, or found no partner for it."""
+    """The item is valid, but the rule preferred others or had no partner for it."""
 
 
 class Selected(NamedTuple):
-    """What a rule made of many groups: the pairs in order, and how often it dropped something, by reason.
+    """The result of a rule on many groups: the pairs in order, and the number of dropped items by reason.
 
-    What is counted is what the rule looks at: groups for a rule that makes one pair of a group, possible
-    pairs, matches or completions for the others.
+    The items depend on the rule: groups for a rule with one pair per group; possible pairs, matches or
+    completions for other rules.
     """
 
     pairs: tuple[Pair, ...]
     dropped: Mapping[Drop, int]
-    """Has every reason, with 0 where nothing was dropped for it."""
+    """The count of every reason, including zeros."""
 
 
 Rule = Callable[[Group], Pair | Drop | Selected]
-"""Makes a pair of an annotated group, or says why there is none; or makes several and counts what it left."""
+"""Returns the pair of an annotated group, or the reason for having none; or several pairs and drop counts."""
 
 
 def best_vs_worst(group: Group, *, tie: float = 0.0) -> Pair | Drop:
-    """The completion of highest reward against the one of lowest.
+    """Return the pair of the completions with the highest and the lowest reward.
 
-    Of several best ones the first is chosen; of several worst ones, the first whose text differs from
-    it is rejected. A reward that is None, infinite or not a number takes its completion out. Where best
-    and worst are the same text, the group is dropped as identical even if their rewards differ, as a
-    noisy judge's may.
+    If several have the highest reward, the first is chosen; if several have the lowest, the first with a
+    different text is rejected. Completions with a reward that is None, infinite or NaN are ignored. If best
+    and worst are the same text, the group is dropped as identical even if the rewards differ, which happens
+    with a noisy judge.
 
     Args:
-        group: With rewards.
-        tie: Largest difference of reward that still counts as a tie, >= 0.
+        group: A group with rewards.
+        tie: Largest reward difference that counts as a tie, >= 0.
 
     Returns:
-        The pair, its margin the difference of reward, > tie; or why there is none.
+        The pair, with the reward difference (> tie) as margin; or the reason for having no pair.
     """
     check_tie(tie)
     rewards = usable(group)
     if len(rewards) < 2:
         return Drop.UNUSABLE
-    best = max(rewards, key=rewards.__getitem__)  # the first of equals
+    best = max(rewards, key=rewards.__getitem__)  # the first, if several are equal
     chosen, low = group.completions[best], min(rewards.values())
     lowest = [group.completions[i] for i, r in rewards.items() if r == low]
     rejected = next((other for other in lowest if not same(other, chosen)), None)
@@ -74,25 +74,25 @@ def best_vs_worst(group: Group, *, tie: float = 0.0) -> Pair | Drop:
 
 
 def pair_of_two(group: Group, *, tie: float = 0.0) -> Pair | Drop:
-    """The better of exactly two completions against the other: `best_vs_worst` where nothing is left out."""
+    """Return the pair of a group of exactly two completions, by `best_vs_worst`."""
     if len(group.completions) != 2:
         raise ValueError(f"{name(group)} has {len(group.completions)} completions, expected 2")
     return best_vs_worst(group, tie=tie)
 
 
 def all_pairs(group: Group, *, tie: float = 0.0) -> Selected:
-    """Each completion against each other, the better one chosen.
+    """Return all pairs of a group's completions, the better one chosen.
 
-    A reward model is trained on all pairs of a ranking (Ouyang et al. 2022, arXiv:2203.02155).
-    Completions that are the same make no pair with each other, but each makes its own with a third;
-    who wants that pair once passes `distinct(group)`.
+    Ouyang et al. 2022, arXiv:2203.02155, train a reward model on all pairs of a ranking. Two equal
+    completions form no pair with each other, but each forms its own pair with a third; pass
+    `distinct(group)` to have such pairs only once.
 
     Args:
-        group: With rewards; n completions.
-        tie: Largest difference of reward that still counts as a tie, >= 0.
+        group: A group of n completions with rewards.
+        tie: Largest reward difference that counts as a tie, >= 0.
 
     Returns:
-        The pairs in order of their completions in the group, and a count of those left out: together
+        The pairs in order of their completions in the group, and the number of dropped pairs; the sum is
         n (n - 1) / 2.
     """
     n = len(group.completions)
@@ -108,29 +108,27 @@ def by_likelihood_rank(
     direction: Literal["above", "below", "either"] = "above",
     partner: Literal["nearest", "farthest", "all"] = "nearest",
 ) -> Selected:
-    """Each positive completion against a negative one near it in the model's ranking by likelihood.
+    """Pair each positive completion with a negative one near it in the model's ranking by likelihood.
 
-    After CLICK (Zheng et al. 2023, arXiv:2306.03350), which forms its pairs by the likelihood rank of
-    positive and negative samples. The paper's exact rule has not been verified; ours is a choice: a
-    positive is paired with the negative just above it, so that all pairs are ones which the model has
-    in the wrong order, and by the least that is to be put right. A positive with no negative above it
-    gives no pair. `direction` and `partner` make the other rules. Of equally near ones the first in
-    the group is taken; one of the same likelihood as the positive is near it on either side, but
-    neither above nor below it.
+    After CLICK (Zheng et al. 2023, arXiv:2306.03350), which forms pairs by the likelihood rank of positive
+    and negative samples. The paper's exact rule has not been verified. By default, a positive is paired with
+    the nearest negative that is likelier: all pairs are in the wrong order for the model, and their
+    correction is the smallest possible. A positive without a likelier negative forms no pair. `direction`
+    and `partner` select other rules. If several negatives are equally near, the first in the group is used.
+    A negative with the same likelihood as the positive is neither above nor below it.
 
     Args:
-        group: With rewards.
-        threshold: Completions of a reward above it are the positive ones, of any other reward the
-            negative ones.
-        logps: Log-probability of each completion under the model to be trained, summed over its tokens,
-            in nats; of the completions' own `logps`, those at sampling, if not given.
-        direction: Where a positive's partner is looked for: among the negatives likelier than itself,
-            among those less likely, or among all.
-        partner: Which one is taken, by difference of log-probability, or whether all are.
+        group: A group with rewards.
+        threshold: Completions with a reward above this are positive, all other rewards are negative.
+        logps: Log-probability of each completion under the model to train, summed over its tokens, in
+            nats; default: the completions' own `logps`, from sampling.
+        direction: Candidates for partners: the negatives likelier than the positive, those less likely, or
+            all.
+        partner: Choice among them, by the difference of log-probability: one of them, or all.
 
     Returns:
-        The pairs in order of their positives; and a count of the completions that have no usable reward,
-        of the positives that found no partner, and of those that found none but repetitions of themselves.
+        The pairs in order of their positives; and the numbers of completions without a usable reward, of
+        positives without a partner, and of positives whose only partners repeat them.
     """
     rewards, ranks = usable(group), _likelihoods(group, logps)
     pairs: list[Pair] = []
@@ -155,11 +153,11 @@ def by_likelihood_rank(
 
 
 def select_pairs(groups: Iterable[Group], rule: Rule) -> Selected:
-    """The pairs that a rule makes of annotated groups, and a count of what it dropped."""
+    """Apply a rule to annotated groups; return the pairs and the number of dropped items by reason."""
     pairs: list[Pair] = []
     dropped = _no_drops()
     for group in groups:
-        usable(group)  # raises even if the rule would not look
+        usable(group)  # raises an error for missing rewards, even if the rule reads none
         made = rule(group)
         if isinstance(made, Pair):
             pairs.append(made)
@@ -177,7 +175,7 @@ def _no_drops() -> dict[Drop, int]:
 
 
 def _likelihoods(group: Group, logps: Sequence[float] | None) -> Sequence[float]:
-    """Log-probability of each completion, given or from its sampling."""
+    """Return the log-probability of each completion: `logps`, or those from sampling. (G,)"""
     if logps is None:
         if any(completion.logps is None for completion in group.completions):
             raise ValueError(f"{name(group)} has completions without log-probabilities: pass logps")
@@ -185,7 +183,7 @@ def _likelihoods(group: Group, logps: Sequence[float] | None) -> Sequence[float]
     if len(logps) != len(group.completions):
         raise ValueError(
             f"{len(logps)} logps were given for {len(group.completions)} completions of {name(group)}, "
-            f"expected one each"
+            f"expected one per completion"
         )
     if not all(math.isfinite(logp) for logp in logps):
         raise ValueError(f"a log-probability of {name(group)} is not finite: {list(logps)}")

@@ -1,6 +1,6 @@
-"""Which completions of a group are kept: rules from groups to smaller groups.
+"""Rules that keep some completions of a group and return a smaller group.
 
-`select_completions` applies one to many groups and counts what was left out, by reason.
+`select_completions` applies a rule to many groups and counts the dropped completions by reason.
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ from palate.types import Group
 
 
 class Thinned(NamedTuple):
-    """What a rule kept of many groups, and how many completions it left out for each reason."""
+    """The result of a rule on many groups: smaller groups, and the number of completions dropped."""
 
     groups: tuple[Group, ...]
-    """In order; a group of which nothing was kept is not among them."""
+    """The smaller groups in order, without empty ones."""
     dropped: Mapping[Drop, int]
-    """Has every reason, with 0 where no completion was left out for it."""
+    """The count of every reason, including zeros."""
 
 
 def distinct(group: Group) -> Group:
-    """The group without repetitions: of completions of the same tokens or text, the first.
+    """Return the group without repetitions: of completions with the same tokens or text, only the first.
 
-    It asks for no rewards: before annotation it saves that of the repetitions.
+    Rewards are optional: used before annotation, it saves the cost of annotating repetitions.
     """
     return take(group, unique(group, range(len(group.completions))))
 
 
 def above_threshold(group: Group, tau: float) -> Group:
-    """The completions of a reward above tau, in their order.
+    """Return the group of completions with a reward above tau, in their order.
 
     The filter of ReST's improve step (Gulcehre et al. 2023, arXiv:2308.08998), where tau rises from one
-    step to the next. Completions that are the same are all kept.
+    step to the next. Repeated completions are all kept.
 
     Args:
-        group: With rewards; completions without a usable one are left out.
-        tau: In units of reward; the completions at tau are left out.
+        group: A group with rewards; completions without a usable reward are dropped.
+        tau: Threshold in units of reward; completions at exactly tau are dropped.
 
     Returns:
-        The group of them, which may be empty.
+        The smaller group, which may be empty.
     """
     if math.isnan(tau):
-        raise ValueError("tau is not a number, expected a reward above which completions are kept")
+        raise ValueError("tau is not a number, expected a reward as the threshold")
     return take(group, [i for i, r in usable(group).items() if r > tau])
 
 
 def top_k(group: Group, k: int) -> Group:
-    """The k completions of highest reward, the best first.
+    """Return the group of the k completions with the highest rewards, the best first.
 
-    With k = 1 the selection of rejection-sampling fine-tuning (Touvron et al. 2023, arXiv:2307.09288).
-    Of completions that are the same the first counts, so that a noisy annotator's luckiest verdict on a
-    repeated text has no advantage; of several of equal reward, the first.
+    With k = 1 this is the selection of rejection-sampling fine-tuning (Touvron et al. 2023,
+    arXiv:2307.09288). Only the first of repeated completions counts, so a noisy annotator's most favourable
+    verdict on a repeated text has no advantage. If rewards are equal, the first completion comes first.
 
     Args:
-        group: With rewards; completions without a usable one are left out.
-        k: How many, >= 1; all of them where there are fewer.
+        group: A group with rewards; completions without a usable reward are dropped.
+        k: Number of completions to keep, >= 1; all are kept if there are fewer.
 
     Returns:
-        The group of them, without repetitions.
+        The smaller group, without repetitions.
     """
     _check_k(k)
     rewards = usable(group)
@@ -71,26 +71,25 @@ def top_k(group: Group, k: int) -> Group:
 
 
 def rejection_sample(group: Group, k: int, *, beta: float, rng: Random) -> Group:
-    """Thin samples of one policy to k samples of a better one, by statistical rejection sampling.
+    """Select k samples that follow a better policy from samples of a policy, by statistical rejection.
 
-    Of samples of a policy π it makes samples of about π(y) exp(r(y)/β), the best policy at a KL cost of
-    β against π. A candidate is accepted with the probability exp((r - r_max)/β), where r_max is the
-    highest reward of the candidates left when a sweep over them begins, and is then a candidate no
-    more; sweeps follow until k are accepted. The best one left is accepted in every sweep, so there are
-    at most k sweeps. Liu et al. 2023, arXiv:2309.06657, Algorithm 1. With a pairwise ranker, r is the
-    logit of its probability against a fixed completion, clipped away from 0 and 1.
+    The samples of a policy π become samples of approximately π(y) exp(r(y)/β), the optimal policy under a KL
+    penalty β against π. Each sweep visits the remaining candidates and accepts each with probability
+    exp((r - r_max)/β), where r_max is the highest reward at the start of the sweep. Sweeps repeat until k
+    are accepted. Each sweep accepts the best remaining candidate, so there are at most k sweeps. Liu et al.
+    2023, arXiv:2309.06657, Algorithm 1. With a pairwise ranker, r is the logit of its probability against a
+    fixed completion, clipped away from 0 and 1.
 
-    Ours: the sweeps follow a random order, since the k-th acceptance ends a sweep and would favour the
-    first candidates. Of completions that are the same the first is the candidate.
+    Ours: sweeps use a random order, since a sweep stops at the k-th acceptance and would otherwise favour
+    the first candidates. Only the first of repeated completions is a candidate.
 
     Args:
-        group: With rewards; completions without a usable one are no candidates.
-        k: How many to accept, >= 1; where there are no more candidates than that, all are accepted.
-        beta: In units of reward, >= 0, 0.5 in the paper. At 0 the result is that of `top_k`; the larger
-            it is, the less rewards matter, and at infinity the result is a uniform draw without
-            replacement.
-        rng: Python's own generator. Only its `random()` is called, which gives the same numbers for a
-            seed in every version of Python; the result is a function of the group and these.
+        group: A group with rewards; completions without a usable reward are dropped.
+        k: Number of completions to accept, >= 1; all are accepted if there are no more than k.
+        beta: Temperature in units of reward, >= 0; 0.5 in the paper. 0 gives the result of `top_k`; rewards
+            matter less as beta grows, and infinity is a uniform draw without replacement.
+        rng: Python's random generator. Only its `random()` is called, which returns the same numbers for a
+            seed in every version of Python; the result depends only on these numbers and the group.
 
     Returns:
         The accepted completions and their rewards, in order of acceptance.
@@ -116,15 +115,15 @@ def rejection_sample(group: Group, k: int, *, beta: float, rng: Random) -> Group
 
 
 def select_completions(groups: Iterable[Group], rule: Callable[[Group], Group]) -> Thinned:
-    """What a rule keeps of groups, and a count of the completions that it left out.
+    """Apply a rule to groups; return the smaller groups and the number of dropped completions by reason.
 
     Args:
-        groups: Annotated, unless the rule asks for no rewards.
-        rule: Keeps some of a group's completions, as the rules of this module do.
+        groups: Groups, annotated if the rule needs rewards.
+        rule: Returns a group of some of a group's completions, such as a rule of this module.
 
     Returns:
-        The groups, and for each reason how many completions were left out: unusable where it has no
-        usable reward, identical where it is the same as one that was kept, else passed over.
+        The smaller groups, and the number of dropped completions by reason: unusable without a usable
+        reward, identical if the completion repeats a kept one, else passed over.
     """
     kept: list[Group] = []
     dropped = dict.fromkeys(Drop, 0)

@@ -1,4 +1,4 @@
-"""Pairs that are drawn before anyone has said which completion is the better one."""
+"""Pairs that are drawn before annotation, and annotated afterwards."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from palate.types import Group, Pair
 
 
 def first_round_pairs(group: Group, rng: Random) -> list[Group]:
-    """Random disjoint pairs of a group's completions, each a group of two, to be labelled.
+    """Draw random disjoint pairs of a group's completions to annotate, each as a group of two.
 
-    RSO's first-round ranking (Liu et al. 2023, arXiv:2309.06657). Annotate the groups of two and make
-    pairs of them with `select_pairs(twos, pair_of_two)`; where the group has rewards already, each has
-    kept its own, and annotation may be left out.
+    RSO's first-round ranking (Liu et al. 2023, arXiv:2309.06657). Annotate the groups of two, then form
+    pairs with `select_pairs(twos, pair_of_two)`. If the group has rewards, the groups of two keep them, and
+    annotation is not needed.
 
     Args:
-        group: Of n completions, which may have no rewards.
-        rng: Only its `random()` is called, which stays the same in every version of Python.
+        group: A group of n completions, with or without rewards.
+        rng: Only its `random()` is called, which returns the same numbers in every version of Python.
 
     Returns:
-        n / 2 groups of two completions; with n odd, one completion is in none of them.
+        n / 2 groups of two completions; if n is odd, one completion is not used.
     """
     order = shuffled(range(len(group.completions)), rng)
     return [take(group, two) for two in zip(order[::2], order[1::2], strict=False)]
@@ -37,31 +37,30 @@ def tournament_pairs(
     rng: Random,
     tie: float = 0.0,
 ) -> Selected:
-    """Winner and loser of each match of a knock-out tournament among each group's completions.
+    """Play a knock-out tournament among each group's completions; return winner and loser of each match.
 
-    Winners go on to the next round until one is left; who finds no opponent in a round sits it out and
-    plays first in the next. SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) and RSO (Liu et al. 2023,
+    Winners advance to the next round until one is left; a completion without an opponent skips the round and
+    plays first in the next round. SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) and RSO (Liu et al. 2023,
     arXiv:2309.06657) pair their samples by tournament. The draw is random.
 
-    A match that makes no pair is counted, and one of the two goes on all the same: the one with the
-    higher reward, or with the only usable one, for its next matches tell more; where rewards say
-    nothing, the first, which by the random draw is either with equal probability. A match between
-    completions that are the same is not annotated.
+    A match without a pair is counted, and one of its completions still advances: the completion with the
+    higher reward or with the only usable reward, since its next matches are more informative; if the rewards
+    do not decide, the first, which is either with equal probability due to the random draw. A match between
+    two equal completions is not annotated.
 
     Args:
-        groups: Of any number of completions each. Rewards they may have are passed to `annotate`.
-        annotate: Gives rewards to groups of two completions. It is called once a round, for the matches
+        groups: Groups of any number of completions. Existing rewards are passed to `annotate`.
+        annotate: Adds rewards to groups of two completions. It is called once per round, for the matches
             of all groups together.
-        rng: Only its `random()` is called, which stays the same in every version of Python.
-        tie: Largest difference of reward that still counts as a tie, >= 0.
+        rng: Only its `random()` is called, which returns the same numbers in every version of Python.
+        tie: Largest reward difference that counts as a tie, >= 0.
 
     Returns:
-        The pairs, group by group in order of play, each with the margin of its match; and a count of the
-        matches that made none. Of n completions of a group there are n - 1 matches, in as many rounds as
-        n has to be halved, rounding up, to come to 1.
+        The pairs, group by group in order of play, each with the margin of its match; and the number of
+        matches without a pair, by reason. n completions play n - 1 matches in ceil(log2(n)) rounds.
 
     Raises:
-        AnnotatorError: when `annotate` gives another number of groups than it was asked for.
+        AnnotatorError: `annotate` returns a different number of groups than it received.
     """
     check_tie(tie)
     draws = [shuffled(range(len(group.completions)), rng) for group in groups]
@@ -81,14 +80,16 @@ def tournament_pairs(
                 dropped[made] += 1
             rewards = usable(result)
             draws[g].append(two[rewards.get(1, -math.inf) > rewards.get(0, -math.inf)])
-    return Selected(tuple(pair for found in pairs for pair in found), dropped)
+    return Selected(tuple(pair for own in pairs for pair in own), dropped)
 
 
 def _play(matches: Sequence[Group], annotate: Callable[[Sequence[Group]], list[Group]]) -> list[Group]:
-    """The matches with rewards, asked for at once."""
-    asked = [match for match in matches if not same(*match.completions)]
-    results = annotate(asked) if asked else []
-    if len(results) != len(asked):
-        raise AnnotatorError(f"the annotator gave {len(results)} groups for {len(asked)}; expected one each")
+    """Return the matches with rewards, annotated in one call."""
+    different = [match for match in matches if not same(*match.completions)]
+    results = annotate(different) if different else []
+    if len(results) != len(different):
+        raise AnnotatorError(
+            f"the annotator returned {len(results)} groups for {len(different)}; expected one each"
+        )
     answers = iter(results)
     return [match.annotated((0.0, 0.0)) if same(*match.completions) else next(answers) for match in matches]

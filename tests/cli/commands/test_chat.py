@@ -62,8 +62,8 @@ def test_a_conversation_longer_than_the_context(make_run: Callable[..., Path], p
     # The tiny model takes 256 tokens, one a byte.
     turns = b"\n".join([b"x" * 110, b"y" * 110, b"z" * 300, b"end"])
     out, err = program(make_run(), turns=turns)
-    assert "base: the context is full, so the oldest turn is forgotten\n" in err
-    assert "checkpoint: the context is full, so the oldest turn is forgotten\n" in err
+    assert "base: the context is full, so the oldest turn is dropped\n" in err
+    assert "checkpoint: the context is full, so the oldest turn is dropped\n" in err
     assert "base: this turn: the prompt has " in err
     assert out.count("(no answer)") == 2
     assert out.split("you  end")[1].count("(no answer)") == 0
@@ -94,5 +94,5 @@ def test_a_person_types(
     assert "step-3" in screen.getvalue().replace("\n", "")  # a long path is wrapped
     assert "you  " not in screen.getvalue()  # it is there already, typed
     err = capsys.readouterr().err
-    assert "Ctrl-D or /quit ends" in err
-    assert "temperature is 0 from now on" in err
+    assert "Ctrl-D or /quit leaves the chat" in err
+    assert "temperature is set to 0" in err

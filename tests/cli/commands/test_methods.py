@@ -40,7 +40,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
     assert all(name in out and METHODS[name].paper.split(", arXiv")[0] in out for name in METHODS)
-    assert "Not built: rlaif, rlhf, self-rewarding." in out
+    assert "Not implemented: rlaif, rlhf, self-rewarding." in out
     (line,) = [line for line in out.splitlines() if line.startswith("oaif ")]
     assert line.split()[1:8] == ["online", "yes", "yes", "yes", "no", "2", "(1)"]
 
@@ -50,7 +50,7 @@ def test_it_fits_a_narrow_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["methods"]) == 0
-    table = capsys.readouterr().out.split("With each")[0]
+    table = capsys.readouterr().out.split("For each")[0]
     assert max(map(len, table.splitlines())) <= 80
     assert "…" not in table
 

@@ -45,13 +45,13 @@ def test_it_is_opened(
     assert main(["report", str(tmp_path / "refused"), "--open"]) == 2
     out, err = capsys.readouterr()
     assert "refused/report.html\n" in out
-    assert err == f"palate: no browser could be started; open '{tmp_path}/refused/report.html' yourself\n"
+    assert err == f"palate: no browser could be opened; open '{tmp_path}/refused/report.html' yourself\n"
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (RunError("'runs/a' holds no run"), "palate: 'runs/a' holds no run\n"),
+        (RunError("'runs/a' is not a run"), "palate: 'runs/a' is not a run\n"),
         (
             PermissionError(13, "Permission denied"),
             "palate: the report cannot be written: Permission denied\n",
@@ -71,4 +71,4 @@ def test_a_wrong_directory_is_reported_first(
 ) -> None:
     monkeypatch.undo()
     assert main(["report", str(tmp_path)]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err

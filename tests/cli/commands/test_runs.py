@@ -132,14 +132,14 @@ def test_a_run_from_before_there_was_a_status(put: MakeRun, tmp_path: Path) -> N
     ("file", "text", "reason"),
     [
         ("config.json", '{"method": ', "config.json' cannot be read: "),
-        ("config.json", "[1]", "holds no run: no config.json there is a run's"),
+        ("config.json", "[1]", "is not a run: it has no config.json of a run"),
         ("config.json", "\xff", "config.json' cannot be read: it is not JSON ('utf-8' codec"),
         ("config.json", "[" * 100_000, "config.json' cannot be read: "),
         ("status.json", "{", "status.json' cannot be read: "),
         ("status.json", "[]", "status.json' cannot be read: "),
         ("status.json", '{"state": "asleep"}', "has the state 'asleep'"),
         ("summary.json", "{", "summary.json' cannot be read: "),
-        ("summary.json", "3", "summary.json' cannot be read: it holds no JSON object"),
+        ("summary.json", "3", "summary.json' cannot be read: it does not contain a JSON object"),
     ],
 )
 def test_a_broken_run_is_unreadable_and_the_others_are_listed(
@@ -196,20 +196,20 @@ def test_the_table(put: MakeRun, program: Any) -> None:
     assert [" ".join(line.split()) for line in out.splitlines()] == [
         "run method state step started updated result",
         "runs/a oaif finished 4/10 2026-01-02 03:04 2026-01-02 05:06 "
-        "reward 0.250 -> 0.500, wins 0.75 [0.60, 0.90]",
+        "reward 0.250 -> 0.500, win rate 0.75 [0.60, 0.90]",
         "runs/b oaif failed 4/10 2026-01-01 00:00 2026-01-02 05:06 accuracy 0.500 -> 0.700 [0.40, 0.90]",
         "runs/c oaif unknown 2025-01-01 00:00 loss 0.500",
         "runs/b failed: it broke",
-        "A run that stopped early goes on when its command is given again (without --overwrite).",
+        "To resume a run that stopped early, repeat its command (without --overwrite).",
     ]
 
 
 @pytest.mark.parametrize("state", ["interrupted", "failed", "killed"])
 def test_how_a_run_goes_on_is_said_where_one_stopped(put: MakeRun, program: Any, state: str) -> None:
     put("runs/a")
-    assert "given again" not in program()[0]
+    assert "To resume" not in program()[0]
     put("runs/b", state)
-    assert program()[0].count("given again") == 1
+    assert program()[0].count("To resume") == 1
 
 
 def test_a_row_is_a_line_where_the_output_is_no_terminal(put: MakeRun, program: Any) -> None:

@@ -29,7 +29,7 @@ from palate.testing import KINDS, tiny_model, tiny_policy
 from palate.types import Group, Prompt
 
 FAST = [kind for kind in KINDS if kind != "bloom"]
-"""Bloom's layers compute attention by themselves, so it must take the plain way."""
+"""Bloom's layers compute attention by themselves, so it must fall back to the plain path."""
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_a_model_that_bypasses_the_registry_takes_the_plain_way_and_says_so(
         model = load(directory_of("bloom"))
     assert isinstance(model.engine, PlainEngine)
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "plain way" in message
+    assert "plain path" in message
     found = sample(model, [Prompt("hello")], 2, Sampling(max_new_tokens=5), seed=0, version=0)
     torch.testing.assert_close(
         batched_logps(model, found, 1000).rows()[0],
@@ -432,7 +432,7 @@ def test_a_classifier_whose_layers_follow_no_layout_takes_the_plain_way(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="palate"):
         assert isinstance(classifier(directory_of("bloom")).engine, PlainEngine)
-    assert "takes the plain way" in caplog.text
+    assert "falls back to the plain path" in caplog.text
     assert isinstance(classifier(directory_of("llama"), fast=False).engine, PlainEngine)
     assert isinstance(classifier(directory_of("bloom"), dtype="bfloat16").engine, PlainEngine)
     assert isinstance(classifier(directory_of("llama"), dtype="bfloat16").engine, FastEngine)

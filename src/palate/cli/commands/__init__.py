@@ -1,7 +1,7 @@
-"""The commands, one file each. A file with a COMMAND is a command: adding one takes no other step.
+"""The commands, one file each. To add a command, add a file that defines COMMAND; no other step is needed.
 
-Such a file is imported for the list of commands in `palate --help` as well. So it imports torch, and what
-brings torch, within the function that needs it.
+`palate --help` imports every file here. So a file imports torch, and modules that import torch, only inside
+the function that needs them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,6 @@ from palate.cli.command import Commands
 from palate.declared import Declared
 
 COMMANDS: Commands = Declared(__name__, __path__, "COMMAND")
-"""Every command by its name."""
+"""All commands by name."""
 
 __all__ = ["COMMANDS"]

@@ -1,4 +1,4 @@
-"""`palate chat`: talk in the terminal to what a run has trained, beside what it started from."""
+"""`palate chat`: talk in the terminal to a run's trained model and its base model."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ class ChatConfig(Sampling):
     """Chat"""
 
     unoffered: ClassVar = frozenset({"run", "sampling_rows"})
-    """Fields without a flag: the command's first word, and what is of no use for one answer."""
+    """Fields without a flag: `run` is the command's first word; `sampling_rows` has no effect in a chat."""
 
     run: Path
     """Directory of the run."""
     step: int | None = Field(None, ge=0)
-    """Checkpoint of this step; the last one if not given."""
+    """Step of the checkpoint. Default: the last one."""
     only: Literal["checkpoint", "base"] | None = None
-    """Talk to one of the two only."""
+    """Talk to only one of the two models."""
     temperature: float = Field(0.7, ge=0)
     max_new_tokens: int = Field(256, ge=1)
     seed: int = Field(RunConfig.model_fields["seed"].default, ge=0)
-    """Seed of the draws."""
+    """Random seed for sampling."""
     device: str | None = None
-    """`cpu`, `cuda`, `cuda:1`; as in the run if not given."""
+    """`cpu`, `cuda` or `cuda:1`. Default: the run's device."""
     trust_remote_code: bool = ModelConfig.model_fields["trust_remote_code"].default
-    """Run Python code that comes with the model; asked for again, even if the run had leave. It can do
-    anything on this machine."""
+    """Run Python code that comes with the model. The code can do anything on this machine. Needed here even
+    if the run was started with this flag."""
 
 
 def chat(config: ChatConfig) -> int:
-    """Talk, turn by turn, until the input ends."""
+    """Answer turn by turn until the input ends."""
     read_description(config.run)  # a wrong directory is reported before torch is loaded
 
     from rich.console import Console
@@ -49,7 +49,7 @@ def chat(config: ChatConfig) -> int:
     quiet_libraries()
     notes = Console(stderr=True)
     with busy(notes, "loading"):
-        found = speakers(
+        models = speakers(
             config.run,
             step=config.step,
             only=config.only,
@@ -57,7 +57,7 @@ def chat(config: ChatConfig) -> int:
             trust_remote_code=config.trust_remote_code,
         )
     interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-    talk = Chat(found, config, Console(), notes, interactive=interactive)
+    talk = Chat(models, config, Console(), notes, interactive=interactive)
     if interactive:
         talk.greet()
     for line in typed(talk.note) if interactive else piped():
@@ -68,7 +68,7 @@ def chat(config: ChatConfig) -> int:
 
 COMMAND = Command(
     name="chat",
-    help="Talk to what a run has trained, beside the model that it started from.",
+    help="Chat with a run's trained model and its base model.",
     call=chat,
     config=ChatConfig,
     first="run",

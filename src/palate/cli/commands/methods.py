@@ -1,4 +1,4 @@
-"""`palate methods`: what each method needs, beside what the article that the family follows says of it."""
+"""`palate methods`: the requirements of each method, next to those stated by the survey article."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ QUESTIONS = {
     "no_external_api": "no API\ncost",
     "models": "models",
 }
-"""The table's columns, by the name of the cell."""
+"""The table's column titles by cell name."""
 
 WIDE = 100
-"""Columns of a terminal from which on there is room for the paper."""
+"""The terminal width, in columns, from which the paper is shown."""
 
 NOTES = (
-    "With each method's standard recipe. Unbiased data are drawn from the policy that learns; models are "
-    "those in memory, in brackets with the alternative recipe.",
-    "`palate run METHOD --help` explains a method; docs/methods/README.md says how the table comes about.",
+    "For each method's standard recipe. Unbiased data: completions are sampled from the policy in training. "
+    "Models: number of models in memory; in brackets, with the alternative recipe.",
+    "`palate run METHOD --help` explains a method; docs/methods/README.md explains the table.",
 )
 
 
@@ -53,13 +53,13 @@ def methods(*, json: Json = False) -> int:
         table.add_row(*cells[: len(titles)])
     console.print(table)
     unbuilt = ", ".join(row["name"] for row in rows if not row["built"])
-    for note in (*NOTES, f"Not built: {unbuilt}."):
+    for note in (*NOTES, f"Not implemented: {unbuilt}."):
         console.print(note, soft_wrap=True, highlight=False)
     return 0
 
 
 def method_rows() -> Iterator[dict[str, Any]]:
-    """A row per method, with our cells and, under `source`, those of the article, None where it has none."""
+    """Yield a row per method with Palate's cells and, under `source`, the article's cells or None."""
     from palate.article import SOURCE, UNBUILT, Unbuilt
     from palate.method import METHOD_GROUPS, Method
     from palate.methods import METHODS
@@ -77,4 +77,4 @@ def method_rows() -> Iterator[dict[str, Any]]:
         }
 
 
-COMMAND = Command(name="methods", help="Show the methods and what each needs.", call=methods, order=5)
+COMMAND = Command(name="methods", help="Show all methods and what each one needs.", call=methods, order=5)

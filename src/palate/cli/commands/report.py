@@ -1,4 +1,4 @@
-"""`palate report`: write the page on one or several runs, and open it."""
+"""`palate report`: write an HTML report on one or more runs, and open it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def report(
     *run: Annotated[Path, Parameter(help="Directories of runs.", negative=())],
     output: Annotated[
         Path | None,
-        Parameter(metavar="FILE", help="Where to write it; beside the (first) run if not given."),
+        Parameter(metavar="FILE", help="File to write. Default: report.html in the (first) run's directory."),
     ] = None,
     show: Annotated[
-        bool, Parameter(name="--open", negative=(), help="Open it in a browser.", show_default=False)
+        bool, Parameter(name="--open", negative=(), help="Open the report in a browser.", show_default=False)
     ] = False,
 ) -> int:
-    """Write a report, and say where it is."""
+    """Write a report and print its path."""
     if not run:
-        raise ConfigError("no run is given, write `palate report RUN`, as `palate report runs/oaif`")
+        raise ConfigError("no run is given; write `palate report RUN`, such as `palate report runs/oaif`")
     for directory in run:
-        read_description(directory)  # a wrong directory is reported before the plots' libraries are loaded
+        read_description(directory)  # a wrong directory is reported before the plotting libraries load
 
     import webbrowser
 
@@ -42,13 +42,13 @@ def report(
         raise RunError(f"the report cannot be written: {error.strerror or error}") from error
     Console().print(Text(plain(str(path))), soft_wrap=True)
     if show and not webbrowser.open(path.resolve().as_uri()):
-        raise RunError(f"no browser could be started; open {str(path)!r} yourself")
+        raise RunError(f"no browser could be opened; open {str(path)!r} yourself")
     return 0
 
 
 COMMAND = Command(
     name="report",
-    help="Write a report on one run, or on several side by side.",
+    help="Write a report on one run, or compare several runs.",
     call=report,
     usage="Usage: palate report RUN... [OPTIONS]",
     order=4,

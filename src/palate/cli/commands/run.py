@@ -1,4 +1,4 @@
-"""`palate run METHOD`: train by a method, then show what has changed."""
+"""`palate run METHOD`: train a model with a method, then show the results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from palate.cli.command import Command, Group
 
 
 def run(method: str, config: Any) -> int:
-    """Train, then show what changed."""
+    """Train a model, then print the results."""
     from rich.console import Console
 
     from palate.cli.outcome import show_outcome
@@ -24,17 +24,17 @@ def run(method: str, config: Any) -> int:
 
 
 class Methods(Mapping[str, Command]):
-    """A command for each method, made when it is asked for.
+    """The commands of all methods by name, each created on access.
 
     Args:
-        methods: by name; it imports one where it is asked for.
+        methods: the methods by name; it imports a method's file on access.
     """
 
     def __init__(self, methods: Mapping[str, Any]) -> None:
         self._methods = methods
 
     def __getitem__(self, name: str) -> Command:
-        """The command of a method."""
+        """Return the command of a method."""
         method = self._methods[name]
         return Command(
             name,
@@ -45,11 +45,11 @@ class Methods(Mapping[str, Command]):
         )
 
     def __iter__(self) -> Iterator[str]:
-        """The names of the methods."""
+        """Iterate over the names of the methods."""
         return iter(self._methods)
 
     def __len__(self) -> int:
-        """The number of methods."""
+        """Return the number of methods."""
         return len(self._methods)
 
     def __contains__(self, name: object) -> bool:
@@ -58,7 +58,7 @@ class Methods(Mapping[str, Command]):
 
 
 def members() -> Methods:
-    """The commands of all methods."""
+    """Return the commands of all methods."""
     from palate.methods import METHODS
 
     return Methods(METHODS)
@@ -66,7 +66,7 @@ def members() -> Methods:
 
 COMMAND = Group(
     name="run",
-    help="Train a model by a method. `palate run METHOD --help` explains its options.",
+    help="Train a model with a method. `palate run METHOD --help` lists its options.",
     members=members,
     noun="method",
     title="Methods",

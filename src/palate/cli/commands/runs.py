@@ -1,4 +1,4 @@
-"""`palate runs`: the runs in a directory, how far they are and what came of them."""
+"""`palate runs`: list the runs in a directory with their progress and results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from palate.rundir import (
 WHERE = Path("runs")
 
 ROOMY = 120
-"""Columns of a terminal from which on a row has room for when the run began."""
+"""The terminal width, in columns, from which the start time is shown."""
 
 STYLES = {
     "running": "cyan",
@@ -44,24 +44,24 @@ STYLES = {
     "unreadable": "magenta",
 }
 STOPPED = ("interrupted", "failed", "killed")
-"""States of a run that the same command takes up again."""
+"""States of a run that can be resumed with the same command."""
 
 RESULTS = ("reward_before", "reward_after", "win_rate", "win_rate_low", "win_rate_high",
            "accuracy_before", "accuracy_after", "accuracy_low", "accuracy_high")  # fmt: skip
-"""Numbers of `summary.json`."""
+"""Numbers in `summary.json`."""
 LATEST = ("objective/scores", "eval_rewards/accuracies", "rewards/accuracies", "loss")
-"""Metrics that stand for a run without a result, the best first."""
+"""Metrics shown for a run without a summary, in order of preference."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A run as it is listed. What is not known is None; `figures` has what is known of its results."""
+    """One row of the list of runs. Unknown values are None; `figures` has the known results by name."""
 
     run: str
     state: str
-    """Of `STYLES`."""
+    """One of the keys of `STYLES`."""
     reason: str = ""
-    """What went wrong, for one that failed or cannot be read."""
+    """The error, for a run that failed or cannot be read."""
     method: str | None = None
     step: int | None = None
     steps: int | None = None
@@ -70,44 +70,44 @@ class Listed:
     seconds: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     age: float = field(default=0.0, compare=False)
-    """Seconds since it began, for the order."""
+    """Seconds since the run started; the list is sorted by it."""
 
 
 def runs(
     directory: Annotated[
-        Path | None, Parameter(help="Where to look; `runs` if not given.", show_default=False)
+        Path | None, Parameter(help="Directory with runs. Default: `runs`.", show_default=False)
     ] = None,
     /,
     *,
     json: Json = False,
 ) -> int:
-    """List the runs in a directory, the newest first."""
+    """List the runs in a directory, newest first."""
     where = directory or WHERE
     if directory is not None and not where.is_dir():
-        what = "is a file" if where.exists() else "is not there"
-        raise RunError(f"{str(where)!r} {what}; expected a directory with runs in it")
-    found = listed(where)
+        problem = "is a file" if where.exists() else "does not exist"
+        raise RunError(f"{str(where)!r} {problem}; expected a directory with runs in it")
+    rows = listed(where)
     if json:
-        rows = [{k: v for k, v in asdict(row).items() if k != "age"} for row in found]
-        print(jsonlib.dumps(rows, indent=2))  # in ASCII: a directory may have any name
+        objects = [{k: v for k, v in asdict(row).items() if k != "age"} for row in rows]
+        print(jsonlib.dumps(objects, indent=2))  # in ASCII: a directory may have any name
         return 0
-    if not found:
+    if not rows:
         Console(stderr=True).print(Text(f"no runs in {plain(str(where))!r}"), soft_wrap=True)
         return 0
     console = Console()
     if not console.is_terminal:
-        console.width = 1 << 12  # one line a run for whatever reads it
-    show(found, console)
+        console.width = 1 << 12  # one line per run, for programs that read the output
+    show(rows, console)
     return 0
 
 
 def listed(directory: Path) -> list[Listed]:
-    """The runs in a directory and in its directories, or the one that it is; the newest first."""
+    """Return the runs in a directory and in its subdirectories, or the directory itself; newest first."""
     return sorted((_read(path) for path in _runs_in(directory)), key=lambda row: (row.age, row.run))
 
 
-def show(found: list[Listed], console: Console) -> None:
-    """The table for people, and below it what some of the runs need."""
+def show(rows: list[Listed], console: Console) -> None:
+    """Print the table of runs, then the errors of failed runs and how to resume."""
     table = Table(box=None, pad_edge=False)
     columns = ["run", "method", "state", "step", "started", "updated", "result"]
     if console.width < ROOMY:
@@ -115,7 +115,7 @@ def show(found: list[Listed], console: Console) -> None:
     for column in columns:
         justify: Literal["left", "right"] = "right" if column == "step" else "left"
         table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in ("run", "result"))
-    for row in found:
+    for row in rows:
         cells = {
             "run": Text(plain(row.run)),
             "method": Text(plain(row.method or "")),
@@ -127,17 +127,17 @@ def show(found: list[Listed], console: Console) -> None:
         }
         table.add_row(*(cells[column] for column in columns))
     console.print(table)
-    for row in found:
+    for row in rows:
         if row.reason:
             line = Text.assemble((f"{plain(row.run)} {row.state}: ", STYLES[row.state]), plain(row.reason))
             console.print(line, soft_wrap=True)
-    if any(row.state in STOPPED for row in found):
-        text = "A run that stopped early goes on when its command is given again (without --overwrite)."
+    if any(row.state in STOPPED for row in rows):
+        text = "To resume a run that stopped early, repeat its command (without --overwrite)."
         console.print(Text(text, style="dim"), soft_wrap=True)
 
 
 def _runs_in(directory: Path) -> Iterator[Path]:
-    """The directory itself if it is a run; else the runs in it and, for the rest, one level down."""
+    """Yield the directory if it is a run; else its folders that are runs, and the runs in other folders."""
     if holds_run(directory):
         yield directory
         return
@@ -149,7 +149,7 @@ def _runs_in(directory: Path) -> Iterator[Path]:
 
 
 def _folders(directory: Path) -> list[Path]:
-    """Without those with a dot, where runs are kept that are about to be replaced."""
+    """Return the folders in a directory, sorted, without hidden ones: these hold runs being replaced."""
     try:
         return sorted(p for p in directory.iterdir() if not p.name.startswith(".") and p.is_dir())
     except OSError:
@@ -159,14 +159,14 @@ def _folders(directory: Path) -> list[Path]:
 def _read(directory: Path) -> Listed:
     name = str(directory)
     try:
-        told = read_description(directory)
+        description = read_description(directory)
         summary, latest = read_summary(directory) or {}, latest_numbers(directory)
         figures = _numbers(summary, RESULTS) or dict(list(_numbers(latest, LATEST).items())[:1])
-        started = told.get("started") if isinstance(told.get("started"), str) else None
-        known: dict[str, Any] = {"method": told["method"], "started": started, "figures": figures}
+        started = description.get("started") if isinstance(description.get("started"), str) else None
+        known: dict[str, Any] = {"method": description["method"], "started": started, "figures": figures}
         known["age"] = _age(started, directory)
         if not (directory / "status.json").exists():
-            step, steps = _whole(latest.get("step")), _whole(told["config"].get("steps"))
+            step, steps = _whole(latest.get("step")), _whole(description["config"].get("steps"))
             return Listed(name, "unknown", step=step, steps=steps, **known)
         status = read_status(directory)
         known |= {"step": _whole(status.step), "steps": _whole(status.steps) or None}
@@ -178,7 +178,7 @@ def _read(directory: Path) -> Listed:
 
 
 def _age(started: str | None, directory: Path) -> float:
-    """Seconds since a run began: by its own word, or by when its directory was last changed."""
+    """Return the seconds since the recorded start, or else since the directory was last changed."""
     if started is not None:
         try:
             return time.time() - datetime.fromisoformat(started).timestamp()
@@ -190,15 +190,15 @@ def _age(started: str | None, directory: Path) -> float:
         return math.inf
 
 
-def _numbers(found: Mapping[str, Any], names: Any) -> dict[str, float]:
-    pairs = ((name, _finite(found.get(name))) for name in names)
+def _numbers(values: Mapping[str, Any], names: Any) -> dict[str, float]:
+    pairs = ((name, _finite(values.get(name))) for name in names)
     return {name: number for name, number in pairs if number is not None}
 
 
 def _finite(value: Any) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
-    return value if abs(value) < 1e300 else None  # JSON has whole numbers that no float holds
+    return value if abs(value) < 1e300 else None  # JSON can hold integers too large for a float
 
 
 def _whole(value: Any) -> int | None:
@@ -216,14 +216,14 @@ def _progress(row: Listed) -> str:
 
 
 def _minute(stamp: str | None) -> str:
-    """`2026-01-31 12:05` of an ISO time; anything else as it is, cut."""
+    """Return an ISO time as `2026-01-31 12:05`; any other text is truncated to the same length."""
     return (stamp or "").replace("T", " ", 1)[:16]
 
 
 def _result(figures: Mapping[str, float]) -> str:
     parts = [_change("reward", figures), _change("accuracy", figures)]
     if "win_rate" in figures:
-        parts.insert(1, f"wins {figures['win_rate']:.2f}{_interval('win_rate', figures)}")
+        parts.insert(1, f"win rate {figures['win_rate']:.2f}{_interval('win_rate', figures)}")
     parts += [f"{label(name)} {figures[name]:.3f}" for name in LATEST if name in figures]
     return ", ".join(filter(None, parts))
 
@@ -236,7 +236,7 @@ def _change(name: str, figures: Mapping[str, float]) -> str:
 
 
 def _interval(name: str, figures: Mapping[str, float]) -> str:
-    """Its 95 % interval, if there is one."""
+    """Return the 95 % interval as text; empty if it is unknown."""
     if not {f"{name}_low", f"{name}_high"} <= figures.keys():
         return ""
     return f" [{figures[f'{name}_low']:.2f}, {figures[f'{name}_high']:.2f}]"
@@ -244,7 +244,7 @@ def _interval(name: str, figures: Mapping[str, float]) -> str:
 
 COMMAND = Command(
     name="runs",
-    help="List runs: how far they are and what came of them.",
+    help="List runs with their progress and results.",
     call=runs,
     usage="Usage: palate runs [DIRECTORY] [OPTIONS]",
     order=3,

@@ -20,30 +20,30 @@ class SampleConfig(ModelConfig, Sampling):
     """Sample"""
 
     unoffered: ClassVar = frozenset({"lora", "lora_rank", "lora_alpha", "checkpointing"})
-    """Fields of the parts that say how to train."""
+    """Fields of the parts that only matter for training."""
     prompt: tuple[str, ...] = ()
     """Text to complete or answer."""
     data: str | None = None
-    """Prompts from a file, a saved data set, a hub id, or `everyday`, instead of --prompt."""
+    """Take prompts from a file, a saved data set, a hub id, or `everyday`, instead of --prompt."""
     split: str = DataConfig.model_fields["split"].default
     """Split of the data."""
     map: Mapping[str, str] = Field(default_factory=dict)
-    """Other names of columns, as `prompt=instruction`."""
+    """Columns of the data by field, such as `prompt=instruction`."""
     limit: int | None = Field(None, ge=1)
-    """Use the first so many rows."""
+    """Number of rows to use, from the start. Default: all."""
     n: int = Field(1, ge=1)
     """Completions per prompt."""
     seed: int = RunConfig.model_fields["seed"].default
-    """Seed of the draws."""
+    """Random seed for sampling."""
     output: Path | None = None
-    """Write rows to this .jsonl or .parquet file instead of printing them."""
+    """Write the completions to this .jsonl or .parquet file instead of printing them."""
     json_lines: bool = False
-    """Print JSON lines."""
+    """Print one JSON object per line."""
 
 
 def sample(config: SampleConfig) -> int:
-    """Sample completions and print or write them."""
-    prompts = _prompts(config)  # a mistake in them is reported before torch is loaded
+    """Sample completions, then print or write them."""
+    prompts = _prompts(config)  # a mistake in the data is reported before torch is loaded
 
     from rich.console import Console
     from rich.text import Text
@@ -76,18 +76,18 @@ def sample(config: SampleConfig) -> int:
 
 def _prompts(config: SampleConfig) -> list[Prompt]:
     if config.data is not None and config.prompt:
-        raise ConfigError("--prompt and --data were both given; expected one of them")
+        raise ConfigError("--prompt and --data are both given; expected one of them")
     if config.data is not None:
         from palate.data import read_prompts
 
         return read_prompts(config.data, split=config.split, columns=config.map, limit=config.limit)
     if not config.prompt:
-        raise ConfigError("there is nothing to sample from; give --prompt TEXT or --data FILE")
+        raise ConfigError("no prompts are given; give --prompt TEXT or --data FILE")
     return [Prompt(text) for text in config.prompt]
 
 
 def _rows(groups: list[Group]) -> Iterator[dict[str, Any]]:
-    """A row per completion, in TRL's column names."""
+    """Yield one row per completion, with TRL's column names."""
     for group in groups:
         content = group.prompt.content
         for completion in group.completions:

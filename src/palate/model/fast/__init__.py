@@ -1,1 +1,1 @@
-"""The fast path: packed rows, shared prompts and a head computed in tiles."""
+"""The fast path: packed rows, shared prompts, and a head computed in tiles."""

@@ -1,8 +1,8 @@
-"""One attention function for transformers' registry, that follows a layout instead of a mask.
+"""An attention function for the registry of transformers that follows a layout instead of a mask.
 
 A fast path opens `following(network)`, which makes every layer of the network call `attend` below, and
-passes its layout through the model's keyword arguments. The layout then does the attention: it knows
-which keys a query may see. Transformers builds no mask meanwhile, since the name has no mask function.
+passes its layout through the model's keyword arguments. The layout computes the attention, since it knows
+the keys that each query may see. transformers builds no mask for this attention function.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ NAME = "palate_layout"
 
 
 class Layout(Protocol):
-    """Says which keys each query sees, and computes attention accordingly."""
+    """Defines the keys that each query sees, and computes the attention."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
-        """Attention of one layer. query (B, heads, T, D), key and value (B, kv heads, T, D); the output is
-        (B, T, heads, D).
+        """Compute the attention of one layer.
+
+        query (B, heads, T, D), key and value (B, kv heads, T, D); the output is (B, T, heads, D).
         """
 
 
@@ -37,15 +38,15 @@ class Attention:
         self.softcap = softcap
 
     def scores_cap(self, scores: Tensor) -> Tensor:
-        """Soft-capped scores, as in Gemma 2."""
+        """Return soft-capped scores, as in Gemma 2."""
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
     def shares_keys(self, query: Tensor) -> bool:
-        """Return True if keys may have fewer heads than the query; only CPUs have a fast kernel for that."""
+        """Return whether keys may have fewer heads than the query; only CPUs have a fast kernel for that."""
         return query.device.type == "cpu" and self.softcap is None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention over all heads, causal if `mask` is None. Bool mask (T, S), True where a query sees."""
+        """Compute attention over all heads, causal if `mask` is None. mask: bool (T, S), True if visible."""
         if self.softcap is None:
             return scaled_dot_product_attention(
                 query,
@@ -63,7 +64,7 @@ class Attention:
 
 
 class NotUnderstood(Exception):  # noqa: N818 - a signal between our own parts, never shown
-    """A layer asks for something that no layout can do."""
+    """A layer needs an option that layouts do not support."""
 
 
 def attend(
@@ -79,7 +80,7 @@ def attend(
     softcap: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Compute the attention of a layer by its layout; layers call this within `following`."""
+    """Compute the attention of a layer with its layout; layers call this within `following`."""
     if palate_layout is None or rest.get("s_aux") is not None or rest.get("position_bias") is not None:
         raise NotUnderstood(type(module).__name__)
     how = Attention(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
@@ -91,9 +92,9 @@ AttentionInterface.register(NAME, attend)
 
 @contextmanager
 def following(network: Any) -> Iterator[None]:
-    """Have the network's layers follow layouts.
+    """Make the network's layers follow layouts within the context.
 
-    Keep it open until backward ends: recomputed layers too must find it.
+    Keep it open until backward has finished, since recomputed layers need it too.
     """
     configs = {id(c): c for c in (network.config, network.config.get_text_config())}.values()
     before = [config._attn_implementation for config in configs]

@@ -1,8 +1,8 @@
-"""The fast sampling engine: prompts computed once and shared, keys and values kept in place, no idle rows.
+"""The fast sampling engine: shared prompts, keys and values stored in place, no idle rows.
 
-Prompts lie in slots of n rows each. A prompt is computed once, packed with others, and its keys and values
-serve all its rows; each row has room for its own new tokens, allocated once. Rows that have ended leave the
-batch at once, and a slot whose rows have all ended takes the next prompt.
+Each prompt has a slot of n rows. A prompt is computed once, packed with others, and all its rows use its
+keys and values; the space for each row's new tokens is allocated once. Finished rows leave the batch
+immediately, and a slot whose rows are all finished takes the next prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from palate.model.rows import Row, cut
 from palate.model.sampling import Barred, choose
 
 PREFILL_TOKENS = 4096
-"""Prompt tokens computed in one forward pass."""
+"""Most prompt tokens in one forward pass."""
 
 
 class Decoder:
@@ -31,12 +31,12 @@ class Decoder:
 
     Args:
         network: a causal model whose layers follow layouts.
-        head: its head.
-        codec: for end tokens and stop texts.
+        head: the model's head.
+        codec: the tokenizer, for end tokens and stop texts.
         sampling: the options.
-        slots: prompts in work at a time.
-        rows: completions of each prompt.
-        longest: tokens of the longest prompt to come.
+        slots: number of prompts in progress at a time.
+        rows: number of completions per prompt.
+        longest: number of tokens of the longest prompt.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Decoder:
         self._seen: Tensor | None = None
 
     def run(self, groups: Iterator[list[Row]]) -> Iterator[int]:
-        """Complete groups of rows of one prompt each; gives how many tokens have come, step by step."""
+        """Complete groups of rows of one prompt each; yield the number of new tokens of each step."""
         busy: set[int] = set()
         with following(self.network):
             while True:
@@ -68,17 +68,17 @@ class Decoder:
                 fresh = dict(zip(free, groups, strict=False))
                 for some in _portions(fresh):
                     self._begin(some)
-                began = sum(map(len, fresh.values()))
-                going = sum(row is not None for row in self.at)
-                if going:
+                started = sum(map(len, fresh.values()))
+                active = sum(row is not None for row in self.at)
+                if active:
                     self._step()
-                if not going + began:
+                if not active + started:
                     return
-                yield began + going
+                yield started + active
                 busy = {place // self.rows for place, row in enumerate(self.at) if row is not None}
 
     def _begin(self, fresh: dict[int, list[Row]]) -> None:
-        """Compute prompts, packed, and draw the first token of each of their rows."""
+        """Compute packed prompts, and draw the first token of each of their rows."""
         prompts = [group[0].prompt_ids for group in fresh.values()]
         slots = list(fresh)
         lengths = [len(ids) for ids in prompts]
@@ -91,14 +91,14 @@ class Decoder:
         last = torch.tensor(lengths, device=self.device).cumsum(0) - 1
         for slot, group in fresh.items():
             self.at[slot * self.rows : slot * self.rows + len(group)] = group
-        # A prompt's rows draw from the same logits, each with its own uniform number.
+        # The rows of a prompt draw from the same logits, each with its own uniform number.
         logits = self.head.logits(hidden[last]).repeat_interleave(self.rows, dim=0)
         places = [slot * self.rows + j for slot in slots for j in range(self.rows)]
         keep = [i for i, place in enumerate(places) if self.at[place] is not None]
         self._draw([places[i] for i in keep], logits[keep] if len(keep) < len(places) else logits)
 
     def _step(self) -> None:
-        """One token for every row in work."""
+        """Compute one token for every active row."""
         places = [i for i, row in enumerate(self.at) if row is not None]
         rows = [row for row in self.at if row is not None]
         depth = [len(row.tokens) - 1 for row in rows]
@@ -111,7 +111,7 @@ class Decoder:
         self._draw(places, self.head.logits(hidden))
 
     def _draw(self, places: list[int], logits: Tensor) -> None:
-        """Draw for the rows at `places`, and let go those that have ended."""
+        """Draw a token for the rows at `places`, and remove finished rows."""
         logits = logits.float()
         rows = [row for place in places if (row := self.at[place]) is not None]
         uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
@@ -138,7 +138,7 @@ class Decoder:
         return bool(self.sampling.stop) and cut(self.codec, row.tokens, self.sampling.stop)[1] == "stop"
 
     def _seen_by(self, places: list[int], rows: list[Row], logits: Tensor) -> Tensor:
-        """Tokens that each row's prompt or completion already has. (B, V)"""
+        """Return the mask of tokens that each row's prompt or completion already has. (B, V)"""
         if self._seen is None:
             self._seen = torch.zeros(len(self.at), logits.shape[-1], dtype=torch.bool, device=self.device)
         for place, row in zip(places, rows, strict=True):
@@ -151,9 +151,9 @@ class Decoder:
 class KeyValueStore:
     """Keys and values of prompts, one copy for all rows of a slot, and of each row's new tokens.
 
-    Per layer: prompts (slots, kv heads, longest, D), rows (slots, kv heads, rows, new tokens, D). On a
-    CPU, keys in half precision are kept in float32, since a CPU has no product of half-precision numbers with
-    a float32 sum.
+    Shapes per layer: prompts (slots, kv heads, longest, D), rows (slots, kv heads, rows, new tokens, D). On
+    a CPU, half-precision keys are stored in float32, since a CPU cannot sum half-precision products in
+    float32.
     """
 
     def __init__(self, slots: int, rows: int, longest: int, new_tokens: int, device: torch.device) -> None:
@@ -168,28 +168,28 @@ class KeyValueStore:
         self.layers: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Prompt keys, prompt values, row keys, row values of a layer, made when first used."""
+        """Return prompt keys, prompt values, row keys and row values of a layer, allocated on first use."""
         if index not in self.layers:
             _, heads, _, size = like.shape
             prompts = (self.slots, heads, self.longest, size)
             own = (self.slots, heads, self.rows, self.new_tokens, size)
-            of_keys = torch.float32 if like.device.type == "cpu" else like.dtype
-            # Zeros, not what memory holds: a masked key still meets 0 * value, and a NaN would survive that.
+            key_dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+            # Memory must be initialised: masked positions contribute 0 * value, and 0 times NaN is NaN.
             self.layers[index] = (
-                like.new_zeros(prompts, dtype=of_keys),
+                like.new_zeros(prompts, dtype=key_dtype),
                 like.new_zeros(prompts),
-                like.new_zeros(own, dtype=of_keys),
+                like.new_zeros(own, dtype=key_dtype),
                 like.new_zeros(own),
             )
         return self.layers[index]
 
     def step(self, places: list[int], depth: list[int]) -> Step:
-        """Layout of a step in which the rows at `places` have `depth` tokens of their own before this one."""
+        """Return the layout of a step for the rows at `places`, which have `depth` own tokens so far."""
         return Step(self, places, depth)
 
 
 class Prefill(PackedLayout):
-    """Prompts side by side, each seeing itself; keys and values go to their slots."""
+    """Packed prompts, each of which sees itself; their keys and values are written to their slots."""
 
     def __init__(self, store: KeyValueStore, slots: list[int], lengths: list[int]) -> None:
         super().__init__([(length, ()) for length in lengths])
@@ -211,10 +211,10 @@ class Prefill(PackedLayout):
 class Step:
     """One new token for some rows of the grid of slots x rows.
 
-    Everything is kept in the order (slot, kv head, row, query head of that kv head): in it, scores against
-    the prompt are a matrix product per slot and kv head for all rows at once, scores against a row's own
-    tokens one per row and kv head, and the two lie side by side without being moved. Rows not in work are
-    computed along and thrown away, which costs less than gathering the keys of the others.
+    All tensors are in the order (slot, kv head, row, query head of that kv head). In this order, scores of
+    the prompt are one matrix product per slot and kv head for all rows, scores of a row's own tokens are one
+    product per row and kv head, and both are adjacent without a copy. Inactive rows are computed too and
+    discarded, which costs less than gathering the keys of the active rows.
     """
 
     def __init__(self, store: KeyValueStore, places: list[int], depth: list[int]) -> None:
@@ -253,12 +253,12 @@ class Step:
         own = _scores(by_row, own_keys).view(slots, kv, rows, group, self.tokens)
         scores = how.scores_cap(torch.cat((shared, own), dim=-1))
         weights = scores.add_(self._seen(how.window, scores)).softmax(-1).to(values.dtype)
-        found = torch.bmm(weights.view(slots * kv * rows, group, -1)[:, :, self.longest :], own_values)
-        found.view(slots * kv, rows * group, size).baddbmm_(
+        output = torch.bmm(weights.view(slots * kv * rows, group, -1)[:, :, self.longest :], own_values)
+        output.view(slots * kv, rows * group, size).baddbmm_(
             weights.view(slots * kv, rows * group, -1)[:, :, : self.longest], shared_values
         )
         out = (
-            found.to(query.dtype)
+            output.to(query.dtype)
             .view(slots, kv, rows, group, size)
             .transpose(1, 2)
             .reshape(slots * rows, 1, kv * group, size)
@@ -266,7 +266,7 @@ class Step:
         return out if self.whole else out.index_select(0, self.places)
 
     def _write(self, kept: Tensor, new: Tensor) -> None:
-        """Put the new tokens' keys or values, (B, kv heads, 1, D), where they belong."""
+        """Write the new tokens' keys or values, (B, kv heads, 1, D), into the store."""
         new = new.to(kept.dtype)
         if self.together:
             slots, rows = self.store.slots, self.store.rows
@@ -275,7 +275,7 @@ class Step:
             kept[self.slot_row[0], :, self.slot_row[1], self.at] = new[:, :, 0]
 
     def _seen(self, window: int | None, like: Tensor) -> Tensor:
-        """0 where a row sees a key, -inf where not: (slots, 1, rows, 1, longest + tokens)."""
+        """Return the bias: 0 if a row sees a key, else -inf. (slots, 1, rows, 1, longest + tokens)"""
         if window not in self._bias:
             lengths = self.store.prompt_lengths.repeat_interleave(self.store.rows)[:, None]
             depth = self.depth[:, None]
@@ -292,8 +292,10 @@ class Step:
 
 
 def _scores(query: Tensor, keys: Tensor) -> Tensor:
-    """query keys^T, in float32: rounded to half precision, large scores would be off by more than the
-    learner's, whose attention keeps them. query (B, M, D), keys (B, S, D), the result (B, M, S).
+    """Return query keys^T in float32. query (B, M, D), keys (B, S, D), result (B, M, S)
+
+    In half precision, large scores would have larger errors than in the learner, whose attention keeps them
+    in float32.
     """
     if query.dtype == torch.float32:
         return torch.bmm(query, keys.transpose(1, 2))
@@ -301,7 +303,7 @@ def _scores(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def _portions(fresh: dict[int, list[Row]]) -> Iterator[dict[int, list[Row]]]:
-    """Prompts to compute together, so that none of the passes is too large."""
+    """Yield groups of prompts to compute together, at most `PREFILL_TOKENS` tokens each."""
     some: dict[int, list[Row]] = {}
     tokens = 0
     for slot, group in fresh.items():

@@ -1,4 +1,4 @@
-"""The fast engine: packed rows without padding, each prompt computed once for all of its completions."""
+"""The fast engine: packed rows without padding; each prompt is computed once for all its completions."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from palate.types import Record
 
 
 class FastEngine:
-    """Computes with the layers of models that `disagreement` accepts; see `Engine` for the methods."""
+    """An engine for models that `disagreement` accepts; see `Engine` for the methods."""
 
     def __init__(self) -> None:
         self._merged: MergedCopy | None = None
 
     @torch.no_grad()
     def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
-        """Fill rows with each prompt computed once; ended rows leave the batch, and prompts refill it."""
+        """Fill rows; prompts are computed once, finished rows leave the batch, and new prompts refill it."""
         if not groups:
             return
         network, most = self.sampling_network(model), sampling.sampling_rows
@@ -46,7 +46,7 @@ class FastEngine:
         yield from decoder.run(iter(groups))
 
     def sampling_network(self, model: LoadedModel) -> Any:
-        """Return the live network, or a copy with the LoRA adapter added into its weights."""
+        """Return the live network, or a copy with the LoRA adapter merged into its weights."""
         if model.peft is None or model.adapter_off or not can_merge(model.network):
             return model.network
         if self._merged is None or self._merged.network is not model.network:
@@ -54,33 +54,33 @@ class FastEngine:
         return self._merged.at(model.revision)
 
     def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
-        """Let the network's layers follow layouts."""
+        """Return the context in which the network's layers follow layouts."""
         return following(model.network)
 
     def outputs(
         self, model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
     ) -> Outputs:
-        """Compute log-probabilities in one packed row."""
+        """Compute log-probabilities from one packed row."""
         head = _head(model.network)
         return packed_outputs(model, head, records, statistics=statistics, top_logits=top_logits)
 
     def scores(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
-        """Compute scores in one packed row."""
+        """Compute scores from one packed row."""
         return packed_scores(model, records)
 
     def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
-        """Return indices of records alike in length; there is no padding."""
+        """Return indices of records of similar length, without padding."""
         prompts = [len(model.codec.prompt_ids(record.prompt)) for record in records]
         completions = [[len(c.token_ids) for c in record.completions] for record in records]
         sizes = [self.tokens(prompt, rest) for prompt, rest in zip(prompts, completions, strict=True)]
         return packed_batches(sizes, budget)
 
     def tokens(self, prompt: int, completions: Sequence[int]) -> int:
-        """Return the prompt's tokens once, and all completions' tokens."""
+        """Return the number of tokens of the prompt, once, plus those of all completions."""
         return prompt + sum(completions)
 
 
 def _head(network: Any) -> LMHead:
     head = LMHead.of(network)
-    assert head is not None, "a language model that takes the fast engine has a plain head"
+    assert head is not None, "language models on the fast engine have a linear head"
     return head

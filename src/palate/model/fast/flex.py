@@ -1,8 +1,8 @@
-"""Attention of a packed row in one kernel, for GPUs: PyTorch's flex attention and a mask sparse by blocks.
+"""Attention of a packed row in one kernel, for GPUs: PyTorch's flex attention with a block-sparse mask.
 
-Going from segment to segment suits a CPU; on a GPU, starting so many kernels takes longer than running them.
-Here one kernel passes over the row and skips the blocks of which nothing is seen. It is compiled when it is
-first used, and believed once its numbers and gradients were those of the segments.
+Attention segment by segment suits a CPU; on a GPU, starting so many kernels takes longer than running them.
+Here one kernel processes the row and skips blocks without a visible key. It is compiled on first use, and
+used only if its results and gradients equal those of the segments.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from palate.model.fast.segments import Segments, Shape
 log = logging.getLogger("palate")
 
 BLOCK = 128
-"""Queries, and keys, of a block of the mask."""
+"""Number of queries, and of keys, in a block of the mask."""
 
 FEW_SEGMENTS = 8
-"""With fewer, the segments are as good: a mask costs what dozens of small kernels do. An estimate."""
+"""Number of segments from which the kernel is used; a mask costs as much as dozens of small kernels (an
+estimate)."""
 
 HALF = (torch.bfloat16, torch.float16)
-"""Formats in which the kernel is used: in float32 its tiles do not fit every GPU."""
+"""Number formats for which the kernel is used; in float32 its tiles do not fit every GPU."""
 
 
 COMPILING = {"recompile_limit": 64, "specialize_float": True}
-"""Every kind of layer, with and without gradient, is compiled for one length and then for any. Its scaling
-and soft cap are compiled in: as variables they do not compile."""
+"""Options of the compiler. Each kind of layer, with and without gradient, is compiled for one length and then
+for any length. Scaling and soft cap are constants, since they do not compile as variables."""
 
 
 class Blocks:
-    """As `Segments`, in one kernel, for which queries, keys and values are filled up to whole blocks.
+    """The attention of `Segments` in one kernel; queries, keys and values are padded to whole blocks.
 
     Args:
-        records: per record, the length of its prompt and of each completion.
+        records: for each record, the length of its prompt and of each completion.
     """
 
     def __init__(self, records: Shape) -> None:
@@ -52,15 +53,15 @@ class Blocks:
         self._masks: dict[int | None, BlockMask] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
-        """query (1, heads, L, D), key and value (1, kv heads, L, D); the output is (1, L, heads, D)."""
+        """Compute attention. query (1, heads, L, D), key and value (1, kv heads, L, D); (1, L, heads, D)"""
         if how.window not in self._masks:
             self._masks[how.window] = block_mask(self.records, how.window, query.device)
         length = query.shape[2]
         filling = (0, 0, 0, _filled(length) - length)
-        # Always of one order in memory: where there is nothing to fill, `pad` would keep that of its input.
+        # The memory layout must be the same in all calls; without padding, `pad` keeps that of its input.
         query, key, value = (pad(t, filling).contiguous() for t in (query, key, value))
         with torch._dynamo.config.patch(COMPILING):
-            found: Tensor = compiled()(
+            output: Tensor = compiled()(
                 query,
                 key,
                 value,
@@ -69,7 +70,7 @@ class Blocks:
                 scale=how.scaling,
                 enable_gqa=key.shape[1] != query.shape[1],
             )
-        return found.narrow(2, 0, length).transpose(1, 2)
+        return output.narrow(2, 0, length).transpose(1, 2)
 
 
 def _capped(softcap: float) -> Any:
@@ -81,8 +82,8 @@ def _capped(softcap: float) -> Any:
 
 @cache
 def compiled() -> Any:
-    """The kernel."""
-    # Whole or not at all: where compiling is given up half way, the scores of all pairs of tokens are made.
+    """Return the compiled kernel."""
+    # `fullgraph` makes a partial compilation an error; it would compute the scores of all pairs of tokens.
     return torch.compile(flex_attention, fullgraph=True)
 
 
@@ -90,12 +91,12 @@ def compiled() -> Any:
 
 
 def block_mask(records: Shape, window: int | None, device: torch.device) -> BlockMask:
-    """What each token of a packed row sees: its record's prompt and its own segment, up to itself.
+    """Return the mask of a packed row: a token sees its record's prompt and its own segment up to itself.
 
     Args:
-        records: per record, the length of its prompt and of each completion.
-        window: how many positions back a token sees, itself included; None is all.
-        device: where the tokens are.
+        records: for each record, the length of its prompt and of each completion.
+        window: number of latest positions that a token sees, including itself; None for all.
+        device: device of the tokens.
     """
     ranges = seen_by(records, window)
     some, every = (_numbered(blocks) for blocks in _blocks(ranges))
@@ -107,16 +108,16 @@ def block_mask(records: Shape, window: int | None, device: torch.device) -> Bloc
         return seen
 
     length = ranges.shape[1]
-    made = BlockMask.from_kv_blocks(
+    mask = BlockMask.from_kv_blocks(
         *some, *every, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(length, length)
     )
-    return made.to(device)
+    return mask.to(device)
 
 
 def seen_by(records: Shape, window: int | None) -> Tensor:
-    """Of each token: from where to before where it sees its prompt, and from where its own segment.
+    """Return the visible ranges of each token: start and end of its prompt, and start of its own segment.
 
-    int64 (3, L), with L in whole blocks; a token that is there to fill one sees itself alone.
+    int64 (3, L), with L in whole blocks; the end is exclusive. A padding token sees only itself.
     """
     parts: list[tuple[int, int, int, int]] = []
     begin = 0
@@ -130,7 +131,7 @@ def seen_by(records: Shape, window: int | None) -> Tensor:
     prompt_from, prompt_to, own_from = (torch.cat((s.repeat_interleave(sizes), filling)) for s in starts)
     if window is not None:
         token = torch.arange(len(own_from))
-        # A completion's positions go on from its prompt's end.
+        # A completion's positions continue from its prompt's end.
         position = token - own_from + prompt_to - prompt_from
         prompt_from = torch.maximum(prompt_from, prompt_from + position - window + 1).minimum(prompt_to)
         own_from = torch.maximum(own_from, token - window + 1)
@@ -138,21 +139,22 @@ def seen_by(records: Shape, window: int | None) -> Tensor:
 
 
 def _filled(length: int) -> int:
-    """The length of a row that is filled up to whole blocks, two at least: for one it would compile anew."""
+    """Return the length of a row padded to whole blocks, at least two; one block would compile again."""
     return BLOCK * max(2, -(-length // BLOCK))
 
 
 def _blocks(ranges: Tensor) -> tuple[Tensor, Tensor]:
-    """Of which blocks of keys a block of queries sees some, and of which all. bool (L / BLOCK, L / BLOCK)
+    """Return for each block of queries the blocks of keys that are visible in part, and in full.
 
-    Token by block, so that nothing of the size of tokens by tokens is ever made.
+    Both are bool (L / BLOCK, L / BLOCK). The computation is by token and block, so no tensor of size (L, L)
+    is needed.
     """
     prompt_from, prompt_to, own_from = ranges[:, :, None]
     token = torch.arange(ranges.shape[1])[:, None]
     first = torch.arange(0, ranges.shape[1], BLOCK)[None]
     last = first + BLOCK - 1
     some = (own_from <= last) & (first <= token)
-    # Of an empty range nothing is seen, though its ends may lie in a block.
+    # An empty range is not visible, though its ends may lie in a block.
     some |= (prompt_from < prompt_to) & (prompt_from <= last) & (first < prompt_to)
     every = ((own_from <= first) & (last <= token)) | ((prompt_from <= first) & (last < prompt_to))
     some, every = (seen.view(-1, BLOCK, first.shape[1]) for seen in (some, every))
@@ -161,12 +163,12 @@ def _blocks(ranges: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _numbered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many there are in each row, and which, the others after them: int32 (1, 1, B) and (1, 1, B, B)."""
+    """Return the number of blocks in each row, and their indices first: int32 (1, 1, B) and (1, 1, B, B)."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
-# ---- Whether to believe it -------------------------------------------------------------------------
+# ---- The test of the kernel ------------------------------------------------------------------------
 
 TRIALS: tuple[Shape, ...] = (
     ((150, (40, 70)), (3, (1, 9))),
@@ -174,22 +176,22 @@ TRIALS: tuple[Shape, ...] = (
     ((200, (56,)),),
     ((9, (2,)),),
 )
-"""Rows on which a kernel is tried. Their lengths are unlike, so that one for any length is made there;
-one is of whole blocks as it is; and of some blocks everything is seen."""
+"""Rows that test a kernel. Their lengths differ, so the kernel for any length is compiled; one row has only
+whole blocks; and some blocks are fully visible."""
 
 CLOSE = 0.02
-"""Relative distance at which half-precision results still are those of float32."""
+"""Largest relative distance between half-precision and float32 results that counts as rounding."""
 
 
 FAILURES = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError),
     *(OSError, SubprocessError, FailOnRecompileLimitHit),
 )
-"""No compiler, too large a tile, ...: what tracing, compiling and starting a kernel may raise."""
+"""Errors that tracing, compiling and starting a kernel may raise: no compiler, too large a tile, ..."""
 
 
 def trusted(query: Tensor, key: Tensor, how: Attention) -> bool:
-    """Whether the kernel can be used for such tensors: on a GPU, in half precision, if it is right there."""
+    """Return whether the kernel can be used: on a GPU, in half precision, if its test passes there."""
     if query.device.type != "cuda" or query.dtype not in HALF:
         return False
     heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
@@ -206,19 +208,19 @@ def _tried(
     scaling: float,
     softcap: float | None,
 ) -> bool:
-    log.info("compiling attention for %s, which takes a moment", device)
+    log.info("compiling attention for %s; this takes a moment", device)
     how = Attention(scaling, None, softcap)
     try:
-        # What the trial keeps for backward is its own, also within a checkpoint.
+        # The test saves its own tensors for backward, even within a checkpoint.
         with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept):
             far = [_distance(records, device, dtype, heads, kv_heads, size, how) for records in TRIALS]
         worst = math.nan if any(map(math.isnan, far)) else max(far)
-        why = None if worst <= CLOSE else f"its results are off by {worst:.1%}"
+        problem = None if worst <= CLOSE else f"its results are off by {worst:.1%}"
     except FAILURES as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    if why is not None:
-        log.warning("attention goes from segment to segment, as flex attention fails here: %s", why)
-    return why is None
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if problem is not None:
+        log.warning("attention falls back to one kernel per segment, since flex attention fails: %s", problem)
+    return problem is None
 
 
 def _distance(
@@ -230,8 +232,9 @@ def _distance(
     size: int,
     how: Attention,
 ) -> float:
-    """How far the kernel's output, with and without gradient, and its gradients are from those of the
-    segments in float32, relative to their size.
+    """Return the largest relative distance of the kernel's results from those of the segments in float32.
+
+    The results are the output, with and without gradient, and the gradients.
     """
     generator = torch.Generator().manual_seed(0)
     length = sum(prompt + sum(sizes) for prompt, sizes in records)
@@ -243,10 +246,10 @@ def _distance(
         leaves = [tensor.to(wide).requires_grad_() for tensor in given]
         query, key, value = (leaf[None].transpose(1, 2) for leaf in leaves)
         with torch.enable_grad():
-            found = way.attend(query, key, value, how)
-            gradients = torch.autograd.grad(found, leaves, slope.to(wide))
+            output = way.attend(query, key, value, how)
+            gradients = torch.autograd.grad(output, leaves, slope.to(wide))
         with torch.no_grad():
             again = way.attend(query, key, value, how)
-        results.append((found.detach(), again, *gradients))
-    # The maximum of a tensor, unlike that of a list, is not a number where one of them is not.
+        results.append((output.detach(), again, *gradients))
+    # The maximum of a tensor, unlike that of a list, is NaN if an element is NaN.
     return float(torch.stack([(b - a).norm() / a.norm() for a, b in zip(*results, strict=True)]).max())

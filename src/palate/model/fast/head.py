@@ -1,4 +1,4 @@
-"""Log-probabilities of target tokens from hidden states, without ever holding more than a tile of logits."""
+"""Log-probabilities of target tokens from hidden states, with at most one tile of logits in memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from palate.model.heads import HeadValues
 
 FEW_ROWS = 128
-"""Rows up to which `W x^T` is the faster way to a product in float32 on a CPU."""
+"""Largest number of rows for which `W x^T` is the faster product in float32 on a CPU."""
 TILE_ELEMENTS = 15 << 19
-"""Tokens x vocabulary of one tile: 30 MiB in float32. Blocks of 32 MiB and more the C library asks of the
-system each time, and every page's first touch then costs as much as the arithmetic on it."""
+"""Size of a tile, tokens x vocabulary: 30 MiB in float32. The C library requests blocks of 32 MiB and more
+from the system each time, and the first access to each new page costs as much as the arithmetic on it."""
 ACCELERATOR_TILES = 8
-"""Tiles are this many times larger on an accelerator, which has an allocator of its own."""
+"""Factor on the size of tiles on an accelerator, which has its own allocator."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + bias, the faster way. x (M, K), weight (N, K), the result (M, N) with any strides.
+    """Return x W^T + bias by the faster of two ways. x (M, K), weight (N, K), result (M, N) with any strides.
 
-    For sampling alone: the two ways differ in the last bits, and a policy must not differ from its reference.
+    Only for sampling: the two ways differ in the last bits, and a policy must not differ from its reference.
     """
     if x.dtype != torch.float32 or x.device.type != "cpu" or len(x) > FEW_ROWS:
         return nn.functional.linear(x, weight, bias)
@@ -37,7 +37,7 @@ class LMHead:
     Attributes:
         weight: (V, H).
         bias: (V,) or None.
-        softcap: logits are softcap * tanh(raw / softcap), as in Gemma, or None.
+        softcap: limit of the logits, softcap * tanh(raw / softcap), as in Gemma; or None.
     """
 
     weight: Tensor
@@ -46,7 +46,7 @@ class LMHead:
 
     @classmethod
     def of(cls, network: Any) -> LMHead | None:
-        """The head of a causal model, or None if it is none that is understood here."""
+        """Return the head of a causal model, or None if this module does not support it."""
         layer = network.get_output_embeddings()
         if type(layer) is not nn.Linear:
             return None
@@ -66,7 +66,7 @@ class LMHead:
     def logps(
         self, hidden: Tensor, targets: Tensor, *, statistics: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probability, entropy and top1 of each target token; see `values`."""
+        """Return log-probability, entropy and top1 of each target token; see `values`."""
         values = self.values(hidden, targets, statistics=statistics)
         return values.logps, values.entropy, values.top1
 
@@ -76,9 +76,9 @@ class LMHead:
         """Compute the head's numbers for each target token.
 
         Args:
-            hidden: (M, H), may carry gradient.
-            targets: int64 (M,).
-            statistics: compute entropy and top1; zeros otherwise.
+            hidden: hidden states (M, H), which may carry gradient.
+            targets: target tokens, int64 (M,).
+            statistics: compute entropy and top1; otherwise they are zero.
             top_logits: K, the number of likeliest tokens to return with their logits; at most V.
         """
         return HeadValues(
@@ -89,13 +89,12 @@ class LMHead:
 
 
 class _TargetValues(torch.autograd.Function):
-    """log softmax(W h + b)[y] and single logits, tile by tile.
+    """log softmax(W h + b)[y] and single logits, computed tile by tile.
 
-    The log-probability of a token depends on its own hidden state alone, so its derivative
-    u = W^T (onehot(y) - softmax) can be computed while the tile of logits is at hand; backward then only
-    scales u by the incoming gradient, and nothing is computed twice. A logit's derivative is a row of W.
-    Where the head itself is trained, its gradient needs the incoming gradient within the tile, and backward
-    makes the tiles again.
+    The log-probability of a token depends only on its own hidden state, so forward computes its derivative
+    u = W^T (onehot(y) - softmax) while the tile of logits is in memory; backward only scales u by the
+    incoming gradient. The derivative of a logit is a row of W. If the head itself is trained, its gradient
+    needs the incoming gradient within the tile, so backward recomputes the tiles.
     """
 
     @staticmethod
@@ -118,8 +117,8 @@ class _TargetValues(torch.autograd.Function):
         for rows in _tiles(hidden, weight):
             scored = _scored(hidden[rows], weight, bias, softcap)
             probs = scored.softmax(-1)
-            # log sum exp from the likeliest token, whose probability is far from underflow: two passes over
-            # the tile that only read, where exp would be taken a second time.
+            # Compute log sum exp from the likeliest token, whose probability cannot underflow: this only
+            # reads the tile twice, and avoids a second exp.
             normaliser = scored.amax(-1) - probs.amax(-1).log()
             target = targets[rows, None]
             logits[rows] = scored.gather(-1, target)[:, 0]
@@ -156,7 +155,7 @@ class _TargetValues(torch.autograd.Function):
 
 
 class _Logits(NamedTuple):
-    """Single logits and their gradient, some for each token: the target's and the largest ones. (M, 1 + K)"""
+    """Single logits of each token and their gradients: the target's and the K largest. (M, 1 + K)"""
 
     tokens: Tensor
     values: Tensor
@@ -164,16 +163,16 @@ class _Logits(NamedTuple):
 
 
 _Gradients = tuple[Tensor, Tensor | None, Tensor | None]
-"""By hidden states, weight and bias."""
+"""The gradients of hidden states, weight and bias."""
 
 
 def _through_slopes(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradients:
-    """Backward from the derivatives that forward has left, of a head that is not trained."""
+    """Compute gradients from the derivatives that forward has saved, for a head that is not trained."""
     u, weight, *_ = ctx.saved_tensors
     d_hidden = by_logp * u
     if single is not None:
         gradients = _uncapped(single.gradients.clone(), single.values, ctx.softcap)
-        for column in range(gradients.shape[1]):  # a column at a time: (M, H) at once, not (M, K, H)
+        for column in range(gradients.shape[1]):  # one column at a time: (M, H) instead of (M, K, H)
             d_hidden = d_hidden.addcmul(
                 gradients[:, column, None], weight[single.tokens[:, column]].to(d_hidden.dtype)
             )
@@ -181,7 +180,7 @@ def _through_slopes(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradi
 
 
 def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradients:
-    """Backward with the tiles made again, of a head that is trained."""
+    """Compute gradients with recomputed tiles, for a trained head."""
     hidden, weight, bias, targets, *_ = ctx.saved_tensors
     d_hidden = torch.empty_like(hidden)
     d_weight = torch.zeros_like(weight, dtype=_wide(weight))
@@ -194,7 +193,7 @@ def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradie
         d_raw = _uncapped(d_scored, scored, ctx.softcap)
         d_hidden[rows] = _through(d_raw, weight)
         if d_raw.dtype == hidden.dtype:
-            d_weight.addmm_(d_raw.T, hidden[rows])  # without a second (V, H) for every tile
+            d_weight.addmm_(d_raw.T, hidden[rows])  # avoids a second (V, H) tensor per tile
         else:
             d_weight += d_raw.to(weight.dtype).T @ hidden[rows]
         if d_bias is not None:
@@ -207,23 +206,23 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _scored(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    """Logits after the soft cap, in float32. (M, V)"""
+    """Return the logits after the soft cap, in float32. (M, V)"""
     raw = nn.functional.linear(hidden, weight, bias).to(_wide(hidden))
     return raw if softcap is None else softcap * torch.tanh(raw / softcap)
 
 
 def _through(slope: Tensor, weight: Tensor) -> Tensor:
-    """Derivative by hidden states from that by the raw logits. (M, V), (V, H) to (M, H)"""
+    """Return the gradient of hidden states from the gradient of raw logits. (M, V), (V, H) to (M, H)"""
     return slope.to(weight.dtype) @ weight
 
 
 def _slope(probs: Tensor, target: Tensor) -> Tensor:
-    """Derivative of the log-probability by the logits; overwrites `probs`. (M, V)"""
+    """Return the derivative of the log-probability by the logits; overwrites `probs`. (M, V)"""
     return probs.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=probs.dtype))
 
 
 def _uncapped(slope: Tensor, scored: Tensor, softcap: float | None) -> Tensor:
-    """Derivative by the raw logits from that by the logits `scored`; overwrites `slope`."""
+    """Return the gradient of raw logits from the gradient of the logits `scored`; overwrites `slope`."""
     return slope if softcap is None else slope.mul_(1 - (scored / softcap) ** 2)
 
 

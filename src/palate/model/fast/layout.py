@@ -1,7 +1,7 @@
-"""Packed rows: each prompt once for all its completions, no padding.
+"""Packed rows: each prompt once for all its completions, without padding.
 
 One row holds prompt, completion, completion, ..., prompt, completion, ... A completion sees its prompt and
-itself, and its positions go on from the prompt's end; so the numbers are those of the padded way.
+itself, and its positions continue from the prompt's end, so the results equal those of padded batches.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from palate.model.fast.segments import Segments, Shape
 
 
 class PackedLayout:
-    """Segments of a packed row and what they see.
+    """Attention over the segments of a packed row.
 
     Args:
-        records: per record, the length of its prompt and of each completion.
+        records: for each record, the length of its prompt and of each completion.
     """
 
     def __init__(self, records: Shape) -> None:
         self.sizes = [size for prompt, completions in records for size in (prompt, *completions)]
         self._segments, self._blocks = Segments(records), Blocks(records)
-        # Prompts alone are as many plain causal attentions, for which there are kernels.
+        # A row of prompts only is a series of plain causal attentions, which have their own kernels.
         self._many = len(self.sizes) >= FEW_SEGMENTS and len(self.sizes) > len(records)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
@@ -34,7 +34,7 @@ class PackedLayout:
 
 
 def positions(records: Shape) -> Tensor:
-    """Position of every token of a packed row. int64 (1, L)"""
+    """Return the position of every token of a packed row. int64 (1, L)"""
     parts = [
         torch.arange(start, start + size)
         for prompt, completions in records
@@ -44,9 +44,9 @@ def positions(records: Shape) -> Tensor:
 
 
 def predicting(records: Shape) -> Tensor:
-    """Index of the hidden state that predicts each completion token, in order. int64 (M,)
+    """Return the index of the hidden state that predicts each completion token, in order. int64 (M,)
 
-    For a completion's first token it is the prompt's last, for the others the one before.
+    For a completion's first token it is the prompt's last state, for the others the state before.
     """
     parts: list[Tensor] = []
     start = 0
@@ -59,9 +59,9 @@ def predicting(records: Shape) -> Tensor:
 
 
 def ending(records: Shape) -> Tensor:
-    """Index of the last hidden state of each completion, in order. int64 (N,)
+    """Return the index of the last hidden state of each completion, in order. int64 (N,)
 
-    Of a completion without tokens it is the prompt's last.
+    For a completion without tokens it is the prompt's last state.
     """
     ends: list[int] = []
     start = 0

@@ -1,12 +1,12 @@
-"""Layers of the Llama kind with fewer passes over memory, and less to keep for backward, than their own code.
+"""Layers of Llama-like models with fewer passes over memory and less to save for backward.
 
-Beside the matrix products a layer normalises, rotates and gates. Written as single tensor operations, each of
-these reads and writes its tensors many times over, and autograd keeps most of what lies between; here each is
-one function that knows its derivative and keeps what it was given. Adapters are added onto the products of
-the layers that they adapt, in place.
+Besides matrix products, a layer normalises, rotates and gates. As separate tensor operations, each of these
+reads and writes its tensors many times, and autograd saves most intermediate results. Here each is one
+function with an explicit derivative that saves only its inputs. Adapters are added in place to the products
+of their layers.
 
-Which models are understood is a list of classes whose code is known; any other network computes itself. That
-the numbers are the network's own is tried with every model that is loaded (see `fast`).
+`WINDOW` lists the model classes whose code is known; any other network computes its layers itself. Each
+loaded model is tested for the same results as the network's own code (see `probe`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from transformers.activations import SiLUActivation
 from palate.model.fast.attention import Attention, Layout
 
 States = Callable[[Tensor, Tensor, Layout], Tensor]
-"""Last hidden states, after the final norm, (B, T, H), of input ids and position ids, int64 (B, T) on any
-device, and a layout. To be called within `following(network)`."""
+"""Returns the last hidden states (B, T, H), after the final norm, from input ids and position ids, int64
+(B, T) on any device, and a layout. Call it within `following(network)`."""
 
 WINDOW: dict[str, Callable[[Any], int | None]] = {
     "Llama": lambda block: None,
@@ -34,11 +34,11 @@ WINDOW: dict[str, Callable[[Any], int | None]] = {
     "Qwen2": lambda block: block.sliding_window,
     "Qwen3": lambda block: block.sliding_window,
 }
-"""The kinds that are understood, and where each says how far back a layer sees."""
+"""The supported kinds of models, with a function that returns a layer's sliding window."""
 
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""x (M, K), weight (N, K) and bias to x W^T + bias."""
+"""Returns x W^T + bias for x (M, K), weight (N, K) and bias."""
 
 
 def states_of(network: Any, *, times: Product = linear) -> States:
@@ -46,7 +46,7 @@ def states_of(network: Any, *, times: Product = linear) -> States:
 
     Args:
         network: the model.
-        times: what computes products of layers without an adapter, where they are computed here.
+        times: computes the products of layers without an adapter, if this module computes the layers.
     """
     kind = kind_of(network)
     return partial(_by_itself, network) if kind is None else partial(_through_layers, network, kind, times)
@@ -55,26 +55,26 @@ def states_of(network: Any, *, times: Product = linear) -> States:
 def kind_of(network: Any) -> str | None:
     """Return the kind of a model, or None if the model must compute its layers itself.
 
-    Only if all that is passed over is just what its class says: a hook, or a forward of its own as offloading
-    gives a module, must not be.
+    A kind is returned only if all bypassed modules are exactly as in their class: without hooks, and without
+    a replaced forward, which offloading uses.
     """
     model = network.base_model
     kind = type(model).__name__.removesuffix("Model")
     home = f"transformers.models.{kind.lower()}.modeling_{kind.lower()}"
     if kind not in WINDOW or type(model).__module__ != home:
         return None
-    called = {id(module) for whole in (model.embed_tokens, model.rotary_emb) for module in whole.modules()}
-    ours = all(
+    called = {id(module) for root in (model.embed_tokens, model.rotary_emb) for module in root.modules()}
+    known = all(
         (type(layer).__module__, type(layer).__name__) == (home, f"{kind}DecoderLayer")
         and type(layer.mlp.act_fn) in (nn.SiLU, SiLUActivation)
         for layer in model.layers
     )
     plain = all(not _is_hooked(module) for module in model.modules() if id(module) not in called)
-    return kind if ours and plain else None
+    return kind if known and plain else None
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Return True if calling a module does more than its class says."""
+    """Return whether calling a module runs code outside its class."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -106,7 +106,7 @@ def _through_layers(
             _layer, layer, WINDOW[kind](layer.self_attn), times, cos=cos, sin=sin, layout=layout
         )
         if layer.training and layer.gradient_checkpointing:
-            # Nothing in a layer is random: the settings have dropout at 0.
+            # Layers have no randomness, since dropout is 0.
             hidden = checkpoint(computed, hidden, use_reentrant=False, preserve_rng_state=False)
         else:
             hidden = computed(hidden)
@@ -123,7 +123,7 @@ def _layer(
     sin: Tensor,
     layout: Layout,
 ) -> Tensor:
-    """One layer. hidden (B * T, H); cos and sin (B, T, 1, D)."""
+    """Compute one layer. hidden (B * T, H); cos and sin (B, T, 1, D)."""
     normed = normalised(hidden, layer.input_layernorm)
     hidden = hidden + _attention(layer.self_attn, window, times, normed, cos, sin, layout)
     normed, mlp = normalised(hidden, layer.post_attention_layernorm), layer.mlp
@@ -146,26 +146,26 @@ def _attention(
     )
     if hasattr(block, "q_norm"):
         query, key = normalised(query, block.q_norm), normalised(key, block.k_norm)
-    found = layout.attend(
+    output = layout.attend(
         block.layer_idx,
         rotated(query, cos, sin).transpose(1, 2),
         rotated(key, cos, sin).transpose(1, 2),
         value.transpose(1, 2),
         Attention(block.scaling, window, None),
     )
-    return projected(found.reshape(len(normed), -1), block.o_proj, times)
+    return projected(output.reshape(len(normed), -1), block.o_proj, times)
 
 
 # ---- Products --------------------------------------------------------------------------------------
 
 
 def projected(x: Tensor, layer: Any, times: Product) -> Tensor:
-    """A linear layer with its adapter, if it has one, added in place. x (M, K), the result (M, N)."""
+    """Apply a linear layer, with its adapter if it has one. x (M, K), result (M, N)."""
     if type(layer) is nn.Linear:
         return times(x, layer.weight, layer.bias)
     if type(layer) is not LoraLinear or not _is_plain(layer):
-        found: Tensor = layer(x)
-        return found
+        output: Tensor = layer(x)
+        return output
     base = layer.base_layer
     if layer.disable_adapters:
         return times(x, base.weight, base.bias)
@@ -175,7 +175,7 @@ def projected(x: Tensor, layer: Any, times: Product) -> Tensor:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Return True if a LoRA layer is just base + scaling * B A, or the base while it is switched off."""
+    """Return whether a LoRA layer is exactly base + scaling * B A, or the base while it is switched off."""
     if type(layer.base_layer) is not nn.Linear or layer.merged:
         return False
     if layer.disable_adapters:
@@ -195,15 +195,15 @@ def _is_plain(layer: Any) -> bool:
 
 
 def normalised(x: Tensor, norm: Any) -> Tensor:
-    """RMS norm over the last dimension, in float32 inside. x (..., H)"""
-    if not torch.is_grad_enabled():  # a step of sampling has hundreds of these, and `apply` costs as much
+    """Return the RMS norm over the last dimension, computed in float32. x (..., H)"""
+    if not torch.is_grad_enabled():  # sampling calls this hundreds of times per step; `apply` is costly
         return _normalised(x, norm.weight, norm.variance_epsilon)[0]
-    found: Tensor = _Normalised.apply(x, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
-    return found
+    output: Tensor = _Normalised.apply(x, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
+    return output
 
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The norm, and what each vector was multiplied with, (..., 1)."""
+    """Return the norm and the factor of each vector, (..., 1)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -211,7 +211,7 @@ def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 class _Normalised(torch.autograd.Function):
-    """y = w * x r with r = 1 / sqrt(mean(x^2) + eps), rounded before w as the models do.
+    """y = w * x r with r = 1 / sqrt(mean(x^2) + eps), rounded before the product with w as in the models.
 
     With g = w * dy: dx = r g - x r^3 mean(g x), dw = sum of dy * x r.
     """
@@ -235,15 +235,15 @@ class _Normalised(torch.autograd.Function):
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding. x (B, T, heads, D); cos and sin (B, T, 1, D), whose two halves are alike."""
+    """Apply the rotary embedding. x (B, T, heads, D); cos and sin (B, T, 1, D) with two equal halves."""
     if not torch.is_grad_enabled():
         return _turned(x, cos, sin, 1)
-    found: Tensor = _Rotated.apply(x, cos, sin)  # type: ignore[no-untyped-call]
-    return found
+    output: Tensor = _Rotated.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return output
 
 
 class _Rotated(torch.autograd.Function):
-    """Pairs (x_i, x_{i + D/2}) turned by an angle each; backward turns them back."""
+    """The rotation of each pair (x_i, x_{i + D/2}) by its angle; backward rotates by the negative angle."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -267,15 +267,15 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, of equal shapes."""
+    """Return silu(gate) * up, for equal shapes."""
     if not torch.is_grad_enabled():
         return silu(gate).mul_(up)
-    found: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
-    return found
+    output: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
+    return output
 
 
 class _Gated(torch.autograd.Function):
-    """Keeps its two arguments alone and makes silu again in backward."""
+    """The gate; saves only its two arguments and recomputes silu in backward."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A copy of a network for sampling, with its LoRA adapter added into the weights."""
+"""A copy of a network for sampling, with its LoRA adapter merged into the weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import nn
 
 
 class MergedCopy:
-    """A network without adapters that computes what the adapted one does, by fewer and larger products.
+    """A network without adapters that equals the adapted network, with fewer and larger products.
 
-    It shares every weight that the adapter does not touch with the live network, so the copy has only the
-    adapted matrices.
+    It shares all weights without an adapter with the live network, and copies only the adapted matrices.
 
     Args:
         network: the live network; see `can_merge`.
@@ -27,7 +26,7 @@ class MergedCopy:
 
     @torch.no_grad()
     def at(self, revision: int) -> Any:
-        """Return the copy with the live weights, which are added again if `revision` has changed."""
+        """Return the copy with the current weights; they are merged again if `revision` has changed."""
         if self._revision != revision:
             for name, layer in _adapted(self.network):
                 weight = layer.get_base_layer().weight
@@ -40,15 +39,15 @@ class MergedCopy:
 
 
 def can_merge(network: Any) -> bool:
-    """Return True if adding the adapter into the weights gives the same function.
+    """Return whether merging the adapter into the weights gives the same function.
 
-    In bfloat16 it does not: a young adapter changes weights by less than they resolve, and most of the
-    change would be rounded away. Adapters on the parameters of a mixture's experts stay as they are.
+    It does not in bfloat16: a new adapter changes weights by less than their resolution, so rounding would
+    remove most of the change. Adapters on the parameters of a mixture of experts are not merged.
     """
     return all(
         isinstance(layer, lora.Linear | lora.Embedding)
         and layer.get_base_layer().weight.dtype == torch.float32
-        and adapter not in layer.lora_variant  # DoRA and others, which are no sum
+        and adapter not in layer.lora_variant  # DoRA and others, which are not sums
         and not layer.lora_bias.get(adapter)
         for _, layer in _adapted(network)
         for adapter in layer.active_adapters
@@ -60,7 +59,7 @@ def _adapted(network: Any) -> list[tuple[str, Any]]:
 
 
 def _without_adapters(network: Any) -> Any:
-    """Return a network with plain layers in place of adapted ones, sharing all other weights."""
+    """Return a network with plain layers instead of adapted layers, sharing all other weights."""
     adapted = _adapted(network)
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     shared |= {id(layer): copy.copy(layer.get_base_layer()) for _, layer in adapted}

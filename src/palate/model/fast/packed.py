@@ -1,4 +1,4 @@
-"""Outputs of completions from packed rows (see `layout`), and records that are packed together."""
+"""Outputs of completions from packed rows (see `layout`), and the selection of records to pack together."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def packed_outputs(
     statistics: bool = False,
     top_logits: int = 0,
 ) -> Outputs:
-    """Log-probabilities of the completions' tokens, in float32, from one packed row; as `Engine.outputs`.
+    """Return float32 log-probabilities of the completions' tokens from one packed row; see `Engine.outputs`.
 
-    The caller keeps `following(model.network)` open until backward is done.
+    The caller keeps `following(model.network)` open until backward has finished.
     """
     hidden, shape = _hidden(model, records)
     tokens = [t for r in records for c in r.completions for t in c.token_ids]
@@ -38,14 +38,14 @@ def packed_outputs(
 
 
 def packed_scores(model: LoadedModel, records: Sequence[Record]) -> Outputs:
-    """A scalar head's output for each completion, from one packed row; as `Engine.scores`."""
+    """Return a scalar head's output for each completion, from one packed row; see `Engine.scores`."""
     hidden, shape = _hidden(model, records)
     last = hidden.index_select(0, ending(shape).to(model.device))
     return Outputs(scores=scores_of(model.network, last))
 
 
 def _hidden(model: LoadedModel, records: Sequence[Record]) -> tuple[Tensor, Shape]:
-    """Hidden states of a packed row, (L, H), and its shape."""
+    """Return the hidden states of a packed row, (L, H), and its shape."""
     codec = model.codec
     shape = [(len(codec.prompt_ids(r.prompt)), [len(c.token_ids) for c in r.completions]) for r in records]
     ids = [
@@ -59,11 +59,11 @@ def _hidden(model: LoadedModel, records: Sequence[Record]) -> tuple[Tensor, Shap
 
 
 def packed_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of records to pack together, alike in length, at most `budget` tokens; a longer one goes alone.
+    """Return indices of records to pack together: of similar length, at most `budget` tokens.
 
     Args:
-        sizes: tokens of each record: its prompt once, and all its completions.
-        budget: tokens in a packed row.
+        sizes: number of tokens of each record: its prompt once, and all its completions.
+        budget: most tokens in a packed row; a longer record is packed alone.
     """
     batches: list[list[int]] = []
     tokens = 0

@@ -1,7 +1,7 @@
-"""A trial of a model on a few tokens, by the fast and by the plain way.
+"""A test of a model on a few tokens, with the fast and with the plain path.
 
-If the packed log-probabilities are those of the plain way, the model's layers follow layouts, and its head is
-one that can be computed in tiles.
+If both paths return the same log-probabilities, the model's layers follow layouts, and its head can be
+computed in tiles.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from palate.model.loaded import Head
 from palate.model.rows import Row
 
 PROBE = ((5, (4, 1)), (1, (3,)), (9, (2, 6)))
-"""Prompt and completion lengths of the records on which a model is tried."""
+"""Prompt and completion lengths of the records that test a model."""
 
 
 def disagreement(network: Any, codec: Codec, head: Head) -> str | None:
-    """Return why the fast engine's numbers are not the plain engine's; None if they are, but for rounding.
+    """Return why the fast engine's results differ from the plain engine's; None if they agree up to rounding.
 
     Args:
-        network, codec: the model to try.
-        head: `scalar` for a classifier with one output, of which the scores count.
+        network, codec: the model to test.
+        head: `scalar` for a classifier with one output, `lm` for a language model.
     """
     return _scores_disagree(network) if head == "scalar" else _logps_disagree(network, codec)
 
 
 _FOREIGN = (NotUnderstood, TypeError, AttributeError, RuntimeError, ValueError, IndexError)
-"""Errors that an unknown architecture may raise for arguments that it does not know."""
+"""Errors that an unknown architecture may raise for unknown arguments."""
 
 
 @torch.no_grad()
 def _logps_disagree(network: Any, codec: Codec) -> str | None:
-    """Return why the fast log-probabilities are not the plain ones; None if they are, but for rounding."""
+    """Return why fast and plain log-probabilities differ; None if they agree up to rounding."""
     head = LMHead.of(network)
     if head is None:
         return "its head is not a plain linear map"
@@ -70,9 +70,9 @@ def _logps_disagree(network: Any, codec: Codec) -> str | None:
 
 @torch.no_grad()
 def _scores_disagree(network: Any) -> str | None:
-    """Return why the hidden states that a classifier scores differ in a packed row; None if they do not.
+    """Return why a classifier's hidden states differ in a packed row; None if they agree up to rounding.
 
-    Scores would say nothing if the head is new, small or zero.
+    Scores would not show a difference if the head is new, small or zero.
     """
     if _chunked(network):
         return IN_CHUNKS
@@ -96,12 +96,12 @@ def _scores_disagree(network: Any) -> str | None:
     return None if gap <= limit else f"fast and plain hidden states differ by {gap:.1%} of their size"
 
 
-IN_CHUNKS = "its attention is in chunks, which only its mask knows of"
-IN_MASK = "its attention has a sliding window, which only its mask knows of"
+IN_CHUNKS = "its attention is in chunks, which only its mask contains"
+IN_MASK = "its attention has a sliding window, which only its mask contains"
 
 
 class _Watched(PackedLayout):
-    """Notes which windows the layers ask for: the probe is too short for one that is missing to show."""
+    """Records the windows that the layers use, since the test is too short to reveal a missing window."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
@@ -114,7 +114,7 @@ class _Watched(PackedLayout):
         return super().attend(layer, query, key, value, how)
 
     def misses_window(self, network: Any) -> bool:
-        """Return True if the configuration has a sliding window, but no layer has asked for one."""
+        """Return whether the configuration has a sliding window, but no layer used one."""
         config = network.config.get_text_config().to_dict()
         kinds = config.get("layer_types") or ("sliding_attention",)
         in_force = config.get("sliding_window") and config.get("use_sliding_window", True)
@@ -130,20 +130,20 @@ def _unfollowed(error: Exception) -> str:
 
 
 def _probe_ids(network: Any) -> list[Tensor]:
-    """Tokens of the probe's records, prompts and completions in a row."""
+    """Return the tokens of each test record, its prompt followed by its completions."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = network.get_input_embeddings().weight.shape[0]
     return [torch.randint(vocabulary, (p + sum(cs),), generator=generator) for p, cs in PROBE]
 
 
 def _rows(ids: Tensor, shape: tuple[int, Sequence[int]]) -> list[Tensor]:
-    """A record's completions, each behind the prompt."""
+    """Return a record's completions, each preceded by the prompt."""
     prompt, sizes = shape
     return [torch.cat((ids[:prompt], part)) for part in torch.split(ids[prompt:], list(sizes))]
 
 
 def _rounding(network: Any, ids: Tensor) -> float:
-    """Return the effect that rounding may have on a log-probability, in nats."""
+    """Return the largest expected rounding error of a log-probability, in nats."""
     logits = network(input_ids=ids[None].to(network.device), use_cache=False).logits
     if logits.dtype == torch.float32:
         return 1e-3
@@ -155,15 +155,15 @@ def _sampler_gap(network: Any, head: LMHead, codec: Codec, ids: list[Tensor]) ->
     sampling = Sampling.model_validate({"max_new_tokens": 3})
     prompts = [tuple(row[:prompt].tolist()) for row, (prompt, _) in zip(ids, PROBE, strict=True)]
     groups = [[Row(prompt, np.full(3, 0.3 + 0.4 * j)) for j in range(2)] for prompt in prompts]
-    # Two slots for three prompts: one of them is refilled.
+    # There are two slots for three prompts, so one slot is refilled.
     decoder = Decoder(network, head, codec, sampling, slots=2, rows=2, longest=max(map(len, prompts)))
     for _ in decoder.run(iter(groups)):
         pass
     rows = [row for group in groups for row in group]
     shapes = [(len(row.prompt_ids), (len(row.tokens),)) for row in rows]
-    wanted = _plain_logps(network, shapes, [torch.tensor([*row.prompt_ids, *row.tokens]) for row in rows])
-    sampled = torch.tensor([logp for row in rows for logp in row.logps], device=wanted.device)
-    return float((sampled - wanted).abs().max())
+    expected = _plain_logps(network, shapes, [torch.tensor([*row.prompt_ids, *row.tokens]) for row in rows])
+    sampled = torch.tensor([logp for row in rows for logp in row.logps], device=expected.device)
+    return float((sampled - expected).abs().max())
 
 
 def _packed_hidden(network: Any, layout: _Watched, ids: list[Tensor]) -> Tensor:

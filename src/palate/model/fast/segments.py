@@ -1,4 +1,4 @@
-"""Attention of a packed row, one segment after the other: which suits a CPU. Kernels are held against it."""
+"""Attention of a packed row segment by segment, for CPUs and as the standard to test kernels against."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from palate.model.fast.attention import Attention
 
 Shape = Sequence[tuple[int, Sequence[int]]]
-"""Per record, the length of its prompt and of each completion."""
+"""For each record, the length of its prompt and of each completion."""
 
 
 class Segments:
-    """Prompts that see themselves, and completions that see their prompt and themselves.
+    """Attention in which prompts see themselves, and completions see their prompt and themselves.
 
     Args:
-        records: per record, the length of its prompt and of each completion.
+        records: for each record, the length of its prompt and of each completion.
     """
 
     def __init__(self, records: Shape) -> None:
@@ -26,7 +26,7 @@ class Segments:
         self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
-        """query (1, heads, L, D), key and value (1, kv heads, L, D); the output is (1, L, heads, D)."""
+        """Compute attention. query (1, heads, L, D), key and value (1, kv heads, L, D); (1, L, heads, D)"""
         heads, kv_heads = query.shape[1], key.shape[1]
         if heads != kv_heads and not how.shares_keys(query):
             key, value = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (key, value))
@@ -50,7 +50,7 @@ class Segments:
         return torch.cat(outputs, dim=2).transpose(1, 2)
 
     def _seen(self, before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
-        """Return the mask of `_seen`, made once: every layer asks for the same masks."""
+        """Return the mask of `_seen`, computed once for all layers."""
         key = before, size, window
         if key not in self._masks:
             self._masks[key] = _seen(before, size, window, device)

@@ -1,1 +1,1 @@
-"""The plain path: padded batches and transformers' `generate`, right for every causal model."""
+"""The plain path: padded batches and transformers' `generate`, correct for every causal model."""

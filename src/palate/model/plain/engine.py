@@ -1,4 +1,4 @@
-"""The plain engine: padded batches and transformers' `generate`, right for every causal model."""
+"""The plain engine: padded batches and transformers' `generate`, correct for every causal model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from palate.types import Record
 
 
 class PlainEngine:
-    """Computes as transformers does; see `Engine` for the methods."""
+    """An engine that computes like transformers; see `Engine` for the methods."""
 
     def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
-        """Fill rows by `generate`, with prompts repeated and padded."""
+        """Fill rows with `generate`; prompts are repeated and padded."""
         return generated(model, groups, sampling)
 
     def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
@@ -36,9 +36,9 @@ class PlainEngine:
         return scalar_outputs(model, records)
 
     def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
-        """Return indices of records alike in length; padding counts."""
+        """Return indices of records of similar length; padding counts."""
         return micro_batches(row_sizes(records, model.codec), budget)
 
     def tokens(self, prompt: int, completions: Sequence[int]) -> int:
-        """Return rows x the longest row: every completion has its own copy of the prompt."""
+        """Return the number of rows times the longest row: every completion repeats the prompt."""
         return len(completions) * (prompt + max(completions))

@@ -1,7 +1,7 @@
 """Outputs of completions from padded batches and the model's own forward.
 
-They are right for every causal model: sequences are padded on the right, where no real token can see the
-padding. The tests compare the fast engine with them.
+They are correct for every causal model: padding is on the right, where real tokens cannot see it. The tests
+compare the fast engine with these outputs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from palate.types import Record
 
 @dataclass(frozen=True)
 class Rows:
-    """N prompts with a completion each, as one right-padded batch.
+    """N prompts with one completion each, as one right-padded batch.
 
     Attributes:
         input_ids: int64 (N, L).
-        attention_mask: int64 (N, L), 1 on real tokens.
-        prompt_lengths, lengths: of the prompt, and of both together. int64 (N,)
+        attention_mask: int64 (N, L), 1 for real tokens.
+        prompt_lengths, lengths: length of the prompt, and of prompt plus completion. int64 (N,)
     """
 
     input_ids: Tensor
@@ -37,14 +37,14 @@ class Rows:
 
 
 def rows_of(records: Sequence[Record], codec: Codec, device: torch.device) -> Rows:
-    """Prompt and completion tokens of every completion of the records, in order."""
+    """Return the batch of prompt and completion tokens of the records' completions, in order."""
     prompts = [codec.prompt_ids(record.prompt) for record in records for _ in record.completions]
     whole = [
         torch.tensor((*prompt, *completion.token_ids))
         for prompt, completion in zip(prompts, (c for r in records for c in r.completions), strict=True)
     ]
     lengths = torch.tensor([len(ids) for ids in whole])
-    # The padding's value is never seen: the mask comes from lengths.
+    # The value of the padding has no effect, since the mask comes from lengths.
     input_ids = pad_sequence(whole, batch_first=True, padding_value=codec.end_id)
     attention_mask = (torch.arange(input_ids.shape[1])[None] < lengths[:, None]).long()
     prompt_lengths = torch.tensor([len(ids) for ids in prompts])
@@ -58,8 +58,8 @@ def lm_outputs(
 
     Args:
         model: a causal language model.
-        records: prompts with completions, N completions in all.
-        statistics: compute entropy and top1, too.
+        records: prompts with completions, N completions in total.
+        statistics: also compute entropy and top1.
         top_logits: number of the largest logits to return at each token's position, with the token's own.
     """
     rows = rows_of(records, model.codec, model.device)
@@ -72,7 +72,7 @@ def lm_outputs(
         logits = model.network(**inputs).logits[:, keep]
     at = keep[None] + 1
     where = (at >= rows.prompt_lengths[:, None]) & (at < rows.lengths[:, None])  # (N, K)
-    scored = logits[where].float()  # (M, V): every completion token once, nothing else
+    scored = logits[where].float()  # (M, V): only completion tokens
     targets = rows.input_ids[:, first + 1 :][where]
     values = HeadValues.of_logits(scored, targets, statistics=statistics, top_logits=top_logits)
     return Outputs.of(values, (rows.lengths - rows.prompt_lengths).tolist(), statistics=statistics)
@@ -81,8 +81,8 @@ def lm_outputs(
 def scalar_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
     """Compute a sequence classifier's score at the last token of each completion.
 
-    The head is applied here, because transformers reads the last token that is no padding, which is not the
-    last token if padding and end token are the same.
+    The head is applied here, because transformers reads the last token that is not padding; that token is
+    wrong if padding and end token are the same.
     """
     rows = rows_of(records, model.codec, model.device)
     hidden = model.network.base_model(
@@ -93,11 +93,11 @@ def scalar_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
 
 
 def micro_batches(sizes: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
-    """Indices of records to compute together: alike in length, at most `budget` tokens with padding.
+    """Return indices of records to compute together: of similar length, at most `budget` padded tokens.
 
     Args:
-        sizes: for each record, the token counts of its rows. A record is never divided.
-        budget: tokens in a padded batch; a record larger than this goes alone.
+        sizes: for each record, the token counts of its rows. A record is never split.
+        budget: most tokens in a padded batch; a larger record is its own batch.
     """
     order = sorted(range(len(sizes)), key=lambda i: (max(sizes[i]), i))
     batches: list[list[int]] = []
@@ -112,5 +112,5 @@ def micro_batches(sizes: Sequence[Sequence[int]], budget: int) -> list[list[int]
 
 
 def row_sizes(records: Sequence[Record], codec: Codec) -> list[list[int]]:
-    """Tokens of every row of every record, for `micro_batches`."""
+    """Return the token counts of every row of every record, for `micro_batches`."""
     return [[len(codec.prompt_ids(r.prompt)) + len(c.token_ids) for c in r.completions] for r in records]

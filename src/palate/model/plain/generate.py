@@ -1,4 +1,4 @@
-"""Sampling by transformers' `generate`, with Palate's own draw: the plain engine, right on every model."""
+"""Sampling with transformers' `generate` and Palate's own draw, for the plain engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def generated(model: LoadedModel, groups: Sequence[Sequence[Row]], sampling: Sam
 
 
 def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> int:
-    """One call of `generate`; prompts are padded on the left, where the mask hides it."""
+    """Sample rows with one call of `generate`; padding is on the left of prompts and masked."""
     codec = model.codec
     width = max(len(row.prompt_ids) for row in rows)
     pad = [width - len(row.prompt_ids) for row in rows]
@@ -44,15 +44,15 @@ def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> int:
     attention_mask = (torch.arange(width)[None] >= torch.tensor(pad)[:, None]).long()
     chooser = _Draw(model, rows, sampling)
     stopping = StoppingCriteriaList([_StopTexts(codec, width, sampling.stop)] if sampling.stop else [])
-    # Every option is set below: the model's own defaults (top-k, a repetition penalty) would replace any
-    # option that is not.
+    # The empty config removes the model's own defaults (top-k, a repetition penalty), which would apply to
+    # all options that are not set below.
     own, model.network.generation_config = model.network.generation_config, GenerationConfig()
     try:
         out = model.network.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
             generation_config=GenerationConfig(
-                do_sample=False,  # `_Draw` has drawn already and leaves one token to take
+                do_sample=False,  # `_Draw` draws the token and leaves no other
                 max_new_tokens=sampling.max_new_tokens,
                 eos_token_id=sorted(codec.end_ids),
                 pad_token_id=codec.end_id,
@@ -69,15 +69,15 @@ def _generate(model: LoadedModel, rows: list[Row], sampling: Sampling) -> int:
         total += size
         if taken[:size] != row.tokens[:size]:
             raise ModelError(
-                f"{model.source}: generate changed the tokens drawn, so this model cannot be sampled"
+                f"{model.source}: generate changed the drawn tokens, so this model cannot be sampled"
             )
     return total
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]
-    """Draws a token for each row, notes it there, and leaves `generate` nothing else to take.
+    """Draws a token for each row, adds it to the row, and leaves `generate` no other choice.
 
-    Rows that have ended go on drawing until all have; what they draw then is cut off later.
+    Finished rows continue to draw until all rows are finished; these tokens are removed later.
     """
 
     def __init__(self, model: LoadedModel, rows: list[Row], sampling: Sampling) -> None:
@@ -91,8 +91,8 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.float()
         if self.seen is None and self.sampling.repetition_penalty != 1.0:
-            # From the prompts' own tokens, not from `input_ids`: there the padding would count as seen, and
-            # where padding is the end token a padded row would be penalised for ending.
+            # Use the prompts' own tokens, not `input_ids`: the padding there would count as seen, and if it
+            # is the end token, the penalty would prevent padded rows from ending.
             self.seen = torch.zeros_like(scores, dtype=torch.bool)
             for seen, row in zip(self.seen, self.rows, strict=True):
                 seen[list(row.prompt_ids)] = True
@@ -110,7 +110,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
 
 
 class _StopTexts(StoppingCriteria):  # type: ignore[misc]
-    """Ends a row whose completion has come to one of the stop texts."""
+    """Ends a row whose completion contains a stop text."""
 
     def __init__(self, codec: Codec, prompt_width: int, stop: Sequence[str]) -> None:
         self.codec, self.prompt_width, self.stop = codec, prompt_width, stop
