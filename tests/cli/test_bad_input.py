@@ -229,7 +229,8 @@ def test_run_oaif(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = f"run oaif --config run.yaml {TINY} --eval-data prompts.jsonl --output out/first --beta 0.2"
     assert main(line.split()) == 0
     out, err = capsys.readouterr()
-    progress = err.splitlines()
+    warning, *progress = err.splitlines()
+    assert warning.startswith("step 1: 100% of the completions were cut at max_new_tokens")
     assert len(progress) == 2
     assert progress[0].startswith("step 1/2  reward ")
     assert progress[1].startswith("step 2/2  reward ")
