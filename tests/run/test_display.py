@@ -52,6 +52,7 @@ def test_a_line_per_step() -> None:
         display.metrics({**ROW, "step": step}, [group("hello")])
     display.stop()
     assert out.getvalue().splitlines() == [
+        "oaif  runs/x",
         "step 1/3  reward 0.123  loss 0.5000  accuracy 75%  1.2 s",
         "step 2/3  reward 0.123  loss 0.5000  accuracy 75%  1.2 s",
     ]

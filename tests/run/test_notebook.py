@@ -76,4 +76,4 @@ def test_none_without_a_notebook(shown: list[Bundle]) -> None:
     out = io.StringIO()
     a_run(Console(file=out, force_jupyter=False))
     assert shown == []
-    assert len(out.getvalue().splitlines()) == 2
+    assert len(out.getvalue().splitlines()) == 3

@@ -76,6 +76,8 @@ class Display:
             self._live = NotebookView(self.__rich__)
         if self._live is not None:
             self._live.start()
+        elif not self.quiet:  # a log says at once which run it is: the first step may be minutes away
+            self.console.print(Text(self._title), soft_wrap=True)
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
