@@ -127,9 +127,7 @@ def test_a_judge(train: Train) -> None:
 
 def test_a_judge_has_no_scale_for_thresholds() -> None:
     judge = ScriptedJudge(lambda first, second: 0.5, name="even")
-    with pytest.raises(
-        palate.ConfigError, match="'judge even given in Python', whose numbers are of"
-    ):
+    with pytest.raises(palate.ConfigError, match="'judge even given in Python', whose numbers are of"):
         palate.train("rest", data=ROWS, reward=judge)
 
 

@@ -53,11 +53,13 @@ class Display:
     Args:
         console: where to; standard error by default, so that standard output stays for results.
         quiet: show nothing.
+        titled: begin a log with the run's name and directory, since the first step may be minutes away.
     """
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console | None = None, *, quiet: bool = False, titled: bool = False) -> None:
         self.console = console or Console(stderr=True)
         self.quiet = quiet
+        self._titled = titled
         self._live: Live | NotebookView | None = None
         self._total = self._step = 0
         self._stage, self._speed = "starting", 0.0
@@ -76,11 +78,12 @@ class Display:
             self._live = NotebookView(self.__rich__)
         if self._live is not None:
             self._live.start()
-        elif not self.quiet:  # a log says at once which run it is: the first step may be minutes away
-            self.console.print(Text(self._title), soft_wrap=True)
+        elif self._titled:
+            self.say(self._title)
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
+        self._stage, self._speed = "ended", 0.0
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -191,6 +191,7 @@ class Run:
         first = 0 if there is None else there.step
         if there is not None:
             done = f"{there.steps} of {base + count} steps are done already"
+            self.display.step(there.steps)
             self.display.say(done if first >= count else f"going on after step {there.steps}")
         for step in range(first, count):
             self._begin_step(base + step, base + count)
