@@ -225,6 +225,7 @@ class Run:
         if there is not None:
             first = there.step
             finished = f"{there.steps} of {base + count} steps are finished already"
+            self.display.step(there.steps)
             self.display.say(finished if first >= count else f"resuming after step {there.steps}")
         if there is not None and there.final:
             raise self._stopped_by_bound(there.steps)
