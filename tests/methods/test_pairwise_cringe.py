@@ -37,9 +37,7 @@ def measured(found: list[dict[str, Any]], name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("gate_gradient", [False, True])
-@pytest.mark.parametrize(
-    ("lora", "lr", "steps"), [(False, 1e-2, 20), (True, 3e-2, 40)], ids=["full", "lora"]
-)
+@pytest.mark.parametrize(("lora", "lr", "steps"), [(False, 1e-2, 20), (True, 3e-2, 40)], ids=["full", "lora"])
 def test_held_out_pairs_come_to_be_ranked(
     fitted: Fitted, lora: bool, lr: float, steps: int, gate_gradient: bool
 ) -> None:
