@@ -350,7 +350,7 @@ class Run:
         if isinstance(error, NonFiniteError):
             save_batch(self.directory / "nonfinite.jsonl", error)
         if isinstance(error, KeyboardInterrupt | BudgetError):
-            saved = (latest := self._checkpoints.latest) and latest.position.steps
+            saved = latest.position.steps if (latest := self._checkpoints.latest) else None
             self.display.say(how_to_resume(self._progress.status.step, saved, overwrite=self.cfg.overwrite))
         with nullcontext() if error is None else suppress(RunError):  # report the first error
             self._progress.end(error)
