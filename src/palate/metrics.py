@@ -98,6 +98,8 @@ METRICS: Mapping[str, Metric] = {
     "rewards/rejected": Metric("implicit reward of rejected"),
     "rewards/margins": Metric("margin"),
     "rewards/accuracies": Metric("accuracy"),
+    "rewards/accuracies_low": Metric("accuracy, low end of its interval", drawn=False),
+    "rewards/accuracies_high": Metric("accuracy, high end of its interval", drawn=False),
     "logps/chosen": Metric("log-probability of chosen"),
     "logps/rejected": Metric("log-probability of rejected"),
     "logps/completion": Metric("log-probability of completions"),

@@ -65,7 +65,7 @@ def watch_kl(learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run) ->
     def measure(step: int) -> float:
         return kl_from(start, learner.snapshot(), drawn, sampling, seed=run.seed("kl", step))
 
-    run.watch_kl(Drift(measure, every, cfg.max_kl))
+    run.drift = Drift(measure, every, cfg.max_kl)
 
 
 def measure_fresh(
