@@ -12,7 +12,7 @@ from palate.config import ModelConfig
 from palate.model import LoadedModel, TokenValues, load_model
 from palate.model.fast.engine import FastEngine
 from palate.model.plain.engine import PlainEngine
-from palate.testing import KINDS, tiny_model
+from palate.testing import tiny_model
 from palate.types import Completion, Group, Prompt
 
 
@@ -40,7 +40,7 @@ def values_of(model: LoadedModel, records: list[Group]) -> TokenValues:
     return values
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "gpt_neox", "phi", "bloom"])
 def test_values_are_those_of_the_states_before_the_tokens(kind: str, tmp_path: Path) -> None:
     model = critic(tiny_model(tmp_path, kind=kind, chat=True))
     records = groups(model)
