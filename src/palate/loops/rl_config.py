@@ -128,6 +128,14 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfi
         return self
 
     @property
+    def compares_rewards(self) -> str | None:
+        """The part of the method that compares rewards of different prompts, if one does.
+
+        A judge then scores each completion by itself.
+        """
+        return None if self.estimator == "rloo" else "advantages compare completions of different prompts"
+
+    @property
     def updates(self) -> int:
         """Optimizer steps of a rollout phase."""
         return self.ppo_epochs * self.mini_batches
