@@ -110,10 +110,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (short("empty.jsonl"), ["empty.jsonl has no rows"]),
         (short("blank.jsonl"), ["blank.jsonl has no rows"]),
         (short("cut.jsonl") + " --strict", ["cut.jsonl:2 is not JSON", "is the file cut off?"]),
-        (
-            short("question.jsonl") + " --strict",
-            ["question.jsonl:2: prompt is missing", "--map prompt=question"],
-        ),
+        (short("question.jsonl") + " --strict", ["question.jsonl:2: prompt is missing", "prompt=question"]),
         (short("long.jsonl") + " --strict", ["long.jsonl:2: the prompt has 318 tokens", "no room for 4 new"]),
         (short("long_pair.jsonl", "", "dpo"), ["long_pair.jsonl:1: the prompt has 318 tokens"]),
         (short("prompts.jsonl", "", "dpo"), ["prompts.jsonl:1: chosen is missing"]),

@@ -92,8 +92,9 @@ def swapped(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_held_out_pairs_come_to_be_ranked(
     trained: Trained, tmp_path: Path, kind: str, label: Callable[..., list[dict[str, Any]]]
 ) -> None:
-    # A random model may tell capitals from small letters by chance, and so rank every pair rightly or every pair
-    # wrongly. But from one start it cannot rank them rightly by either labels, unless it learns the labels.
+    # A random model may tell capitals from small letters by chance, and so rank every pair rightly or every
+    # pair wrongly. But from one start it cannot rank them rightly by either labels, unless it learns the
+    # labels.
     held_out = write(tmp_path / "labelled.jsonl", label(rows(40, 2)))
     outcome = trained(kind=kind, learnt=label(rows(192, 1)), eval_data=held_out)
     summary = outcome.summary

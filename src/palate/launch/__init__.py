@@ -132,7 +132,7 @@ def train(
     way = chosen.way_of(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    shown = Display() if display == "auto" else display
+    shown = Display(titled=True) if display == "auto" else display
     with quieted(), Run(config, method=method, display=shown) as run:
         annotate = annotator_of(config, run, None if isinstance(judge, str) else judge)
         return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
