@@ -8,6 +8,10 @@ from .config import PairBatches as PairBatches
 from .config import Pairing as Pairing
 from .config import PairRounds as PairRounds
 from .config import RoundsConfig as RoundsConfig
+from .critic import load_critic as load_critic
+from .critic import pretraining as pretraining
+from .critic import price_of_kl as price_of_kl
+from .critic import reward_centre as reward_centre
 from .offline import always as always
 from .offline import fit as fit
 from .pair_rounds import implicit_rewards as implicit_rewards
@@ -19,11 +23,16 @@ from .records import account_of as account_of
 from .records import content_key as content_key
 from .records import once as once
 from .records import pairs_of as pairs_of
+from .records import read_examples as read_examples
 from .records import read_pairs as read_pairs
 from .records import records_of as records_of
 from .report import fresh_logps as fresh_logps
 from .report import group_numbers as group_numbers
 from .report import sample_numbers as sample_numbers
+from .rl_config import PolicyGradients as PolicyGradients
+from .rollouts import learn_phase as learn_phase
+from .rollouts import roll_out as roll_out
+from .rollouts import usable as usable
 from .rounds import kept_out as kept_out
 from .rounds import mean_reward as mean_reward
 from .rounds import prompts_of_round as prompts_of_round

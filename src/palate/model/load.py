@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +27,7 @@ from palate.model.fast.probe import disagreement
 from palate.model.given import network_of, tokenizer_of
 from palate.model.loaded import Engine, Head, LoadedModel
 from palate.model.plain.engine import PlainEngine
+from palate.model.shared import FROZEN
 from palate.model.source import find_source
 
 log = logging.getLogger("palate")
@@ -45,7 +47,8 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
 
     Args:
         cfg: model, adapter, dtype, device.
-        head: `lm` for token probabilities, `scalar` for one number per text.
+        head: `lm` for token probabilities, `scalar` for one number per text, `value` for one number
+            per token. A value head starts as a reward model's head if the model is one, else as zeros.
         seed: seed of the random initialisation of a new adapter or head.
         trainable: False loads the model for sampling or scoring only, without a new adapter.
 
@@ -91,11 +94,12 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         chat_template=template,
         variables=cfg.chat_template_kwargs,
     )
-    if head == "scalar":
+    if head != "lm":
         _set_unused_pad(network, codec)
     network.eval()
     if not trainable:
         network.requires_grad_(False)
+        FROZEN.add(network)
     elif cfg.checkpointing:
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     fresh = peft is not None and adapter is None
@@ -129,7 +133,7 @@ def _network(
     for key in dropout:
         setattr(config, key, 0.0)
     options = {"config": config, "dtype": dtype, "trust_remote_code": trust, "use_safetensors": True}
-    if head == "scalar":
+    if head != "lm":
         config.num_labels = 1
         network, info = AutoModelForSequenceClassification.from_pretrained(
             source, output_loading_info=True, **options
@@ -138,7 +142,10 @@ def _network(
             raise ModelError(
                 f"model {cfg.model!r} is not a causal model, so a scalar head cannot read its last token"
             )
-        if not new_head and any("score" in key for key in info["missing_keys"]):
+        missing = any("score" in key for key in info["missing_keys"])
+        if missing and head == "value":
+            nn.init.zeros_(network.score.weight)  # the first advantages are then plain returns
+        elif missing and not new_head:
             # Otherwise transformers initialises a random head, and every reward is noise.
             raise ModelError(
                 f"model {cfg.model!r} has no reward head (score.weight); is it a language model?"

@@ -20,3 +20,14 @@ def resume(place: RunDirectory, journal: Journal, latest: Checkpoint | None, met
     metrics.restore()
     with writing(place.path / "config.json"):
         place.settle()
+
+
+def resumed_at(step: int, steps: int, *, finished: bool) -> str:
+    """Return the message about a stage that an earlier start of the run began.
+
+    Args:
+        step: steps of the run that are done.
+        steps: steps of the run up to the end of the stage.
+        finished: True if the stage is done.
+    """
+    return f"{step} of {steps} steps are finished already" if finished else f"resuming after step {step}"

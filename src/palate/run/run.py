@@ -27,9 +27,9 @@ from palate.run.ending import how_to_resume
 from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.facts import remember, require_same
 from palate.run.files import writing
-from palate.run.metrics import Metrics, MetricsLog
+from palate.run.metrics import Metrics, MetricsLog, without_step
 from palate.run.progress import Progress
-from palate.run.resuming import resume
+from palate.run.resuming import resume, resumed_at
 from palate.run.seeds import seed_of
 from palate.run.trackers import check_trackers
 from palate.run.watch import save_batch
@@ -51,6 +51,7 @@ class Run:
         directory: the run's directory.
         journal: the run's journal; `attach` and `annotator` connect it to learners and annotators.
         meter: returns further numbers of each step, such as the cost of a judge.
+        drift: measures the KL between steps, and ends training where it passes a bound; None for neither.
 
     Args:
         cfg: the run's configuration; all fields are written, those of `RunConfig` are used.
@@ -81,7 +82,7 @@ class Run:
             undo.pop_all()
         self._stage = self._base = self._done = self._new_steps = 0
         self._started = self._within = False
-        self._drift: Drift | None = None
+        self.drift: Drift | None = None
         self._attached: list[Learner] = []
         self._measured: dict[str, Metrics] = {}
         self._ledger: Ledger | None = None
@@ -136,13 +137,9 @@ class Run:
 
     def annotator(self, annotate: Annotator, *, name: str = "reward") -> Annotator:
         """Return the annotator with its answers stored in the journal; `name` distinguishes annotators."""
-        kept = journaled(annotate, self.journal, name=name, observe=self.observe, say=self.display.say)
-
-        def annotated(groups: Sequence[Group]) -> list[Group]:
-            self._start()
-            return kept(groups)
-
-        return annotated
+        return journaled(
+            annotate, self.journal, name=name, start=self._start, observe=self.observe, say=self.display.say
+        )
 
     def ledger(self, cache: Path | None = None) -> Ledger:
         """Return the ledger of questions to judges and functions; it is part of the journal.
@@ -214,7 +211,7 @@ class Run:
 
         Raises:
             RunError: the stage's checkpoint is damaged or has other learners.
-            BoundReachedError: the KL passed its bound (`watch_kl`); the learners are at the last checkpoint
+            BoundReachedError: the KL passed its bound (`drift`); the learners are at the last checkpoint
                 within it.
         """
         self._start()
@@ -224,12 +221,11 @@ class Run:
         first, there = 0, self._checkpoints.restore(stage, *learners) if learners else None
         if there is not None:
             first = there.step
-            finished = f"{there.steps} of {base + count} steps are finished already"
             self.display.step(there.steps)
-            self.display.say(finished if first >= count else f"resuming after step {there.steps}")
+            self.display.say(resumed_at(there.steps, base + count, finished=first >= count))
         if there is not None and there.final:
             raise self._stopped_by_bound(there.steps)
-        if learners and there is None and stage == 0 and self._drift and self._drift.most is not None:
+        if learners and there is None and stage == 0 and self.drift and self.drift.most is not None:
             self._save(Position(0, 0, 0, self._metrics.count, ended=False, within=True), *learners)
         for step in range(first, count):
             self._begin_step(base + step, base + count)
@@ -243,9 +239,15 @@ class Run:
                 self._save(Position(stage, step + 1, base, self._metrics.count, last, near), *learners)
         self._stop_at(base + max(first, count))
 
-    def watch_kl(self, drift: Drift) -> None:
-        """Measure the KL in the coming steps, and end training where it passes a bound."""
-        self._drift = drift
+    @property
+    def step_count(self) -> int:
+        """Steps done by the stages that are finished."""
+        return self._base
+
+    @property
+    def last_step(self) -> Metrics | None:
+        """The metrics of the last step, also from before an interruption; None before the first step."""
+        return self._metrics.last_step
 
     @property
     def seconds(self) -> float:
@@ -284,10 +286,9 @@ class Run:
         self._start()
         key = f"{name} after step {self._done}"
         known = self.journal.metrics_of(key)
-        numbers = {name: value for name, value in known.items() if name != "step"} if known else compute()
+        self._measured[key] = numbers = compute() if known is None else without_step(known)
         if known is None:
             self._write({"step": self._done, **numbers}, key=key)
-        self._measured[key] = numbers
         return numbers
 
     @property
@@ -349,8 +350,7 @@ class Run:
         if isinstance(error, NonFiniteError):
             save_batch(self.directory / "nonfinite.jsonl", error)
         if isinstance(error, KeyboardInterrupt | BudgetError):
-            latest = self._checkpoints.latest
-            saved = None if latest is None else latest.position.steps
+            saved = (latest := self._checkpoints.latest) and latest.position.steps
             self.display.say(how_to_resume(self._progress.status.step, saved, overwrite=self.cfg.overwrite))
         with nullcontext() if error is None else suppress(RunError):  # report the first error
             self._progress.end(error)
@@ -370,9 +370,9 @@ class Run:
 
     def _is_near(self, last: bool, *learners: Learner) -> bool:
         """Measure the KL if it is due; True if it lies within a bound. Above it, BoundReachedError."""
-        if not learners or self._drift is None or not self._drift.is_due(self._done, last=last):
+        if not learners or self.drift is None or not self.drift.is_due(self._done, last=last):
             return False
-        drift, done = self._drift, self._done
+        drift, done = self.drift, self._done
         kl = self.measure("kl", lambda: {KL: drift.measure(done)})[KL]
         if drift.allows(kl):
             return drift.most is not None
