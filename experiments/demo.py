@@ -72,6 +72,8 @@ def run(seed: int, dtype: str, work: Path) -> dict[str, Any]:
 
 def documents(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """The parts of the page: a table of all rows, and the answers of each."""
+    if not rows:
+        return {"demo": ["This configuration has not been measured yet."], "answers": []}
     heads = (
         "number format", "seed", "steps", "win rate by VADER", "KL (nats)", "VADER before → after",
         "of ten, on topic by the rule", "seconds", "processor seconds",

@@ -193,7 +193,10 @@ def test_help_has_panels_types_defaults_and_texts() -> None:
     assert "--stop TEXT Texts that end a completion. Repeatable. --" in panel(text, "Sampling")
     data = panel(text, "Data")
     assert "(prompts that come with Palate). [required]" in data
-    assert "--map KEY=VALUE Names of the columns in your data, such as `prompt=instruction`. Repeatable. --limit" in data
+    assert (
+        "--map KEY=VALUE Names of the columns in your data, such as `prompt=instruction`. Repeatable. --limit"
+        in data
+    )
     model = panel(text, "Model")
     assert "--lora --no-lora Train a LoRA adapter" in model
     assert "[default: --lora]" in model
