@@ -28,7 +28,7 @@ import palate
 from machine import machine
 from marks import missing, write
 from palate.annotate.topic import score
-from palate.cli.quiet import quiet_libraries
+from palate.quiet import quiet_libraries
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "demo.yaml"
