@@ -1,4 +1,4 @@
-"""What the rows of `all_methods.py` come to: the table of docs/comparison.md, and a paragraph on each method's page.
+"""Write the table of docs/comparison.md and a paragraph on each method's page from the rows of `all_methods.py`.
 
 python experiments/comparison.py          # print the table
 python experiments/comparison.py --write  # put both into the documents, between their marks
