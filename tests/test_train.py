@@ -86,15 +86,15 @@ def test_the_same_arguments_give_the_same_run(train: Train) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": [{"prompt": "other", "n": 0}, *ROWS[1:4]]}, "the data is not what the run"),
-        ({"data": [{**ROWS[0], "n": 9}, *ROWS[1:4]]}, "the data is not what the run"),
-        ({"data": ROWS[:3]}, "with data '4 rows given in Python' and not '3 rows given in Python'"),
+        ({"data": [{"prompt": "other", "n": 0}, *ROWS[1:4]]}, "the data changed since the run"),
+        ({"data": [{**ROWS[0], "n": 9}, *ROWS[1:4]]}, "the data changed since the run"),
+        ({"data": ROWS[:3]}, "data is '4 rows given in Python' there and '3 rows given in Python' here"),
         (
             {"reward": weighted(2.0)},
-            "the code of the function weighted.<locals>.reward given in Python is",
+            "the code of the function weighted.<locals>.reward given in Python changed since",
         ),
-        ({"reward": (2.0, weighted(1.0))}, "and not .'2[*]function weighted"),
-        ({"reward": "length:3"}, "and not .'length:3'"),
+        ({"reward": (2.0, weighted(1.0))}, "there and .'2[*]function weighted"),
+        ({"reward": "length:3"}, "there and .'length:3'. here"),
     ],
 )
 def test_other_objects_are_refused(train: Train, changes: dict[str, Any], message: str) -> None:
