@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 import yaml
-from palate.cli.quiet import quiet_libraries
 
 import palate
 from machine import machine
 from marks import missing, write
 from palate.annotate.topic import score
+from palate.quiet import quiet_libraries
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "demo.yaml"

@@ -127,7 +127,9 @@ def test_a_judge(train: Train) -> None:
 
 def test_a_judge_has_no_scale_for_thresholds() -> None:
     judge = ScriptedJudge(lambda first, second: 0.5, name="even")
-    with pytest.raises(palate.ConfigError, match="'judge even given in Python', whose numbers are of"):
+    with pytest.raises(
+        palate.ConfigError, match="'judge even given in Python', whose numbers are comparable within one"
+    ):
         palate.train("rest", data=ROWS, reward=judge)
 
 
@@ -156,6 +158,6 @@ def test_progress_is_shown_unless_it_is_silenced(train: Train, capsys: pytest.Ca
     train(display="auto", overwrite=True)
     shown = capsys.readouterr()
     assert shown.out == ""
-    title, step = shown.err.splitlines()
+    title, *_, step = shown.err.splitlines()
     assert title.startswith("oaif  ")
     assert step.startswith("step 1/1  reward ")
