@@ -333,6 +333,9 @@ def test_defaults_follow_the_estimator() -> None:
     made = [RLHFConfig.model_validate({"data": "-", "estimator": e}) for e in ("gae", "reinforce", "rloo")]
     assert [(c.n, c.ppo_epochs, c.whiten) for c in made] == [(1, 4, True), (1, 1, True), (4, 1, False)]
 
+    short, long = (RLHFConfig.model_validate({"data": "-", "max_new_tokens": n}) for n in (64, 65))
+    assert (short.lam, long.lam) == (0.95, 1.0)
+
 
 # ---- Two learners ------------------------------------------------------------------------------------
 

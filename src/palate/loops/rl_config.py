@@ -92,8 +92,7 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfi
     def _of_estimator(cls, given: Any) -> Any:
         if isinstance(given, dict):
             own = BY_ESTIMATOR.get(str(given.get("estimator", "gae")), {})
-            if _is_long(given.get("max_new_tokens")):
-                own = {**own, "lam": 1.0}
+            own = {**own, "lam": 1.0 if _is_long(given.get("max_new_tokens")) else 0.95}
             return {**given, **{name: value for name, value in own.items() if given.get(name) is None}}
         return given
 
