@@ -19,9 +19,9 @@ DATA = {"data": "x.jsonl"}
     [
         (
             {**DATA, "stpes": 5},
-            "unknown setting stpes; did you mean steps? `palate run oaif --help` lists them",
+            "unknown setting stpes; did you mean steps? `palate run oaif --help` lists the settings",
         ),
-        ({**DATA, "zzz": 5}, "unknown setting zzz; `palate run oaif --help` lists them"),
+        ({**DATA, "zzz": 5}, "unknown setting zzz; `palate run oaif --help` lists the settings"),
         ({**DATA, "beta": 0}, "beta is 0, expected a number greater than 0"),
         ({**DATA, "beta": True}, "beta is true, expected a number greater than 0"),
         ({**DATA, "loss": "dop"}, "loss is 'dop', expected one of dpo, ipo, hinge_norm, did you mean dpo?"),
@@ -40,14 +40,16 @@ def test_mistakes_read_as_on_the_command_line(settings: dict[str, Any], message:
 
 
 def test_a_setting_of_another_variant() -> None:
-    with pytest.raises(ConfigError, match=r"variant is direct, .* so keep would do nothing; leave it out"):
+    with pytest.raises(ConfigError, match=r"variant is direct, .* keep would have no effect; leave it out"):
         configured(METHODS["rso"], None, {**DATA, "variant": "direct", "keep": 9})
 
 
 def test_unknown_methods() -> None:
     with pytest.raises(ConfigError) as caught:
         method_named("oafi", METHODS)
-    assert str(caught.value) == "unknown method 'oafi'; did you mean 'oaif'? `palate methods` lists them"
+    assert (
+        str(caught.value) == "unknown method 'oafi'; did you mean 'oaif'? `palate methods` lists the methods"
+    )
 
 
 def test_a_configuration_is_used_as_it_is() -> None:

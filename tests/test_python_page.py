@@ -65,7 +65,9 @@ def test_the_code_runs(
     names: dict[str, object] = {"__name__": "example"}
     exec(compile(code, "example.py", "exec"), names)
     shown = capsys.readouterr()
-    assert "unknown setting stesp; did you mean steps? `palate run oaif --help` lists them" in shown.out
+    assert (
+        "unknown setting stesp; did you mean steps? `palate run oaif --help` lists the settings" in shown.out
+    )
     assert "<Outcome of oaif: 1 steps, mean reward" in shown.out
     assert "step 1/1" in shown.err  # no terminal: a line per step
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"oaif", "words", "mixed", "loaded"}

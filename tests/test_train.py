@@ -86,15 +86,15 @@ def test_the_same_arguments_give_the_same_run(train: Train) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": [{"prompt": "other", "n": 0}, *ROWS[1:4]]}, "the data is not what the run"),
-        ({"data": [{**ROWS[0], "n": 9}, *ROWS[1:4]]}, "the data is not what the run"),
-        ({"data": ROWS[:3]}, "with data '4 rows given in Python' and not '3 rows given in Python'"),
+        ({"data": [{"prompt": "other", "n": 0}, *ROWS[1:4]]}, "the data changed since the run"),
+        ({"data": [{**ROWS[0], "n": 9}, *ROWS[1:4]]}, "the data changed since the run"),
+        ({"data": ROWS[:3]}, "data is '4 rows given in Python' there and '3 rows given in Python' here"),
         (
             {"reward": weighted(2.0)},
-            "the code of the function weighted.<locals>.reward given in Python is",
+            "the code of the function weighted.<locals>.reward given in Python changed since",
         ),
-        ({"reward": (2.0, weighted(1.0))}, "and not .'2[*]function weighted"),
-        ({"reward": "length:3"}, "and not .'length:3'"),
+        ({"reward": (2.0, weighted(1.0))}, "there and .'2[*]function weighted"),
+        ({"reward": "length:3"}, "there and .'length:3'. here"),
     ],
 )
 def test_other_objects_are_refused(train: Train, changes: dict[str, Any], message: str) -> None:
@@ -127,7 +127,9 @@ def test_a_judge(train: Train) -> None:
 
 def test_a_judge_has_no_scale_for_thresholds() -> None:
     judge = ScriptedJudge(lambda first, second: 0.5, name="even")
-    with pytest.raises(palate.ConfigError, match="'judge even given in Python', whose numbers are of"):
+    with pytest.raises(
+        palate.ConfigError, match="'judge even given in Python', whose numbers are comparable within one"
+    ):
         palate.train("rest", data=ROWS, reward=judge)
 
 
@@ -156,6 +158,6 @@ def test_progress_is_shown_unless_it_is_silenced(train: Train, capsys: pytest.Ca
     train(display="auto", overwrite=True)
     shown = capsys.readouterr()
     assert shown.out == ""
-    title, step = shown.err.splitlines()
+    title, *_, step = shown.err.splitlines()
     assert title.startswith("oaif  ")
     assert step.startswith("step 1/1  reward ")

@@ -179,7 +179,7 @@ def test_a_bound_on_the_kl_ends_training_within_it(
     name: str, options: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:  # of so few samples the estimate may be anything
-        patch.setattr("palate.launch.kl_from", lambda *_, **__: 1.0)
+        patch.setattr("palate.launch.measure.kl_from", lambda *_, **__: 1.0)
         outcome = train(name, options(name, max_kl=0.5, kl_every=2, eval_data=None))
     assert [row["kl/fresh"] for row in rows_of(outcome.run.directory) if "kl/fresh" in row] == [1.0]
     assert outcome.summary["steps"] == outcome.learner.version == 0  # back to the start

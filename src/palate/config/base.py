@@ -55,7 +55,7 @@ def expand_home(given: Any) -> Any:
         return [expand_home(one) for one in given]
     return (
         re.sub(r"^([\d.]+\*)?~(?=/)", lambda m: f"{m[1] or ''}{Path.home()}", given)
-        if isinstance(given, str)
+        if type(given) is str  # an object in place of a name is a text of another class
         else given
     )
 

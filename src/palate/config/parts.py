@@ -130,8 +130,7 @@ class Sampling(Config):
     min_new_tokens: int = Field(0, ge=0)
     """Minimum number of tokens before a completion can end."""
     max_new_tokens: int = Field(256, ge=1)
-    """Maximum number of tokens per completion; longer completions are truncated,
-    and their rewards are rewards of beginnings."""
+    """Maximum number of tokens per completion; longer completions are truncated."""
     stop: Names = ()
     """Texts that end a completion."""
     sampling_rows: int = Field(64, ge=1)
