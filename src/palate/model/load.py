@@ -85,7 +85,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
             peft = fresh_adapter(network, cfg, head)
     if peft is not None:
         settle(peft, dtype)
-    _check_vocabulary(network, tokenizer, cfg.model)
+    _check_vocabulary(network, tokenizer, cfg.model, template)
     codec = Codec(
         tokenizer,
         eos_ids=_end_ids(network),
@@ -200,10 +200,20 @@ def _max_length(cfg: ModelConfig, config: Any, tokenizer: Any) -> int:
     return cfg.max_length or own or _NO_LIMIT
 
 
-def _check_vocabulary(network: Any, tokenizer: Any, name: str) -> None:
-    """Raise ModelError if the tokenizer has tokens that the embedding has no rows for."""
+def _check_vocabulary(network: Any, tokenizer: Any, name: str, template: str | None) -> None:
+    """Raise ModelError if texts can have tokens without a row in the embedding.
+
+    Special tokens that no text contains, such as a padding token that a tokenizer class adds, need no row.
+    """
     rows = network.get_input_embeddings().weight.shape[0]
-    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    rendered = template or str(tokenizer.chat_template or "")
+    ends = {tokenizer.bos_token, tokenizer.eos_token}
+    special = set(tokenizer.all_special_tokens)
+    beyond = sorted(
+        (i, token)
+        for token, i in tokenizer.get_vocab().items()
+        if i >= rows and (token not in special or token in ends or token in rendered)
+    )
     if beyond:
         first, token = beyond[0]
         raise ModelError(
