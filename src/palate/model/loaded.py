@@ -168,6 +168,7 @@ class LoadedModel:
         generation = self.network.generation_config if self.head == "lm" else None
         if generation is not None:
             generation.eos_token_id = end_ids if len(end_ids) > 1 else end_ids[0]
+            generation._from_model_config = False  # else transformers may replace it by the model's config
         try:
             if self.peft is not None:
                 self.peft.save_pretrained(directory, save_embedding_layers=self.whole_embeddings)
