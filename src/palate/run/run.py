@@ -200,13 +200,13 @@ class Run:
         return value if known is None else known
 
     def report_data(self, source: str, account: Account) -> None:
-        """Show what is skipped and not used of a data set; keep it in config.json and skipped.jsonl.
+        """Show how much of a data set is used, and what is not; keep it in config.json and skipped.jsonl.
 
         Raises:
             RunError: it cannot be written.
         """
         self._accounts[source] = account
-        for line in account.lines():
+        for line in (*account.overview(), *account.lines()):
             self.display.say(f"{source}: {line}")
         with writing(self.directory / "config.json"):
             self._place.add("data", {name: one.summary() for name, one in self._accounts.items()})
