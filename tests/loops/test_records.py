@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from palate.data import Account
 from palate.errors import DataError
-from palate.loops.records import content_key, pairs_of
+from palate.loops.records import REPEATED, content_key, pairs_of, records_of
 from palate.testing import tiny_policy
 from palate.types import Comparison, Completion, Example, Pair, Prompt
 
@@ -23,6 +24,22 @@ def test_pairs_that_become_equal_by_being_cut_are_left_out_and_counted(tiny: str
     assert dropped == 1
     with pytest.raises(DataError, match=r"data\.jsonl: after truncation to the model's context"):
         pairs_of(policy, [SAME_WHEN_CUT], "data.jsonl")
+
+
+def test_lengths_and_repeats_are_counted(tiny: str) -> None:
+    policy = tiny_policy(Path(tiny))
+    rows = [Comparison(Prompt("q", where=f"f:{n}"), text, "no") for n, text in enumerate(("yes", "y", "yes"))]
+    account = Account(rows=3)
+    pairs = pairs_of(policy, rows, "f", account)
+    before = len(policy.model.codec.prompt_ids(Prompt("q")))
+    assert account.lengths == [before + 4, before + 3, before + 4]  # the longer of the two, with its end
+    assert [(text, str(tally)) for text, tally in account.notes.items()] == [(REPEATED, "1 row, first f:2")]
+    assert len(pairs) == 3
+    asked = [Prompt("q", {"wanted": wanted}, f"f:{wanted}") for wanted in "aba"]
+    account = Account(rows=3)
+    assert records_of(policy, asked, "f", account, lambda prompt: prompt) == asked
+    assert account.lengths == [before] * 3
+    assert str(account.notes[REPEATED]) == "1 row, first f:a"
 
 
 def test_a_key_tells_contents_columns_and_order() -> None:

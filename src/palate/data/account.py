@@ -16,8 +16,8 @@ MOST_EXAMPLES = 3
 _MOST_LISTED = 10_000
 """Skipped rows that are remembered one by one; all are counted."""
 
-SHARES = (0, 0.1, 0.5, 0.9, 0.99, 1)
-"""Shares of the rows for which lengths are shown."""
+QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1}
+"""The quantiles of lengths that are shown."""
 
 
 class RowError(DataError):
@@ -191,8 +191,9 @@ class Account:
         rows = f"{self.rows:,} row{'s' if self.rows != 1 else ''}"
         yield f"{rows}, all of them used" if self.used == self.rows else f"{self.used:,} of {rows} are used"
         if self.lengths:
-            middle, most, longest = (quantile(self.lengths, share) for share in (0.5, 0.9, 1))
-            yield f"tokens per row: median {middle:,}, 90 % have up to {most:,}, the longest has {longest:,}"
+            found = quantiles(self.lengths)
+            parts = ", ".join(f"{name} {found[name]:,}" for name in ("median", "90 %", "longest"))
+            yield f"tokens per row: {parts}"
 
     def lines(self) -> Iterator[str]:
         """One line for each thing that a user should know."""
@@ -214,7 +215,7 @@ class Account:
         return {
             "rows": self.rows,
             "used": self.used,
-            "tokens": {f"{share:g}": quantile(self.lengths, share) for share in SHARES if self.lengths},
+            "tokens": quantiles(self.lengths),
             "skipped": dict(self.reasons),
             **{
                 name: {key: {"rows": t.count, "first": t.where} for key, t in part.items()}
@@ -223,9 +224,11 @@ class Account:
         }
 
 
-def quantile(values: Sequence[int], share: float) -> int:
-    """Return the smallest of the values that at least this share of them does not exceed."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+def quantiles(values: Sequence[int]) -> dict[str, int]:
+    """Return the `QUANTILES`: the smallest value that at least this share of them does not exceed."""
+    ranked = sorted(values)
+    places = {name: max(0, math.ceil(share * len(ranked)) - 1) for name, share in QUANTILES.items()}
+    return {name: ranked[place] for name, place in places.items()} if ranked else {}
 
 
 def _count(tallies: dict[str, Tally], name: str, where: str) -> None:

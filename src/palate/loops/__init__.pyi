@@ -15,6 +15,7 @@ from .pair_rounds import labeller as labeller
 from .pair_rounds import pairs_of_round as pairs_of_round
 from .pairing import paired as paired
 from .pairing import with_best as with_best
+from .records import REPEATED as REPEATED
 from .records import account_of as account_of
 from .records import content_key as content_key
 from .records import distinct as distinct
