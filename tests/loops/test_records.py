@@ -17,13 +17,14 @@ SAME_WHEN_CUT = Comparison(Prompt("cut"), "a" * 40 + "b", "a" * 40 + "c")
 def test_pairs_that_become_equal_by_being_cut_are_left_out_and_counted(tiny: str) -> None:
     policy = tiny_policy(Path(tiny), model={"max_length": 40})
     fine = Comparison(Prompt("fine"), "yes", "no", margin=2.0)
-    pairs, dropped = pairs_of(policy, [SAME_WHEN_CUT, fine], "data.jsonl")
+    account = Account(rows=2)
+    pairs = pairs_of(policy, [SAME_WHEN_CUT, fine], "data.jsonl", account)
     assert [(p.prompt.text, p.chosen.text, p.rejected.text, p.margin) for p in pairs] == [
         ("fine", "yes", "no", 2.0)
     ]
-    assert dropped == 1
+    assert account.dropped_rows == 1
     with pytest.raises(DataError, match=r"data\.jsonl: after truncation to the model's context"):
-        pairs_of(policy, [SAME_WHEN_CUT], "data.jsonl")
+        pairs_of(policy, [SAME_WHEN_CUT], "data.jsonl", Account(rows=1))
 
 
 def test_lengths_and_repeats_are_counted(tiny: str) -> None:

@@ -19,25 +19,36 @@ PROMPT, LEARNT, CUT, LABEL = "cyan", "bold green", "red strike", "dim"
 """The styles of a prompt, of what is learnt, of what is cut off, and of labels."""
 
 
-def show_inspection(inspection: Inspection, codec: Codec, source: str, rows: int, console: Console) -> None:
-    """Print the figures of all rows, then the first rows with the parts in colour."""
+def show_inspection(
+    inspection: Inspection, codec: Codec, source: str, rows: int, console: Console, *, room: int = 1
+) -> None:
+    """Print the figures of all rows, then the first rows with the parts in colour.
+
+    Args:
+        inspection: the rows.
+        codec: the tokenizer that they were read with.
+        source: the name of the data.
+        rows: the number of rows to print.
+        console: the output.
+        room: tokens that the method samples after a prompt.
+    """
     console.print(Text(plain(f"{source}, read as {inspection.kind}, in the tokens of {codec.name}\n")))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style=LABEL, no_wrap=True)
     facts.add_column(overflow="fold")
-    for label, text in _facts(inspection, codec):
+    for label, text in _facts(inspection, codec, room):
         facts.add_row(label, Text(plain(text)))
     console.print(facts)
     console.print()
     console.print(_lengths(inspection))
     if rows and console.is_terminal:
-        legend = [("prompt", PROMPT), "  ", ("learnt", LEARNT), "  ", ("cut off", CUT)]
-        console.print(Text.assemble("\n", *legend))
+        console.print()
+        console.print(Text("prompt", PROMPT), Text("learnt", LEARNT), Text("cut off", CUT))
     for row in inspection.rows[:rows]:
         _show_row(row, inspection, console)
 
 
-def _facts(inspection: Inspection, codec: Codec) -> Iterator[tuple[str, str]]:
+def _facts(inspection: Inspection, codec: Codec, room: int) -> Iterator[tuple[str, str]]:
     """Yield labels and texts."""
     account, total = inspection.account, len(inspection.rows)
     yield "rows", next(account.overview())
@@ -55,6 +66,10 @@ def _facts(inspection: Inspection, codec: Codec) -> Iterator[tuple[str, str]]:
         "cut",
         f"{_of(cut, total)} have an answer beyond {limit}" if cut else f"no row is longer than {limit}",
     )
+    full = [row for row in inspection.rows if row.tokens + room > codec.max_length]
+    if full and inspection.kind == "prompts":
+        advice = "a run skips them; shorten them or lower --max-new-tokens"
+        yield "no room", f"{_of(full, total)} leave no room for {room:,} new tokens: {advice}"
     repeats = account.notes.get(REPEATED)
     yield "repeats", f"{repeats}, the same as an earlier row" if repeats else "no row repeats an earlier one"
     yield "end", f"{codec.decode([codec.end_id])} closes a completion from data"

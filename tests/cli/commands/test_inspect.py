@@ -91,14 +91,14 @@ def test_without_a_method_the_rows_say_how_they_are_read(
 ) -> None:
     write(data, rows)
     shown = lines(capsys, data, "--model", tiny)
-    assert shown == lines(capsys, data, "--model", tiny, "--method", method, "--max-new-tokens", "1")
+    assert shown == lines(capsys, data, "--model", tiny, "--method", method)
 
 
 def test_a_way_of_a_method_that_reads_other_rows(
     data: Path, tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(data, PAIRS)
-    prompts = lines(capsys, data, "--model", tiny, "--method", "rso", "--max-new-tokens", "9")
+    prompts = lines(capsys, data, "--model", tiny, "--method", "rso")
     pairs = lines(capsys, data, "--model", tiny, "--method", "rso", "--variant", "direct")
     assert [line["completion"] for line in prompts] == ["", "", "", ""]
     assert [line["completion"] for line in pairs] == ["blue<end>", "blue<end>"]
@@ -191,9 +191,10 @@ def test_mistakes(
     assert err.count("\n") == 1
 
 
-def test_prompts_that_leave_no_room_are_refused_as_in_a_run(
-    data: Path, tiny: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prompts_that_leave_no_room(data: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     write(data, ASKED)
-    assert main(["inspect", str(data), "--model", tiny, "--method", "oaif"]) == 2
+    words = ["inspect", str(data), "--model", tiny, "--method", "oaif"]
+    assert main(words) == 0
+    assert "leave no room for 256 new tokens" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--max-new-tokens", "256"]) == 2
     assert "leaves no room for 256 new in the 256" in capsys.readouterr().err

@@ -72,15 +72,15 @@ def test_without_a_template_and_as_a_text(tokenizer_of):
 def test_other_tokens_than_the_rendering_are_seen(tokenizer_of):
     codec = codec_of(tokenizer_of(SPECIAL))
     _, made, start = codec._made(Prompt("hi"), ["yes it is"], None)
-    parts = {"encoder": codec._encoder, "decode": codec.decode, "end_ids": codec.end_ids}
+    parts = codec._encoder, codec.decode, codec.end_ids
     ids = made[0].ids
     for changed in (
         (*ids[:start], ids[0], *ids[start + 1 :]),
         (*ids[: start - 1], *ids[start:]),
         (*ids[:-1], ids[0], ids[-1]),
     ):
-        assert not show(replace(made[0], ids=changed), start, 100, ids[:start], **parts).matches
-    assert show(made[0], start, 100, ids[:start], **parts).matches
+        assert not show(replace(made[0], ids=changed), start, 100, ids[:start], *parts).matches
+    assert show(made[0], start, 100, ids[:start], *parts).matches
     other_end = (*ids[:-1], codec.tokenizer.convert_tokens_to_ids("<s>"))
-    parts["end_ids"] = {ids[-1], other_end[-1]}
-    assert not show(replace(made[0], ids=other_end), start, 100, ids[:start], **parts).matches
+    ends = {ids[-1], other_end[-1]}
+    assert not show(replace(made[0], ids=other_end), start, 100, ids[:start], *parts[:2], ends).matches

@@ -32,8 +32,8 @@ class InspectConfig(ModelConfig, DataConfig):
     variant: str | None = None
     """Variant of the method, such as `direct`, if it has several that read different rows."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """Tokens that a prompt must leave for a completion; default: those of the method. Only for methods that
-    sample."""
+    """Tokens that a prompt must leave for a completion, for methods that sample; prompts that leave less are
+    skipped, as in a run. Default: 1, and the figures say how many leave less than the method's default."""
     rows: int = Field(5, ge=0)
     """Number of rows to show, from the start of the data. The figures cover all rows."""
     json_lines: bool = False
@@ -42,7 +42,7 @@ class InspectConfig(ModelConfig, DataConfig):
 
 def inspect(config: InspectConfig) -> int:
     """Read the data, turn every row into tokens and print the result."""
-    method, kind, need = _how(config)
+    method, kind, room = _how(config)
 
     from palate.inspection import look, read
 
@@ -54,7 +54,7 @@ def inspect(config: InspectConfig) -> int:
     quiet_libraries()
     scalar = method is not None and method.learner is not None
     codec = load_codec(config.part(ModelConfig), head="scalar" if scalar else "lm")
-    inspection = look(codec, rows, config.data, need=need)
+    inspection = look(codec, rows, config.data, need=config.max_new_tokens or 1)
     if config.json_lines:
         for line in inspection.lines(config.rows):
             print(jsonlib.dumps(line, ensure_ascii=False))
@@ -64,19 +64,19 @@ def inspect(config: InspectConfig) -> int:
 
     from palate.cli.inspected import show_inspection
 
-    show_inspection(inspection, codec, config.data, config.rows, Console())
+    show_inspection(inspection, codec, config.data, config.rows, Console(), room=room)
     return 0
 
 
 def _how(config: InspectConfig) -> tuple[Method | None, Data | None, int]:
-    """Return the method, the kind of rows that it reads, and the tokens that it samples per completion."""
+    """Return the method, the kind of rows that it reads, and the most tokens that it samples by default."""
     from palate.arguments import method_named
     from palate.methods import METHODS
 
     if config.method is None:
         if config.variant is not None:
             raise ConfigError(f"variant is {config.variant!r} without a method; give --method too")
-        return None, None, config.max_new_tokens or 1
+        return None, None, 1
     method = method_named(config.method, METHODS)
     variants = [name for way in method.ways for name in way.variants]
     if config.variant is not None and config.variant not in variants:
@@ -84,8 +84,7 @@ def _how(config: InspectConfig) -> tuple[Method | None, Data | None, int]:
         raise ConfigError(f"variant is {config.variant!r}, {known}")
     way = method.variant(config.variant)
     own: Any = way.config.model_fields.get("max_new_tokens")
-    need = config.max_new_tokens or (own.default if own is not None else 1)
-    return method, way.learns_from, need
+    return method, way.learns_from, own.default if own is not None else 1
 
 
 COMMAND = Command(

@@ -160,12 +160,9 @@ class Codec:
         """Return the same as `answers`, and every answer as texts for people."""
         prompt, made, start = self._made(prompt, contents, finishes)
         room, before = self.room(prompt), self.prompt_ids(prompt)
-        parts = {"encoder": self._encoder, "decode": self.decode, "end_ids": self.end_ids}
-        return (
-            prompt,
-            tuple(self._completion(prompt, a, start, room) for a in made),
-            tuple(show(a, start, room, before, **parts) for a in made),
-        )
+        completions = tuple(self._completion(prompt, a, start, room) for a in made)
+        texts = (show(a, start, room, before, self._encoder, self.decode, self.end_ids) for a in made)
+        return prompt, completions, tuple(texts)
 
     def shown_prompt(self, prompt: Prompt) -> str:
         """Return what sampling follows, as text with all special tokens.

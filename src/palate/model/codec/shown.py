@@ -39,7 +39,6 @@ def show(
     start: int,
     room: int,
     before: Sequence[int],
-    *,
     encoder: Encoder,
     decode: Callable[[Sequence[int]], str],
     end_ids: Collection[int],
