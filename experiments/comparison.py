@@ -1,4 +1,4 @@
-"""Write the table of docs/comparison.md and a paragraph on each method page from the rows of `all_methods.py`.
+"""Write docs/comparison.md's table and a paragraph on each method page from the rows of `all_methods.py`.
 
 python experiments/comparison.py          # print the table
 python experiments/comparison.py --write  # put both into the documents, between their marks

@@ -62,6 +62,7 @@ def folder(tmp_path: Path) -> Path:
         "sample --help",
         "chat --help",
         "report --help",
+        "inspect --help",
         *(f"run {name} --help" for name in METHODS),
     ],
 )
@@ -89,6 +90,10 @@ def test_what_answers_at_once(folder: Path, line: str) -> None:
         "chat nowhere",
         "report",
         "report nowhere",
+        "inspect",
+        "inspect x --rows -1",
+        "inspect x --method dpoo",
+        "inspect x.jsonl",
         "runs nowhere",
     ],
 )

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from palate.data import Account
 from palate.errors import DataError
-from palate.loops.records import content_key, pairs_of
+from palate.loops.records import REPEATED, content_key, pairs_of, records_of
 from palate.testing import tiny_policy
 from palate.types import Comparison, Completion, Example, Pair, Prompt
 
@@ -16,13 +17,30 @@ SAME_WHEN_CUT = Comparison(Prompt("cut"), "a" * 40 + "b", "a" * 40 + "c")
 def test_pairs_that_become_equal_by_being_cut_are_left_out_and_counted(tiny: str) -> None:
     policy = tiny_policy(Path(tiny), model={"max_length": 40})
     fine = Comparison(Prompt("fine"), "yes", "no", margin=2.0)
-    pairs, dropped = pairs_of(policy, [SAME_WHEN_CUT, fine], "data.jsonl")
+    account = Account(rows=2)
+    pairs = pairs_of(policy, [SAME_WHEN_CUT, fine], "data.jsonl", account)
     assert [(p.prompt.text, p.chosen.text, p.rejected.text, p.margin) for p in pairs] == [
         ("fine", "yes", "no", 2.0)
     ]
-    assert dropped == 1
+    assert account.dropped_rows == 1
     with pytest.raises(DataError, match=r"data\.jsonl: after truncation to the model's context"):
-        pairs_of(policy, [SAME_WHEN_CUT], "data.jsonl")
+        pairs_of(policy, [SAME_WHEN_CUT], "data.jsonl", Account(rows=1))
+
+
+def test_lengths_and_repeats_are_counted(tiny: str) -> None:
+    policy = tiny_policy(Path(tiny))
+    rows = [Comparison(Prompt("q", where=f"f:{n}"), text, "no") for n, text in enumerate(("yes", "y", "yes"))]
+    account = Account(rows=3)
+    pairs = pairs_of(policy, rows, "f", account)
+    before = len(policy.model.codec.prompt_ids(Prompt("q")))
+    assert account.lengths == [before + 4, before + 3, before + 4]  # the longer of the two, with its end
+    assert [(text, str(tally)) for text, tally in account.notes.items()] == [(REPEATED, "1 row, first f:2")]
+    assert len(pairs) == 3
+    asked = [Prompt("q", {"wanted": wanted}, f"f:{wanted}") for wanted in "aba"]
+    account = Account(rows=3)
+    assert records_of(policy, asked, "f", account, lambda prompt: prompt) == asked
+    assert account.lengths == [before] * 3
+    assert str(account.notes[REPEATED]) == "1 row, first f:a"
 
 
 def test_a_key_tells_contents_columns_and_order() -> None:

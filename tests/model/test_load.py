@@ -14,7 +14,7 @@ from palate.config import EMBEDDED, ModelConfig, Sampling
 from palate.errors import ModelError
 from palate.learn import Pairwise, Policy
 from palate.losses import PAIR_LOSSES
-from palate.model import LoadedModel, embedded, embedded_model, load_model, scalar_outputs
+from palate.model import Codec, LoadedModel, embedded, embedded_model, load_codec, load_model, scalar_outputs
 from palate.model.rollouts import sample
 from palate.testing import CHAT, byte_tokenizer, tiny_model
 from palate.types import Comparison, Pair, Prompt
@@ -514,3 +514,55 @@ def test_the_embedded_model_from_an_empty_cache(tmp_path: Path, monkeypatch: pyt
         assert model.codec.tokenizer.convert_tokens_to_ids("<jupyter_code>") not in nasty
     finally:
         (directory / "model.safetensors").unlink()  # pytest keeps temporary directories; this one is large
+
+
+# ---- The codec alone -------------------------------------------------------------------------------
+
+
+def alike(one: Codec, other: Codec) -> bool:
+    """Whether two codecs end, cut and tokenise alike."""
+    facts = [
+        (
+            codec.end_id,
+            codec.end_ids,
+            codec.max_length,
+            codec.has_template,
+            codec.template.source(),
+            codec.prompt_ids(Prompt("hi")),
+        )
+        for codec in (one, other)
+    ]
+    return facts[0] == facts[1]
+
+
+@pytest.mark.parametrize("head", ["lm", "scalar"])
+@pytest.mark.parametrize(
+    "generation", [None, {"eos_token_id": [70, 257]}, {"eos_token_id": 71}, {"max_new_tokens": 3}]
+)
+def test_a_codec_alone_is_that_of_the_loaded_model(tmp_path: Path, generation, head: str) -> None:
+    model = tiny_model(tmp_path / "model", chat=True, eos_token_id=[257, 72])
+    (tmp_path / "model" / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps(generation))
+    whole = load(model, head=head).codec
+    (tmp_path / "model" / "model.safetensors").unlink()
+    cfg = ModelConfig(model=model)
+    assert alike(load_codec(cfg, head=head), whole)
+    assert whole.end_ids >= {257, 72}
+
+
+def test_a_codec_alone_of_an_adapter(make_policy: MakePolicy, tmp_path: Path) -> None:
+    make_policy(model={"lora": True, "lora_rank": 2}).save(tmp_path / "adapter")
+    path = str(tmp_path / "adapter")
+    assert alike(load_codec(ModelConfig(model=path)), load(path, lora=True).codec)
+
+
+def test_a_codec_alone_of_what_no_method_could_train(tmp_path: Path, tiny: str) -> None:
+    small = tiny_model(tmp_path / "small", vocab_size=258)
+    with pytest.raises(ModelError, match="258 rows in its embedding"):
+        load_codec(ModelConfig(model=small))
+    edit_json(Path(small) / "config.json", architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(ModelError, match="is a reward model and cannot generate text"):
+        load_codec(ModelConfig(model=small))
+    with pytest.raises(ModelError, match="supports at most 256 tokens"):
+        load_codec(ModelConfig(model=tiny, max_length=257))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from palate.report.plots import Interval
@@ -143,3 +144,31 @@ def test_settings(record: Record) -> None:
         ("method", False, ("oaif", "oaif")),
         ("resolved.dtype", True, ("", "float32")),
     ]
+
+
+def test_the_use_of_the_data_is_a_table(record: Record) -> None:
+    account = {
+        "rows": 5,
+        "used": 3,
+        "tokens": {"median": 9, "longest": 12},
+        "skipped": {"rejected is missing": 1},
+        "dropped": {"the same": {"rows": 1, "first": "a.jsonl:2"}},
+        "unused": {"column 'x'": {"rows": 5, "first": ""}},
+        "notes": {},
+    }
+    one, other = record(), record()
+    described = replace(one, description={**one.description, "data": {"a.jsonl": account}})
+    assert [title for title, _ in settings([one])] == ["configuration", "versions and machine"]
+    tables = dict(settings([described, other]))
+    assert tables["data"] == [
+        ("a.jsonl: rows read", True, ("5", "")),
+        ("a.jsonl: rows used", True, ("3", "")),
+        ("a.jsonl: tokens per row", True, ("median: 9; longest: 12", "")),
+        ("a.jsonl: rows skipped", True, ("rejected is missing: 1", "")),
+        ("a.jsonl: rows left out", True, ("the same (rows: 1, first a.jsonl:2)", "")),
+        ("a.jsonl: not used", True, ("column 'x' (rows: 5)", "")),
+    ]
+    assert not any("data" in name for name, _, _ in tables["versions and machine"])
+    for damaged in ("x", ["x"], {"a": "x"}, {"a": {"rows": None, "skipped": {}}}):
+        odd = replace(one, description={**one.description, "data": damaged})
+        assert "data" not in dict(settings([odd]))

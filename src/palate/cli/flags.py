@@ -115,7 +115,7 @@ def _field_parameter(
     notes = ["Repeatable."] * many + ["[required]"] * required
     default = base.get(name, None if field.is_required() else field.get_default(call_default_factory=True))
     parameter = Parameter(
-        name=flag_name(name),
+        name=getattr(cls, "flags", {}).get(name, flag_name(name)),
         negative=_negative(name) if hint is bool else (),
         help=" ".join([*description(cls, name).split(), *notes]),
         metavar=None if hint is bool else metavar(hint),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,9 @@ MOST_EXAMPLES = 3
 """Reasons that a refusal shows, the commonest first."""
 _MOST_LISTED = 10_000
 """Skipped rows that are remembered one by one; all are counted."""
+
+QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1}
+"""The quantiles of lengths that are shown."""
 
 
 class RowError(DataError):
@@ -85,6 +89,12 @@ class Account:
     """What is done with rows that may surprise, such as answers that are cut."""
     lost: dict[str, Tally] = field(default_factory=dict)
     """Parts of answers that should be learnt, but that the chat template does not render."""
+    lengths: list[int] = field(default_factory=list)
+    """The tokens of each used row: its prompt, with the longest of its completions."""
+    by_row: bool = False
+    """Keep `unused_of` too."""
+    unused_of: dict[str, list[str]] = field(default_factory=dict)
+    """The parts that are not used of each row, by the row's place."""
 
     def skip(self, error: DataError) -> None:
         """Count a row that cannot be used.
@@ -107,6 +117,8 @@ class Account:
     def leave(self, name: str, where: str = "") -> None:
         """Count a row with a column, key, turn or part that is not used."""
         _count(self.unused, name, where)
+        if self.by_row:
+            self.unused_of.setdefault(where, []).append(name)
 
     def note(self, text: str, where: str = "") -> None:
         """Count a row that something is done with that the user should know."""
@@ -123,6 +135,11 @@ class Account:
         for name in named:
             if name.startswith("column '"):
                 self.unused.pop(name, None)
+
+    @property
+    def used(self) -> int:
+        """The number of rows that are left to learn from."""
+        return self.rows - self.bad - self.dropped_rows
 
     @property
     def dropped_rows(self) -> int:
@@ -171,6 +188,15 @@ class Account:
         more = len(self.reasons) - len(parts)
         return "; ".join(parts) + (f"; and {more} other reasons." if more else ".")
 
+    def overview(self) -> Iterator[str]:
+        """Two lines: the rows that are used, and their lengths."""
+        rows = f"{self.rows:,} row{'s' if self.rows != 1 else ''}"
+        yield f"{rows}, all of them used" if self.used == self.rows else f"{self.used:,} of {rows} are used"
+        if self.lengths:
+            found = quantiles(self.lengths)
+            parts = ", ".join(f"{name} {found[name]:,}" for name in ("median", "90 %", "longest"))
+            yield f"tokens per row: {parts}"
+
     def lines(self) -> Iterator[str]:
         """One line for each thing that a user should know."""
         if self.bad:
@@ -190,12 +216,21 @@ class Account:
         tallies = {"dropped": self.dropped, "unused": self.unused, "notes": self.notes}
         return {
             "rows": self.rows,
+            "used": self.used,
+            "tokens": quantiles(self.lengths),
             "skipped": dict(self.reasons),
             **{
                 name: {key: {"rows": t.count, "first": t.where} for key, t in part.items()}
                 for name, part in tallies.items()
             },
         }
+
+
+def quantiles(values: Sequence[int]) -> dict[str, int]:
+    """Return the `QUANTILES`: the smallest value that at least this share of them does not exceed."""
+    ranked = sorted(values)
+    places = {name: max(0, math.ceil(share * len(ranked)) - 1) for name, share in QUANTILES.items()}
+    return {name: ranked[place] for name, place in places.items()} if ranked else {}
 
 
 def _count(tallies: dict[str, Tally], name: str, where: str) -> None:

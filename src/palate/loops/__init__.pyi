@@ -19,13 +19,16 @@ from .pair_rounds import labeller as labeller
 from .pair_rounds import pairs_of_round as pairs_of_round
 from .pairing import paired as paired
 from .pairing import with_best as with_best
+from .records import REPEATED as REPEATED
 from .records import account_of as account_of
 from .records import content_key as content_key
+from .records import distinct as distinct
 from .records import once as once
 from .records import pairs_of as pairs_of
 from .records import read_examples as read_examples
 from .records import read_pairs as read_pairs
 from .records import records_of as records_of
+from .records import tokenized as tokenized
 from .report import fresh_logps as fresh_logps
 from .report import group_numbers as group_numbers
 from .report import sample_numbers as sample_numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from palate.config import DataConfig
@@ -10,12 +10,17 @@ from palate.data import Account, read_comparisons, read_demonstrations
 from palate.errors import DataError
 from palate.journal import key_of
 from palate.learn import Learner
+from palate.model.codec import Codec
 from palate.run import Run
 from palate.select import same
 from palate.types import Comparison, Example, Pair, Prompt, Record
 
 T = TypeVar("T")
-R = TypeVar("R")
+R = TypeVar("R", bound=Prompt | Record)
+S = TypeVar("S", bound=Record)
+
+REPEATED = "rows repeat an earlier row"
+"""The note on rows that are learnt from more than once in an epoch."""
 
 
 def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple[list[Pair], int]:
@@ -73,8 +78,16 @@ def pairs_of(policy: Learner, rows: Sequence[Comparison], source: str, account: 
     Raises:
         DataError: none is left, or too many cannot be used; the message names `source`.
     """
-    pairs = records_of(policy, rows, source, account, policy.model.codec.pair)
-    kept = [pair for pair in pairs if not same(pair.chosen, pair.rejected)]
+    return distinct(records_of(policy, rows, source, account, policy.model.codec.pair), source, account)
+
+
+def distinct(pairs: Sequence[S], source: str, account: Account) -> list[S]:
+    """Return the pairs whose two completions differ in tokens; the others are counted.
+
+    Raises:
+        DataError: none is left; the message names `source`.
+    """
+    kept = [pair for pair in pairs if not same(*pair.completions)]
     for _ in range(len(pairs) - len(kept)):
         account.drop("chosen and rejected are the same, cut to the model's context")
     if not kept:
@@ -93,7 +106,18 @@ def records_of(
     Raises:
         DataError: none is left, or too many cannot be used; the message names `source`.
     """
-    policy.model.codec.account = account
+    return tokenized(policy.model.codec, rows, source, account, tokenize)
+
+
+def tokenized(
+    codec: Codec, rows: Iterable[T], source: str, account: Account, tokenize: Callable[[T], R]
+) -> list[R]:
+    """Return rows of data in the codec's tokens, as `records_of` does, and count their lengths and repeats.
+
+    Raises:
+        DataError: none is left, or too many cannot be used; the message names `source`.
+    """
+    codec.account = account
     records = []
     for row in rows:
         try:
@@ -101,7 +125,21 @@ def records_of(
         except DataError as error:
             account.skip(error)
     account.check(source, len(records))
+    _measure(codec, records, account)
     return records
+
+
+def _measure(codec: Codec, records: Sequence[Prompt | Record], account: Account) -> None:
+    """Note the length of each row in tokens, and the rows that repeat an earlier one."""
+    seen: set[Hashable] = set()
+    for record in records:
+        prompt = record if isinstance(record, Prompt) else record.prompt
+        answers = () if isinstance(record, Prompt) else tuple(c.token_ids for c in record.completions)
+        account.lengths.append(len(codec.prompt_ids(prompt)) + max(map(len, answers), default=0))
+        key = prompt.id, answers, "" if answers else repr(dict(prompt.columns))
+        if key in seen:
+            account.note(REPEATED, prompt.where)
+        seen.add(key)
 
 
 def content_key(items: Sequence[Prompt | Record]) -> str:

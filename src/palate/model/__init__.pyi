@@ -1,5 +1,7 @@
 from .codec import Codec as Codec
+from .codec import Shown as Shown
 from .embedded import embedded_model as embedded_model
+from .load import load_codec as load_codec
 from .load import load_model as load_model
 from .loaded import LoadedModel as LoadedModel
 from .outputs import Outputs as Outputs

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
 )
 
 from palate.config import ModelConfig
@@ -85,15 +86,10 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
             peft = fresh_adapter(network, cfg, head)
     if peft is not None:
         settle(peft, dtype)
-    _check_vocabulary(network, tokenizer, cfg.model, template)
-    codec = Codec(
-        tokenizer,
-        eos_ids=_end_ids(network),
-        max_length=_max_length(cfg, network.config, tokenizer),
-        name=cfg.model,
-        chat_template=template,
-        variables=cfg.chat_template_kwargs,
-    )
+    rows = network.get_input_embeddings().weight.shape[0]
+    _check_vocabulary(rows, tokenizer, cfg.model, template)
+    generation = network.generation_config if network.can_generate() else None
+    codec = _codec(tokenizer, cfg, network.config, generation, template)
     if head != "lm":
         _set_unused_pad(network, codec)
     network.eval()
@@ -106,6 +102,48 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     engine = _engine(network, codec, cfg, head)
     embeddings = own_embeddings is not None
     return LoadedModel(network, codec, head, cfg.model, engine, peft, fresh, embeddings, _dropout=dropout)
+
+
+def load_codec(cfg: ModelConfig, *, head: Head = "lm") -> Codec:
+    """Load the tokenizer with its chat template and end tokens, as `load_model` does, without any weights.
+
+    Raises:
+        ModelError: the name has no usable model, or the model needs permission to run its own code.
+    """
+    base, adapter = find_source(cfg.model, head, trainable=True, base=cfg.base)
+    template = _template(cfg.chat_template)
+    with explained(cfg.model):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=cfg.trust_remote_code)
+        generation = _generation_config(base) if head == "lm" else None
+        tokenizer = _tokenizer(base, adapter, cfg)
+        rows = embedding_rows(adapter) if adapter is not None else None
+    if head == "lm":
+        _refuse_classifier(config, cfg)
+    rows = rows or getattr(config.get_text_config(), "vocab_size", None)
+    if rows is not None:
+        _check_vocabulary(rows, tokenizer, cfg.model, template)
+    return _codec(tokenizer, cfg, config, generation, template)
+
+
+def _codec(tokenizer: Any, cfg: ModelConfig, config: Any, generation: Any, template: str | None) -> Codec:
+    return Codec(
+        tokenizer,
+        eos_ids=_end_ids(generation, config),
+        max_length=_max_length(cfg, config, tokenizer),
+        name=cfg.model,
+        chat_template=template,
+        variables=cfg.chat_template_kwargs,
+    )
+
+
+def _generation_config(source: str) -> GenerationConfig:
+    """Return the generation config that a language model gets when it is loaded."""
+    try:
+        return GenerationConfig.from_pretrained(source)
+    except OSError:
+        return GenerationConfig.from_pretrained(
+            source, config_file_name="config.json", _from_model_config=True
+        )
 
 
 def _engine(network: Any, codec: Codec, cfg: ModelConfig, head: Head) -> Engine:
@@ -151,15 +189,19 @@ def _network(
                 f"model {cfg.model!r} has no reward head (score.weight); is it a language model?"
             )
     else:
-        if any("SequenceClassification" in name for name in config.architectures or ()):
-            # Otherwise transformers initialises a random head for tokens.
-            raise ModelError(f"model {cfg.model!r} is a reward model and cannot generate text")
+        _refuse_classifier(config, cfg)
         network = AutoModelForCausalLM.from_pretrained(source, **options)
     if getattr(network, "_hf_peft_config_loaded", False):
         raise ModelError(
             f"model {cfg.model!r} is an adapter on the hub; download it and use its directory as --model"
         )
     return network.to(device), dropout
+
+
+def _refuse_classifier(config: Any, cfg: ModelConfig) -> None:
+    """Raise ModelError for a reward model: transformers would initialise a random head for tokens."""
+    if any("SequenceClassification" in name for name in config.architectures or ()):
+        raise ModelError(f"model {cfg.model!r} is a reward model and cannot generate text")
 
 
 def _tokenizer(source: str, adapter: str | None, cfg: ModelConfig) -> Any:
@@ -177,11 +219,10 @@ def _template(path: Path | None) -> str | None:
         raise ModelError(f"chat template {str(path)!r} cannot be read: {error.strerror}") from error
 
 
-def _end_ids(network: Any) -> list[int]:
+def _end_ids(generation: Any, model: Any) -> list[int]:
     """Return the end tokens, those of the generation config first; only it has a chat model's end of turn."""
     end_ids: list[int] = []
-    generation = network.generation_config if network.can_generate() else None
-    for config in (generation, network.config.get_text_config()):
+    for config in (generation, model.get_text_config()):
         ids = None if config is None else config.eos_token_id
         end_ids += [ids] if isinstance(ids, int) else list(ids or [])
     return list(dict.fromkeys(end_ids))
@@ -200,12 +241,11 @@ def _max_length(cfg: ModelConfig, config: Any, tokenizer: Any) -> int:
     return cfg.max_length or own or _NO_LIMIT
 
 
-def _check_vocabulary(network: Any, tokenizer: Any, name: str, template: str | None) -> None:
+def _check_vocabulary(rows: int, tokenizer: Any, name: str, template: str | None) -> None:
     """Raise ModelError if texts can have tokens without a row in the embedding.
 
     Special tokens that no text contains, such as a padding token that a tokenizer class adds, need no row.
     """
-    rows = network.get_input_embeddings().weight.shape[0]
     rendered = template or str(tokenizer.chat_template or "")
     ends = {tokenizer.bos_token, tokenizer.eos_token}
     special = set(tokenizer.all_special_tokens)

@@ -19,6 +19,17 @@ MEASURED_WITH = (
 )  # fmt: skip
 """Settings of the evaluation. If they differ between runs, held-out figures cannot be compared."""
 
+_ACCOUNT = {
+    "rows": "rows read",
+    "used": "rows used",
+    "tokens": "tokens per row",
+    "skipped": "rows skipped",
+    "dropped": "rows left out",
+    "unused": "not used",
+    "notes": "notes",
+}
+"""Labels for the parts of a data set's account."""
+
 Rows = list[tuple[str, tuple[str, ...]]]
 SettingRows = list[tuple[str, bool, tuple[str, ...]]]
 
@@ -123,10 +134,15 @@ def unlike(runs: Sequence[RunRecord]) -> str:
 
 
 def settings(runs: Sequence[RunRecord]) -> list[tuple[str, SettingRows]]:
-    """Return two tables with titles: the configuration, and the versions and machine."""
-    used = [run.config for run in runs]
+    """Return tables with titles: the configuration, the use of the data, and the versions and machine."""
+    used, data = [run.config for run in runs], _setting_rows([_data(run.description) for run in runs])
     places = [{"directory": str(run.directory), **_flat(run.description)} for run in runs]
-    return [("configuration", _setting_rows(used)), ("versions and machine", _setting_rows(places))]
+    tables = {
+        "configuration": _setting_rows(used),
+        "data": data,
+        "versions and machine": _setting_rows(places),
+    }
+    return [(title, rows) for title, rows in tables.items() if rows or title != "data"]
 
 
 def _setting_rows(parts: Sequence[Mapping[str, Any]]) -> SettingRows:
@@ -139,16 +155,42 @@ def _setting_rows(parts: Sequence[Mapping[str, Any]]) -> SettingRows:
 
 
 def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all entries except the configuration, by dotted names."""
+    """Return all entries except the configuration and the use of the data, by dotted names."""
     entries: dict[str, Any] = {}
     for name, value in description.items():
-        if name == "config":
+        if name in ("config", "data"):
             continue
         if isinstance(value, dict):
             entries |= {f"{name}.{inner}": part for inner, part in value.items()}
         else:
             entries[name] = moment(value) if name == "started" and isinstance(value, str) else value
     return entries
+
+
+def _data(description: Mapping[str, Any]) -> dict[str, str]:
+    """Return the account of each data set: rows read, used, skipped, left out, and what is not used."""
+    entries: dict[str, str] = {}
+    accounts = description.get("data")
+    for source, account in accounts.items() if isinstance(accounts, dict) else ():
+        if not isinstance(account, dict):
+            continue
+        for name, label in _ACCOUNT.items():
+            value = account.get(name)
+            if isinstance(value, dict):
+                value = "; ".join(_entry(key, part) for key, part in value.items())
+            if value not in (None, ""):
+                entries[f"{source}: {label}"] = str(value)
+    return entries
+
+
+def _entry(key: str, value: Any) -> str:
+    """Return one entry of an account: a length with its name, or a reason with its number of rows."""
+    if isinstance(value, dict):
+        value = (
+            f"{value.get('rows')}, first {value.get('first')}" if value.get("first") else value.get("rows")
+        )
+        return f"{key} (rows: {value})"
+    return f"{key}: {value}"
 
 
 def _shown(value: object) -> str:

@@ -179,15 +179,13 @@ class Run:
         return remember(self.journal, name, value)
 
     def report_data(self, source: str, account: Account) -> None:
-        """Show the rows, columns and keys of a data set that are skipped or not used, and write them down.
-
-        The account goes to config.json, the skipped rows to skipped.jsonl.
+        """Show how much of a data set is used and what is not; write it to config.json and skipped.jsonl.
 
         Raises:
             RunError: a file cannot be written.
         """
         self._accounts[source] = account
-        for line in account.lines():
+        for line in (*account.overview(), *account.lines()):
             self.display.say(f"{source}: {line}")
         write_accounts(self._place, self._accounts)
 

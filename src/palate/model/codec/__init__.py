@@ -1,6 +1,7 @@
 """The border of text and tokens: chat templates, their renderings, and the tokens of prompts and answers."""
 
 from palate.model.codec.codec import Codec
+from palate.model.codec.shown import Shown
 from palate.model.codec.template import PLAIN_CHAT
 
-__all__ = ["PLAIN_CHAT", "Codec"]
+__all__ = ["PLAIN_CHAT", "Codec", "Shown"]

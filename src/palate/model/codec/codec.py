@@ -14,6 +14,7 @@ from palate.model.codec.encoder import Encoder
 from palate.model.codec.finished import Finished, Finisher
 from palate.model.codec.left_out import Witness
 from palate.model.codec.parts import Answered, Asked, closing, shared, turn_of
+from palate.model.codec.shown import Shown, show
 from palate.model.codec.template import TEMPLATE_ERRORS, ChatTemplate, Refused, Rendering, Span
 from palate.types import (
     Comparison,
@@ -149,6 +150,38 @@ class Codec:
         Raises:
             DataError: the chat template refuses the conversation, or the prompt fills the model's context.
         """
+        prompt, made, start = self._made(prompt, contents, finishes)
+        room = self.room(prompt)
+        return prompt, tuple(self._completion(prompt, a, start, room) for a in made)
+
+    def shown(
+        self, prompt: Prompt, contents: Sequence[Content], finishes: Sequence[Finish] | None = None
+    ) -> tuple[Prompt, tuple[Completion, ...], tuple[Shown, ...]]:
+        """Return the same as `answers`, and every answer as texts for people."""
+        prompt, made, start = self._made(prompt, contents, finishes)
+        room, before = self.room(prompt), self.prompt_ids(prompt)
+        completions = tuple(self._completion(prompt, a, start, room) for a in made)
+        texts = (show(a, start, room, before, self._encoder, self.decode, self.end_ids) for a in made)
+        return prompt, completions, tuple(texts)
+
+    def shown_prompt(self, prompt: Prompt) -> str:
+        """Return what sampling follows, as text with all special tokens.
+
+        Raises:
+            DataError: the chat template refuses the prompt.
+        """
+        asked = self._ask(prompt)
+        lead = () if self.has_template else self._encoder.before
+        return self.decode(lead) + asked.rendering.text
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the tokens as text, special ones included."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def _made(
+        self, prompt: Prompt, contents: Sequence[Content], finishes: Sequence[Finish] | None
+    ) -> tuple[Prompt, list[Answered], int]:
+        """A prompt, its answers in tokens, and the number of tokens that come before each of them."""
         finishes = finishes or ["eos"] * len(contents)
         with_text = prompt.content == "" and isinstance(contents[0], str)
         if with_text:
@@ -161,8 +194,7 @@ class Codec:
             before, start = self._first(), 0
         if with_text or before != self._ask(prompt).ids:
             prompt = replace(prompt, token_ids=before)
-        room = self.room(prompt)
-        return prompt, tuple(self._completion(prompt, a, start, room) for a in made)
+        return prompt, made, start
 
     def completion(self, prompt: Prompt, content: Content, finish: Finish = "eos") -> Completion:
         """Return an answer from data that continues where sampling starts, to lie beside sampled ones.
@@ -211,15 +243,7 @@ class Codec:
     def text(self, token_ids: Sequence[int]) -> str:
         """Return what the tokens say, without end tokens and others that are not said, such as padding."""
         kept = [i for i in token_ids if i not in self._not_said]
-        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
-
-    def rendering(self, prompt: Prompt, content: Content) -> str:
-        """Return the template's rendering of the finished conversation, as text.
-
-        Raises:
-            DataError: the chat template refuses the conversation.
-        """
-        return self._finish(prompt, turn_of(content), self._ask(prompt.to_sample())).text
+        return self.decode(kept)
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer, chat template included."""
@@ -255,7 +279,7 @@ class Codec:
         asked = self._ask(prompt.to_sample())
         turn = self._without_end(turn_of(content), prompt)
         finished = self._finish(prompt, turn, asked)
-        cut = finish == "length"
+        cut, lead = finish == "length", 0 if self.has_template else len(self._encoder.before)
         text = finished.text[: finished.close if cut else finished.stop]
         typed = [span for span in finished.typed if span[1] <= len(text)]
         before = () if self.has_template else self._encoder.before
@@ -279,7 +303,7 @@ class Codec:
         words = said(turn)
         if set(turn) - {"role", "content"}:
             words = self.text(ids[start:])
-        return Answered(ids, start, words, finish)
+        return Answered(ids, start, words, finish, Rendering(finished.text, finished.typed), lead)
 
     def _finish(self, prompt: Prompt, turn: Message, asked: Asked) -> Finished:
         if not self.has_template and isinstance(prompt.content, str):
@@ -300,11 +324,12 @@ class Codec:
         whole = text.rstrip() if text.rstrip().endswith(tuple(self._ends)) else text
         ids = self._encoder.encode(whole).ids
         before = self._encoder.before
-        ids = ids if ids[: len(before)] == before else (*before, *ids)
+        lead = 0 if ids[: len(before)] == before else len(before)
+        ids = (*before[:lead], *ids)
         if finish != "length" and ids[-1] not in self.end_ids:
             ids = (*ids, self.end_id)
         start = len(before) or 1
-        return Answered(ids, start if len(ids) > start else 0, text, finish)
+        return Answered(ids, start if len(ids) > start else 0, text, finish, Rendering(whole), lead)
 
     def _completion(self, prompt: Prompt, answered: Answered, start: int, room: int) -> Completion:
         ids = answered.ids[start:]

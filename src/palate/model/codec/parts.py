@@ -28,6 +28,10 @@ class Answered:
     start: int
     text: str
     finish: Finish
+    whole: Rendering
+    """The finished conversation as text."""
+    lead: int
+    """How many tokens come before those of that text, such as a BOS."""
 
 
 def turn_of(content: Content) -> Message:
