@@ -59,9 +59,9 @@ def reward_centre(
     if cfg.centre_on == "none":
         return 0.0
     if cfg.centre_on == "start":
-        asked = once(prompts)[: cfg.centre_prompts]
+        drawn = once(prompts)[: cfg.centre_prompts]
         n = 1 if cfg.judge is None else cfg.n  # a judge may compare the completions of a prompt
-        groups = policy.snapshot().sample(asked, n, cfg.sampling, seed=run.seed("centre"))
+        groups = policy.snapshot().sample(drawn, n, cfg.sampling, seed=run.seed("centre"))
     else:
         examples = read_examples(
             policy, cfg.centre_on, cfg, run, name="the completions for the mean", limit=cfg.centre_prompts

@@ -137,9 +137,9 @@ def learn_phase(
         for part in _parts(len(rollouts), cfg, run, step, epoch):
             own = [rollouts[i] for i in part]
             if critic is not None:
-                found = critic.update(own, ValueRegression.of(own, clip=cfg.value_clip or None))
-                kept = {name: v for name, v in found.items() if "/" in name}
-                others = {named: found[name] for name, named in OF_CRITIC.items() if name in found}
+                numbers = critic.update(own, ValueRegression.of(own, clip=cfg.value_clip or None))
+                kept = {name: v for name, v in numbers.items() if "/" in name}
+                others = {named: numbers[name] for name, named in OF_CRITIC.items() if name in numbers}
                 _note(seen, {**kept, **others})
             if step >= cfg.value_warmup or critic is None:
                 records = [*own, *(texts.batch(count, cfg.pretrain_batch_size) if texts else ())]
