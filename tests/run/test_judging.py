@@ -276,7 +276,7 @@ def test_a_block_in_yaml(
     assert "judge 'human' cannot be asked" in capfd.readouterr().err
     path.write_text(head + "judge:\n  modle: human\n")
     assert main(["run", "oaif", "--config", str(path)]) == 2
-    assert "judge has no option 'modle'; there are model, mode," in capfd.readouterr().err
+    assert "judge has no option 'modle'; its options are model, mode," in capfd.readouterr().err
     path.write_text(head + "judge:\n  model: self\n  mode: best\n")
     assert main(["run", "oaif", "--config", str(path)]) == 2
     assert "judge.mode is 'best', expected one of pairwise, score, rubric" in capfd.readouterr().err
@@ -285,5 +285,5 @@ def test_a_block_in_yaml(
 def test_a_block_in_python(model: str, prompts: Path) -> None:
     cfg = config(model, prompts, judge={"model": "self", "mode": "score", "max_cost": 2.0})
     assert (cfg.judge, cfg.judge_mode, cfg.max_cost) == ("self", "score", 2.0)
-    with pytest.raises(ValueError, match="criteria is given within judge and beside it"):
+    with pytest.raises(ValueError, match="criteria is given both inside and outside the judge block"):
         config(model, prompts, judge={"model": "self", "criteria": "a"}, criteria="b")

@@ -93,7 +93,7 @@ class FunctionScorer:
             return self._rewards(prompts, completions)
         except _Raised as error:
             if len(prompts) == 1:
-                raise error.told from error.cause
+                raise error.explained from error.cause
             first = error
         rewards: list[float | None] = []
         failed: list[_Raised] = []
@@ -106,8 +106,10 @@ class FunctionScorer:
             keep(i, reward)
             rewards.append(reward)
         if failed:
-            raise failed[0].told from failed[0].cause
-        self.say(f"{first.told}; called one by one, it gave a reward for each of {len(rewards)} completions")
+            raise failed[0].explained from failed[0].cause
+        self.say(
+            f"{first.explained}; called one by one, it gave a reward for each of {len(rewards)} completions"
+        )
         return rewards
 
     def _rewards(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
@@ -166,9 +168,9 @@ class FunctionScorer:
 class _Raised(Exception):  # noqa: N818
     """A reward function raised: the error to report, and its cause."""
 
-    def __init__(self, told: AnnotatorError, cause: Exception) -> None:
-        super().__init__(str(told))
-        self.told, self.cause = told, cause
+    def __init__(self, explained: AnnotatorError, cause: Exception) -> None:
+        super().__init__(str(explained))
+        self.explained, self.cause = explained, cause
 
 
 def load_function(path: str) -> FunctionScorer:

@@ -82,7 +82,7 @@ class Client:
         """Return the raw reply to a request.
 
         Raises:
-            TransportError: there is no usable reply.
+            TransportError: the request failed, or its reply is not usable.
         """
         create: Any = self._client.chat.completions.with_raw_response.create
         try:

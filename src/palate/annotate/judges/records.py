@@ -130,7 +130,7 @@ class Verdict:
     raw: str = ""
     finish: str = ""
     note: str = ""
-    """The reason if there is no verdict, for messages."""
+    """The reason for a missing verdict, for messages."""
     http_status: int | None = None
     attempts: int = 1
     prompt_tokens: int = 0
