@@ -168,7 +168,10 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (f"sample {TINY} --prompt a --data prompts.jsonl", ["--prompt and --data are both given"]),
         (f"sample {TINY} --prompt a --max-new-tokens 300", ["no room for 300 new", "it begins 'a'"]),
         (f"sample {TINY} --prompt a --max-new-tokens 2 --output a.csv", ["a.csv has the suffix '.csv'"]),
-        (f"sample {TINY} --prompt a --max-new-tokens 2 --output no/a.jsonl", ["does not exist; create it first"]),
+        (
+            f"sample {TINY} --prompt a --max-new-tokens 2 --output no/a.jsonl",
+            ["the folder no does not exist"],
+        ),
         (f"sample {TINY} --prompt a --temperature hot", ["--temperature is 'hot', expected a number"]),
     ],
 )  # fmt: skip

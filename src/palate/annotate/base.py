@@ -53,7 +53,7 @@ def scored(
         scorers: at least one.
         weights: one per scorer; all 1 if not given.
         may_be_silent: accept a call without any usable reward. It makes a step without pairs, and many such
-        steps stop a run.
+            steps stop a run.
 
     Raises:
         AnnotatorError: a scorer fails, or no completion in a call has a usable reward.

@@ -44,7 +44,7 @@ class FunctionScorer:
 
     Raises:
         AnnotatorError: the function raises, or returns the wrong number of rewards or a value that is
-        neither a number nor None. The message shows the prompt.
+            neither a number nor None. The message shows the prompt.
     """
 
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:

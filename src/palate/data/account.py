@@ -66,7 +66,7 @@ class Account:
     Args:
         strict: raise the error of the first row that cannot be used.
         max_bad_rows: the share of rows that may be skipped before `check` refuses the data; one row is always
-        allowed.
+            allowed.
     """
 
     strict: bool = False

@@ -111,7 +111,7 @@ def train(
     Args:
         method: the name of a method, as in `palate methods`.
         cfg: a configuration, such as an object of `METHODS[method].config`; or the path of a YAML file, whose
-        values the settings override; not needed with settings.
+            values the settings override; not needed with settings.
         judge: the judge of completions, instead of a reward: as `--judge` has it, or an object of the `Judge`
             protocol.
         tokenizer: the tokenizer of a model that is given as an object; default: that of its `name_or_path`.
@@ -242,7 +242,7 @@ def _on_records(
     return _finish(learner, evaluation, numbers, run)
 
 
-# ---- Shared steps of the procedures ---------------------------------------------------------------------------------
+# ---- Shared steps of the procedures ------------------------------------------------------------------
 
 
 def _compared(

@@ -54,7 +54,8 @@ def reward_centre(
 
     Raises:
         RunError: none of the completions has a usable reward, or the run began with other
-        data. DataError: the data cannot be used.
+            data.
+        DataError: the data cannot be used.
     """
     if cfg.centre_on == "none":
         return 0.0
