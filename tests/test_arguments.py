@@ -40,7 +40,9 @@ def test_mistakes_read_as_on_the_command_line(settings: dict[str, Any], message:
 
 
 def test_a_setting_of_another_variant() -> None:
-    with pytest.raises(ConfigError, match=r"variant is direct, .* so keep would do nothing; leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"variant is direct, .* so keep would have no effect; leave it out"
+    ):
         configured(METHODS["rso"], None, {**DATA, "variant": "direct", "keep": 9})
 
 

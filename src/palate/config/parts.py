@@ -105,7 +105,7 @@ def check_warmup(warmup_steps: int, steps: int | None) -> None:
     """Refuse a warm-up that takes all of the steps, for the learning rate would never reach its peak.
 
     Raises:
-        ValueError: the warm-up is that long. Without a known number of steps there is no check.
+        ValueError: the warm-up is that long. Palate checks this only if the number of steps is known.
     """
     if steps is not None and warmup_steps and warmup_steps >= steps:
         raise ValueError(
