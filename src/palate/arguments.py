@@ -1,4 +1,4 @@
-"""From the arguments of `palate.train` to a method's configuration; mistakes read as on the command line."""
+"""Convert arguments of `palate.train` to a method's configuration, with the errors of the command line."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from palate.near import near
 from palate.settings import load_config, offered
 
 EVERYDAY_HELD_OUT = 16
-"""Held-out prompts of `everyday` that `palate.train` measures on before and after, if it is given none."""
+"""Default number of held-out prompts of `everyday` in `palate.train`."""
 
 
 def method_named(name: str, methods: Mapping[str, Method]) -> Method:
     """Return a method by its name.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: no method has this name.
     """
     if name not in methods:
         meant = near(name, methods)
@@ -37,10 +37,10 @@ def configured(
     """Return the configuration of a run.
 
     Args:
-        method: the method, whose fields the settings are.
+        method: the method; its fields are the names of the settings.
         cfg: a whole configuration; or a YAML file, which the settings override; or None.
         settings: values by field name. A model, data and rewards may be Python objects; see `palate.given`.
-        tokenizer: of a model that is given as an object.
+        tokenizer: the tokenizer of a model that is given as an object.
 
     Raises:
         ConfigError: a setting is unknown, missing or invalid, or a configuration is given besides settings.

@@ -22,13 +22,13 @@ class Evaluation:
 
     Attributes:
         before, after: the annotated completions of each policy, prompt by prompt.
-        reward_before, reward_after: mean reward on the prompts that are compared.
-        win_rate: share of prompts on which `after` has the higher reward, a tie counting one half.
+        reward_before, reward_after: mean reward on the compared prompts.
+        win_rate: share of prompts on which `after` has the higher reward; a tie counts 0.5.
         win_rate_low, win_rate_high: its 95 % interval.
         kl: estimate of KL(after || before), see `kl_from`.
         length_before, length_after: mean tokens of a completion.
-        eos_before, eos_after: share of completions that ended by themselves.
-        compared: prompts on which both have a usable reward; the rest is left out.
+        eos_before, eos_after: share of completions that ended with an end token.
+        compared: number of prompts on which both have a usable reward; the others are left out.
     """
 
     before: tuple[Group, ...]
@@ -46,11 +46,11 @@ class Evaluation:
     compared: int
 
     def summary(self) -> dict[str, float]:
-        """The numbers, for `summary.json`."""
+        """Return the numbers, for `summary.json`."""
         return {k: v for k, v in vars(self).items() if k not in ("before", "after")}
 
     def samples(self) -> list[dict[str, Any]]:
-        """The first completion of each policy for every prompt, side by side, for `samples.jsonl`."""
+        """Return the first completion of each policy for every prompt, side by side, for `samples.jsonl`."""
         return [
             {"prompt": old.prompt.text, **_sample("before", old), **_sample("after", new)}
             for old, new in zip(self.before, self.after, strict=True)
@@ -67,11 +67,11 @@ def compare(
     seed: int,
     n: int = 1,
 ) -> Evaluation:
-    """Sample n completions a prompt from both, score them, and estimate how often `after` wins.
+    """Sample n completions per prompt from both, score them, and estimate how often `after` wins.
 
     The two draw independently: with shared random numbers, small but even differences would win every time.
-    They are scored side by side, `before` first: a judge's or a ranker's word on a completion is about its
-    neighbours.
+    Their completions are scored in the same groups, `before` first, because judges and rankers compare
+    completions within a group.
     """
     drawn = zip(
         before.sample(prompts, n, sampling, seed=2 * seed),
@@ -83,7 +83,7 @@ def compare(
     outcomes = [(_win(a, b), a, b) for a, b in zip(new, old, strict=True)]
     wins = {i: win for i, (win, _, _) in enumerate(outcomes) if win is not None}
     rate, low, high, _ = rate_interval(list(wins.values()), [prompts[i].id for i in wins])
-    own = new if sampling == sampling.unrestricted else None  # then they serve the KL as well
+    own = new if sampling == sampling.unrestricted else None  # then the KL can use them too
     kl = kl_from(before, after, prompts, sampling, seed=2 * seed + 1, own=own)
     return Evaluation(
         before=tuple(old),
@@ -113,24 +113,24 @@ def kl_from(
 ) -> float:
     """Estimate KL(policy || ref) in nats per completion of at most `sampling.max_new_tokens` tokens.
 
-    It is the mean of log policy(y|x) - log ref(y|x) over y ~ policy. Without bias it needs completions of the
-    policy itself, so they are drawn at temperature 1 without top-k, top-p and the like, whatever `sampling`
-    says. The mean log-ratio of tempered samples is another number.
+    It is the mean of log policy(y|x) - log ref(y|x) over y ~ policy. An unbiased estimate needs samples of
+    the policy's own distribution, so it uses temperature 1 without top-k, top-p and the like, whatever
+    `sampling` says. The mean log-ratio of tempered samples is a different quantity.
 
     Args:
-        ref: the policy that the distance is measured from.
-        policy: the policy to draw from.
-        prompts: one completion is drawn for each.
-        sampling: its limit on new tokens and its stop texts count, nothing else.
-        seed: of the draw.
-        own: completions that are drawn in this way already, to be used instead.
+        ref: the reference of the KL.
+        policy: the policy to sample from.
+        prompts: one completion is sampled for each.
+        sampling: only its limit on new tokens and its stop texts are used.
+        seed: the random seed of the samples.
+        own: completions already sampled in this way, to use instead.
     """
     drawn = own or policy.sample(prompts, 1, sampling.unrestricted, seed=seed)
     return float((policy.logps(drawn, kept=True).sum() - ref.logps(drawn, kept=True).sum()).mean())
 
 
 def _part(group: Group, part: slice) -> Group:
-    """Some of a group's completions with what was said of them."""
+    """Return some of a group's completions with their rewards."""
     assert group.rewards is not None
     parts = {name: values[part] for name, values in group.parts.items()}
     return Group(group.prompt, group.completions[part], group.rewards[part], parts)
@@ -147,7 +147,7 @@ def _sample(when: str, group: Group) -> dict[str, Any]:
 
 
 def _win(after: Group, before: Group) -> float | None:
-    """Mean outcome over the pairs (after's i-th, before's i-th) that both have a reward."""
+    """Return the mean outcome over the pairs (after's i-th, before's i-th) that both have a reward."""
     assert after.rewards is not None
     assert before.rewards is not None
     outcomes = [

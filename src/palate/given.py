@@ -27,7 +27,7 @@ class GivenRows(str):
     rows: Any
 
     def __new__(cls, rows: Any) -> Self:
-        """Describe the rows, and keep them."""
+        """Describe the rows, and store them."""
         count = f"{len(rows)} row{'s' * (len(rows) != 1)}"
         text = f"splits {', '.join(map(str, rows))}" if isinstance(rows, Mapping) else count
         given = super().__new__(cls, f"{text} given in Python")
@@ -41,7 +41,7 @@ class GivenRows(str):
             if split not in rows:
                 return None
             rows = rows[split]
-        # A data set may hand out tensors or arrays; without a format it gives plain values.
+        # A data set may return tensors or arrays; without a format it returns plain values.
         return rows if isinstance(rows, list | tuple) else rows.with_format(None)
 
 
@@ -59,7 +59,7 @@ class GivenReward(str):
     kind: str
 
     def __new__(cls, reward: Any, weight: float = 1.0) -> Self:
-        """Describe the reward, and keep it."""
+        """Describe the reward, and store it."""
         kind = _kind(reward)
         own = reward if kind != "function" else _unwrapped(reward)
         name = getattr(own, "name", None) or getattr(own, "__qualname__", type(own).__qualname__)
@@ -81,7 +81,7 @@ class GivenModel(str):
     tokenizer: Any | None
 
     def __new__(cls, network: Any, tokenizer: Any | None = None) -> Self:
-        """Take the model's name, and keep both."""
+        """Use the model's name as text, and store both."""
         name = getattr(network, "name_or_path", "") or getattr(network.config, "name_or_path", "")
         given = super().__new__(cls, name or f"{type(network).__name__} given in Python")
         given.network, given.tokenizer = network, tokenizer
@@ -105,7 +105,7 @@ def as_data(value: Any) -> Any:
     """Return rows as `GivenRows`, a path as text, and all other values as they are.
 
     Raises:
-        ValueError: it is a list of something else than rows, or a container that is no data set.
+        ValueError: it is a list whose items are not rows, or a container that is not a data set.
     """
     if isinstance(value, Path):
         return str(value)
@@ -146,7 +146,7 @@ def is_model(value: Any) -> bool:
 
 
 def or_given(convert: Callable[[Any], Any]) -> Callable[[Any, Callable[[Any], Any]], Any]:
-    """Return a pydantic wrap validator of a text that keeps what `convert` makes of Python objects."""
+    """Return a pydantic wrap validator of a text that keeps the results of `convert` for Python objects."""
 
     def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
         made = convert(value)

@@ -1,4 +1,4 @@
-"""Other libraries' chatter, kept out of what a command shows."""
+"""Suppress the messages of other libraries."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from contextlib import contextmanager
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' progress bars and advice out of the way of ours; its errors are raised still."""
+    """Turn off transformers' progress bars and advice; its errors are still raised."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(
         logging.ERROR
-    )  # its retries; the error says that they failed
-    # peft asks transformers for names that it will drop; nothing that a user of Palate can mend.
+    )  # its retries; the error reports that they failed
+    # peft uses deprecated names of transformers, which a user of Palate cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
 
 
 @contextmanager
 def quieted() -> Iterator[None]:
-    """Do the same for a while: in a notebook, the settings of other libraries are the user's own."""
+    """Do the same in a `with` block: in a notebook, settings of other libraries belong to the user."""
     from transformers.utils import logging as transformers_logging
 
     hub = logging.getLogger("huggingface_hub")

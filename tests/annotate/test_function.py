@@ -165,7 +165,7 @@ def test_a_function_that_fails_on_the_batch_only_is_asked_one_by_one() -> None:
     scorer.say = said.append
     assert scorer(PROMPTS, COMPLETIONS) == [2.0, 4.0]
     assert "raised RuntimeError: too many" in said[0]
-    assert "asked one by one, it gave a reward for each of 2 completions" in said[0]
+    assert "called one by one, it gave a reward for each of 2 completions" in said[0]
 
 
 class Flaky:

@@ -193,7 +193,7 @@ def test_a_tokenizer_without_labels(monkeypatch: pytest.MonkeyPatch, codec: Code
 
     monkeypatch.setattr(codec, "tokenizer", spelled)
     with pytest.raises(
-        ModelError, match=r"makes the tokens \[1, 65\] of A and \[1, 66\] of B; a ranker says"
+        ModelError, match=r"makes the tokens \[1, 65\] of A and \[1, 66\] of B; a ranker answers"
     ):
         labels(codec)
 

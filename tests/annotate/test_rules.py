@@ -19,7 +19,7 @@ def test_length_is_best_at_the_target_and_falls_alike_on_both_sides() -> None:
 
 @pytest.mark.parametrize("target", [0, -1])
 def test_length_needs_a_target(target: int) -> None:
-    with pytest.raises(AnnotatorError, match=f"length:{target} is no target; expected a number of words"):
+    with pytest.raises(AnnotatorError, match=f"length:{target} is not a valid target; expected a number"):
         length(target)
 
 
@@ -32,7 +32,7 @@ def test_regex_looks_anywhere_in_the_text() -> None:
 def test_a_broken_pattern_is_shown(pattern: str) -> None:
     with pytest.raises(AnnotatorError) as caught:
         regex(pattern)
-    assert f"regex:{pattern} is no regular expression: " in str(caught.value)
+    assert f"regex:{pattern} is not a valid regular expression: " in str(caught.value)
 
 
 def test_an_empty_pattern_would_be_found_everywhere() -> None:

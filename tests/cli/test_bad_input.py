@@ -152,7 +152,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         ("chat foreign", ["'foreign' is not a run", "see `palate runs`"]),
         ("chat tiny", ["'tiny' is not a run"]),
         ("chat broken_model", ["'broken_model/config.json' cannot be read"]),
-        ("chat begun", ["the run 'begun' has no finished checkpoint yet; wait until it has saved one"]),
+        ("chat begun", ["the run 'begun' has no finished checkpoint yet; wait until it saves one"]),
         ("chat begun --step -1", ["--step is -1, expected a whole number of at least 0"]),
         ("chat begun --only both", ["--only is 'both', expected one of checkpoint, base"]),
         ("chat begun --only base --device warp", ["of the run 'begun'", "device 'warp' is not available"]),
@@ -169,7 +169,10 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (f"sample {TINY} --prompt a --data prompts.jsonl", ["--prompt and --data are both given"]),
         (f"sample {TINY} --prompt a --max-new-tokens 300", ["no room for 300 new", "it begins 'a'"]),
         (f"sample {TINY} --prompt a --max-new-tokens 2 --output a.csv", ["a.csv has the suffix '.csv'"]),
-        (f"sample {TINY} --prompt a --max-new-tokens 2 --output no/a.jsonl", ["there is no folder no"]),
+        (
+            f"sample {TINY} --prompt a --max-new-tokens 2 --output no/a.jsonl",
+            ["the folder no does not exist"],
+        ),
         (f"sample {TINY} --prompt a --temperature hot", ["--temperature is 'hot', expected a number"]),
     ],
 )  # fmt: skip

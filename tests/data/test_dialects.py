@@ -187,7 +187,7 @@ def test_marks_not_to_learn(data):
     ]
     assert found[0].prompt.content == (U,)
     assert [tally.count for tally in account.dropped.values()] == [2]
-    assert "turns behind the answer that is learnt" in account.unused
+    assert "turns after the answer that is learnt" in account.unused
     assert any("marked not to be learnt; one before it" in note for note in account.notes)
 
 
@@ -248,7 +248,7 @@ def test_a_margin_that_cannot_be_used_is_left_out(data):
     ]
     kept, _ = read_comparisons(data(*rows), account=account)
     assert [row.margin for row in kept] == [None, None, None, 2.0, 3.0]
-    assert list(account.notes) == ["margin is no number of 0 or more; it is left out"]
+    assert list(account.notes) == ["margin is not a number of 0 or more; it is ignored"]
 
 
 def test_comparison_of_a_table(tmp_path):

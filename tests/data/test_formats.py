@@ -158,7 +158,7 @@ def test_swapped_columns(data):
         ),
         (
             {"prompt": "Who?", "chosen": [U, A], "rejected": [U, B]},
-            "prompt is none of the turns that chosen and rejected share; expected the same prompt.",
+            "prompt is not among the turns that chosen and rejected share; expected the same prompt.",
         ),
         (
             {"chosen": [U, A, user("?"), A], "rejected": [U, B]},
@@ -172,7 +172,10 @@ def test_swapped_columns(data):
             {"chosen": [U, A], "rejected": [user("Ho"), B]},
             "prompt is missing; expected one, or the same first",
         ),
-        ({"chosen": [U, A, A], "rejected": [U, A, B]}, "in chosen the turn to answer is of the assistant;"),
+        (
+            {"chosen": [U, A, A], "rejected": [U, A, B]},
+            "in chosen the turn to answer is a turn of the assistant;",
+        ),
         (
             {"chosen": "Hello", "rejected": [U, B]},
             "prompt is missing; expected one, where chosen or rejected is a",

@@ -160,7 +160,7 @@ def test_bad_line_is_named(tmp_path, content, message):
 def test_a_cut_last_line_is_suspected(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": 2')
-    assert said(path).endswith("It is the file's last line: is the file cut off?")
+    assert said(path).endswith("It is the file's last line, so the file may be incomplete.")
     path.write_bytes(b'{"a": 1}\n{"a": 2\n')
     assert "cut off" not in said(path)
 
@@ -193,7 +193,7 @@ def test_broken_gzip(tmp_path):
     whole = gzip.compress(os.urandom(4000).hex().encode())
     for content in (whole[:2000], b'{"a": 1}\n', whole[:200] + b"\0" * 200 + whole[400:]):
         path.write_bytes(content)
-        assert said(path).startswith(f"{path} is no whole gzip file (")
+        assert said(path).startswith(f"{path} is not a complete gzip file (")
 
 
 def test_missing_file_hints_at_a_near_one_or_at_what_is_there(tmp_path):
@@ -205,7 +205,7 @@ def test_missing_file_hints_at_a_near_one_or_at_what_is_there(tmp_path):
     other = tmp_path / "zzz.parquet"
     assert said(other) == f"{other} does not exist. In that folder there is prefs-train.jsonl."
     astray = tmp_path / "no" / "p.jsonl"
-    assert said(astray) == f"{astray} does not exist. There is no folder {tmp_path / 'no'} either."
+    assert said(astray) == f"{astray} does not exist. The folder {tmp_path / 'no'} does not exist either."
 
 
 @pytest.mark.parametrize("source", ["evryday", "./somewhere", "/nowhere/at/all", "a/b/c", "~/prefs"])
@@ -218,7 +218,7 @@ def test_a_name_that_is_nothing_says_what_can_be_named(source):
 @pytest.mark.parametrize("name", ["p.txt", "p.pkl", "p.arrow", "p.tar.gz"])
 def test_kinds_that_are_not_read(tmp_path, name):
     expected = (
-        f"{tmp_path / name} is of a kind that is not read; expected .jsonl, .json, .jsonl.gz, .json.gz, .par"
+        f"{tmp_path / name} has an unsupported file type; expected .jsonl, .json, .jsonl.gz, .json.gz, .par"
     )
     assert said(tmp_path / name).startswith(expected)
     (tmp_path / name).write_bytes(b"a,b\n")
@@ -229,7 +229,7 @@ def test_a_file_without_a_suffix_is_not_looked_for_on_the_hub(tmp_path, monkeypa
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "prefs").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    assert said("data/prefs").startswith("data/prefs is of a kind that is not read")
+    assert said("data/prefs").startswith("data/prefs has an unsupported file type")
 
 
 def test_a_folder_of_files(tmp_path):
@@ -263,7 +263,7 @@ def test_a_configuration_on_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert [row.columns for row in read_rows("someone/sums:main")] == [{"prompt": "main"}]
     assert "name one of them: someone/sums:main, someone/sums:socratic." in said("someone/sums")
-    assert "A configuration is named as someone/sums:main." in said("someone/sums/main")
+    assert "Write a configuration as someone/sums:main." in said("someone/sums/main")
 
 
 # ---- Tables of text --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from palate.errors import DataError
 from palate.learn import Policy
-from palate.loops.texts import check_columns, from_column, tell_long_texts, with_targets
+from palate.loops.texts import check_columns, from_column, warn_of_long_texts, with_targets
 from palate.testing import tiny_policy
 from palate.types import AnchoredPair, Completion, Pair, Prompt
 
@@ -42,6 +42,6 @@ def test_many_texts_longer_than_the_samples_are_told(longer: int, told: bool) ->
     texts = [Completion("", (1,) * (9 if i < longer else 8)) for i in range(10)]
     said: list[str] = []
     run = SimpleNamespace(display=SimpleNamespace(say=said.append))
-    tell_long_texts(texts, 8, run)  # type: ignore[arg-type]
+    warn_of_long_texts(texts, 8, run)  # type: ignore[arg-type]
     assert bool(said) == told
     assert all("3 of 10 texts of the data are longer than max_new_tokens (8)" in line for line in said)

@@ -319,8 +319,8 @@ def test_the_mean_reward_of_the_start_is_taken_off(config: Callable[..., RLHFCon
         ({"temperature": 0.7}, "temperature is 0.7, expected 1.0"),
         ({"top_p": 0.9}, "top_p is 0.9, expected 1.0"),
         ({"estimator": "rloo", "n": 1}, "n is 1, but rloo compares"),
-        ({"estimator": "reinforce", "ppo_epochs": 2}, "right for one optimizer step"),
-        ({"reward": "ranker:x"}, "take --estimator rloo, or a reward that scores"),
+        ({"estimator": "reinforce", "ppo_epochs": 2}, "only correct for one optimizer step"),
+        ({"reward": "ranker:x"}, "use --estimator rloo, or a reward that scores"),
         ({"estimator": "rloo", "value_model": "x"}, "has no value function"),
     ],
 )

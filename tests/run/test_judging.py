@@ -93,7 +93,7 @@ def test_a_limit_stops_a_run_that_can_be_resumed(
 def test_other_criteria_are_another_run(server: FaultyServer, model: str, prompts: Path) -> None:
     train("oaif", config(model, prompts, judge=spec(server)))
     for change in ({"criteria": "Be rude."}, {"judge": f"server:n@{server.url}"}, {"judge_mode": "score"}):
-        with pytest.raises(RunError, match="holds a run already"):
+        with pytest.raises(RunError, match="already holds a run"):
             train("oaif", config(model, prompts, **{"judge": spec(server), **change}))
 
 
@@ -104,7 +104,7 @@ def test_another_template_is_another_run(server: FaultyServer, model: str, promp
     with pytest.raises(BudgetError):
         train("oaif", cfg)
     path.write_text(path.read_text() + "?")
-    with pytest.raises(RunError, match="the judge's template is not what the run"):
+    with pytest.raises(RunError, match="the judge's template changed since the run"):
         train("oaif", cfg)
 
 
@@ -253,8 +253,8 @@ def scores(body: dict[str, Any]) -> dict[str, Any]:
             "--price-in and --price-out go together",
         ),
         ({"judge": "self", "reward": "sentiment"}, "judge is 'self' and reward is sentiment; give one"),
-        ({"criteria": "Be brief.", "price_in": None, "price_out": None}, "criteria is given, and no judge"),
-        ({"max_cost": 1.0, "price_in": None, "price_out": None}, "max_cost is given, and no judge"),
+        ({"criteria": "Be brief.", "price_in": None, "price_out": None}, "criteria is given without a judge"),
+        ({"max_cost": 1.0, "price_in": None, "price_out": None}, "max_cost is given without a judge"),
     ],
 )
 def test_what_is_refused(
@@ -276,7 +276,7 @@ def test_a_block_in_yaml(
     assert "judge 'human' cannot be asked" in capfd.readouterr().err
     path.write_text(head + "judge:\n  modle: human\n")
     assert main(["run", "oaif", "--config", str(path)]) == 2
-    assert "judge has no option 'modle'; there are model, mode," in capfd.readouterr().err
+    assert "judge has no option 'modle'; its options are model, mode," in capfd.readouterr().err
     path.write_text(head + "judge:\n  model: self\n  mode: best\n")
     assert main(["run", "oaif", "--config", str(path)]) == 2
     assert "judge.mode is 'best', expected one of pairwise, score, rubric" in capfd.readouterr().err
@@ -285,5 +285,5 @@ def test_a_block_in_yaml(
 def test_a_block_in_python(model: str, prompts: Path) -> None:
     cfg = config(model, prompts, judge={"model": "self", "mode": "score", "max_cost": 2.0})
     assert (cfg.judge, cfg.judge_mode, cfg.max_cost) == ("self", "score", 2.0)
-    with pytest.raises(ValueError, match="criteria is given within judge and beside it"):
+    with pytest.raises(ValueError, match="criteria is given both inside and outside the judge block"):
         config(model, prompts, judge={"model": "self", "criteria": "a"}, criteria="b")

@@ -1,4 +1,4 @@
-"""Annotators: whatever says which completions are good."""
+"""Annotators: scorers and judges that rate completions."""
 
 import lazy_loader
 

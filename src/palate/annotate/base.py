@@ -1,4 +1,4 @@
-"""The seam between methods and whoever says what is good: groups in, groups with rewards out."""
+"""The interface between methods and rewards: an annotator takes groups and returns them with rewards."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from palate.errors import AnnotatorError
 from palate.types import Completion, Group, Prompt
 
 MANY = 8
-"""So many completions in a call, none of them with a usable reward, are an error."""
+"""Completions in a call from which the lack of any usable reward is an error."""
 
 Annotator = Callable[[Sequence[Group]], list[Group]]
-"""What a method sees. A reward of None means that nothing usable was said of that completion."""
+"""The function that a method calls. A reward of None means that the completion has no usable reward."""
 
 
 class Scorer(Protocol):
@@ -23,14 +23,14 @@ class Scorer(Protocol):
     name: str
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        """One reward per completion; None where there is none to give."""
+        """Return one reward per completion; None if a completion has none."""
 
 
 class Judge(Protocol):
-    """Says how probably the first of two completions is the preferred one, when they are shown in this order.
+    """Returns the probability that the first of two completions, shown in this order, is preferred.
 
-    The order is part of the question: a judge may well favour a place. It answers for the order it is given
-    and corrects nothing; `in_both_orders` asks for each pair twice, once in each order, and takes the mean.
+    The order is part of the question, because a judge may favour a position. A judge answers for the given
+    order and corrects nothing; `in_both_orders` asks about each pair in both orders and takes the mean.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Judge(Protocol):
     def __call__(
         self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
     ) -> list[float | None]:
-        """P(first preferred) in [0, 1] for each pair as shown; None where there is no usable verdict."""
+        """Return P(first preferred) in [0, 1] for each pair as shown; None without a usable verdict."""
 
 
 def scored(
@@ -46,17 +46,17 @@ def scored(
 ) -> Annotator:
     """Annotate by the weighted sum of scorers.
 
-    A completion that any scorer leaves without a finite reward gets none at all: a sum with a part
-    missing would rank it on other grounds than its neighbours.
+    A completion for which any scorer gives no finite reward gets no reward: a partial sum is not comparable
+    with the full sums of other completions.
 
     Args:
         scorers: at least one.
         weights: one per scorer; all 1 if not given.
-        may_be_silent: a call without any usable reward is no error. It makes a step without pairs, and many
-            of those stop a run.
+        may_be_silent: accept a call without any usable reward. It makes a step without pairs, and many such
+            steps stop a run.
 
     Raises:
-        AnnotatorError: from a scorer that fails, or when nothing in a call has a usable reward.
+        AnnotatorError: a scorer fails, or no completion in a call has a usable reward.
     """
     if not scorers:
         raise AnnotatorError("no reward is given; name at least one, such as --reward sentiment")
@@ -85,8 +85,8 @@ def scored(
 def judged(judge: Judge) -> Annotator:
     """Annotate by the mean probability of winning against the group's other completions, in both orders.
 
-    With two completions that is p and 1 - p, so ties and best-against-worst mean the same for judges
-    and scorers. A pair with a verdict in one order alone has none; a completion without any usable verdict
+    With two completions the rewards are p and 1 - p, so ties and best-against-worst mean the same for judges
+    and scorers. A pair with a verdict in only one order is not used; a completion without any usable verdict
     gets no reward.
     """
 
@@ -120,14 +120,14 @@ def judged(judge: Judge) -> Annotator:
 def in_both_orders(
     judge: Judge, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
 ) -> list[float | None]:
-    """P(first preferred) for each pair, the mean over both orders in which it can be shown.
+    """Return P(first preferred) for each pair, as the mean over both orders.
 
     ½ (P(a | a, b) + 1 - P(b | b, a)), as in RLAIF (Lee et al. 2023, arXiv:2309.00267): a judge that always
-    favours the first place, or the second, gives one half to every pair. None where one of the two is missing
-    or is no probability.
+    favours the same position gives 0.5 to every pair. The result is None if one of the two is missing or not
+    a probability.
 
     Raises:
-        AnnotatorError: the judge gives another number of verdicts than it was asked for.
+        AnnotatorError: the number of verdicts differs from the number of questions.
     """
     swapped = [(second, first) for first, second in pairs]
     verdicts = judge([*prompts, *prompts], [*pairs, *swapped])
@@ -142,26 +142,26 @@ def in_both_orders(
 
 
 def penalised(annotate: Annotator, *, missing_eos: float) -> Annotator:
-    """Take `missing_eos` off the reward of every completion that was cut before it ended."""
+    """Subtract `missing_eos` from the reward of every truncated completion."""
     if missing_eos == 0.0:
         return annotate
 
     def wrapped(groups: Sequence[Group]) -> list[Group]:
-        found = []
+        annotated = []
         for group in annotate(groups):
             assert group.rewards is not None
             rewards = tuple(
                 reward if reward is None or completion.finish != "length" else reward - missing_eos
                 for reward, completion in zip(group.rewards, group.completions, strict=True)
             )
-            found.append(replace(group, rewards=rewards))
-        return found
+            annotated.append(replace(group, rewards=rewards))
+        return annotated
 
     return wrapped
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a count behind one that came before: two lambdas are two rewards."""
+    """Return the names, repeated ones with a number appended: two lambdas are two rewards."""
     counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
     return [f"{name} ({n})" if n > 1 else name for name, n in zip(names, counts, strict=True)]
 
@@ -186,7 +186,7 @@ def _weighted(values: Sequence[float | None], weights: Sequence[float]) -> float
 
 
 def _require_some(rewards: Sequence[float | None], groups: Sequence[Group], name: str) -> None:
-    # Of a handful of completions, none may be usable; of more, it is the annotator that is not.
+    # A few completions may all be unusable by chance; with more, the annotator is at fault.
     if len(rewards) >= MANY and all(reward is None for reward in rewards):
         raise AnnotatorError(
             f"{name} gave no usable reward for any of {len(rewards)} completions "
@@ -197,11 +197,11 @@ def _require_some(rewards: Sequence[float | None], groups: Sequence[Group], name
 def _regroup(
     groups: Sequence[Group], rewards: Sequence[float | None], parts: dict[str, list[float | None]]
 ) -> list[Group]:
-    found, start = [], 0
+    results, start = [], 0
     for group in groups:
         end = start + len(group.completions)
         own = {name: tuple(values[start:end]) for name, values in parts.items()}
         annotated = group.annotated(tuple(rewards[start:end]))
-        found.append(replace(annotated, parts={**group.parts, **own}))
+        results.append(replace(annotated, parts={**group.parts, **own}))
         start = end
-    return found
+    return results

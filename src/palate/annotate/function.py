@@ -1,4 +1,4 @@
-"""A user's Python function as a scorer, by the calling convention people know from TRL."""
+"""A user's Python function as a scorer, called as TRL calls reward functions."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from palate.types import Completion, Prompt
 
 
 class Answers(Protocol):
-    """Where rewards of functions are kept as they come, such as a ledger of verdicts."""
+    """A store that saves rewards of functions as they arrive, such as a ledger of verdicts."""
 
     def answers(self, keys: Sequence[str]) -> dict[str, float | None]:
-        """Those that are there, by key."""
+        """Return the saved rewards among these keys."""
 
-    def keep_answers(self, found: Mapping[str, float | None]) -> None:
-        """Keep some."""
+    def keep_answers(self, rewards: Mapping[str, float | None]) -> None:
+        """Save rewards by key."""
 
 
 class FunctionScorer:
     """Calls `f(prompts, completions, completion_ids, **columns) -> list of numbers or None`.
 
-    A prompt given as chat turns arrives as a list of turns, and so does its completion; a text prompt
-    and its completion arrive as texts. `columns` are the data's further columns, a list each. Of all
-    these, the function is passed what its signature names, or everything if it takes `**kwargs`. It may
-    be `async`; all of them share one event loop, so a client may be made once and used in every call.
+    A prompt given as chat turns is passed as a list of turns, and so is its completion; a text prompt
+    and its completion are passed as texts. `columns` are the data's further columns, a list each. The
+    function receives the arguments that its signature names, or all of them if it takes `**kwargs`. It may
+    be `async`; all calls share one event loop, so a client can be created once and used in every call.
 
-    A call that raises is done again completion by completion, so that one failure costs one reward. With
-    `kept` the others are kept, and only the failing ones are asked for again when the run is resumed.
+    A call that raises is repeated completion by completion, so that one failure costs one reward. With
+    `kept` the other rewards are saved, and a resumed run repeats only the calls that failed.
 
     Attributes:
-        kept: where rewards are kept as they come; nowhere if None.
-        say: tells people something.
+        kept: saves rewards as they arrive; None saves nothing.
+        say: shows a message to the user.
 
     Raises:
-        AnnotatorError: the function raises, gives another number of rewards, or something that is
+        AnnotatorError: the function raises, or returns the wrong number of rewards or a value that is
             neither a number nor None. The message shows the prompt.
     """
 
@@ -60,7 +60,7 @@ class FunctionScorer:
         """One reward per completion."""
         if self.kept is None:
             return self._asked(prompts, completions, lambda i, reward: None)
-        # Of this very call: a function may look at a completion's neighbours.
+        # The key covers the whole call: a function may compare a completion with its neighbours.
         contents = [(content_key(p, c), dict(p.columns)) for p, c in zip(prompts, completions, strict=True)]
         call = key_of("function", self.name, contents)
         keys = [key_of(call, i) for i in range(len(contents))]
@@ -88,14 +88,14 @@ class FunctionScorer:
         completions: Sequence[Completion],
         keep: Callable[[int, float | None], None],
     ) -> list[float | None]:
-        """Rewards of all in one call, or one by one if that raises; `keep` sees those of single calls."""
+        """Return the rewards of one call, or of single calls if it raises; `keep` saves the latter."""
         try:
             return self._rewards(prompts, completions)
         except _Raised as error:
             if len(prompts) == 1:
-                raise error.told from error.cause
+                raise error.explained from error.cause
             first = error
-        found: list[float | None] = []
+        rewards: list[float | None] = []
         failed: list[_Raised] = []
         for i in range(len(prompts)):
             try:
@@ -104,11 +104,13 @@ class FunctionScorer:
                 failed.append(error)
                 continue
             keep(i, reward)
-            found.append(reward)
+            rewards.append(reward)
         if failed:
-            raise failed[0].told from failed[0].cause
-        self.say(f"{first.told}; asked one by one, it gave a reward for each of {len(found)} completions")
-        return found
+            raise failed[0].explained from failed[0].cause
+        self.say(
+            f"{first.explained}; called one by one, it gave a reward for each of {len(rewards)} completions"
+        )
+        return rewards
 
     def _rewards(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         rewards = self._call(prompts, completions)
@@ -134,7 +136,7 @@ class FunctionScorer:
         }
         if not self._takes_all:
             arguments = {name: value for name, value in arguments.items() if name in self._takes}
-        # A user's function may raise anything: this is the border to code that is not ours.
+        # A user's function may raise any exception.
         try:
             result = self.function(**arguments)
             if inspect.isawaitable(result):
@@ -143,11 +145,11 @@ class FunctionScorer:
                 raise TypeError(f"it gave a {type(result).__name__}, expected a list with a number for each")
             return list(result) if isinstance(result, Iterable) else [result]
         except Exception as error:
-            told = AnnotatorError(
+            explained = AnnotatorError(
                 f"reward function {self.name} raised {type(error).__name__}: {error} "
                 f"(prompt: {_shown(prompts[0])}, completion: {completions[0].text[:80]!r})"
             )
-            raise _Raised(told, error) from error
+            raise _Raised(explained, error) from error
 
     def _number(self, reward: Any, prompt: Prompt) -> float | None:
         if reward is None:
@@ -164,18 +166,18 @@ class FunctionScorer:
 
 
 class _Raised(Exception):  # noqa: N818
-    """A function raised: what to tell, and what it raised."""
+    """A reward function raised: the error to report, and its cause."""
 
-    def __init__(self, told: AnnotatorError, cause: Exception) -> None:
-        super().__init__(str(told))
-        self.told, self.cause = told, cause
+    def __init__(self, explained: AnnotatorError, cause: Exception) -> None:
+        super().__init__(str(explained))
+        self.explained, self.cause = explained, cause
 
 
 def load_function(path: str) -> FunctionScorer:
-    """The scorer for `module:function` or `file.py:function`.
+    """Return the scorer for `module:function` or `file.py:function`.
 
     Raises:
-        AnnotatorError: there is no such module, file or function, or the module fails on import.
+        AnnotatorError: the module, file or function does not exist, or the import fails.
     """
     where, _, name = path.rpartition(":")
     try:
@@ -199,14 +201,14 @@ def load_function(path: str) -> FunctionScorer:
 
 
 def _from_module(where: str) -> Any:
-    # As `python -m` does: a module beside the user's data is found without installing it.
+    # As with `python -m`, a module in the working directory can be imported without installing it.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
         if not f"{where}.".startswith(f"{error.name}."):
-            raise  # it is there, and lacks another
+            raise  # the module exists, but one of its own imports does not
         raise AnnotatorError(
             f"reward module {where!r} is not there ({error}); expected module:function on the Python path or "
             "file.py:function"
@@ -216,7 +218,7 @@ def _from_module(where: str) -> Any:
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise AnnotatorError(f"reward file {str(path)!r} is not there; expected file.py:function")
-    # By its whole path in `sys.modules`, where dataclasses look their module up, it hides no other.
+    # Dataclasses look their module up in `sys.modules`; the full path as name cannot hide another module.
     spec = importlib.util.spec_from_file_location(str(path.resolve()), path)
     assert spec is not None
     assert spec.loader is not None

@@ -14,12 +14,12 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
 def code_key(reward: Any) -> str:
-    """Return a key of a function or an object that is called: of its name, source and plain values.
+    """Return a key of a function or a callable object, from its name, source and plain values.
 
     A function counts by its qualified name, its source (its compiled code where the source is not available),
-    its defaults, and the variables that it encloses. An object counts by its class and its attributes; those
-    whose name begins with `_` are for state that changes, and do not count. Values are numbers, texts, and
-    containers of these; of other values the type alone counts. Names that the code looks up in its module do
+    its defaults, and the variables that it encloses. An object counts by its class and its attributes;
+    attributes whose name begins with `_` hold changing state and do not count. Values are numbers, texts, and
+    containers of these; for other values only the type counts. Names that the code looks up in its module do
     not count.
     """
     return key_of(_facts(reward, seen=set()))

@@ -1,4 +1,4 @@
-"""One event loop for everything asynchronous: a client belongs to the loop that it began in."""
+"""One event loop for all asynchronous work: a client can only be used in the loop that created it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 GRACE = 5.0
-"""Seconds that what is cancelled has to clean up."""
+"""Seconds that a cancelled task has to clean up."""
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Do something asynchronous and wait for it, in the process's one loop.
+    """Run a coroutine in the process's one event loop and wait for it.
 
-    The loop has a thread of its own, so it also works in a notebook, which runs a loop already. Ctrl-C
-    cancels the work.
+    The loop has its own thread, so this also works in a notebook, which already runs a loop. Ctrl-C
+    cancels the coroutine.
     """
     ended = threading.Event()
 
@@ -50,7 +50,7 @@ def _running() -> asyncio.AbstractEventLoop:
 
 
 def _forget() -> None:
-    """A forked process has the loop without its thread."""
+    """Drop the loop in a forked process, which does not have the loop's thread."""
     global _loop, _lock
     _loop, _lock = None, threading.Lock()
 

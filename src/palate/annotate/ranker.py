@@ -17,25 +17,25 @@ from palate.model import Codec, Snapshot, load_model
 from palate.types import Completion, Group, Prompt
 
 LABELS = ("A", "B")
-"""What the model says for the completion shown first, and for the one shown second."""
+"""The labels of the completion shown first and of the completion shown second."""
 
 EPSILON = 1e-4
 """Probabilities are kept this far from 0 and 1, where their logit would be infinite."""
 
 _OPENING = "\n\nBetter answer:\n"
-"""Behind the question, where no chat template opens the model's turn."""
+"""The text after the question if no chat template opens the model's turn."""
 
 
 class Ranker:
-    """Says how probably the first of two completions is the better one, by the probabilities of two labels.
+    """Returns the probability that the first of two completions is better, from those of two labels.
 
     The pairwise ranker of SLiC-HF (Zhao et al. 2023, arXiv:2305.10425) and RSO (Liu et al. 2023,
-    arXiv:2309.06657). P(A) and P(B) are made to add up to 1; the result stays `EPSILON` away from 0 and 1.
-    Like every judge it answers for the order it is given; `against_first` and `judged` ask for both.
+    arXiv:2309.06657). P(A) and P(B) are normalised to add up to 1; the result stays `EPSILON` away from 0 and
+    1. Like every judge it answers for the given order; `against_first` and `judged` ask in both orders.
 
     Args:
-        snapshot: of a language model, one that was trained as a ranker.
-        codec: that model's.
+        snapshot: a language model that was trained as a ranker.
+        codec: the codec of that model.
         name: for messages.
 
     Raises:
@@ -72,28 +72,26 @@ class Ranker:
     def __call__(
         self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
     ) -> list[float | None]:
-        """P(first preferred) for each pair as shown, in (0, 1)."""
+        """Return P(first preferred) for each pair as shown, in (0, 1)."""
         if not pairs:
             return []
-        asked = [
+        rows = [
             Group(question(self._codec, prompt, first.text, second.text), self._labels)
             for prompt, (first, second) in zip(prompts, pairs, strict=True)
         ]
-        # Both labels stand at the same place, so the softmax over the two is that of their log-probabilities.
-        logps = self._snapshot.logps(asked).sum().view(-1, 2)
+        # Both labels are alternatives for the same token, so a softmax over their log-probabilities suffices.
+        logps = self._snapshot.logps(rows).sum().view(-1, 2)
         says_first = logps.double().softmax(-1)[:, 0]  # (pairs,)
         return [float(p) for p in says_first.clamp(EPSILON, 1 - EPSILON)]
 
 
 def against_first(judge: Judge) -> Annotator:
-    """Annotate by the logit of the probability of winning against the group's first completion, asked in both
-    orders.
+    """Annotate by the logit of the probability of winning against the group's first completion.
 
-    The first gets 0, and another y the reward logit P(y preferred to the first), as in RSO (Liu et al. 2023,
-    arXiv:2309.06657), whose fixed completion is one sample at random, as the first of a policy's samples is.
-    Two completions are simply compared; n take n - 1 comparisons. Rewards of different groups have nothing to
-    do with each other. A completion without a usable verdict gets no reward, nor does the first if no other
-    has one.
+    The first completion gets 0, and any other y gets logit P(y preferred to the first), as in RSO (Liu et al.
+    2023, arXiv:2309.06657). RSO's fixed completion is a random sample, and so is the first of a policy's
+    samples. n completions take n - 1 comparisons. Rewards of different groups are not comparable. A
+    completion without a usable verdict gets no reward; neither does the first if no other completion has one.
     """
 
     def annotate(groups: Sequence[Group]) -> list[Group]:
@@ -104,12 +102,12 @@ def against_first(judge: Judge) -> Annotator:
             [(completion, group.completions[0]) for group, completion in others],
         )
         logits = iter([_logit(p) for p in verdicts])
-        found = []
+        results = []
         for group in groups:
             rewards = [next(logits) for _ in group.completions[1:]]
             first = None if all(reward is None for reward in rewards) else 0.0
-            found.append(group.annotated((first, *rewards)))
-        return found
+            results.append(group.annotated((first, *rewards)))
+        return results
 
     return annotate
 
@@ -122,43 +120,43 @@ def _logit(p: float | None) -> float | None:
 
 
 def labels(codec: Codec) -> tuple[Completion, Completion]:
-    """The two labels as completions of one token.
+    """Return the two labels as completions of one token.
 
     Raises:
-        ModelError: the tokenizer makes several tokens of one, or the same of both.
+        ModelError: a label is more than one token, or both labels are the same token.
     """
     first, second = (_tokens(codec, label) for label in LABELS)
     if len(first) != 1 or len(second) != 1 or first == second:
         raise ModelError(
             f"the tokenizer of {codec.name} makes the tokens {first} of {LABELS[0]} and {second} of "
-            f"{LABELS[1]}; a ranker says one of two tokens, so take another model"
+            f"{LABELS[1]}; a ranker answers with one of two tokens, so use another model"
         )
     return Completion(LABELS[0], tuple(first), "length"), Completion(LABELS[1], tuple(second), "length")
 
 
 def question(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:
-    """What the ranker is asked about two texts, in this order: the file `judges/templates/ranker.jinja`.
+    """Return the question about two texts in this order, from `judges/templates/ranker.jinja`.
 
     As for every judge, the texts stand between marks that they cannot contain, without control tokens.
 
-    Texts that do not fit into the model's context are cut at their end, the longer one first.
+    Texts that do not fit into the model's context are truncated at their end, the longer one first.
 
     Raises:
         DataError: the prompt alone leaves no room for them.
     """
-    asked = _asked(codec, prompt, first, second)
-    over = len(codec.prompt_ids(asked)) + 1 - codec.max_length
+    rendered = _asked(codec, prompt, first, second)
+    over = len(codec.prompt_ids(rendered)) + 1 - codec.max_length
     if over <= 0:
-        return asked
+        return rendered
     empty = _asked(codec, prompt, "", "")
     keep = codec.room(empty) - 1
     ids = _tokens(codec, first), _tokens(codec, second)
-    while over > 0:  # again, where a cut text takes more tokens than were kept of it
+    while over > 0:  # repeat if a truncated text takes more tokens than were kept
         kept = [max(0, keep // 2, keep - len(other)) for other in reversed(ids)]
-        asked = _asked(codec, prompt, *(codec.text(text[:n]) for text, n in zip(ids, kept, strict=True)))
-        over = len(codec.prompt_ids(asked)) + 1 - codec.max_length
+        rendered = _asked(codec, prompt, *(codec.text(text[:n]) for text, n in zip(ids, kept, strict=True)))
+        over = len(codec.prompt_ids(rendered)) + 1 - codec.max_length
         keep -= over
-    return asked
+    return rendered
 
 
 def _asked(codec: Codec, prompt: Prompt, first: str, second: str) -> Prompt:

@@ -1,8 +1,8 @@
 """The kinds of reward and judge that a spec such as `length:40` or `server:MODEL@URL` can name.
 
 A package adds its own by an entry point. In the group `palate.rewards` it is a function that takes the text
-behind the colon (None if there is no colon) and the model options, and returns a `Scorer`. In `palate.judges`
-it is one that takes the text behind the colon and a `JudgeContext`, and returns a `JudgeModel`.
+after the colon (None without a colon) and the model options, and returns a `Scorer`. In `palate.judges`
+it is a function that takes the text after the colon and a `JudgeContext`, and returns a `JudgeModel`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ Maker = Callable[..., Any]
 
 
 class Registry(Mapping[str, Maker]):
-    """Makers by kind: those that come with Palate, and those that installed packages add.
+    """Makers by kind: Palate's own and those from installed packages.
 
     Args:
-        group: of entry points.
-        own: makers that come with Palate; a package cannot replace one.
+        group: the name of the group of entry points.
+        own: Palate's own makers; a package cannot replace one.
     """
 
     def __init__(self, group: str, own: Mapping[str, Maker]) -> None:
         self._group, self._own = group, dict(own)
 
     def __getitem__(self, kind: str) -> Maker:
-        """The maker for a kind. Raises KeyError without one, AnnotatorError where its package fails."""
+        """Return the maker for a kind. Raise KeyError if unknown, AnnotatorError if its package fails."""
         if kind in self._own:
             return self._own[kind]
         entry = self._plugins()[kind]
@@ -46,11 +46,11 @@ class Registry(Mapping[str, Maker]):
         return maker  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[str]:
-        """The kinds, own ones first."""
+        """Iterate over the kinds, Palate's own first."""
         return iter(dict.fromkeys([*self._own, *self._plugins()]))
 
     def __len__(self) -> int:
-        """How many kinds there are."""
+        """Return the number of kinds."""
         return len(list(iter(self)))
 
     def _plugins(self) -> dict[str, EntryPoint]:

@@ -17,10 +17,10 @@ from palate.types import Completion, Group, Prompt
 class RewardModel:
     """Scores a prompt with its completion by a classifier with one output.
 
-    The text is tokenised anew with the reward model's own tokenizer and chat template; a policy's tokens
-    would mean nothing to it. It is closed by the end token, where a reward model has learnt to give its
-    score, also if the completion was cut: that is what `missing_eos_penalty` is for. Only a text that does
-    not fit the model's context is cut at its end, in training as here, and is read there.
+    The text is tokenised with the reward model's own tokenizer and chat template, because a policy's tokens
+    mean nothing to it. It ends with the end token, at which a reward model has learnt to give its score, even
+    if the completion was truncated; `missing_eos_penalty` handles that case. A text that does not fit the
+    model's context is truncated at its end, as in training, and scored at its last token.
     """
 
     def __init__(self, model: LoadedModel, *, micro_batch_tokens: int = 8192) -> None:
@@ -41,7 +41,7 @@ class RewardModel:
         """Load a classifier from a hub id or a directory.
 
         Raises:
-            ModelError: it cannot be loaded, or is no causal classifier with one output.
+            ModelError: it cannot be loaded, or is not a causal classifier with one output.
         """
         cfg = ModelConfig.model_validate(
             {
@@ -58,7 +58,7 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        """One reward per completion: the classifier's output, unscaled."""
+        """Return one reward per completion: the classifier's output, unscaled."""
         groups = [
             part
             for prompt, together in groupby(zip(prompts, completions, strict=True), key=itemgetter(0))
@@ -67,8 +67,8 @@ class RewardModel:
         return list(batched_scores(self.model, groups, self._budget).tolist()) if groups else []
 
     def _parts(self, prompt: Prompt, texts: Sequence[str]) -> list[Group]:
-        """Split completions of a prompt into parts to compute together, as large as the budget allows."""
-        # As they are in the data that reward models learn from: finished conversations.
+        """Split completions of a prompt into batches as large as the token budget allows."""
+        # Reward models are trained on finished conversations.
         prompt, completions = self.model.codec.answers(prompt.to_sample(), texts)
         before = len(self.model.codec.prompt_ids(prompt))
         parts: list[list[Completion]] = []

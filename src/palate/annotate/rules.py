@@ -18,30 +18,30 @@ class Rule:
     score: Callable[[str], float]
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        """One reward per completion."""
+        """Return one reward per completion."""
         return [self.score(completion.text) for completion in completions]
 
 
 def length(target: int) -> Rule:
-    """0 at `target` words, falling by 1 for every `target` words more or fewer."""
+    """Return a rule that gives 0 at `target` words, and 1 less for every `target` words more or fewer."""
     if target < 1:
-        raise AnnotatorError(f"length:{target} is no target; expected a number of words above 0")
+        raise AnnotatorError(f"length:{target} is not a valid target; expected a number of words above 0")
     return Rule(f"length:{target}", lambda text: -abs(len(text.split()) - target) / target)
 
 
 def regex(pattern: str) -> Rule:
-    """1 where the pattern is found in the text, else 0."""
+    """Return a rule that gives 1 if the text matches the pattern anywhere, else 0."""
     if not pattern:
         raise AnnotatorError("regex: has no pattern; expected regex:PATTERN, such as regex:[Ss]orry")
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise AnnotatorError(f"regex:{pattern} is no regular expression: {error}") from error
+        raise AnnotatorError(f"regex:{pattern} is not a valid regular expression: {error}") from error
     return Rule(f"regex:{pattern}", lambda text: float(compiled.search(text) is not None))
 
 
 def sentiment() -> Rule:
-    """How cheerful the text is, -1 to 1: the compound score of VADER (Hutto and Gilbert 2014)."""
+    """Return a rule for positive sentiment, -1 to 1: the compound score of VADER (Hutto and Gilbert 2014)."""
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""From what a user writes behind --reward to an annotator."""
+"""Parse `--reward` values into an annotator."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def annotator(
     say: Callable[[str], None] = lambda text: None,
     **model_options: Any,
 ) -> Annotator:
-    """The annotator for `--reward` values such as `sentiment` and `0.5*length:40`.
+    """Return the annotator for `--reward` values such as `sentiment` and `0.5*length:40`.
 
     Args:
-        specs: one per reward, each with an optional weight in front; or given in Python.
-        missing_eos_penalty: taken off the reward of completions that were cut.
-        kept: where functions' rewards are kept as they come, so that a failure costs none of them.
-        say: tells people of failures that passed.
+        specs: one per reward, each with an optional weight in front; or rewards given in Python.
+        missing_eos_penalty: subtracted from the reward of truncated completions.
+        kept: saves functions' rewards as they arrive, so that a failure loses none of them.
+        say: reports temporary failures to the user.
         model_options: passed to `RewardModel.load`.
 
     Raises:
-        AnnotatorError: a spec names nothing that can score.
+        AnnotatorError: a spec is not a known reward.
     """
     weights, scorers = [], []
     for spec in specs:
@@ -51,37 +51,37 @@ def annotator(
             raise AnnotatorError(f"reward {spec!r} has the weight {weight}; expected a finite number")
         weights.append(weight)
         scorers.append(scorer(name, **model_options))
-    for found in scorers:
-        if isinstance(found, FunctionScorer):
-            found.kept, found.say = kept, say
+    for single in scorers:
+        if isinstance(single, FunctionScorer):
+            single.kept, single.say = kept, say
     return penalised(scored(*scorers, weights=weights), missing_eos=missing_eos_penalty)
 
 
 def files_of(specs: Sequence[str]) -> list[Path]:
-    """The Python files among what `--reward` names."""
+    """Return the Python files among the `--reward` values."""
     files = [Path(_split(spec)[1].rpartition(":")[0]) for spec in specs]
     return [path for path in files if path.suffix == ".py" and path.is_file()]
 
 
 def scorer(spec: str, **model_options: Any) -> Scorer:
-    """The scorer for one spec, without weight.
+    """Return the scorer for one spec, without weight.
 
     Raises:
-        AnnotatorError: it names nothing that can score.
+        AnnotatorError: the spec is not a known reward.
     """
     if isinstance(spec, GivenReward):
         return FunctionScorer(spec.reward) if spec.kind == "function" else spec.reward
     kind, colon, argument = spec.partition(":")
     if kind in REWARDS:
-        found: Scorer = REWARDS[kind](argument if colon else None, **model_options)
-        return found
+        made: Scorer = REWARDS[kind](argument if colon else None, **model_options)
+        return made
     if colon and kind:
         return load_function(spec)
     raise unknown(spec)
 
 
 def unknown(spec: str) -> AnnotatorError:
-    """The error for a spec that names nothing."""
+    """Return the error for an unknown spec."""
     others = "".join(f", {kind}" for kind in REWARDS if kind not in _OWN)
     return AnnotatorError(
         f"reward {spec!r} is unknown; expected sentiment, on-topic, length:WORDS, regex:PATTERN, "
@@ -106,7 +106,7 @@ def _length(argument: str | None, **_: Any) -> Scorer:
         raise unknown("length")
     if not argument.isdecimal():
         raise AnnotatorError(
-            f"reward {f'length:{argument}'!r} is no length rule; expected length:WORDS, such as length:40"
+            f"reward {f'length:{argument}'!r} is not a length rule; expected length:WORDS, such as length:40"
         )
     return length(int(argument))
 
@@ -126,11 +126,11 @@ def _model(argument: str | None, **model_options: Any) -> Scorer:
 _OWN = {"sentiment": _sentiment, "on-topic": _on_topic, "length": _length, "regex": _regex, "model": _model}
 
 REWARDS = Registry("palate.rewards", _OWN)
-"""What makes a scorer of a spec, by the word in front of the colon."""
+"""Makers of scorers, by the word before the colon of a spec."""
 
 
 def _split(spec: str) -> tuple[float, str]:
-    """The weight and the reward."""
+    """Return the weight and the reward."""
     if isinstance(spec, GivenReward):
         return spec.weight, spec
     match = _WEIGHT.fullmatch(spec)
@@ -138,15 +138,15 @@ def _split(spec: str) -> tuple[float, str]:
 
 
 def _compared(specs: Sequence[str], **model_options: Any) -> Annotator:
-    """The annotator for a ranker or a judge, which gives no scores that could be weighed with others."""
+    """Return the annotator for a ranker or a judge, whose comparisons cannot be added to other rewards."""
     weight, name = next(part for part in map(_split, specs) if is_judge(part[1]))
     if len(specs) > 1 or weight != 1.0:
         who, alone = ("judge", "") if isinstance(name, GivenReward) else ("ranker", ", as ranker:ID")
         raise AnnotatorError(
-            f"rewards {', '.join(map(repr, specs))} have a {who}, which compares completions and gives them "
-            f"no scores to weigh; expected it alone and without a weight{alone}"
+            f"rewards {', '.join(map(repr, specs))} have a {who}, which compares completions and gives "
+            f"no scores that could be weighted; expected it alone and without a weight{alone}"
         )
     if isinstance(name, GivenReward):
-        # A ranker takes the same annotator as under its name, so both give the same rewards.
+        # A ranker gets the same annotator as `ranker:ID`, so both give the same rewards.
         return (against_first if isinstance(name.reward, Ranker) else judged)(name.reward)
     return against_first(Ranker.load(name.removeprefix(_RANKER), **model_options))

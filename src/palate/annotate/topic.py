@@ -1,4 +1,4 @@
-"""A scorer for answers that keep to what was asked, by the words that both have. For English."""
+"""A scorer for answers that stay on the prompt's topic, by their shared words. For English."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from palate.types import Completion, Prompt
 
 ENOUGH = 2
-"""Content words of the prompt from which an answer is on topic; more of them add nothing."""
+"""Shared content words that give the full reward; more of them add nothing."""
 
 _WORD = re.compile(r"[a-z]+")
 _ENDINGS = ("ings", "ing", "edly", "ies", "ied", "es", "ed", "ly", "s")
 _STEM = 6
 
-# Words that say how something is asked, not what is asked about.
+# Words that phrase a question and do not name its topic.
 _FUNCTION_WORDS = """
 about above after again against all also always and any anyone anything are aren because been before being
 below best between both but can cannot could couldn describe did didn does doesn doing don done down
@@ -35,9 +35,9 @@ _SKIPPED = frozenset(_FUNCTION_WORDS.split())
 class OnTopic:
     """The share of `ENOUGH` content words of the prompt that the completion has, 0 to 1.
 
-    A word counts once, whatever its ending. A prompt with fewer content words asks for all of them; one
-    without any is answered by everything. It sees words alone: it is for use beside a reward that says what
-    is wanted, which could otherwise be earned without an answer.
+    A word counts once, whatever its ending. If the prompt has fewer content words, all of them are needed; if
+    it has none, every completion gets 1. It only compares words, so use it together with a main reward, which
+    a policy could otherwise earn without answering.
     """
 
     name: str = "on-topic"
@@ -49,14 +49,14 @@ class OnTopic:
 
 def score(prompt: str, text: str) -> float:
     """Return the reward of a text as an answer to a prompt."""
-    asked = content_words(prompt)
-    if not asked:
+    wanted = content_words(prompt)
+    if not wanted:
         return 1.0
-    return min(1.0, len(asked & content_words(text)) / min(ENOUGH, len(asked)))
+    return min(1.0, len(wanted & content_words(text)) / min(ENOUGH, len(wanted)))
 
 
 def content_words(text: str) -> set[str]:
-    """Return the stems of the words of a text that say what it is about."""
+    """Return the stems of the content words of a text."""
     words = _WORD.findall(text.lower().replace("'", ""))
     return {_stem(word) for word in words if len(word) > 2 and word not in _SKIPPED}
 

@@ -189,7 +189,9 @@ def _pairs(name: str, texts: list[str]) -> dict[str, str]:
                 pairs |= json.loads(text)
                 continue
             except ValueError as error:
-                raise ConfigError(f"{flag_name(name)} is {text!r}, which is no JSON ({error})") from error
+                raise ConfigError(
+                    f"{flag_name(name)} is {text!r}, which is not valid JSON ({error})"
+                ) from error
         key, equals, value = text.partition("=")
         if not (key and equals and value):
             raise ConfigError(

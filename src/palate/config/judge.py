@@ -23,75 +23,76 @@ class JudgeConfig(Config):
     """Judge"""
 
     judge: str | None = None
-    """A language model that says which completion is better: `local:MODEL` (a hub id, a directory, or that of
-    a run), `server:MODEL@URL` (any OpenAI-compatible server), or `self` (the policy as it is)."""
+    """Language model that judges completions: `local:MODEL` (a hub id, a directory, or a run's directory),
+    `server:MODEL@URL` (any OpenAI-compatible server), or `self` (the current policy)."""
     judge_mode: Literal["pairwise", "score", "rubric"] | None = None
     """`pairwise` compares two completions in both orders, `score` gives a number from 1 to 10, `rubric` adds
-    up to 5 points. If not given, `pairwise`, and `score` for one completion per prompt."""
+    up to 5 points. Default: `pairwise`, and `score` for one completion per prompt."""
     criteria: str | None = None
-    """What makes a completion good, in plain words: "Prefer the shorter answer when both say the same."."""
+    """Criteria for a good completion, in plain words: "Prefer the shorter answer when both say the same."."""
     judge_template: Path | None = None
-    """A Jinja file that replaces the judge's question."""
+    """Jinja file that replaces the judge's question."""
     judge_reasoning: int = Field(0, ge=0)
-    """Tokens that the judge may write about the completions before its verdict; 0 for none."""
+    """Maximum number of tokens of reasoning that the judge writes before its verdict; 0 for none."""
     judge_samples: int = Field(4, ge=1)
-    """Verdicts sampled and averaged where a server gives no log-probabilities, and for `rubric`."""
+    """Number of sampled verdicts to average if a server gives no log-probabilities, and for `rubric`."""
     judge_logprobs: bool = True
-    """Read the probabilities of the labels where the judge gives them; --no-judge-logprobs samples."""
+    """Read label probabilities if the judge gives them; --no-judge-logprobs samples verdicts instead."""
     judge_max_tokens: int = Field(16, ge=1)
-    """Tokens of a verdict that is sampled; more for a model that thinks first (`rubric`: at least 256)."""
+    """Maximum tokens of a sampled verdict; a model that thinks first needs more (`rubric`: at least 256)."""
     judge_max_text: int = Field(8000, ge=100)
-    """Characters that the judge is shown of each text; what is cut is counted."""
+    """Maximum characters of each text that the judge sees; longer texts are truncated and counted."""
     judge_label_mass: float = Field(0.5, ge=0, le=1)
-    """A verdict is unusable where the labels together have less probability than this."""
+    """A verdict is unusable if the labels' total probability is below this."""
     judge_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the server's key. The key itself is written nowhere."""
+    """Environment variable with the server's key. The key itself is never saved."""
     verdict_cache: Path | None = None
-    """A file of verdicts that several runs share: what one has paid for, the others have for free."""
+    """File of verdicts that several runs share, so that a verdict is paid for once."""
     max_verdicts: int | None = Field(None, ge=0)
-    """Stop, resumable, after so many verdicts: questions in one order, retries included."""
+    """Stop after this many verdicts (a verdict is a question in one order, with its retries); the run can be
+    resumed."""
     max_judge_tokens: int | None = Field(None, ge=0)
-    """Stop, resumable, before the judge has read and written more tokens than this."""
+    """Stop before the judge reads and writes more tokens than this; the run can be resumed."""
     max_cost: float | None = Field(None, ge=0)
-    """Stop, resumable, before the judge has cost more dollars than this."""
+    """Stop before the judge costs more dollars than this; the run can be resumed."""
     price_in: float | None = Field(None, ge=0)
-    """Dollars per million tokens that the judge reads; if not given, from the package genai-prices."""
+    """Dollars per million tokens that the judge reads; default: the price in the package genai-prices."""
     price_out: float | None = Field(None, ge=0)
     """Dollars per million tokens that the judge writes."""
     judge_concurrency: int = Field(16, ge=1)
-    """Requests to the server at once."""
+    """Maximum number of concurrent requests to the server."""
     judge_requests_per_minute: int | None = Field(None, ge=1)
-    """The most requests to the server per minute."""
+    """Maximum number of requests to the server per minute."""
     judge_tokens_per_minute: int | None = Field(None, ge=1)
-    """The most tokens to the server per minute, by estimate."""
+    """Maximum number of tokens to the server per minute, by estimate."""
     judge_timeout: float = Field(60.0, gt=0)
-    """Seconds for one request."""
+    """Time limit of one request, in seconds."""
     judge_retries: int = Field(5, ge=0)
-    """Attempts after the first where a request fails in transport."""
+    """Number of retries if a request fails in transport."""
     judge_max_wait: float = Field(300.0, ge=0)
-    """The longest that the server may ask to wait before a retry, in seconds."""
+    """Longest wait before a retry that the server may ask for, in seconds."""
 
     @model_validator(mode="before")
     @classmethod
     def _judge_block(cls, given: Any) -> Any:
-        """Options of the judge may stand together: `judge: {model: ..., mode: ..., criteria: ...}`."""
+        """Accept the judge's options as one block: `judge: {model: ..., mode: ..., criteria: ...}`."""
         if not isinstance(given, dict) or not isinstance(given.get("judge"), Mapping):
             return given
         block = judge_block(given["judge"])
         if twice := sorted(block.keys() & (given.keys() - {"judge"})):
-            raise ValueError(f"{twice[0]} is given within judge and beside it, keep one")
+            raise ValueError(f"{twice[0]} is given both inside and outside the judge block, keep one")
         return {**given, "judge": None, **block}
 
 
 def judge_block(block: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a judge's block: `model` is `judge`, and `mode` stands for `judge_mode`."""
+    """Return the fields of a judge's block: `model` is `judge`, and `mode` stands for `judge_mode`."""
     fields = {"model": "judge"} | {
         name.removeprefix("judge_"): name for name in JudgeConfig.model_fields if name != "judge"
     }
     named = {str(key).replace("-", "_"): value for key, value in block.items()}
     for name in named:
         if name not in fields and name not in fields.values():
-            raise ValueError(f"judge has no option {name!r}; there are {', '.join(fields)}")
+            raise ValueError(f"judge has no option {name!r}; its options are {', '.join(fields)}")
     return {fields.get(name, name): value for name, value in named.items()}
 
 
@@ -113,7 +114,7 @@ class RewardConfig(JudgeConfig, Config):
     def _fill_penalty(self) -> Self:
         if self.missing_eos_penalty is None:
             by_model = any(str(spec).rpartition("*")[2].strip().startswith("model:") for spec in self.reward)
-            # Frozen to its users; here it is still being made.
+            # The configuration is frozen for its users, but it is still under construction here.
             object.__setattr__(self, "missing_eos_penalty", 1.0 if by_model else 0.0)
         return self
 
@@ -128,7 +129,7 @@ class RewardConfig(JudgeConfig, Config):
             own = {name: field.default for name, field in JudgeConfig.model_fields.items()}
             idle = next((name for name, default in own.items() if getattr(self, name) != default), None)
             if idle is not None:
-                raise ValueError(f"{idle} is given, and no judge that it is for; give judge, or leave it out")
+                raise ValueError(f"{idle} is given without a judge; give judge, or leave it out")
         return self
 
     @field_validator("reward", mode="before")

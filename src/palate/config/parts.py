@@ -105,7 +105,7 @@ def check_warmup(warmup_steps: int, steps: int | None) -> None:
     """Refuse a warm-up that takes all of the steps, for the learning rate would never reach its peak.
 
     Raises:
-        ValueError: it does; nothing is known to be wrong where the steps are not known.
+        ValueError: the warm-up is that long. Palate checks this only if the number of steps is known.
     """
     if steps is not None and warmup_steps and warmup_steps >= steps:
         raise ValueError(
@@ -149,12 +149,12 @@ class Sampling(Config):
 
     @property
     def sampling(self) -> Sampling:
-        """The sampling options alone."""
+        """Return only the sampling options."""
         return self.part(Sampling)
 
     @property
     def unrestricted(self) -> Sampling:
-        """The options that draw from the model itself: temperature 1, nothing barred or made rarer."""
+        """Return options that sample the model's own distribution: temperature 1, without restrictions."""
         kept = {"max_new_tokens", "stop", "sampling_rows"}
         return Sampling(**{name: getattr(self, name) for name in kept})
 
@@ -164,12 +164,12 @@ class KLConfig(Config):
 
     max_kl: float | None = Field(None, gt=0)
     """Bound on KL(policy || start), in nats per completion of at most max_new_tokens tokens. Training ends
-    with the last checkpoint within it. No bound if not given."""
+    with the last checkpoint within it. Default: no bound."""
     kl_every: int | None = Field(None, ge=1)
-    """Measure that KL every so many steps, on fresh samples at temperature 1 without top-k or top-p; if not
-    given, every 10 steps with max_kl, and not at all without it."""
+    """Number of steps between measurements of that KL, on fresh samples at temperature 1 without top-k or
+    top-p; default: 10 with max_kl, and no measurements without it."""
     kl_prompts: int = Field(32, ge=2)
-    """Training prompts of such a measurement, with one completion each."""
+    """Number of training prompts per measurement, with one completion each."""
 
 
 class DataConfig(Config):

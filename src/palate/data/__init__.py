@@ -1,4 +1,4 @@
-"""Data: rows from files and from the hub, records from rows, an order to train in, and rows to files."""
+"""Data: read rows from files and the hub, make records of them, shuffle them, and write rows to files."""
 
 import lazy_loader
 

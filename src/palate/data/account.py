@@ -1,4 +1,4 @@
-"""The account of a data set: which rows are used, which are not and why, and which of their parts are not."""
+"""The account of a data set: the rows and parts of rows that are not used, with the reasons."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from palate.errors import DataError
 
 MOST_EXAMPLES = 3
-"""Reasons that a refusal shows, the commonest first."""
+"""The most reasons that an error shows, the most frequent first."""
 _MOST_LISTED = 10_000
-"""Skipped rows that are remembered one by one; all are counted."""
+"""The most skipped rows that are recorded one by one; all are counted."""
 
 QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1}
 """The quantiles of lengths that are shown."""
@@ -28,12 +28,12 @@ class RowError(DataError):
         self.where, self.reason = where, reason or kind_of(message.removeprefix(f"{where}: "))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """With its parts: an exception must survive pickling to cross processes."""
+        """Return all parts, because exceptions are pickled to cross processes."""
         return type(self), (str(self), self.where, self.reason)
 
 
 def kind_of(message: str) -> str:
-    """The first clause of a message, without numbers and quoted texts: what many rows have in common."""
+    """Return the first clause of a message without numbers and quoted texts, to group similar errors."""
     clause = re.split(r"[;:(]|\. ", message, maxsplit=1)[0]
     clause = re.sub(r"'[^']*'|\"[^\"]*\"", "...", clause)
     return re.sub(r"\b\d+\b", "N", clause).strip().rstrip(".")
@@ -41,15 +41,15 @@ def kind_of(message: str) -> str:
 
 @dataclass
 class Tally:
-    """How many rows, and the first of them."""
+    """A number of rows, and the first of them."""
 
     count: int
     where: str
     last: str = ""
-    """The row that was counted last: both answers of a pair count once."""
+    """The last counted row: both answers of a pair count once."""
 
     def __str__(self) -> str:
-        """`3 rows, first prefs.jsonl:12`."""
+        """Return a text such as `3 rows, first prefs.jsonl:12`."""
         rows = f"{self.count:,} row{'s' if self.count != 1 else ''}"
         return f"{rows}, first {self.where}" if self.where else rows
 
@@ -65,12 +65,12 @@ class Skipped:
 
 @dataclass
 class Account:
-    """What is read, skipped, left out and not used. Readers and the codec write into it; a run shows it.
+    """Counts of rows that are read, skipped or left out, and of unused parts. A run shows the account.
 
     Args:
-        strict: the first row that cannot be used raises its error.
-        max_bad_rows: the share of rows that may be skipped before `check` refuses the data; one row always
-        may.
+        strict: raise the error of the first row that cannot be used.
+        max_bad_rows: the share of rows that may be skipped before `check` refuses the data; one row is always
+            allowed.
     """
 
     strict: bool = False
@@ -80,13 +80,13 @@ class Account:
     skipped: list[Skipped] = field(default_factory=list)
     """The rows that cannot be used, the first of them one by one."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """How often each reason was met."""
+    """The number of skipped rows by reason."""
     dropped: dict[str, Tally] = field(default_factory=dict)
-    """Sound rows that nothing can be learnt from, such as pairs of two equal texts."""
+    """Valid rows that contain nothing to learn, such as pairs of two equal texts."""
     unused: dict[str, Tally] = field(default_factory=dict)
     """Columns, keys, turns and parts that are not used."""
     notes: dict[str, Tally] = field(default_factory=dict)
-    """What is done with rows that may surprise, such as answers that are cut."""
+    """Unexpected changes to rows, such as truncated answers."""
     lost: dict[str, Tally] = field(default_factory=dict)
     """Parts of answers that should be learnt, but that the chat template does not render."""
     lengths: list[int] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Account:
         """Count a row that cannot be used.
 
         Raises:
-            DataError: the error itself, where the account is strict.
+            DataError: the error itself, if the account is strict.
         """
         if self.strict:
             raise error
@@ -111,7 +111,7 @@ class Account:
             self.skipped.append(Skipped(where, reason, str(error)))
 
     def drop(self, reason: str, where: str = "") -> None:
-        """Count a sound row that nothing is learnt from."""
+        """Count a valid row that contains nothing to learn."""
         _count(self.dropped, reason, where)
 
     def leave(self, name: str, where: str = "") -> None:
@@ -121,16 +121,16 @@ class Account:
             self.unused_of.setdefault(where, []).append(name)
 
     def note(self, text: str, where: str = "") -> None:
-        """Count a row that something is done with that the user should know."""
+        """Count a row with a change that the user should know about."""
         _count(self.notes, text, where)
 
     def lose(self, name: str, where: str = "") -> None:
-        """Count a row whose answer has a part that cannot be learnt, for the template does not render it."""
+        """Count a row whose answer has a part that the template does not render, so it cannot be learnt."""
         _count(self.lost, name, where)
         self.leave(name, where)
 
     def use(self, names: Collection[str] | None) -> None:
-        """Take back that columns are not used: a reward function may read them. None means all columns."""
+        """Mark columns as used, because a reward function may read them. None means all columns."""
         named = list(self.unused) if names is None else [f"column '{name}'" for name in names]
         for name in named:
             if name.startswith("column '"):
@@ -143,23 +143,23 @@ class Account:
 
     @property
     def dropped_rows(self) -> int:
-        """The number of sound rows that nothing is learnt from."""
+        """Return the number of valid rows that contain nothing to learn."""
         return sum(tally.count for tally in self.dropped.values())
 
     @property
     def bad(self) -> int:
-        """The number of rows that cannot be used."""
+        """Return the number of rows that cannot be used."""
         return sum(self.reasons.values())
 
     def check(self, source: str, kept: int) -> None:
-        """Refuse data of which too little can be used.
+        """Refuse data with too few usable rows.
 
         Args:
             source: the name of the data, for the message.
-            kept: the number of rows that are left to learn from.
+            kept: the number of usable rows.
 
         Raises:
-            DataError: more rows are bad than `max_bad_rows` allows, or no good one is left.
+            DataError: more rows are bad than `max_bad_rows` allows, or no usable row is left.
         """
         allowed = max(1, int(self.max_bad_rows * self.rows))
         if self.bad and (self.bad > allowed or not kept):
@@ -170,7 +170,7 @@ class Account:
             )
             raise DataError(
                 f"{source}: {self.bad:,} of {self.rows:,} rows cannot be used ({left}). {self._commonest()} "
-                "Mend or leave out these rows, or allow more with --max-bad-rows."
+                "Correct or remove these rows, or allow more with --max-bad-rows."
             )
         for name, tally in self.lost.items():
             if tally.count > allowed:
@@ -198,7 +198,7 @@ class Account:
             yield f"tokens per row: {parts}"
 
     def lines(self) -> Iterator[str]:
-        """One line for each thing that a user should know."""
+        """Yield one line for each thing that a user should know."""
         if self.bad:
             reasons = ", ".join(
                 f"{count:,} x {reason}" for reason, count in self.reasons.most_common(MOST_EXAMPLES)
@@ -212,7 +212,7 @@ class Account:
         yield from (f"{text} ({tally})" for text, tally in self.notes.items())
 
     def summary(self) -> dict[str, Any]:
-        """The account as plain data, for config.json."""
+        """Return the account as plain data, for config.json."""
         tallies = {"dropped": self.dropped, "unused": self.unused, "notes": self.notes}
         return {
             "rows": self.rows,

@@ -1,7 +1,7 @@
 """One row under our column names, and the error for a row that does not fit.
 
-Our names are TRL's. A row may also have the names of other toolkits (`dialects`), where they can mean one
-thing only. `system` becomes the system turn, `history` the turns before the prompt; `tools` and
+Our names are TRL's. A row may also use the names of other toolkits (`dialects`) if their meaning is
+unambiguous. `system` becomes the system turn, `history` the turns before the prompt; `tools` and
 `chat_template_kwargs` go to the chat template.
 """
 
@@ -21,7 +21,7 @@ from palate.types import Content, Finish
 
 NAMES = ("prompt", "chosen", "rejected", "completion", "messages", "text", "margin", "system", "tools",
          "chat_template_kwargs", "label", "finish", "chosen_finish", "rejected_finish")  # fmt: skip
-"""Columns that are read; every other one is passed on."""
+"""Columns that Palate reads; it passes all others on."""
 
 _ANSWERS = ("chosen", "rejected", "completion")
 _FINISHES: Mapping[Any, Finish] = {"eos": "eos", "stop": "eos", "length": "length"}
@@ -36,56 +36,56 @@ _LIKELY = {
 
 @dataclass(frozen=True)
 class Fields:
-    """A row as what our names stand for in it, without empty (null) columns."""
+    """A row's values under our names, without empty (null) columns."""
 
     row: Row
     values: Mapping[str, Any]
-    """By our name."""
+    """Values by our names."""
     names: Mapping[str, tuple[str, ...]]
-    """The row's own columns that each value is made of."""
+    """The row's own columns from which each value is made."""
     mapped: Mapping[str, str]
-    """The map that was given."""
+    """The map that the user gave."""
     account: Account
     used: set[str] = field(default_factory=set)
-    """The row's own columns that a record takes besides those it is made of, such as `tools`."""
+    """Further columns of the row that a record uses, such as `tools`."""
 
     def rest(self, *read: str) -> dict[str, Any]:
-        """The row's other columns, once these of ours are read."""
+        """Return the row's columns other than these."""
         used = self.used | {name for ours in read for name in self.names.get(ours, ())}
         return {name: value for name, value in self.row.columns.items() if name not in used}
 
     def fault(self, what: str, expected: str) -> RowError:
-        """An error about this row."""
+        """Return an error about this row."""
         where = self.row.where
         return RowError(f"{where}: {what}; expected {expected}. {_has(self.row.columns)}", where)
 
     def missing(self, ours: str, expected: str) -> RowError:
-        """An error about a column that this row lacks, with the map that may mend it."""
+        """Return an error about a missing column, with the map that may fix it."""
         theirs, there = self.mapped.get(ours, ours), self.row.columns
         name = ours if theirs == ours else f"{ours} (column '{theirs}')"
         if theirs in there:
             return self.fault(f"{name} is null", f"{expected}; fill it or leave the row out")
         likely = next((name for name in _LIKELY.get(ours, ()) if name in there), None)
         likely = likely or next(iter(get_close_matches(theirs, there, n=1)), None)
-        hint = f"Try --map {ours}={likely}." if likely else f"Has it another name? Then --map {ours}=NAME."
+        hint = f"Try --map {ours}={likely}." if likely else f"If it has another name, give --map {ours}=NAME."
         where = self.row.where
         return RowError(f"{where}: {name} is missing; expected {expected}. {_has(there)} {hint}", where)
 
     def note(self, text: str) -> None:
-        """Count this row among those that something is done with that the user should know."""
+        """Count this row with a change that the user should know about."""
         self.account.note(text, self.row.where)
 
     def content(self, ours: str) -> Content:
-        """A value as text or as turns; the prompt with its history, and with the system turn of the row.
+        """Return a value as text or turns; a prompt includes its history and the system turn of the row.
 
         Raises:
-            RowError: it is neither.
+            RowError: the value is neither.
         """
         value = self._text(self.values[ours])
         if isinstance(value, str):
             listed = turns_in_text(value)
             if listed is not None:
-                self.note(f"turns in {ours} that are spelled as text are read as turns")
+                self.note(f"turns in {ours} that are written as text are read as turns")
                 return self.turns(ours, listed)
         if ours == "prompt":
             before = self._before(() if isinstance(value, str) else self.turns(ours))
@@ -95,7 +95,7 @@ class Fields:
         return value if isinstance(value, str) else self.turns(ours)
 
     def listed(self, ours: str) -> Sequence[Any]:
-        """A value as the list of turns that the row has."""
+        """Return a value as a list of turns."""
         value = self.values[ours]
         value = turns_in_text(value) or value if isinstance(value, str) else value
         turns = [value] if isinstance(value, Mapping) else value
@@ -107,10 +107,10 @@ class Fields:
         return turns
 
     def turns(self, ours: str, listed: Sequence[Any] | None = None) -> Turns:
-        """A value as checked turns; in messages, with the system turn of the row.
+        """Return a value as checked turns; messages include the system turn of the row.
 
         Raises:
-            RowError: a turn has no role, an unknown one, or something else than texts for content.
+            RowError: a turn has no role, an unknown role, or content that is not text.
         """
         listed = self.listed(ours) if listed is None else listed
         turns = listed if not self.row.columnar else without_nulls(listed)
@@ -119,16 +119,16 @@ class Fields:
         return (*self._before(read), *read) if ours == "messages" else read
 
     def with_system(self, turns: Turns) -> Turns:
-        """The turns behind the row's system turn."""
+        """Return the turns after the row's system turn."""
         return (*self._before(turns), *turns)
 
     def variables(self) -> dict[str, Any]:
-        """Values for the chat template: the row's `chat_template_kwargs` and `tools`.
+        """Return values for the chat template: the row's `chat_template_kwargs` and `tools`.
 
         Raises:
-            RowError: they are no object and no list of tools.
+            RowError: they are not an object and a list of tools.
         """
-        found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         for ours in ("chat_template_kwargs", "tools"):
             if not self.values.get(ours):
                 continue
@@ -137,25 +137,25 @@ class Fields:
             value = without_nulls(value) if self.row.columnar else value
             self.used.update(self.names[ours])
             if ours == "tools":
-                found["tools"] = self._tools(value)
+                merged["tools"] = self._tools(value)
             elif isinstance(value, Mapping):
-                found |= value
+                merged |= value
             else:
                 raise self.fault(f"{ours} is {kind(self.values[ours])}", "an object, or its JSON text")
-        return {name: value for name, value in found.items() if value not in (None, [])}
+        return {name: value for name, value in merged.items() if value not in (None, [])}
 
     def finish(self, ours: str) -> Finish:
-        """Why a text of the row ends where it does; "eos" if the row does not say."""
-        found = _FINISHES.get(self.values.get(ours)) if isinstance(self.values.get(ours), str) else None
-        if found is None:
+        """Return the finish reason of a text of the row; "eos" if the row has none."""
+        why = _FINISHES.get(self.values.get(ours)) if isinstance(self.values.get(ours), str) else None
+        if why is None:
             return "eos"
         self.used.update(self.names[ours])
-        if found == "length":
-            self.note("texts that were cut get no end token")
-        return found
+        if why == "length":
+            self.note("truncated texts get no end token")
+        return why
 
     def _before(self, turns: Turns) -> Turns:
-        """The row's system turn and history, where the turns have none of their own."""
+        """Return the row's system turn and history if the turns have none of their own."""
         before: list[Any] = []
         system = self.values.get("system")
         if system is not None and not isinstance(system, str):
@@ -172,9 +172,11 @@ class Fields:
                 or len(turn) != 2
                 or not all(isinstance(t, str) for t in turn)
             ):
-                raise self.fault("history is no list of pairs", 'pairs of texts, as [["asked", "answered"]]')
-            asked, answered = turn
-            before += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+                raise self.fault(
+                    "history is not a list of pairs", 'pairs of texts, as [["asked", "answered"]]'
+                )
+            question, answer = turn
+            before += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         if self.values.get("history"):
             self.used.add("history")
         return tuple(before)
@@ -195,7 +197,7 @@ class Fields:
         for tool in tools:
             if not isinstance(tool, Mapping):
                 raise self.fault(f"a tool is {kind(tool)}", "an object with the tool's name and parameters")
-        # A bare description is what OpenAI's form has under `function`.
+        # OpenAI's form has such a bare description under `function`.
         return [{"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
                 for tool in tools]  # fmt: skip
 
@@ -203,7 +205,7 @@ class Fields:
 def read_fields(
     source: str, rows: Iterator[Row], columns: Mapping[str, str], account: Account
 ) -> list[Fields]:
-    """Rows under our names. `columns` maps our names to the row's and takes exactly the column it names.
+    """Return rows under our names. `columns` maps our names to the row's, which are taken literally.
 
     Raises DataError if it maps a name that is not ours, or to a column that no row has.
     """
@@ -233,7 +235,7 @@ def read_fields(
 def _fields(row: Row, columns: Mapping[str, str], account: Account) -> Fields:
     filled = {name: value for name, value in row.columns.items() if value is not None}
     names: dict[str, tuple[str, ...]] = {ours: (columns.get(ours, ours),) for ours in NAMES}
-    for ours, theirs in columns.items():  # a column that is mapped is no longer what its own name says
+    for ours, theirs in columns.items():  # a mapped column loses the meaning of its own name
         if theirs in NAMES and theirs != ours and theirs not in columns:
             names.pop(theirs, None)
     names = {ours: theirs for ours, theirs in names.items() if theirs[0] in filled}
@@ -258,7 +260,7 @@ def _fields(row: Row, columns: Mapping[str, str], account: Account) -> Fields:
 
 
 def _last_answer(messages: Any) -> dict[str, Any]:
-    """Messages parted into what is answered and the answer, where they end in an answer."""
+    """Return messages split into the prompt and the answer, if they end in an answer."""
     turns = turns_in_text(messages) if isinstance(messages, str) else messages
     turns = turns if isinstance(turns, list) else []
     last = turns[-1] if turns else None

@@ -1,6 +1,6 @@
-"""Rows as other toolkits write them, under our column names.
+"""Rows of other toolkits under our column names.
 
-- Llama-Factory and Alpaca: `instruction`, `input`, `output` (a text, or the better and the worse one),
+- Llama-Factory and Alpaca: `instruction`, `input`, `output` (a text, or the better and the worse text),
   `system`, `history`; ShareGPT: `conversations` of `from` and `value`, `system`, `tools`, `kto_tag`.
 - ms-swift: `messages` or `query` and `response`, `rejected_response`, `rejected_messages`, `system`,
   `history`, `label`.
@@ -9,9 +9,9 @@
   scores, `system_prompt`.
 - RLHFlow: `prompt`, `responses`, `rewards`.
 
-A name of ours in the same row goes first, and so does a map. `question`, `problem` and `answer` are not taken
-unasked: such rows often need a second column (a context, a choice of answers), and leaving it out would go
-unnoticed. The error for them names the map to give.
+Our own names in the same row and a map have priority. `question`, `problem` and `answer` need a map: such
+rows often need a second column (a context, a choice of answers), and nobody would notice that it is left out.
+The error for them names the map to give.
 """
 
 from __future__ import annotations
@@ -22,59 +22,59 @@ from dataclasses import dataclass
 from typing import Any
 
 Value = tuple[Any, tuple[str, ...]]
-"""A value under our name, and the row's own columns that it is made of."""
+"""A value under our name, and the row's own columns from which it is made."""
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A row's filled columns that no name of ours and no map takes, and the names of ours that are taken."""
+    """A row's filled columns that neither our names nor a map use, and our names that are taken."""
 
     columns: Mapping[str, Any]
     taken: frozenset[str]
 
     def has(self, *names: str) -> bool:
-        """Whether the row has all these columns."""
+        """Return True if the row has all these columns."""
         return all(name in self.columns for name in names)
 
     def first(self, *names: str) -> Value | None:
-        """The first of these columns that the row has."""
+        """Return the first of these columns that the row has."""
         return next(((self.columns[name], (name,)) for name in names if name in self.columns), None)
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Texts of several columns that make one text, a line break between them; empty ones are left out."""
+    """Texts of several columns that form one text, joined by line breaks without the empty ones."""
 
     columns: Mapping[str, Any]
 
 
 def translate(row: Foreign) -> dict[str, Value]:
-    """What the row's columns mean under our names; those that are taken already stay as they are."""
-    found: dict[str, Value] = {}
+    """Return the row's columns under our names, except for names that are already taken."""
+    translated: dict[str, Value] = {}
     for rule in _RULES:
-        for name, value in rule(row, found):
-            if name not in row.taken and name not in found:
-                found[name] = value
-    return found
+        for name, value in rule(row, translated):
+            if name not in row.taken and name not in translated:
+                translated[name] = value
+    return translated
 
 
 Rule = Callable[[Foreign, Mapping[str, Value]], Iterator[tuple[str, Value]]]
 
 
-def _openai_preference(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
+def _openai_preference(row: Foreign, done: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
     better = row.first("preferred_output", "preferred_completion")
     worse = row.first("non_preferred_output", "non_preferred_completion")
     if better and worse:
         yield "chosen", better
         yield "rejected", worse
-    asked = row.columns.get("input")
-    if isinstance(asked, Mapping) and asked.get("messages"):
-        yield "messages", (asked["messages"], ("input",))
-        if asked.get("tools"):
-            yield "tools", (asked["tools"], ("input",))
+    dialogue = row.columns.get("input")
+    if isinstance(dialogue, Mapping) and dialogue.get("messages"):
+        yield "messages", (dialogue["messages"], ("input",))
+        if dialogue.get("tools"):
+            yield "tools", (dialogue["tools"], ("input",))
 
 
-def _conversations(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
+def _conversations(row: Foreign, done: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
     listed = row.first("conversations", "conversation")
     if listed is None:
         return
@@ -85,7 +85,7 @@ def _conversations(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[s
     yield "messages", (turns, names)
 
 
-def _ms_swift(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
+def _ms_swift(row: Foreign, done: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
     if "messages" in row.taken and row.has("rejected_messages"):
         yield "chosen", (MESSAGES, ("messages",))
         yield "rejected", (row.columns["rejected_messages"], ("rejected_messages",))
@@ -96,17 +96,17 @@ def _ms_swift(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, V
         better = row.first("chosen_response", "response")
         if better is not None:
             yield "chosen", better
-        elif "messages" in row.taken | found.keys():
+        elif "messages" in row.taken | done.keys():
             yield "chosen", (LAST_ANSWER, ())
     if row.has("query") and (row.has("response") or row.has("rejected_response")):
         yield "prompt", (row.columns["query"], ("query",))
 
 
 MESSAGES, LAST_ANSWER = object(), object()
-"""Stand for the row's `messages`, and for the last answer in them."""
+"""Placeholders for the row's `messages` and for the last answer in them."""
 
 
-def _alpaca(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
+def _alpaca(row: Foreign, done: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
     if not row.has("instruction"):
         return
     names = ("instruction", "input") if row.has("input") else ("instruction",)
@@ -119,8 +119,8 @@ def _alpaca(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Val
         yield "completion", (output, ("output",))
 
 
-def _answers(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
-    known = row.taken | found.keys()
+def _answers(row: Foreign, done: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
+    known = row.taken | done.keys()
     if (
         isinstance(row.columns.get("input"), str)
         and "prompt" not in known
@@ -128,15 +128,15 @@ def _answers(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Va
     ):
         yield "prompt", (row.columns["input"], ("input",))
     if row.columns.get("context"):
-        return  # the question is not whole without it
-    asked = row.has("query") or row.has("instruction")
-    answer = row.first("response", "generation") if asked else row.first("generation")
+        return  # the question is incomplete without it
+    has_question = row.has("query") or row.has("instruction")
+    answer = row.first("response", "generation") if has_question else row.first("generation")
     if answer is not None and "prompt" in known:
         yield "completion", answer
 
 
-def _scored(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
-    """The best and the worst of several answers with a score each."""
+def _scored(row: Foreign, done: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
+    """Yield the best and the worst of several answers, each with a score."""
     if row.taken & {"chosen", "rejected"}:
         return
     for texts_in, scores_in in (
@@ -169,7 +169,7 @@ def _best_and_worst(
     yield "margin", (best[0] - worst[0], names)
 
 
-def _around(row: Foreign, found: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
+def _around(row: Foreign, done: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
     for ours, theirs in (
         ("system", ("system_prompt",)),
         ("tools", ("functions",)),

@@ -1,13 +1,13 @@
 """Rows to records: TRL's column formats, standard (texts) and conversational (lists of chat turns).
 
-In a record a standard text stays a str, exactly as it was; a conversation is a tuple of turns, and what
-answers it is a tuple of one assistant turn. A row that mixes them becomes a conversation: a text prompt
-is then one user turn. Names of columns are in `columns`, those of other toolkits in `dialects`.
+In a record a standard text stays an unchanged str; a conversation is a tuple of turns, and its answer is a
+tuple of one assistant turn. A row that mixes them becomes a conversation: a text prompt is then one user
+turn. Names of columns are in `columns`, those of other toolkits in `dialects`.
 
 `columns={"prompt": "question"}` maps our names to the data's. Every reader raises DataError for a source that
-it cannot use. With an `account`, it skips rows that cannot be used, and notes them and all that is not used;
-the error comes when they are too many. Without one, the first such row raises its error, naming the file and
-the line.
+it cannot use. With an `account`, it skips and counts rows that cannot be used, and raises an error if they
+are too many; it also counts unused parts. Without an account, the first such row raises its error, which
+names the file and the line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _AS_NAMED: Mapping[str, str] = MappingProxyType({})
 _HH_TURN = "\n\nAssistant:"
-"""What an answer follows in Anthropic's HH texts."""
+"""The text before an answer in Anthropic's HH texts."""
 
 SAME = "chosen and rejected are the same"
 MARKED = "marked not to be learnt (label, weight, train or loss)"
@@ -43,11 +43,11 @@ def read_prompts(
     limit: int | None = None,
     account: Account | None = None,
 ) -> list[Prompt]:
-    """What is asked in each row; its other columns go to `Prompt.columns`, for reward functions.
+    """Return the prompt of each row; its other columns become `Prompt.columns`, for reward functions.
 
-    Without a `prompt`, `messages` give their turns before the last assistant turn (all of them if they
-    end in a user's turn), and `chosen` with `rejected` what both begin with. A prompt that ends in a begun
-    turn of the assistant is continued there.
+    Without a `prompt`, it is the turns of `messages` before the last assistant turn (all of them if they
+    end in a user's turn), or the common beginning of `chosen` and `rejected`. If a prompt ends in a begun
+    turn of the assistant, completions continue that turn.
     """
     return _read(source, split, columns, limit, account or Account(strict=True), _prompt)
 
@@ -60,13 +60,13 @@ def read_comparisons(
     limit: int | None = None,
     account: Account | None = None,
 ) -> tuple[list[Comparison], int]:
-    r"""`chosen`, `rejected`, an optional number `margin`, and a prompt: the comparisons, and how many rows
-    were left out because chosen and rejected are the same. Show that number: no preference can be learnt
-    from such a row, and many of them mean that the data are not what they seem.
+    r"""Return the comparisons in rows with `chosen`, `rejected`, a prompt and an optional number `margin`,
+    and the number of rows left out because chosen and rejected are the same. Show that number: such a
+    row contains no preference, and many of them mean that the data are faulty.
 
-    Without a `prompt`, it is what chosen and rejected both begin with: all turns they share, up to the last
-    shared "\n\nAssistant:" (Anthropic's HH), or all the words they share. Beside `messages`, chosen and
-    rejected that are one turn or a text each answer those. Raises DataError too if no row is left.
+    Without a `prompt`, it is the common beginning of chosen and rejected: all shared turns, the text up to
+    the last shared "\n\nAssistant:" (Anthropic's HH), or all shared words. With `messages`, chosen and
+    rejected that are one turn or a text each answer the messages. Raises DataError too if no row is left.
     """
     account = account or Account(strict=True)
     kept = _read(source, split, columns, limit, account, _comparison)
@@ -87,9 +87,9 @@ def read_demonstrations(
     limit: int | None = None,
     account: Account | None = None,
 ) -> list[Demonstration]:
-    """What to answer: `prompt` with `completion`; or `messages`, of which the last assistant turn that may be
-    learnt is the completion and later turns are left out; or `text`, which is learnt as it stands, as a
-    completion of the empty prompt. Rows whose `label` is false are left out.
+    """Return demonstrations: `prompt` with `completion`; or `messages`, whose last assistant turn that may be
+    learnt is the completion, without the turns after it; or `text`, which is learnt unchanged, as a
+    completion of the empty prompt. Rows with a false `label` are left out.
     """
     account = account or Account(strict=True)
     kept = _read(source, split, columns, limit, account, _demonstration)
@@ -132,15 +132,15 @@ def _prompt(row: Fields) -> Prompt:
         return _record(row, _waiting(row), "messages")
     if "prompt" not in row.values and "chosen" in row.values and "rejected" in row.values:
         content, chosen, rejected = _split(row, row.content("chosen"), row.content("rejected"))
-        found = _record(row, _with_system(row, content))
-        # As columns they are texts to read, or to learn from, and must not repeat the prompt.
+        record = _record(row, _with_system(row, content))
+        # As columns they contain only the answers, without the prompt.
         texts = {"chosen": chosen, "rejected": rejected}
         own = {
             column: text if isinstance(text, str) else list(text)
             for ours, text in texts.items()
             for column in row.names[ours]
         }
-        return replace(found, columns={**found.columns, **own})
+        return replace(record, columns={**record.columns, **own})
     return _record(row, _asked(row), "prompt")
 
 
@@ -164,7 +164,7 @@ def _comparison(row: Fields) -> Comparison | None:
         content = _with_system(row, content)
         if not isinstance(content, str):
             chosen, rejected = _as_turns(chosen, "assistant"), _as_turns(rejected, "assistant")
-    if chosen == rejected:  # they differed in form only
+    if chosen == rejected:  # they differed only in form
         row.account.drop(SAME, row.row.where)
         return None
     if _is_empty(chosen):
@@ -210,7 +210,7 @@ def _demonstration(row: Fields) -> Demonstration | None:
 
 
 def _last_to_learn(row: Fields, turns: Turns) -> int | None:
-    """The place of the last answer in messages that the data do not mark; None if they mark all."""
+    """Return the index of the last answer that is not marked; None if all are marked."""
     given = row.listed("messages")
     before = len(turns) - len(given)  # the system turn of another column, and the history
     answers = [at for at, turn in enumerate(turns) if turn["role"] == "assistant"]
@@ -223,7 +223,7 @@ def _last_to_learn(row: Fields, turns: Turns) -> int | None:
     if free[-1] != answers[-1]:
         row.note("the last answer is marked not to be learnt; one before it is learnt")
     if free[-1] != len(turns) - 1:
-        row.account.leave("turns behind the answer that is learnt", row.row.where)
+        row.account.leave("turns after the answer that is learnt", row.row.where)
     return free[-1]
 
 
@@ -233,14 +233,14 @@ def _record(row: Fields, content: Content, *read: str) -> Prompt:
 
 
 def _with_system(row: Fields, content: Content) -> Content:
-    """A prompt that chosen and rejected share, behind the row's system turn if it has one."""
+    """Return the shared prompt of chosen and rejected, after the row's system turn if it has one."""
     turns = _as_turns(content, "user")
     whole = row.with_system(turns)
     return content if len(whole) == len(turns) else whole
 
 
 def _asked(row: Fields) -> Content:
-    """The prompt column."""
+    """Return the prompt column."""
     if "prompt" not in row.values:
         raise row.missing("prompt", "a text or a list of chat turns to answer")
     content = row.content("prompt")
@@ -255,18 +255,19 @@ def _asked(row: Fields) -> Content:
 
 
 def _waiting(row: Fields) -> Turns:
-    """The turns of messages that an assistant turn follows, or is to follow."""
+    """Return the turns of messages before the assistant turn to learn or to generate."""
     turns = row.turns("messages")
     return _open(row, "messages", turns[:-1] if turns[-1]["role"] == "assistant" else turns)
 
 
 def _open(row: Fields, name: str, turns: Turns) -> Turns:
-    """Checks that the turns, read from that column, leave the word to the assistant."""
+    """Check that the turns of that column end where the assistant answers."""
     if not turns:
         raise row.fault(f"{name} has no turn to answer", "a turn of the user before the assistant's")
     if turns[-1]["role"] not in ("user", "tool"):
         raise row.fault(
-            f"in {name} the turn to answer is of the {turns[-1]['role']}", "one of the user (or of a tool)"
+            f"in {name} the turn to answer is a turn of the {turns[-1]['role']}",
+            "one of the user (or of a tool)",
         )
     if not said(turns[-1]).strip() and turns[-1]["role"] == "user":
         raise row.fault(f"in {name} the turn to answer is empty", "something to answer")
@@ -276,20 +277,20 @@ def _open(row: Fields, name: str, turns: Turns) -> Turns:
 def _join(
     row: Fields, prompt: Content, chosen: Content, rejected: Content
 ) -> tuple[Content, Content, Content]:
-    """A given prompt with its two answers, all of them texts or all turns."""
+    """Return a given prompt with its two answers, either all as texts or all as turns."""
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
         return prompt, chosen, rejected
     if isinstance(prompt, str) and not _is_answer(chosen) and not _is_answer(rejected):
         shared, first, second = _split(row, chosen, rejected)  # UltraFeedback repeats the prompt as turns
         if all(said(turn).strip() != prompt.strip() for turn in _as_turns(shared, "user")):
-            raise row.fault("prompt is none of the turns that chosen and rejected share", "the same prompt")
+            raise row.fault("prompt is not among the turns that chosen and rejected share", "the same prompt")
         return shared, first, second
     turns = _as_turns(prompt, "user")
     return turns, _answer(row, "chosen", turns), _answer(row, "rejected", turns)
 
 
 def _answer(row: Fields, name: str, prompt: Turns) -> Turns:
-    """The one assistant turn of a column, which may have the prompt's turns before it."""
+    """Return the one assistant turn of a column, which may have the prompt's turns before it."""
     turns = _as_turns(row.content(name), "assistant")
     if turns[: len(prompt)] == prompt:
         turns = turns[len(prompt) :]
@@ -300,7 +301,7 @@ def _answer(row: Fields, name: str, prompt: Turns) -> Turns:
 
 
 def _split(row: Fields, chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
-    """The prompt that chosen and rejected both begin with, and what is left of each."""
+    """Return the common prompt of chosen and rejected, and the rest of each."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         cut = _shared_text(chosen, rejected)
         if not chosen[:cut].strip():
@@ -316,7 +317,7 @@ def _split(row: Fields, chosen: Content, rejected: Content) -> tuple[Content, Co
 
 
 def _shared_text(chosen: str, rejected: str) -> int:
-    """Length of the prompt that two texts share: to the last shared turn in HH's texts, else whole words."""
+    """Return the length of the shared prompt: to the last shared turn in HH's texts, else whole words."""
     shared = _agreement(chosen, rejected)
     if _HH_TURN in chosen and _HH_TURN in rejected:
         turn = chosen.rfind(_HH_TURN, 0, shared)
@@ -330,13 +331,13 @@ def _shared_text(chosen: str, rejected: str) -> int:
 
 
 def _agreement(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many of the first characters or turns are the same."""
+    """Return the number of equal characters or turns at the start."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
 
 
 def _margin(row: Fields) -> float | None:
-    """How much better chosen is, if the row has a usable number for it."""
+    """Return the row's margin of chosen over rejected, if it has a valid one."""
     margin = row.values.get("margin")
     if isinstance(margin, str):
         try:
@@ -351,7 +352,7 @@ def _margin(row: Fields) -> float | None:
         or not math.isfinite(margin)
         or margin < 0
     ):
-        row.note("margin is no number of 0 or more; it is left out")
+        row.note("margin is not a number of 0 or more; it is ignored")
         return None
     return float(margin)
 
@@ -367,7 +368,7 @@ def _is_false(label: object) -> bool:
 
 
 def _is_answer(content: Content) -> bool:
-    """Whether this is an answer alone, without a prompt before it."""
+    """Return True for an answer without a prompt before it."""
     return isinstance(content, str) or len(content) == 1
 
 

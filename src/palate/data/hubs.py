@@ -1,4 +1,4 @@
-"""Data sets that the library `datasets` reads: saved ones, folders of files such as clones, and the hub's."""
+"""Data sets that the library `datasets` reads: saved data sets, folders of files, and the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LISTED = re.compile(r"(?:Should be one of|[Aa]vailable(?: configs)?:?)\s*\[?([^
 
 
 def saved_rows(path: Path, source: str, config: str | None, split: str) -> Iterator[Row]:
-    """The rows of a folder: one that `datasets` saved, or one with data files, such as a clone from the hub.
+    """Return the rows of a folder that `datasets` saved, or that has data files, as a clone has.
 
     Raises:
         DataError: the folder has no data, is damaged, or lacks the configuration or split.
@@ -37,7 +37,7 @@ def saved_rows(path: Path, source: str, config: str | None, split: str) -> Itera
 
 
 def hub_rows(name: str, source: str, config: str | None, split: str, here: str) -> Iterator[Row]:
-    """The rows of a data set on the hub. `here` says what is on this disk instead.
+    """Return the rows of a data set on the hub. `here` describes this disk, for messages.
 
     Raises:
         DataError: the hub has no such data set, or cannot be reached.
@@ -79,7 +79,7 @@ def _spaced(text: str) -> str:
 
 
 def _advice(error: Exception, source: str, config: str | None) -> str:
-    """What to name instead, from the names that the library's message lists."""
+    """Return advice on which configuration or split to name, from the names in the library's message."""
     text = str(error)
     listed = _LISTED.search(text.replace("\n", " "))
     names = [name.strip(" '\"") for name in listed[1].split(",")] if listed else []
@@ -90,10 +90,10 @@ def _advice(error: Exception, source: str, config: str | None) -> str:
         return f"It has several configurations; name one of them: {there or f'{base}:CONFIGURATION'}."
     if "Unknown split" in text:
         return f"Choose another --split: {', '.join(names)}."
-    return "Choose another --split, or download a file of it and name that."
+    return "Choose another --split, or download a file of the data set and give its path."
 
 
 def _numbered(data: Any, name: str) -> Iterator[Row]:
-    """Rows of a `datasets.Dataset` as plain Python, whatever format (torch, numpy) was saved with it."""
+    """Yield rows of a `datasets.Dataset` as plain Python values, whatever format (torch, numpy) it has."""
     plain = data.with_format(None)
     return (Row(columns, f"{name} row {n}", columnar=True) for n, columns in enumerate(plain, 1))

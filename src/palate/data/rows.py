@@ -1,11 +1,11 @@
-"""Rows of a data source, each with the place it came from, so that every later message can name it.
+"""Rows of a data source, each with its place in the source for messages.
 
 Sources are tried in this order:
 1. `everyday`, the prompts that come with the package;
-2. what is on disk: a folder saved by `datasets` or with data files in it, or a file of a suffix that is read;
+2. the disk: a folder saved by `datasets` or with data files in it, or a file with a known suffix;
 3. `owner/name` or `owner/name:configuration`, a data set on the hub.
-Whether a name that is not on disk means a file or the hub is read off the name alone: it is a path if
-it has a suffix of data files, starts with `.`, `/` or `~`, or is not of the form `owner/name`.
+A name that is not on disk counts as a path if it has a suffix of data files, starts with `.`, `/` or `~`, or
+is not of the form `owner/name`; otherwise it is a name on the hub.
 Nothing here unpickles.
 """
 
@@ -42,9 +42,9 @@ _HUB_CONFIG = re.compile(r"([A-Za-z0-9_][\w-]*/[\w.-]+)[/@]([\w.+-]+)")
 
 
 def read_rows(source: str, *, split: str = "train", limit: int | None = None) -> Iterator[Row]:
-    """The rows of a source in their order, at most `limit` of them; files are read as far as needed.
+    """Yield at most `limit` rows of a source in their order; files are read only as far as needed.
 
-    See `scan_rows`, which goes on behind a row that cannot be read. Raises DataError for such a row, too.
+    Raises DataError as `scan_rows` does, and also for a row that cannot be read.
     """
     return (_sound(row) for row in _first_sound(scan_rows(source, split=split, limit=limit)))
 
@@ -61,13 +61,13 @@ def _sound(row: Row) -> Row:
 
 
 def scan_rows(source: str, *, split: str = "train", limit: int | None = None) -> Iterator[Row]:
-    """The rows of a source in their order, those too that cannot be read, with their fault.
+    """Yield the rows of a source in their order; a row that cannot be read has a `fault`.
 
-    `split` is for sources that have splits (`everyday`, a saved `DatasetDict`, the hub); a file has none
-    and ignores it. Blank lines of a JSON Lines file are skipped, but counted.
+    `split` is for sources that have splits (`everyday`, a saved `DatasetDict`, the hub); files ignore it.
+    Blank lines of a JSON Lines file are skipped, but counted.
 
-    Raises DataError if the source cannot be found or read, has no rows, or lacks the split: at once for
-    what the first row shows, while iterating for what shows further on.
+    Raises DataError if the source cannot be found or read, has no rows, or lacks the split: at once if the
+    first row shows the error, otherwise while iterating.
     """
     assert limit is None or limit >= 1, "a limit is at least 1"
     try:
@@ -100,7 +100,7 @@ def _open(source: str, split: str) -> Iterator[Row]:
         return parquet_rows(path, source) if name.endswith(".parquet") else _json(path, source)
     if path.exists() or name.endswith(_NOT_READ):
         raise DataError(
-            f"{source} is of a kind that is not read; expected {_KINDS} or a saved `datasets` directory. "
+            f"{source} has an unsupported file type; expected {_KINDS} or a saved `datasets` directory. "
             "Convert it, for example to one JSON object per line in a .jsonl file."
         )
     hub = _HUB_ID.fullmatch(source)
@@ -108,7 +108,7 @@ def _open(source: str, split: str) -> Iterator[Row]:
         here = f"It is not on this disk either.{_neighbour(path) if path.parent.is_dir() else ''}"
         return hub_rows(hub["name"], source, hub["config"], split, here)
     other = _HUB_CONFIG.fullmatch(source)
-    hint = f" A configuration is named as {other[1]}:{other[2]}." if other else ""
+    hint = f" Write a configuration as {other[1]}:{other[2]}." if other else ""
     raise DataError(
         f"{source} does not exist; expected `{BUILT_IN}`, a file ({_KINDS}), a folder of such files or saved "
         f"by `datasets`, or a hub id as owner/name or owner/name:configuration.{hint}"
@@ -117,7 +117,7 @@ def _open(source: str, split: str) -> Iterator[Row]:
 
 
 def _configured(path: Path) -> tuple[Path, str | None]:
-    """A folder, and the configuration that is named behind a colon."""
+    """Return a folder, and the configuration after a colon in its name."""
     if path.is_dir() or ":" not in path.name:
         return path, None
     folder, _, config = str(path).rpartition(":")
@@ -125,9 +125,9 @@ def _configured(path: Path) -> tuple[Path, str | None]:
 
 
 def _neighbour(path: Path) -> str:
-    """A hint at a file beside the missing one, or at the folder that is missing itself."""
+    """Return a hint: files beside the missing one, or the missing folder."""
     if not path.parent.is_dir():
-        return f" There is no folder {path.parent} either."
+        return f" The folder {path.parent} does not exist either."
     names = [entry.name for entry in path.parent.iterdir()]
     return near(path.name, names) or _readable(names)
 
@@ -148,7 +148,7 @@ def _given(source: GivenRows, split: str) -> Iterator[Row]:
             row = _row(columns, where)
         except (
             TypeError
-        ):  # a column of dates or arrays, which JSON cannot write; reward functions may read it
+        ):  # a column of dates or arrays, which JSON cannot express; reward functions may read it
             row = Row(columns, where)
         yield row
 
@@ -163,7 +163,7 @@ def _built_in(split: str) -> Iterator[Row]:
 
 
 def _json(path: Path, source: str) -> Iterator[Row]:
-    """Rows of a JSON Lines file, or of a `.json` file that is one array of objects."""
+    """Yield rows of a JSON Lines file, or of a `.json` file with one array of objects."""
     packed = path.name.lower().endswith(".gz")
     array = not path.name.lower().removesuffix(".gz").endswith(".jsonl")
     try:
@@ -172,7 +172,9 @@ def _json(path: Path, source: str) -> Iterator[Row]:
             file.seek(0)
             yield from (_array if array and head[:1] == b"[" else _lines)(cast(BinaryIO, file), source)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{source} is no whole gzip file ({error}); copy or compress it again.") from error
+        raise DataError(
+            f"{source} is not a complete gzip file ({error}); copy or compress it again."
+        ) from error
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}.") from error
 
@@ -194,7 +196,7 @@ def _value(text: str, where: str, *, last: bool) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        cut = " It is the file's last line: is the file cut off?" if last else ""
+        cut = " It is the file's last line, so the file may be incomplete." if last else ""
         what = f"{where} is not JSON ({_reason(error)}); expected one object per line.{cut}"
         raise RowError(what, where, "the line is not JSON") from error
 

@@ -1,4 +1,4 @@
-"""An endless shuffled order of items, addressed by position, so that resuming a run needs its step alone."""
+"""An endless shuffled order of items, addressed by position, so that resuming a run needs only its step."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Stream(Generic[T]):
-    """Items in epochs without end: each epoch has every item once, in an order of its own.
+    """Endless epochs of items: each epoch has every item once, in its own order.
 
-    The order depends on the seed, the epoch and the number of items, and on nothing else: not on which
-    batches were asked for before, nor on the machine, nor on the version of numpy. Raises DataError if
+    The order depends only on the seed, the epoch and the number of items: not on earlier batches, the
+    machine or the version of numpy. Raises DataError if
     there are no items.
     """
 
@@ -32,7 +32,7 @@ class Stream(Generic[T]):
         self.seed = seed
 
     def batch(self, step: int, size: int) -> list[T]:
-        """Items step * size up to (step + 1) * size of the stream; a batch may cross from epoch to epoch."""
+        """Return items step * size up to (step + 1) * size of the stream; a batch may span two epochs."""
         assert step >= 0, "steps count from 0"
         assert size >= 1, "a batch has at least one item"
         return [self._at(position) for position in range(step * size, (step + 1) * size)]
@@ -44,7 +44,7 @@ class Stream(Generic[T]):
 
 @lru_cache(maxsize=8)
 def _order(count: int, seed: int, epoch: int) -> NDArray[np.intp]:
-    """A permutation by sorting raw bits: they stay the same from numpy to numpy, its shuffles need not."""
+    """Return a permutation by sorting raw bits, which are the same in all versions of numpy."""
     bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))
     order = np.argsort(bits.random_raw(count), kind="stable")
     order.flags.writeable = False  # shared by the cache

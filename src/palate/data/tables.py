@@ -1,4 +1,4 @@
-"""Rows of tables: Parquet files, and CSV and TSV files with a line of names at the top."""
+"""Rows of tables: Parquet files, and CSV and TSV files with a header line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from palate.errors import DataError
 
 
 def parquet_rows(path: Path, source: str) -> Iterator[Row]:
-    """The rows of a Parquet file, read in blocks.
+    """Yield the rows of a Parquet file, read in blocks.
 
     Raises:
         DataError: the file is damaged.
@@ -38,10 +38,10 @@ def parquet_rows(path: Path, source: str) -> Iterator[Row]:
 
 
 def text_rows(path: Path, source: str) -> Iterator[Row]:
-    """The rows of a CSV or TSV file. An empty cell counts as missing; numbers stay text until they are used.
+    """Yield the rows of a CSV or TSV file. Empty cells count as missing; numbers stay text until used.
 
     Raises:
-        DataError: the file is damaged, or no table.
+        DataError: the file is damaged or is not a table.
     """
     import pyarrow as pa
     from pyarrow import csv
@@ -86,7 +86,7 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
 
 
 def _check_text(path: Path) -> None:
-    """Decode the whole file: pyarrow reports a row with other bytes on the screen, not to its caller."""
+    """Decode the whole file: pyarrow prints an error about invalid bytes and does not raise it."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,8 +1,8 @@
-"""Chat turns as the data have them, to turns with a role and a text each.
+"""Convert the data's chat turns into turns with a role and a text each.
 
-Read are the turns of OpenAI and TRL (`role`, `content`), of ShareGPT (`from`, `value`), their tool calls,
-texts given as lists of parts, and lists of turns given as JSON text. Keys that a chat template may read are
-kept.
+The supported forms are the turns of OpenAI and TRL (`role`, `content`) and of ShareGPT (`from`, `value`),
+their tool calls, texts given as lists of parts, and lists of turns given as JSON text. Keys that a chat
+template may read are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from palate.types import Message
 
 Turns = tuple[Message, ...]
 Fault = Callable[[str, str], RowError]
-"""Makes the error for what a row has and what was expected of it."""
+"""Makes an error from a description of the fault and of the expected value."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _ALIASES = {
@@ -32,12 +32,12 @@ _ALIASES = {
     "ipython": "tool",
 }
 MARKS = ("weight", "train", "training", "loss")
-"""Keys by which toolkits mark turns that are not to be learnt: 0 or false."""
+"""Keys that mark turns that must not be learnt, with 0 or false."""
 _RENAMED = ("from", "value", "role", "content", "function_call", *MARKS)
 
 
 def turns_in_text(text: str) -> list[Any] | None:
-    """The chat turns that a text spells as JSON or as a Python list, or None if it is any other text."""
+    """Return the chat turns in a text that is JSON or a Python list; None for any other text."""
     begun = text.lstrip()[:2].replace(" ", "")
     if not begun.startswith(("[{", "{", "[")) or not any(
         f"{q}{key}{q}" in text for q in "'\"" for key in ("role", "from")
@@ -53,7 +53,7 @@ def turns_in_text(text: str) -> list[Any] | None:
 
 
 def parsed(text: str) -> Any:
-    """A value that is spelled as JSON or as a Python literal, or None if the text is neither."""
+    """Return the value of a text that is JSON or a Python literal; None for any other text."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
@@ -63,16 +63,16 @@ def parsed(text: str) -> Any:
 
 
 def read_turns(turns: Sequence[Any], name: str, fault: Fault, *, role: str | None = None) -> Turns:
-    """Check turns and bring them into one form.
+    """Check turns and convert them into one form.
 
     Args:
-        turns: as the row has them.
-        name: of their column, for messages.
+        turns: the row's turns.
+        name: the name of their column, for messages.
         fault: makes the error.
-        role: of turns that name none.
+        role: the role of turns without one.
 
     Raises:
-        RowError: a turn has no role, an unknown one, or something else than texts for content.
+        RowError: a turn has no role, an unknown role, or content that is not text.
     """
     read: list[Message] = []
     for number, turn in enumerate(turns, 1):
@@ -81,7 +81,7 @@ def read_turns(turns: Sequence[Any], name: str, fault: Fault, *, role: str | Non
 
 
 def is_marked(turn: Any) -> bool:
-    """Whether the data mark a turn, as they have it, as one that is not to be learnt."""
+    """Return True if the data mark this turn as one that must not be learnt."""
     return isinstance(turn, Mapping) and any(_is_no(turn.get(mark)) for mark in MARKS)
 
 
@@ -90,7 +90,7 @@ def _is_no(value: Any) -> bool:
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without empty entries, which columnar files give every record that others fill."""
+    """Return the value without empty entries, which columnar files add for keys of other records."""
     if isinstance(value, Mapping):
         return {k: without_nulls(v) for k, v in value.items() if v is not None or k in ("default", "const")}
     if isinstance(value, list | tuple):
@@ -116,7 +116,7 @@ def _turn(turn: Any, name: str, fault: Fault, default: str | None) -> Message:
         read["content"] = text
     if calls:
         if role != "assistant":
-            raise fault(f"{name} is of the {role} and calls tools", "calls in turns of the assistant")
+            raise fault(f"{name} is a turn of the {role} and calls tools", "calls in turns of the assistant")
         read["tool_calls"] = _calls(calls, name, fault)
     return read | {k: v for k, v in turn.items() if k not in (*_RENAMED, "tool_calls") and v is not None}
 
@@ -152,12 +152,12 @@ def _text(content: Any, name: str, fault: Fault, *, optional: bool) -> str | Non
 
 
 def _calls(calls: Any, name: str, fault: Fault) -> list[dict[str, Any]]:
-    """Tool calls in OpenAI's form, from that form, from bare calls, or from JSON text."""
+    """Return tool calls in OpenAI's form, from that form, bare calls, or JSON text."""
     value = parsed(calls) if isinstance(calls, str) else calls
     listed = [value] if isinstance(value, Mapping) else value
     if not isinstance(listed, list | tuple) or not listed:
-        raise fault(f"the tool call of {name} is {kind(calls)} that is no call", 'a name with "arguments"')
-    found = []
+        raise fault(f"the tool call of {name} is {kind(calls)} that is not a call", 'a name with "arguments"')
+    read = []
     for call in listed:
         call = parsed(call) if isinstance(call, str) else call
         function = call.get("function", call) if isinstance(call, Mapping) else None
@@ -166,12 +166,12 @@ def _calls(calls: Any, name: str, fault: Fault) -> list[dict[str, Any]]:
         inner = {"name": function["name"], "arguments": function.get("arguments", {})}
         inner |= {k: v for k, v in function.items() if k not in inner and v is not None}
         outer = {k: v for k, v in call.items() if v is not None} if "function" in call else {}
-        found.append({"type": "function", **outer, "function": inner})
-    return found
+        read.append({"type": "function", **outer, "function": inner})
+    return read
 
 
 def kind(value: Any) -> str:
-    """What a value is, for messages."""
+    """Return a name of the value's type, for messages."""
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", dict: "an object",
              list: "a list", type(None): "null", bytes: "bytes"}  # fmt: skip
     return kinds.get(type(value), f"a {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""Rows to a file that is either whole or not there."""
+"""Write rows to a file atomically: the file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from palate.errors import DataError
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows to a .jsonl or .parquet file under the column names they have.
 
-    The file appears under its name only when it is complete, and replaces one that was there; chat turns
+    The file appears under its name only when it is complete, and replaces an existing one; chat turns
     may be tuples or any mappings. Parquet gets the columns of all rows, empty where a row lacks one.
 
-    Raises DataError if the suffix is another, there are no rows, a row cannot be written in the format,
+    Raises DataError if the suffix is not supported, there are no rows, a row cannot be written in the format,
     or the folder is missing or not writable.
     """
     path = Path(path)
@@ -32,7 +32,7 @@ Write = Callable[[Path, list[dict[str, Any]], Path], None]
 
 
 def check_target(path: Path) -> Write:
-    """How rows are written to this path; to be asked before the rows are paid for.
+    """Return the function that writes rows to this path. Call it before expensive work.
 
     Raises DataError as `write_rows` does for a suffix or a folder.
     """
@@ -40,14 +40,16 @@ def check_target(path: Path) -> Write:
     if write is None:
         raise DataError(f"{path} has the suffix '{path.suffix}'; rows are written to .jsonl or .parquet.")
     if not path.parent.is_dir():
-        raise DataError(f"{path} cannot be written: there is no folder {path.parent}; make it first.")
+        raise DataError(
+            f"{path} cannot be written: the folder {path.parent} does not exist; create it first."
+        )
     if path.is_dir():
         raise DataError(f"{path} cannot be written: it is a folder; name a file.")
     return write
 
 
 def _replace(path: Path, rows: list[dict[str, Any]], write: Write) -> None:
-    """Write beside the file, then rename: a reader never sees half of it, whatever stops us."""
+    """Write a temporary file, then rename it, so that readers never see a partial file."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part, rows, path)
@@ -64,7 +66,9 @@ def _jsonl(part: Path, rows: list[dict[str, Any]], path: Path) -> None:
             try:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             except (TypeError, ValueError) as error:
-                raise DataError(f"{path} is not written: row {number} is no JSON ({error}).") from error
+                raise DataError(
+                    f"{path} is not written: row {number} cannot be written as JSON ({error})."
+                ) from error
         file.flush()
         os.fsync(file.fileno())
 
@@ -91,7 +95,7 @@ def _parquet(part: Path, rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings as dicts and tuples as lists, all the way down: what both formats take."""
+    """Return mappings as dicts and tuples as lists, recursively, as both formats need them."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -32,7 +32,7 @@ from palate.types import Example, Pair, Prompt
 __all__ = ["Outcome", "train"]
 
 COSTS = ("judge/verdicts", "judge/tokens", "judge/cost")
-"""Numbers of a judge that hold for the whole run."""
+"""Metrics of a judge that are totals of the run."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,7 +101,7 @@ def train(
     display: Display | Literal["auto"] | None = "auto",
     **settings: Any,
 ) -> Outcome:
-    """Do a whole run: load, measure, train, save, measure again.
+    """Do a whole run: load, measure, train, save, and measure again.
 
         palate.train("oaif", data="everyday", reward=my_function, steps=50)
 
@@ -109,12 +109,12 @@ def train(
     functions given in Python count by their content.
 
     Args:
-        method: name of a method, as in `palate methods`.
-        cfg: a configuration, of the class of one of the method's ways, as `METHODS[method].config`; or the
-            path of a YAML file, whose values the settings override; not needed with settings.
+        method: the name of a method, as in `palate methods`.
+        cfg: a configuration, such as an object of `METHODS[method].config`; or the path of a YAML file, whose
+            values the settings override; not needed with settings.
         judge: the judge of completions, instead of a reward: as `--judge` has it, or an object of the `Judge`
             protocol.
-        tokenizer: of a model that is given as an object; that of its `name_or_path` if not given.
+        tokenizer: the tokenizer of a model that is given as an object; default: that of its `name_or_path`.
         display: shows progress; `auto` shows it in a terminal, a notebook or a log; None shows nothing.
         settings: the method's options by name; `palate run METHOD --help` explains them. `data` and
             `eval_data` may be a list of dicts, a `datasets.Dataset` or a `DatasetDict`; `reward` may be a
@@ -143,7 +143,7 @@ def _judged(
 ) -> tuple[MethodConfig | Path | str | None, dict[str, Any]]:
     """Put a judge's name into the configuration, or among the settings."""
     if not issubclass(method.options, RewardConfig):
-        raise ConfigError(f"{method.name} takes no reward, so it takes no judge")
+        raise ConfigError(f"{method.name} uses no reward, so it cannot use a judge")
     if isinstance(cfg, MethodConfig):
         return type(cfg).model_validate({**cfg.model_dump(), "judge": judge}), dict(settings)
     return cfg, {**settings, "judge": judge}
@@ -161,7 +161,8 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
             "--judge local:MODEL"
         )
     run.require_same("the prompts", content_key([*prompts, *held_out]), "the data")
-    policy = _learner(method, cfg, run, cfg.steps or 1)  # where steps follow from samples, rounds restart it
+    # If the number of steps depends on samples, rounds restart the schedule.
+    policy = _learner(method, cfg, run, cfg.steps or 1)
     prompts = with_room(policy, prompts, cfg.data, account, cfg)
     held_out = with_room(policy, held_out, cfg.eval_data, others, cfg)
     report_rows(run, cfg, account, others)
@@ -241,7 +242,7 @@ def _on_records(
     return _finish(learner, evaluation, numbers, run)
 
 
-# ---- Parts of them ---------------------------------------------------------------------------------
+# ---- Shared steps of the procedures ------------------------------------------------------------------
 
 
 def _compared(
@@ -283,9 +284,9 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
 
 
 def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run, *beside: Learner) -> None:
-    """Check the prompts' tokens against those that the run began with, then start or resume."""
+    """Check that the prompts' tokens are those at the start of the run, then start or resume."""
     codec = learner.model.codec
     tokens = key_of([codec.prompt_ids(prompt) for prompt in prompts])
-    subject = f"what the tokenizer or chat template of {learner.model.source} makes of the prompts"
+    subject = f"the rendering of the prompts by the tokenizer or chat template of {learner.model.source}"
     run.require_same("the prompts in tokens", tokens, subject)
     run.attach(learner, *beside)

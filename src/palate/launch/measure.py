@@ -30,9 +30,9 @@ def shown_prompts(
     *,
     all_held_out: bool,
 ) -> Sequence[Prompt]:
-    """Return the prompts of `_measure_fresh`: all held-out prompts if they are compared on, else a few.
+    """Return the prompts of `measure_fresh`: all held-out prompts if the run compares on them, else a few.
 
-    There are none if every step samples from the current policy and logs the same number.
+    The list is empty if every step samples from the current policy and logs the same number.
     """
     samples = isinstance(learner, Policy) and isinstance(cfg, Sampling)  # a ranker does not complete prompts
     if not samples or method.recipe.judged == "each step":
@@ -43,7 +43,7 @@ def shown_prompts(
 
 
 def _fitting(learner: Learner, prompts: Iterable[Prompt], cfg: Any) -> Iterator[Prompt]:
-    """Distinct prompts that leave room for a completion, in order."""
+    """Yield distinct prompts that leave room for a completion, in order."""
     codec = learner.model.codec
     distinct = {prompt.id: prompt for prompt in prompts}.values()
     return (p for p in distinct if len(codec.prompt_ids(p)) + cfg.max_new_tokens <= codec.max_length)
@@ -78,7 +78,7 @@ def measure_fresh(
     def metrics() -> dict[str, float]:
         if known is not None:
             return fresh_logps(known.after)
-        # With the seed of `compare`, which then reads them from the journal.
+        # The seed is that of `compare`, which then reads the samples from the journal.
         return fresh_logps(learner.snapshot().sample(prompts, 1, cfg.sampling, seed=2 * run.seed("evaluate")))
 
     run.measure("fresh", metrics)
@@ -87,7 +87,7 @@ def measure_fresh(
 def held_out_numbers(learner: Learner, run: Run, held_out: Sequence[Pair | Example]) -> dict[str, float]:
     """Return the first and the last measurement on the held-out records.
 
-    For pairs it is the share that the implicit reward ranks as the data do, else the loss.
+    For pairs it is the share of pairs that the implicit reward ranks as the data do, else the loss.
     """
     ranked = [row for row in run.measured if "eval_rewards/accuracies" in row]
     losses = [row["eval_loss"] for row in run.measured if "eval_loss" in row]
@@ -105,9 +105,9 @@ def held_out_numbers(learner: Learner, run: Run, held_out: Sequence[Pair | Examp
 
 
 def report_weights(run: Run, policy: Learner, *others: Learner) -> None:
-    """Hold frozen weights that several models have once, and show what the weights of several learners take.
+    """Share frozen weights that several models have in common, and show the memory of the learners' weights.
 
-    A reward model with an adapter on the policy's base gives up its copy of the base, too.
+    A reward model with an adapter on the policy's base also drops its copy of the base.
     """
     share_loaded(policy.model)
     if not others:

@@ -28,14 +28,14 @@ def annotator_of(cfg: MethodConfig, run: Run, judge: Judge | None) -> Annotator 
 
 
 def held_out_annotator(annotate: Annotator | None, cfg: Any, run: Run) -> Annotator | None:
-    """Return the annotator for the comparison before and after: that of `eval_reward`, or the given one."""
+    """Return the annotator for the comparison before and after: from `eval_reward`, or the given one."""
     if annotate is None or not isinstance(cfg, RewardConfig) or not cfg.eval_reward:
         return annotate
     return run.annotator(_rewards(cfg, cfg.eval_reward, run), name="eval_reward")
 
 
 def _rewards(cfg: RewardConfig, specs: Sequence[str], run: Run) -> Annotator:
-    """Return the annotator of rewards; the files of functions must be those that the run began with."""
+    """Return the annotator of rewards; refuse files of functions that changed since the run began."""
     annotate = annotator(
         specs,
         missing_eos_penalty=cfg.missing_eos_penalty or 0.0,

@@ -1,4 +1,4 @@
-"""Reading a run's data, and the account of what becomes of them."""
+"""Read a run's data, and report unused rows and columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_FUNCTIONS = ("length:", "regex:", "model:", "ranker:", "judge:")
 
 
 def read_rows(read: Callable[..., Any], cfg: Any, *, held_out: bool = False) -> tuple[list[Any], Account]:
-    """Read the data, or the held-out data if there are any, with an account of them."""
+    """Read the data, or the optional held-out data, with an account of them."""
     account = account_of(cfg)
     if held_out and cfg.eval_data is None:
         return [], account
@@ -31,7 +31,7 @@ def read_rows(read: Callable[..., Any], cfg: Any, *, held_out: bool = False) -> 
 def with_room(
     policy: Learner, prompts: Sequence[Prompt], source: str, account: Account, cfg: Any
 ) -> list[Prompt]:
-    """The prompts that the chat template takes and that leave room for a completion."""
+    """Return the prompts that the chat template accepts and that leave room for a completion."""
 
     def fitting(prompt: Prompt) -> Prompt:
         policy.model.codec.room(prompt, need=cfg.max_new_tokens)
@@ -41,7 +41,7 @@ def with_room(
 
 
 def report_rows(run: Run, cfg: Any, account: Account, held_out: Account) -> None:
-    """Show what becomes of the data, without the columns that a reward function or the method reads."""
+    """Report unused rows and columns, without the columns that a reward function or the method reads."""
     functions = any(_is_function(spec) for spec in getattr(cfg, "reward", ()))
     named = {value for _, value in cfg if isinstance(value, str)}
     for source, one in ((cfg.data, account), (cfg.eval_data, held_out)):
@@ -51,5 +51,5 @@ def report_rows(run: Run, cfg: Any, account: Account, held_out: Account) -> None
 
 
 def _is_function(spec: Any) -> bool:
-    """Return whether a reward is a Python function, which may read any column."""
+    """Return True for a reward that is a Python function, which may read any column."""
     return isinstance(spec, GivenReward) or (":" in spec and not spec.startswith(_NO_FUNCTIONS))

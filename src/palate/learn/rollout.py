@@ -1,4 +1,4 @@
-"""Learning from rollouts: completions with an advantage for each of their tokens, and the two objectives."""
+"""Learning from rollouts: completions with an advantage for each token, and the two objectives."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from palate.types import Completion, Example, Prompt
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """A prompt with its sampled completions, and the numbers of their tokens at the time of sampling.
+    """A prompt with its sampled completions, and values per token from the time of sampling.
 
-    Each tensor belongs to one completion and has one number per token, without gradient. float32 (T,)
+    Each tensor belongs to one completion and has one value per token, without gradient. float32 (T,)
 
     Attributes:
         prompt, completions: as sampled.
-        logps: under the policy that sampled them, computed by the learner.
-        advantages: of each token.
-        values: of the state before each token; zeros without a value function.
-        returns: targets of the value function; zeros without one.
+        logps: log-probabilities under the policy that sampled them, computed by the learner.
+        advantages: the advantage of each token.
+        values: the value of the state before each token; zeros without a value function.
+        returns: the targets of the value function; zeros without a value function.
     """
 
     prompt: Prompt
@@ -38,29 +38,29 @@ class Rollout:
 
     @property
     def size(self) -> int:
-        """Tokens of all completions."""
+        """Return the number of tokens of all completions."""
         return sum(len(c.token_ids) for c in self.completions)
 
 
 @dataclass(frozen=True)
 class PolicyGradient:
-    """The loss of PPO or REINFORCE on rollouts, and beside it the likelihood of texts that must stay likely.
+    """The loss of PPO or REINFORCE on rollouts, plus a likelihood term for texts that must stay likely.
 
     L = 1 / T Σ_t loss_t - γ 1 / T' Σ_t log π(token t of the texts)
 
-    T and T' count the tokens of all rollouts and of all texts of the update, so that every token counts
-    alike, whatever the micro-batches. The second term is that of PPO-ptx (Ouyang et al. 2022,
+    T and T' count the tokens of all rollouts and of all texts of the update, so that every token has
+    the same weight, whatever the micro-batches. The second term is the PPO-ptx term (Ouyang et al. 2022,
     arXiv:2203.02155, Eq. 2).
 
     Metrics have TRL's names: `loss/policy_avg`, `policy/clipfrac_avg` (tokens without gradient),
-    `policy/approxkl_avg` (k3 from the policy that sampled to the one that learns), `policy/entropy_avg`,
+    `policy/approxkl_avg` (k3 between the sampling policy and the current policy), `policy/entropy_avg`,
     `val/ratio`.
 
     Attributes:
         clip: ε of `ppo_clip`; None for `reinforce`.
-        scale: records of the update over tokens of its rollouts.
-        mean_length: tokens of a rollout in the mean.
-        pretrain_scale: γ times the records of the update over tokens of its texts.
+        scale: number of records of the update, divided by the tokens of its rollouts.
+        mean_length: mean number of tokens of a rollout.
+        pretrain_scale: γ times the number of records of the update, divided by the tokens of its texts.
     """
 
     clip: float | None
@@ -73,7 +73,7 @@ class PolicyGradient:
     def of(
         cls, records: Sequence[Rollout | Example], *, clip: float | None, pretrain_coef: float = 0.0
     ) -> Self:
-        """Return the objective of one update on rollouts, and on examples of text, if there are any."""
+        """Return the objective of one update on rollouts and optional examples of text."""
         sizes = [r.size for r in records if isinstance(r, Rollout)]
         texts = [len(r.completion.token_ids) for r in records if isinstance(r, Example)]
         assert sizes, "an update has rollouts"
@@ -81,7 +81,7 @@ class PolicyGradient:
         return cls(clip, len(records) / sum(sizes), sum(sizes) / len(sizes), pretrain)
 
     def __call__(self, outputs: Outputs, records: Sequence[Rollout | Example]) -> tuple[Tensor, Numbers]:
-        """Loss of each record. (R,)"""
+        """Return the loss of each record. (R,)"""
         assert outputs.logps is not None
         now, mask = outputs.logps.values, outputs.logps.mask
         old, advantages = (_spread(records, of, now) for of in ("logps", "advantages"))
@@ -120,13 +120,13 @@ class PolicyGradient:
 
 @dataclass(frozen=True)
 class ValueRegression:
-    """The loss of the value function on rollouts: `value_clip`, every token of the update alike.
+    """The loss of the value function on rollouts: `value_clip`, with the same weight for every token.
 
-    Metrics are `loss/value_avg` and `val/clipfrac_avg`, the share of tokens whose value may not move further.
+    Metrics are `loss/value_avg` and `val/clipfrac_avg`, the share of tokens whose value is clipped.
 
     Attributes:
         clip: ε of `value_clip`, or None.
-        mean_length: tokens of a rollout in the mean, over all rollouts of the update.
+        mean_length: mean number of tokens over all rollouts of the update.
     """
 
     clip: float | None
@@ -139,7 +139,7 @@ class ValueRegression:
         return cls(clip, sum(r.size for r in records) / len(records))
 
     def __call__(self, outputs: Outputs, records: Sequence[Rollout]) -> tuple[Tensor, Numbers]:
-        """Loss of each record. (R,)"""
+        """Return the loss of each record. (R,)"""
         assert outputs.values is not None
         now, mask = outputs.values.values, outputs.values.mask
         old, returns = (_spread(records, of, now) for of in ("values", "returns"))

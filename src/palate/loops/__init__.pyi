@@ -43,5 +43,5 @@ from .rounds import tell_low_threshold as tell_low_threshold
 from .rounds import threshold as threshold
 from .texts import check_columns as check_columns
 from .texts import from_column as from_column
-from .texts import tell_long_texts as tell_long_texts
+from .texts import warn_of_long_texts as warn_of_long_texts
 from .texts import with_targets as with_targets

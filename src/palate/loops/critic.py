@@ -1,4 +1,4 @@
-"""Parts of policy gradients: the value function, the mean reward, the texts of PPO-ptx, the price of KL."""
+"""Parts of policy gradients: the value function, the mean reward, PPO-ptx texts, the KL coefficient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REWARD_MODEL = "model:"
 
 
 def load_critic(policy: Policy, cfg: PolicyGradients, *, seed: int) -> tuple[Learner, ...]:
-    """Load the value function for the estimator `gae`; there is none for the others.
+    """Load the value function for the estimator `gae`; the others have none.
 
     It reads the policy's tokens, and with LoRA it shares the base's weights with the policy.
 
@@ -50,18 +50,19 @@ def load_critic(policy: Policy, cfg: PolicyGradients, *, seed: int) -> tuple[Lea
 def reward_centre(
     policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: PolicyGradients, run: Run
 ) -> float:
-    """Return the mean reward that is taken off every reward; see `PolicyGradients.centre_on`.
+    """Return the mean reward to subtract from every reward; see `PolicyGradients.centre_on`.
 
     Raises:
-        RunError: none of the completions has a usable reward, or the data are not those that the run began
-        with. DataError: the data cannot be used.
+        RunError: none of the completions has a usable reward, or the run began with other
+            data.
+        DataError: the data cannot be used.
     """
     if cfg.centre_on == "none":
         return 0.0
     if cfg.centre_on == "start":
-        asked = once(prompts)[: cfg.centre_prompts]
+        drawn = once(prompts)[: cfg.centre_prompts]
         n = 1 if cfg.judge is None else cfg.n  # a judge may compare the completions of a prompt
-        groups = policy.snapshot().sample(asked, n, cfg.sampling, seed=run.seed("centre"))
+        groups = policy.snapshot().sample(drawn, n, cfg.sampling, seed=run.seed("centre"))
     else:
         examples = read_examples(
             policy, cfg.centre_on, cfg, run, name="the completions for the mean", limit=cfg.centre_prompts
@@ -70,8 +71,8 @@ def reward_centre(
     rewards = [r for group in annotate(groups) for r in group.rewards or () if r is not None]
     if not rewards:
         raise RunError(
-            f"none of {len(groups)} completions for the mean reward has a usable reward; see why the "
-            "reward gives nothing, or take --centre-on none"
+            f"none of {len(groups)} completions for the mean reward has a usable reward; check the reward, "
+            "or use --centre-on none"
         )
     return sum(rewards) / len(rewards)
 
@@ -81,7 +82,7 @@ def pretraining(policy: Policy, cfg: PolicyGradients, run: Run) -> Stream[Exampl
 
     Raises:
         DataError: the data cannot be used.
-        RunError: they are not those that the run began with.
+        RunError: the run began with other texts.
     """
     if cfg.pretrain_data is None:
         return None
@@ -91,7 +92,7 @@ def pretraining(policy: Policy, cfg: PolicyGradients, run: Run) -> Stream[Exampl
 
 
 def price_of_kl(cfg: PolicyGradients, run: Run) -> float:
-    """Return beta of the coming step; with `cfg.kl_target` it follows from the step before."""
+    """Return beta of the next step; with `cfg.kl_target` it depends on the previous step."""
     last = run.last_step
     if cfg.kl_target is None or last is None or last.get("beta") is None:
         return cfg.beta

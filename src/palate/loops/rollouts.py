@@ -1,4 +1,4 @@
-"""A phase of policy gradients: from scored completions to rollouts, and the optimizer steps on them."""
+"""A phase of policy gradients: rollouts from scored completions, and the optimizer steps on them."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ OF_CRITIC = {
     "learning_rate": "value/learning_rate",
     "skipped_updates": "value/skipped_updates",
 }
-"""Names for numbers of the value function's optimizer beside those of the policy's."""
+"""Metric names of the value function's optimizer."""
 
 LAST = frozenset({"learning_rate", "value/learning_rate", "skipped_updates", "value/skipped_updates"})
-"""Metrics of a phase of which the last value counts, and no mean."""
+"""Metrics of a phase that report the last value, not the mean."""
 
 
 def usable(groups: Sequence[Group], cfg: PolicyGradients) -> tuple[list[Group], dict[str, float]]:
     """Return the completions that have a reward, and the metrics of all of them.
 
-    A completion without a usable reward takes no part; nor does one that `rloo` has nothing to compare with.
+    Completions without a usable reward are dropped, and so are those that `rloo` cannot compare with others.
 
     Args:
-        groups: with rewards.
-        cfg: of the method.
+        groups: groups with rewards.
+        cfg: the method's configuration.
     """
     fewest = 2 if cfg.estimator == "rloo" else 1
     kept = []
@@ -71,20 +71,20 @@ def roll_out(
     beta: float,
     centre: float,
 ) -> tuple[list[Rollout], dict[str, float]]:
-    """Compute log-probabilities, values and advantages of completions before anything is learnt from them.
+    """Compute log-probabilities, values and advantages of completions before the optimizer steps on them.
 
-    The learner computes the log-probabilities itself, not the sampler, in the mini-batches of the first pass:
-    so the first optimizer step begins with a ratio of exactly 1 for every token.
+    The learner computes the log-probabilities, not the sampler, in the mini-batches of the first pass. So the
+    first optimizer step begins with a ratio of exactly 1 for every token.
 
     Args:
-        policy: as it was when it sampled the completions.
+        policy: the policy that sampled the completions.
         critic: the value function; None for an estimator without one.
         ref: the reference of the KL penalty.
-        groups: with a reward for every completion.
-        cfg, run: of the method.
-        step: of the run.
-        beta: price of a nat of KL.
-        centre: taken off every reward.
+        groups: groups with a reward for every completion.
+        cfg, run: the method's configuration and its run.
+        step: the step of the run.
+        beta: the penalty for a nat of KL.
+        centre: subtracted from every reward.
 
     Returns:
         The rollouts in the order of the groups, and the metrics of the phase.
@@ -129,7 +129,7 @@ def learn_phase(
 
     Returns:
         Means of the metrics of all optimizer steps, the sum of `num_tokens`, and the last learning rate.
-        Those of the value function itself stand under `value/`.
+        Metrics of the value function have the prefix `value/`.
     """
     seen: defaultdict[str, list[float]] = defaultdict(list)
     count = step * cfg.updates
@@ -137,9 +137,9 @@ def learn_phase(
         for part in _parts(len(rollouts), cfg, run, step, epoch):
             own = [rollouts[i] for i in part]
             if critic is not None:
-                found = critic.update(own, ValueRegression.of(own, clip=cfg.value_clip or None))
-                kept = {name: v for name, v in found.items() if "/" in name}
-                others = {named: found[name] for name, named in OF_CRITIC.items() if name in found}
+                numbers = critic.update(own, ValueRegression.of(own, clip=cfg.value_clip or None))
+                kept = {name: v for name, v in numbers.items() if "/" in name}
+                others = {named: numbers[name] for name, named in OF_CRITIC.items() if name in numbers}
                 _note(seen, {**kept, **others})
             if step >= cfg.value_warmup or critic is None:
                 records = [*own, *(texts.batch(count, cfg.pretrain_batch_size) if texts else ())]

@@ -10,7 +10,7 @@ from palate.run import Run
 from palate.types import AnchoredPair, Completion, Pair, Prompt
 
 MANY = 0.2
-"""Share of texts longer than `max_new_tokens` from which `tell_long_texts` warns."""
+"""Share of texts longer than `max_new_tokens` from which `warn_of_long_texts` warns."""
 
 
 def from_column(policy: Policy, prompt: Prompt, column: str) -> Completion:
@@ -38,19 +38,19 @@ def check_columns(policy: Policy, prompts: Iterable[Prompt], columns: Sequence[s
             from_column(policy, prompt, column)
 
 
-def tell_long_texts(completions: Sequence[Completion], most: int, run: Run) -> None:
-    """Warn that many texts of the data are longer than the samples can be: length alone tells them apart.
+def warn_of_long_texts(completions: Sequence[Completion], most: int, run: Run) -> None:
+    """Warn if many texts of the data are longer than any sample can be, so that length alone separates them.
 
     Args:
-        completions: of the data.
+        completions: the completions of the data.
         most: `max_new_tokens` of the samples.
-        run: where to say it.
+        run: its display shows the warning.
     """
     longer = sum(len(completion.token_ids) > most for completion in completions)
     if longer > MANY * len(completions):
         run.display.say(
             f"{longer} of {len(completions)} texts of the data are longer than max_new_tokens ({most}), "
-            "where samples are cut, so the policy learns from the difference in length; raise it"
+            "where samples are truncated, so the policy learns from the difference in length; raise it"
         )
 
 

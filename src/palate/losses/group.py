@@ -20,9 +20,9 @@ def rrhf(mean_logps: Tensor, rewards: Tensor, mask: Tensor | None = None) -> Ten
     Args:
         mean_logps: p, log-probability per token of each completion under the policy: the sum over its
             tokens divided by their number, in nats. (B, G)
-        rewards: r, higher is better, in a number format that tells them apart
-            (float64). A value that is not finite means no usable reward, and its completion
-            is ignored. (B, G)
+        rewards: r, higher is better, in a number format with enough precision
+            to distinguish them (float64). A value that is not finite means no usable reward, and its
+            completion is ignored. (B, G)
         mask: Bool, False for padding of smaller groups, where values are ignored. (B, G)
 
     Returns:

@@ -92,7 +92,7 @@ def reinforce(logps: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
 
     L = -A log π(token)
 
-    Williams 1992 (doi:10.1007/BF00992696). It is right for tokens that the policy as it is has sampled; its
+    Williams 1992 (doi:10.1007/BF00992696). It is correct for tokens sampled by the current policy; its
     gradient is that of `ppo_clip` where π = π_old.
 
     Args:

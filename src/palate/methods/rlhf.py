@@ -1,17 +1,18 @@
 """Reinforcement learning from human feedback, RLHF with PPO (Ouyang et al. 2022, arXiv:2203.02155; Stiennon
 et al. 2020, arXiv:2009.01325; Schulman et al. 2017, arXiv:1707.06347).
 
-Each step samples completions from the policy as it is. The reward model scores each whole completion; each
-token pays a penalty for its log-ratio to the reference, the policy at the start. A value function predicts
-what is still to be earned, and generalised advantage estimation compares it with what was earned. Then policy
-and value function take several optimizer steps on these completions, with PPO's clipped losses. With PPO-ptx,
+Each step samples completions from the current policy. The reward model scores each whole completion; each
+token gets a penalty for its log-ratio to the reference, which is the policy at the start. A value function
+predicts the future rewards, and generalised advantage estimation compares its predictions with the actual
+rewards. Then policy and value function take several optimizer steps on these completions, with PPO's clipped
+losses. With PPO-ptx,
 the likelihood of other texts is added to the loss.
 
-Ours: any reward will do, not a trained one alone; the value function has a learning rate of its own instead
-of a weight in one loss; the score counts at the last token itself; a completion that was cut has an end like
-any other and pays `missing_eos_penalty`; the mean reward of the starting model is taken off all rewards;
-texts of PPO-ptx are prompts with completions; no moving average of the weights; REINFORCE and RLOO (Ahmadian
-et al. 2024, arXiv:2402.14740) as estimators without a value function.
+Ours: any reward works, not only a trained reward model; the value function has its own learning rate instead
+of a weight in one loss; the score counts at the last token itself; a truncated completion ends like any
+other and gets the `missing_eos_penalty`; the mean reward of the starting model is subtracted from all
+rewards; texts of PPO-ptx are prompts with completions; the weights have no moving average; REINFORCE and RLOO
+(Ahmadian et al. 2024, arXiv:2402.14740) as estimators without a value function.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def rlhf(
     run: Run,
     critic: Learner | None = None,
 ) -> None:
-    """Train `policy` in place on its own scored completions, and `critic` beside it."""
+    """Train `policy` in place on its own scored completions, together with `critic`."""
     learners = [policy] if critic is None else [policy, critic]
     for learner in learners:
         learner.optimizer.total_steps = cfg.steps * cfg.updates
@@ -68,12 +69,12 @@ def rlhf(
 
 
 def load_critic(policy: Policy, cfg: RLHFConfig, *, seed: int) -> tuple[Learner, ...]:
-    """Load the value function, if the estimator has one."""
+    """Load the value function if the estimator has one."""
     return loops.load_critic(policy, cfg, seed=seed)
 
 
 def summary(policy: Policy, run: Run, held_out: Sequence[Any]) -> dict[str, float]:
-    """Return the steps, which are rollout phases here, and the optimizer steps."""
+    """Return the number of steps (rollout phases) and of optimizer steps."""
     return {"steps": run.step_count, "updates": policy.version}
 
 

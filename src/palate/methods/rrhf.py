@@ -69,7 +69,7 @@ class RRHFDirectConfig(Common, loops.OfflineConfig, loops.PairBatches):
 def rrhf(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RRHFConfig, run: Run) -> None:
     """Train `policy` in place on its own ranked candidates."""
     texts = [loops.from_column(policy, prompt, name) for prompt in prompts for name in cfg.texts]
-    loops.tell_long_texts(texts, cfg.max_new_tokens, run)
+    loops.warn_of_long_texts(texts, cfg.max_new_tokens, run)
     objective = learn.RankedGroups(rank_weight=cfg.rank_weight)
     for t in range(cfg.rounds):
         batch = loops.prompts_of_round(prompts, t, cfg, run)

@@ -60,7 +60,7 @@ def spin(
     held_out: Sequence[Example] = (),
 ) -> None:
     """Train `policy` in place against its own answers of the previous round."""
-    loops.tell_long_texts([example.completion for example in examples], cfg.max_new_tokens, run)
+    loops.warn_of_long_texts([example.completion for example in examples], cfg.max_new_tokens, run)
     rounds: list[list[Pair]] = []
     for t in range(cfg.rounds):
         opponent = policy.snapshot()  # p_theta_t, also the reference

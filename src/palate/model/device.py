@@ -21,13 +21,13 @@ def resolve(cfg: ModelConfig) -> tuple[torch.device, torch.dtype]:
         ModelError: the device is not available, or dtype is bfloat16 on a CPU without bfloat16 units.
     """
     device = torch.device(_device(cfg.device))
-    asked = cfg.dtype
+    dtype = cfg.dtype
     if isinstance(cfg.model, GivenModel):
-        device, asked = place_of(cfg.model, cfg)
+        device, dtype = place_of(cfg.model, cfg)
         _device(str(device))  # it may be one that cannot be used
-    if asked == "auto":
+    if dtype == "auto":
         return device, torch.bfloat16 if prefers_bfloat16(device) else torch.float32
-    if asked == "float32":
+    if dtype == "float32":
         return device, torch.float32
     if not has_bfloat16(device):
         raise ModelError(

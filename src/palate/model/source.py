@@ -38,10 +38,10 @@ def find_source(name: str, head: Head, *, trainable: bool, base: str | None = No
     Raises:
         ModelError: the directory does not exist, or has no model that fits the head.
     """
-    found = _named(name, head, trainable=trainable, base=base)
-    if base is not None and found.adapter is None:
+    source = _named(name, head, trainable=trainable, base=base)
+    if base is not None and source.adapter is None:
         raise ModelError(f"model {name!r} is a whole model, so --base {base} does nothing; leave it out")
-    return found
+    return source
 
 
 def _named(name: str, head: Head, *, trainable: bool, base: str | None) -> Source:

@@ -1,4 +1,4 @@
-"""The KL of a policy to its start: measured during training, which ends before it passes a bound."""
+"""The KL of a policy to its start, measured during training, which ends before the KL exceeds a bound."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ KL = "kl/fresh"
 
 
 class BoundReachedError(Exception):
-    """Ends training from within `Run.steps`; the learners are at the last checkpoint within the bound."""
+    """Ends training inside `Run.steps`; the learners are at the last checkpoint within the bound."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """When and how the KL is measured during training.
+    """The schedule and the method of KL measurements during training.
 
     Attributes:
-        measure: gives the KL of the policy as it is, in nats per completion, after so many steps.
+        measure: returns the KL of the current policy, in nats per completion, after a number of steps.
         every: steps between two measurements.
-        most: the bound; None to measure without one.
+        most: the bound; None to measure without a bound.
     """
 
     measure: Callable[[int], float]

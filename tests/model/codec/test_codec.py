@@ -227,7 +227,7 @@ def test_several_end_tokens() -> None:
 def test_a_model_without_end_token_is_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ModelError, match="tiny names no end token"):
+    with pytest.raises(ModelError, match="tiny has no end token"):
         codec(tokenizer, eos_ids=[])
 
 

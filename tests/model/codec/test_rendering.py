@@ -193,7 +193,7 @@ def test_a_thought_that_the_template_opens_is_closed():
     assert made.tokenizer.decode(learnt(made, example)).count("<think>") == 1
     # Two line breaks are one token: sampling follows one, what is rendered has both.
     (note,) = made.account.notes
-    assert "from another point than sampling starts" in note
+    assert "which differs from the start of sampling" in note
 
 
 def test_pairs_share_the_prompt_that_both_renderings_have():
@@ -266,7 +266,7 @@ def test_a_cut_answer_gets_no_end_token():
     assert example.completion.finish == "length"
     assert made.end_id not in example.completion.token_ids
     assert made.tokenizer.decode(example.completion.token_ids) == "On and on"
-    with pytest.raises(DataError, match="cut before its first word"):
+    with pytest.raises(DataError, match="truncated before its first word"):
         made.example(Demonstration(Prompt("Q"), "", finish="length"))
 
 
@@ -280,7 +280,7 @@ def test_an_end_token_that_the_answer_has_already_is_not_doubled():
 def test_answers_longer_than_the_context_are_counted():
     made = codec(max_length=60)
     assert made.example(Demonstration(Prompt("Q"), "x" * 90)).completion.finish == "length"
-    assert any("answers are cut at 60 tokens" in line for line in made.account.lines())
+    assert any("answers are truncated at 60 tokens" in line for line in made.account.lines())
 
 
 # ---- texts that are rendered already ---------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_a_text_is_learnt_as_it_stands(tokenizer_of):
 def test_a_prompt_that_is_rendered_already_is_refused_by_name():
     made = codec()
     prompt = Prompt(TEXT[: TEXT.index("Pumice")], where="d.jsonl:3")
-    with pytest.raises(DataError, match=r"d\.jsonl:3: the prompt is rendered by a chat template already"):
+    with pytest.raises(DataError, match=r"d\.jsonl:3: the prompt is already rendered by a chat template"):
         made.prompt_ids(prompt)
 
 

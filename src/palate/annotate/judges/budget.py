@@ -1,4 +1,4 @@
-"""Spending limits. The worst case is reserved before a request goes out, so a limit is never passed."""
+"""Spending limits. The worst case is reserved before a request is sent, so a limit is never exceeded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from palate.errors import BudgetError
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that judging may take over a run's whole life; None for no limit.
+    """Limits on judging over all starts of a run; None for no limit.
 
     Attributes:
         verdicts: questions in one order; retries of a question are included.
@@ -25,14 +25,14 @@ class Limits:
 
 
 class Budget:
-    """What is spent, what is reserved, and whether there is room for more.
+    """The amounts spent and reserved, checked against the limits.
 
     Attributes:
-        spent: settled amounts of the whole run.
+        spent: the settled amounts of the whole run.
 
     Args:
-        limits: that hold.
-        spent: by earlier starts of the run.
+        limits: the spending limits.
+        spent: the amounts of earlier starts of the run.
     """
 
     def __init__(self, limits: Limits, spent: Spent | None = None) -> None:
@@ -44,52 +44,52 @@ class Budget:
         self._settled = asyncio.Condition()
 
     async def reserve(self, worst: Amount, *, new: bool) -> None:
-        """Set the worst case of a request aside, once there is room for it.
+        """Reserve the worst case of a request as soon as the limits allow it.
 
-        While requests are in flight that may cost less than was set aside for them, it waits for them.
+        It waits while requests in flight may still cost less than their reserves.
 
         Args:
-            worst: what the request can cost at most.
-            new: it begins a verdict, rather than retries one.
+            worst: the highest possible cost of the request.
+            new: the request begins a verdict and is not a retry.
 
         Raises:
-            BudgetError: there is no room, and nothing in flight that could make some.
+            BudgetError: a limit is reached, and no request in flight could free some of it.
         """
         async with self._settled:
             while (over := self._over(worst, new)) is not None:
                 if self._in_flight == 0 or over == "verdicts":
-                    raise BudgetError(self.told(over, worst))
+                    raise BudgetError(self.reached(over, worst))
                 await self._settled.wait()
             self.take(worst, new=new)
 
     def take(self, worst: Amount, *, new: bool) -> None:
-        """Set an amount aside without waiting.
+        """Reserve an amount without waiting.
 
         Raises:
-            BudgetError: there is no room for it.
+            BudgetError: a limit is reached.
         """
         if (over := self._over(worst, new)) is not None:
-            raise BudgetError(self.told(over, worst))
+            raise BudgetError(self.reached(over, worst))
         self._reserved += worst
         self._in_flight += 1
         self.verdicts += new
 
     async def settle(self, worst: Amount, actual: Amount) -> None:
-        """Replace what was reserved by what it has cost."""
+        """Replace a reserve by the actual cost."""
         async with self._settled:
             self.settle_now(worst, actual)
             self._settled.notify_all()
 
     def settle_now(self, worst: Amount, actual: Amount) -> None:
-        """The same, where nobody waits."""
+        """Replace a reserve by the actual cost, without waking other requests."""
         self._reserved -= worst
         self._in_flight -= 1
         if self._in_flight == 0:
-            self._reserved = Amount()  # without what rounding has left
+            self._reserved = Amount()  # removes rounding errors
         self.spent += actual
 
-    def told(self, over: str, worst: Amount) -> str:
-        """Which limit is reached, and what was spent, in one sentence."""
+    def reached(self, over: str, worst: Amount) -> str:
+        """Return one sentence that names the limit that is reached and the amount spent."""
         flags = {"verdicts": "max-verdicts", "tokens": "max-judge-tokens", "cost": "max-cost"}
         values = {
             "verdicts": f"{self.limits.verdicts} verdicts",

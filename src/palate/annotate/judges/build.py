@@ -1,4 +1,4 @@
-"""From --judge and its options to an annotator."""
+"""Build an annotator from `--judge` and its options."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from palate.annotate.judges.local import LocalModel
 
 RUBRIC_TOKENS = 256
-"""A grading explains itself in at most 100 words."""
+"""Tokens for a grading, which explains itself in at most 100 words."""
 
 
 @dataclass(frozen=True)
 class JudgeContext:
-    """What a judge may need of the run that asks it.
+    """The options of a run that a judge may need.
 
     Attributes:
         cfg: the judge's options.
         model_options: device, dtype and the like, for a local judge.
-        own: gives the policy as a judge, for `self`; None where no policy is trained.
+        own: returns the policy as a judge, for `self`; None if no policy is trained.
     """
 
     cfg: JudgeConfig
@@ -42,12 +42,12 @@ class JudgeContext:
 
 @dataclass(frozen=True)
 class Judging:
-    """A judge at work.
+    """A judge with its annotator.
 
     Attributes:
         annotate: groups in, groups with rewards out.
-        judge: over the desk.
-        template: of its questions.
+        judge: the judge, which asks through the desk.
+        template: the template of its questions.
     """
 
     annotate: Annotator
@@ -56,9 +56,9 @@ class Judging:
     template: Template
 
     def metrics(self) -> dict[str, float]:
-        """What was judged since the last call, and what was spent in all."""
-        found: dict[str, float] = self.judge.bench.metrics()
-        return found
+        """Return the counts since the last call and the total spending."""
+        values: dict[str, float] = self.judge.bench.metrics()
+        return values
 
 
 def judging(
@@ -69,14 +69,14 @@ def judging(
     one_completion: bool = False,
     missing_eos_penalty: float = 0.0,
 ) -> Judging:
-    """The judge that a configuration names, over a ledger.
+    """Return the judge that a configuration names, with its verdicts in a ledger.
 
     Args:
         context: the judge's options and the run's.
-        ledger: of the run; what it has spent counts.
-        say: tells people something.
+        ledger: the run's ledger; earlier spending in it counts.
+        say: shows a message to the user.
         one_completion: the method has one completion per prompt, so there is nothing to compare.
-        missing_eos_penalty: taken off the reward of completions that were cut.
+        missing_eos_penalty: subtracted from the reward of truncated completions.
 
     Raises:
         ConfigError: the judge or one of its options cannot be used.
@@ -86,8 +86,8 @@ def judging(
     mode = cfg.judge_mode or ("score" if one_completion else "pairwise")
     if mode == "pairwise" and one_completion:
         raise ConfigError(
-            "--judge-mode pairwise compares completions of a prompt, and there is one per prompt; take score "
-            "or rubric"
+            "--judge-mode pairwise compares completions of a prompt, but there is only one per prompt; use "
+            "score or rubric"
         )
     template = Template.load(mode, cfg.judge_template)
     model = judge_model(context)
@@ -106,10 +106,10 @@ def judging(
 
 
 def judge_model(context: JudgeContext) -> JudgeModel:
-    """The model that --judge names.
+    """Return the model that `--judge` names.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: the name is unknown.
     """
     spec = context.cfg.judge
     assert spec is not None, "there is a judge"
@@ -149,8 +149,8 @@ def _server(argument: str, context: JudgeContext) -> JudgeModel:
         max_wait=cfg.judge_max_wait,
     )
     key = server.key_from(cfg.judge_key_env, url)
-    found: JudgeModel = server.ServerModel(model, url, key=key, price=price, options=options)
-    return found
+    judge: JudgeModel = server.ServerModel(model, url, key=key, price=price, options=options)
+    return judge
 
 
 def _local(argument: str, context: JudgeContext) -> JudgeModel:
@@ -162,13 +162,13 @@ def _local(argument: str, context: JudgeContext) -> JudgeModel:
 def _self(argument: str, context: JudgeContext) -> JudgeModel:
     if context.own is None:
         raise ConfigError(
-            "judge 'self' is the policy as it is, and this method trains none; name another judge"
+            "judge 'self' is the policy that is trained, and this method trains none; name another judge"
         )
     return context.own()
 
 
 def local_options(cfg: JudgeConfig) -> dict[str, Any]:
-    """A local model's options."""
+    """Return a local model's options."""
     return {
         "max_tokens": cfg.judge_max_tokens,
         "mass": cfg.judge_label_mass,

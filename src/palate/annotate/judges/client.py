@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server, and what became of it."""
+"""Requests to an OpenAI-compatible server, and their errors."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import openai
 from palate.annotate.judges.pace import retry_after
 
 LARGEST = 1 << 20
-"""Bytes of a reply; a verdict takes a few thousand."""
+"""Largest reply in bytes; a verdict takes a few thousand."""
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""Statuses that say "not now". Others stay what they are, however often they are asked for."""
+"""Statuses of temporary failures. Requests with any other status are not retried."""
 
 EMPTY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "credits_exhausted"})
-"""Codes of a 429 that no waiting mends."""
+"""Codes of a 429 for which waiting does not help."""
 
 
 class TransportError(Exception):
     """A request without a usable reply.
 
     Attributes:
-        status: of HTTP, if there was one.
-        again: it may go better the next time.
+        status: the HTTP status, if there is one.
+        again: a retry may succeed.
         wait: seconds that the server asks to wait first.
-        billed: nobody knows whether it was billed.
-        text: of the server, for `Dialect.adapt`.
+        billed: the request may have been billed.
+        text: the server's text, for `Dialect.adapt`.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Client:
     """Sends chat completions, without retries of its own, redirects or unbounded replies.
 
     Args:
-        url: of the API, such as `http://localhost:8000/v1`.
+        url: the address of the API, such as `http://localhost:8000/v1`.
         key: sent as bearer token; it appears in no message.
-        timeout: seconds for a request from beginning to end.
-        connections: at once.
+        timeout: seconds for a whole request.
+        connections: the most connections at once.
     """
 
     def __init__(self, url: str, key: str, *, timeout: float, connections: int) -> None:
@@ -63,7 +63,7 @@ class Client:
             event_hooks={"response": [_bound]},
             headers={"accept-encoding": "identity"},  # a small compressed reply may be a huge one
         )
-        # Without these it would send what the environment says of an account at another company.
+        # Without these the client would send an OpenAI account from the environment to another company.
         headers: dict[str, Any] = {
             "OpenAI-Organization": openai.Omit(),
             "OpenAI-Project": openai.Omit(),
@@ -79,14 +79,14 @@ class Client:
         )
 
     async def post(self, body: Mapping[str, Any]) -> bytes:
-        """The reply to a request, as it came.
+        """Return the raw reply to a request.
 
         Raises:
-            TransportError: there is none.
+            TransportError: the request failed, or its reply is not usable.
         """
         create: Any = self._client.chat.completions.with_raw_response.create
         try:
-            async with asyncio.timeout(self._timeout):  # a trickle never times out by itself
+            async with asyncio.timeout(self._timeout):  # a slow stream of bytes never times out by itself
                 response = await create(**body)
                 return bytes(response.http_response.content)
         except (TimeoutError, openai.APITimeoutError):
@@ -98,13 +98,13 @@ class Client:
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             never_sent = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            if isinstance(cause, Unwanted):  # it was answered, and would be again
+            if isinstance(cause, Unwanted):  # a retry would get the same reply
                 raise TransportError(str(cause), billed=True) from None
             note = self.hide(f"the connection failed ({type(cause).__name__}: {str(cause)[:200]})")
             raise TransportError(note, again=True, billed=not never_sent) from None
 
     def hide(self, text: str) -> str:
-        """The text without the key, which a server may repeat."""
+        """Return the text without the key, which a server may repeat."""
         return text.replace(self._key, "[key]") if len(self._key) >= 4 else text
 
     async def close(self) -> None:
@@ -115,7 +115,8 @@ class Client:
         status, said = error.status_code, self.hide(" ".join(error.response.text.split()))
         if 300 <= status < 400:
             return TransportError(
-                f"HTTP {status}: the server redirects elsewhere, which is not followed", status=status
+                f"HTTP {status}: the server redirects elsewhere, and redirects are not followed",
+                status=status,
             )
         again = status in RETRIED and error.code not in EMPTY
         wait = retry_after(error.response.headers)
@@ -125,11 +126,11 @@ class Client:
 
 
 class Unwanted(httpx2.RemoteProtocolError):
-    """A reply that is not read to its end."""
+    """A reply that is rejected before its end."""
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """A reply that ends with an error where it grows too long."""
+    """A reply that raises an error when it becomes too long."""
 
     def __init__(self, stream: httpx2.AsyncByteStream) -> None:
         self._stream = stream
@@ -148,6 +149,6 @@ class _Bounded(httpx2.AsyncByteStream):
 
 async def _bound(response: httpx2.Response) -> None:
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise Unwanted("the reply is compressed, which was not asked for")
+        raise Unwanted("the reply is compressed, but the request did not accept compression")
     assert isinstance(response.stream, httpx2.AsyncByteStream)
     response.stream = _Bounded(response.stream)

@@ -1,4 +1,4 @@
-"""The desk where a judge's questions arrive: what is known is answered from the ledger, the rest is asked."""
+"""The desk for a judge's questions: it answers known ones from the ledger and asks the model the others."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from palate.annotate.judges.records import Question, Verdict
 from palate.errors import AnnotatorError
 
 HOPELESS = 8
-"""So many requests that fail one and all are an error, even where earlier ones were answered."""
+"""Requests from which a call with only failures is an error, even if earlier calls were answered."""
 
 TOLD = 5
-"""Reasons for unusable verdicts that are told; all of them are in the ledger."""
+"""The most reasons for unusable verdicts to show; all of them are in the ledger."""
 
 
 class JudgeModel(Protocol):
-    """What answers questions: a model in this process, or a server.
+    """A model that answers questions, in this process or on a server.
 
     Attributes:
-        name: for people.
-        identity: all that an answer depends on besides the question: model, address, parameters.
+        name: the name in messages.
+        identity: everything besides the question that an answer depends on: model, address, parameters.
     """
 
     name: str
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """For the keys of verdicts."""
+        """Return the identity, for the keys of verdicts."""
 
-    def ask(self, asked: Mapping[str, Question], desk: Desk) -> None:
-        """Answer questions, given by key, and write each verdict to the desk's ledger as soon as it is there.
+    def ask(self, questions: Mapping[str, Question], desk: Desk) -> None:
+        """Answer questions, given by key, and write each verdict to the desk's ledger as soon as it arrives.
 
-        A question may be left without a verdict, if the model cannot give one of its kind.
+        A question gets no verdict if the model cannot give one of its kind.
 
         Raises:
             BudgetError: a limit is reached; the verdicts so far are in the ledger.
@@ -46,9 +46,9 @@ class Desk:
     """Answers questions, each of them once.
 
     Attributes:
-        ledger: of verdicts.
-        budget: that holds.
-        say: tells people something.
+        ledger: the verdicts.
+        budget: the spending limits.
+        say: shows a message to the user.
     """
 
     def __init__(
@@ -67,16 +67,16 @@ class Desk:
         self._told: set[str] = set()
 
     def verdicts(self, questions: Sequence[Question]) -> list[Verdict | None]:
-        """The verdict on each question; None where the model gives none of that kind.
+        """Return the verdict on each question; None if the model gives none of that kind.
 
         Raises:
             AnnotatorError: every request failed in transport.
             BudgetError: a limit is reached.
         """
         keys = [question.key(self.model.identity) for question in questions]
-        asked = dict(zip(keys, questions, strict=True))
-        known = self.ledger.known(list(asked))
-        missing = {key: question for key, question in asked.items() if key not in known}
+        by_key = dict(zip(keys, questions, strict=True))
+        known = self.ledger.known(list(by_key))
+        missing = {key: question for key, question in by_key.items() if key not in known}
         self.failed = {}
         self._answered = self._answered or bool(known)
         if missing:
@@ -85,12 +85,12 @@ class Desk:
             known |= fresh
             self._answered = self._answered or bool(fresh)
             self._require_some(fresh)
-        found = [known.get(key) or self.failed.get(key) for key in keys]
-        self._tell(found)
-        return found
+        verdicts = [known.get(key) or self.failed.get(key) for key in keys]
+        self._tell(verdicts)
+        return verdicts
 
     def note_failure(self, key: str, verdict: Verdict) -> None:
-        """Note that a question got no answer at all."""
+        """Record that a question got no answer."""
         self.failed[key] = verdict
 
     def _require_some(self, fresh: Mapping[str, Verdict]) -> None:
@@ -100,16 +100,16 @@ class Desk:
             raise AnnotatorError(
                 f"judge {self.model.name}: all of {len(self.failed)} requests failed "
                 f"(the last: {last.note}); check the address, the model's name and the key, then run "
-                "the same command again: verdicts that had arrived are kept"
+                "the same command again: verdicts that have arrived are kept"
             )
 
-    def _tell(self, found: Sequence[Verdict | None]) -> None:
-        bad = [v for v in found if v is not None and not v.usable and v.status != "no_logprobs"]
+    def _tell(self, verdicts: Sequence[Verdict | None]) -> None:
+        bad = [v for v in verdicts if v is not None and not v.usable and v.status != "no_logprobs"]
         for status, count in Counter(v.status for v in bad).items():
             if status not in self._told and len(self._told) < TOLD:
                 self._told.add(status)
                 note = next(v.note for v in bad if v.status == status)
                 self.say(
-                    f"judge {self.model.name}: {count} of {len(found)} verdicts are unusable "
+                    f"judge {self.model.name}: {count} of {len(verdicts)} verdicts are unusable "
                     f"({status}: {note})"
                 )

@@ -13,13 +13,13 @@ from palate.types import Completion, Prompt
 
 
 class Bench:
-    """Where the judges below ask: a desk with a template, and counts for the metrics.
+    """A desk with a template, shared by the judges below, and the counts for the metrics.
 
     Args:
         desk: answers the questions.
-        template: lays them out.
-        criteria: what the user wants, in plain words.
-        samples: verdicts drawn where none can be read from log-probabilities.
+        template: turns questions into text.
+        criteria: the user's wishes, in plain words.
+        samples: verdicts to sample if none can be read from log-probabilities.
         reasoning: tokens that the judge may write before its verdict.
     """
 
@@ -31,58 +31,60 @@ class Bench:
         self.counts: Counter[str] = Counter()
 
     def question(self, prompt: Prompt, texts: tuple[str, ...], labels: tuple[str, ...]) -> Question:
-        """The question about texts in this order."""
+        """Return the question about texts in this order."""
         return Question(
             self.template, prompt.content, texts, labels, criteria=self._criteria, reasoning=self._reasoning
         )
 
     def distributions(self, questions: Sequence[Question]) -> list[tuple[float, ...] | None]:
-        """Probabilities of each question's labels; None where there is no usable verdict.
+        """Return the probabilities of each question's labels; None without a usable verdict.
 
-        Where the judge gives no log-probabilities they are the shares of its sampled verdicts, of which at
+        If the judge gives no log-probabilities, they are the shares of its sampled verdicts, of which at
         least half must be usable.
         """
-        found = self.desk.verdicts(questions)
-        by_text = [i for i, verdict in enumerate(found) if verdict is None or verdict.status == "no_logprobs"]
+        verdicts = self.desk.verdicts(questions)
+        by_text = [
+            i for i, verdict in enumerate(verdicts) if verdict is None or verdict.status == "no_logprobs"
+        ]
         drawn = dict(zip(by_text, self.shares([questions[i] for i in by_text]), strict=True))
-        shares = [None if verdict is None else verdict.probabilities for verdict in found]
+        shares = [None if verdict is None else verdict.probabilities for verdict in verdicts]
         for i, share in drawn.items():
             shares[i] = share
         self.count(shares)
         return shares
 
     def shares(self, questions: Sequence[Question]) -> list[tuple[float, ...] | None]:
-        """Mean probabilities of `samples` verdicts on each question; None if fewer than half are usable."""
-        asked = [_sample(question, repeat) for question in questions for repeat in range(self.samples)]
-        drawn, n = self.desk.verdicts(asked), self.samples
+        """Return the mean of `samples` verdicts on each question; None if fewer than half are usable."""
+        samples = [_sample(question, repeat) for question in questions for repeat in range(self.samples)]
+        drawn, n = self.desk.verdicts(samples), self.samples
         return [_mean_of(drawn[i * n : (i + 1) * n]) for i in range(len(questions))]
 
     def count(self, shares: Sequence[tuple[float, ...] | None]) -> None:
-        """Note how many questions were asked, and how many have no usable verdict."""
+        """Count the questions, and those without a usable verdict."""
         self.counts["asked"] += len(shares)
         self.counts["unusable"] += sum(share is None for share in shares)
 
     def metrics(self) -> dict[str, float]:
-        """What was asked since the last call, and what was spent since the run began."""
+        """Return the counts since the last call, and the spending since the run began."""
         counts, self.counts = self.counts, Counter()
         budget = self.desk.budget
-        found: dict[str, float] = {
+        values: dict[str, float] = {
             "judge/verdicts": budget.verdicts,
             "judge/tokens": budget.spent.tokens,
             "judge/cost": round(budget.spent.cost, 6),
         }
         if counts["asked"]:
-            found["judge/unusable"] = counts["unusable"] / counts["asked"]
+            values["judge/unusable"] = counts["unusable"] / counts["asked"]
         if counts["pairs"]:
-            found["judge/orders_disagree"] = counts["disagree"] / counts["pairs"]
-        return found
+            values["judge/orders_disagree"] = counts["disagree"] / counts["pairs"]
+        return values
 
 
 class PairwiseJudge:
-    """Says how probably the text shown first is the better one, by the probabilities of two labels.
+    """Returns the probability that the text shown first is better, from the probabilities of two labels.
 
     Lee et al. 2023 (RLAIF, arXiv:2309.00267) and Guo et al. 2024 (OAIF, arXiv:2402.04792) average two such
-    answers, one in each order. This judge answers for the order it is given; `judged` asks both.
+    answers, one in each order. This judge answers for the given order; `judged` asks in both orders.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -91,18 +93,20 @@ class PairwiseJudge:
     def __call__(
         self, prompts: Sequence[Prompt], pairs: Sequence[tuple[Completion, Completion]]
     ) -> list[float | None]:
-        """P(first preferred) for each pair as shown, in [0, 1]; None without a usable verdict."""
+        """Return P(first preferred) for each pair as shown, in [0, 1]; None without a usable verdict."""
         questions = []
         for prompt, (first, second) in zip(prompts, pairs, strict=True):
             texts = (first.text, second.text)
             questions.append(self.bench.question(prompt, texts, labels_of(prompt.content, texts)))
-        found = [None if share is None else share[0] for share in self.bench.distributions(questions)]
-        self._count_orders(questions, found)
-        return found
+        chances = [None if share is None else share[0] for share in self.bench.distributions(questions)]
+        self._count_orders(questions, chances)
+        return chances
 
-    def _count_orders(self, questions: Sequence[Question], found: Sequence[float | None]) -> None:
-        """Count pairs that were asked in both orders, and those in which one place won both times."""
-        known = {(str(q.prompt), q.texts): p for q, p in zip(questions, found, strict=True) if p is not None}
+    def _count_orders(self, questions: Sequence[Question], chances: Sequence[float | None]) -> None:
+        """Count pairs that were asked in both orders, and those in which the same position won both times."""
+        known = {
+            (str(q.prompt), q.texts): p for q, p in zip(questions, chances, strict=True) if p is not None
+        }
         for (prompt, (first, second)), p in known.items():
             other = known.get((prompt, (second, first)))
             if other is not None and first < second:
@@ -111,16 +115,17 @@ class PairwiseJudge:
 
 
 class ScoreJudge:
-    """Scores a completion by the expectation of a number from 1 to 10, put on a scale from -1 to 1.
+    """Scores a completion by the expectation of a number from 1 to 10, rescaled to [-1, 1].
 
-    d-RLAIF (Lee et al. 2023, arXiv:2309.00267): the probabilities of the ten numbers are made to add up to 1.
+    d-RLAIF (Lee et al. 2023, arXiv:2309.00267): the probabilities of the ten numbers are normalised to add up
+    to 1.
     """
 
     def __init__(self, bench: Bench) -> None:
         self.bench, self.name = bench, bench.desk.model.name
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        """One reward in [-1, 1] per completion; None without a usable verdict."""
+        """Return one reward in [-1, 1] per completion; None without a usable verdict."""
         questions = [
             self.bench.question(prompt, (completion.text,), SCORES)
             for prompt, completion in zip(prompts, completions, strict=True)
@@ -132,7 +137,7 @@ class ScoreJudge:
 
 
 class RubricJudge:
-    """Scores a completion by additive points from 0 to 5, averaged over several gradings (methods of
+    """Scores a completion by additive points from 0 to 5, averaged over several gradings (the method of
     Self-Rewarding, Yuan et al. 2024, arXiv:2401.10020; the rubric's words are our own).
     """
 
@@ -140,7 +145,7 @@ class RubricJudge:
         self.bench, self.name = bench, bench.desk.model.name
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        """One reward in [0, 5] per completion; None where fewer than half of the gradings are usable."""
+        """Return one reward in [0, 5] per completion; None if fewer than half of the gradings are usable."""
         questions = [
             self.bench.question(prompt, (completion.text,), POINTS)
             for prompt, completion in zip(prompts, completions, strict=True)
@@ -158,7 +163,7 @@ JUDGES: Mapping[str, type[PairwiseJudge | ScoreJudge | RubricJudge]] = {
 
 
 def _sample(question: Question, repeat: int) -> Question:
-    """The question once more, with labels of its own."""
+    """Return another sample of the question, with its own labels."""
     labels = question.labels
     if question.template.mode == "pairwise":
         labels = labels_of(question.prompt, (question.texts[0], question.texts[1]), repeat)
@@ -166,7 +171,7 @@ def _sample(question: Question, repeat: int) -> Question:
 
 
 def _mean_of(verdicts: Sequence[Verdict | None]) -> tuple[float, ...] | None:
-    """Mean probabilities of the usable verdicts; None if fewer than half are."""
+    """Return the mean probabilities of the usable verdicts; None if fewer than half are usable."""
     usable = [v.probabilities for v in verdicts if v is not None and v.probabilities is not None]
     if not usable or 2 * len(usable) < len(verdicts):
         return None

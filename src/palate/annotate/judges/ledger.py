@@ -1,7 +1,7 @@
 """The ledger of verdicts: one row per question and order, in a run's journal or a file across runs.
 
-A request is noted before it is sent and settled after its answer has come, so that a kill at any moment loses
-no answer that had arrived, and what was in flight counts as spent.
+A request is recorded before it is sent and settled after its answer arrives. So a process killed at any
+moment loses no answer that had arrived, and requests in flight count as spent.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _INSERT = (
 
 
 class Ledger:
-    """Verdicts, and what they cost.
+    """Verdicts and their costs.
 
-    Every method is one transaction, on disk when it returns. Several threads may use it.
+    Every method is one transaction, on disk when the method returns. Several threads may share a ledger.
 
     Args:
-        path: of the SQLite file, such as a run's journal; `:memory:` keeps nothing.
-        cache: a file of verdicts that several runs share; none if not given.
+        path: the SQLite file, such as a run's journal; `:memory:` saves nothing.
+        cache: a file of verdicts that several runs share; None for no cache.
 
     Raises:
-        RunError: a file is damaged or cannot be written. So do all methods.
+        RunError: a file is damaged or cannot be written. All methods raise it too.
     """
 
     def __init__(self, path: Path | str = ":memory:", cache: Path | None = None) -> None:
@@ -61,7 +61,7 @@ class Ledger:
         self._cache = None if cache is None else _opened(cache.expanduser())
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for db in (self._db, self._cache):
             if db is not None:
                 db.close()
@@ -69,15 +69,15 @@ class Ledger:
     # -- verdicts ----------------------------------------------------------------------------------
 
     def known(self, keys: Sequence[str]) -> dict[str, Verdict]:
-        """The verdicts that are there, by key. Those that failed in transport are not among them."""
+        """Return the saved verdicts by key, without those that failed in transport."""
         with self._reading() as db:
-            found = {key: verdict for key in keys if (verdict := _verdict(db, key)) is not None}
+            verdicts = {key: verdict for key in keys if (verdict := _verdict(db, key)) is not None}
         if self._cache is not None:
-            self._copy([key for key in keys if key not in found], found)
-        return found
+            self._copy([key for key in keys if key not in verdicts], verdicts)
+        return verdicts
 
     def sent(self, key: str, reserved: Amount) -> int:
-        """Note that a request goes out now; gives its number."""
+        """Record that a request is sent, and return its number."""
         with self._writing() as db:
             row = db.execute(
                 "INSERT INTO requests (key, reserved_tokens, reserved_cost) VALUES (?, ?, ?)",
@@ -87,14 +87,14 @@ class Ledger:
             return row.lastrowid
 
     def settle(self, request: int, amount: Amount) -> None:
-        """Note what a request without a verdict has cost."""
+        """Record the cost of a request without a verdict."""
         with self._writing() as db:
             _settle(db, request, amount)
 
     def done(
         self, request: int, amount: Amount, question: Question, key: str, model: str, verdict: Verdict
     ) -> None:
-        """Note what a request has cost, and its verdict."""
+        """Record the cost of a request and its verdict."""
         row = _row(question, key, model, verdict)
         with self._writing() as db:
             _settle(db, request, amount)
@@ -104,7 +104,7 @@ class Ledger:
                 db.execute(_INSERT, row)
 
     def spent(self) -> Spent:
-        """What was spent since the run began, over all of its starts."""
+        """Return the total spending of the run, over all of its starts."""
         with self._reading() as db:
             verdicts, requests, tokens, cost, unanswered = db.execute(
                 "SELECT count(DISTINCT key), count(*), coalesce(sum(coalesce(tokens, reserved_tokens)), 0),"
@@ -114,34 +114,34 @@ class Ledger:
         return Spent(verdicts, requests, Amount(tokens, cost), unanswered, reused)
 
     def was_sent(self, key: str) -> bool:
-        """A request for this question went out before, whatever became of it."""
+        """Return True if a request for this question was sent before, with any outcome."""
         with self._reading() as db:
             return db.execute("SELECT 1 FROM requests WHERE key = ? LIMIT 1", (key,)).fetchone() is not None
 
     def counts(self) -> dict[str, int]:
-        """How many verdicts have each status."""
+        """Return the number of verdicts by status."""
         with self._reading() as db:
             return dict(db.execute("SELECT status, count(*) FROM verdicts GROUP BY status").fetchall())
 
     # -- answers of functions ----------------------------------------------------------------------
 
     def answers(self, keys: Sequence[str]) -> dict[str, float | None]:
-        """Rewards that functions gave before, by key."""
+        """Return the saved rewards of functions, by key."""
         with self._reading() as db:
             rows = [
                 db.execute("SELECT key, reward FROM answers WHERE key = ?", (key,)).fetchone() for key in keys
             ]
         return {row[0]: row[1] for row in rows if row is not None}
 
-    def keep_answers(self, found: Mapping[str, float | None]) -> None:
-        """Keep rewards that functions gave."""
+    def keep_answers(self, rewards: Mapping[str, float | None]) -> None:
+        """Save rewards of functions."""
         with self._writing() as db:
-            db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", list(found.items()))
+            db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", list(rewards.items()))
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _copy(self, missing: Sequence[str], found: dict[str, Verdict]) -> None:
-        """Take verdicts of earlier runs over, free of charge."""
+    def _copy(self, missing: Sequence[str], verdicts: dict[str, Verdict]) -> None:
+        """Copy verdicts of earlier runs from the cache, at no cost."""
         assert self._cache is not None
         names = ("key", "model", "mode", "labels", "shown", "sample", "p_first")
         query = f"SELECT {', '.join((*names, *_COLUMNS))} FROM verdicts WHERE key = ? AND status != 'failed'"
@@ -156,7 +156,7 @@ class Ledger:
                 db.execute(_INSERT, (*free[: len(names)], "cache", *free[len(names) :]))
                 verdict = _verdict(db, row[0])
                 assert verdict is not None
-                found[row[0]] = verdict
+                verdicts[row[0]] = verdict
 
     @contextmanager
     def _reading(self, db: sqlite3.Connection | None = None) -> Iterator[sqlite3.Connection]:
@@ -182,7 +182,7 @@ def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 def _opened(path: Path | str) -> sqlite3.Connection:
     with _explained(path, "opened"):
-        # Another run may hold the shared file for an instant, hence the timeout.
+        # Another run may lock the shared file for a moment, hence the timeout.
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
         db.execute("PRAGMA journal_mode = DELETE")
         db.execute("PRAGMA synchronous = EXTRA")
@@ -221,11 +221,11 @@ def _verdict(db: sqlite3.Connection, key: str) -> Verdict | None:
     row = db.execute(query, (key,)).fetchone()
     if row is None:
         return None
-    found = Verdict(**dict(zip(_COLUMNS, row, strict=True)))
-    probabilities = json.loads(str(found.probabilities))
-    said = found.argmax_is_label
+    verdict = Verdict(**dict(zip(_COLUMNS, row, strict=True)))
+    probabilities = json.loads(str(verdict.probabilities))
+    said = verdict.argmax_is_label
     return replace(
-        found,
+        verdict,
         probabilities=None if probabilities is None else tuple(probabilities),
         argmax_is_label=None if said is None else bool(said),
     )

@@ -1,4 +1,4 @@
-"""A judge in this process: any causal language model, by its label probabilities or its own words."""
+"""A judge in this process: any causal language model, by its label probabilities or its written text."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from palate.model import Codec, LoadedModel, Snapshot, load_model
 from palate.types import Completion, Content, Group, Prompt
 
 TOGETHER = 32
-"""Questions asked between two writes to the ledger."""
+"""Number of questions between two writes to the ledger."""
 
 OPENING = "\n\nAnswer:\n"
-"""Behind the question, where no chat template opens the model's turn."""
+"""The text after the question if no chat template opens the model's turn."""
 
 
 class LocalModel:
     """Asks a causal language model in this process.
 
     Its codec never reads a text's characters as control tokens, so nothing in a completion can end the turn
-    that it stands in. Texts that do not fit the model's context are cut at their ends.
+    that contains it. Texts that do not fit the model's context are truncated at their ends.
 
     Args:
-        snapshot: gives the model to ask, which may be another one each time.
-        codec: gives that of the model.
-        name: for people.
-        identity: gives all that tells the model from others, for keys.
-        max_tokens: that the judge may write for a verdict in text.
-        mass: least probability of the labels together.
-        longest: characters shown of each text.
+        snapshot: returns the model to ask, which may change between calls.
+        codec: returns the codec of the model.
+        name: the name in messages.
+        identity: returns everything that distinguishes the model from others, for keys.
+        max_tokens: the most tokens for a verdict in text.
+        mass: the lowest total probability of the labels for a usable verdict.
+        longest: the most characters shown of each text.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class LocalModel:
 
     @classmethod
     def load(cls, name: str, *, model_options: Mapping[str, Any], **options: Any) -> LocalModel:
-        """Load a judge from a hub id, a model's directory or a run's.
+        """Load a judge from a hub id, a model's directory or a run's directory.
 
         Raises:
-            ModelError: it cannot be loaded, or writes nothing.
+            ModelError: it cannot be loaded, or cannot generate text.
         """
         cfg = ModelConfig.model_validate({"model": name, "lora": False, **model_options})
         model = load_model(cfg, trainable=False)
@@ -80,12 +80,12 @@ class LocalModel:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """All that an answer depends on besides the question."""
+        """Return everything besides the question that an answer depends on."""
         return {**self._identity(), **self._options}
 
-    def ask(self, asked: Mapping[str, Question], desk: Desk) -> None:
+    def ask(self, questions: Mapping[str, Question], desk: Desk) -> None:
         """Answer questions; see `JudgeModel.ask`."""
-        waiting = iter(asked.items())
+        waiting = iter(questions.items())
         while part := list(islice(waiting, TOGETHER)):
             self._ask(part, desk)
 
@@ -123,7 +123,7 @@ class LocalModel:
     def _reserved(
         self, part: Sequence[tuple[str, Question]], prompts: Sequence[Prompt], desk: Desk
     ) -> tuple[list[Amount], BudgetError | None]:
-        """What is reserved for the first questions, up to where a limit is reached."""
+        """Reserve the cost of the first questions, as many as the limits allow."""
         taken: list[Amount] = []
         for (key, question), prompt in zip(part, prompts, strict=True):
             worst = Amount(len(self._codec.prompt_ids(prompt)) + self._written(question))
@@ -135,35 +135,35 @@ class LocalModel:
         return taken, None
 
     def _written(self, question: Question) -> int:
-        """Tokens that the model may write."""
+        """Return the most tokens that the model may write."""
         own = max(self._max_tokens, question.reasoning)
         return own if not question.wants_logprobs else 1 + question.reasoning
 
     def _verdicts(
         self, questions: Sequence[Question], prompts: Sequence[Prompt]
     ) -> list[tuple[Reading, str, int]]:
-        """Reading, text and number of written tokens of each."""
+        """Return the reading, text and number of written tokens of each question."""
         if not questions:
             return []
         texts: list[tuple[str, int, str]] = [("", 0, "")] * len(questions)
-        asked = list(prompts)
+        final_prompts = list(prompts)
         for i, question in enumerate(questions):
             if question.reasoning or not question.wants_logprobs:
                 texts[i] = self._write(question, prompts[i])
                 if question.wants_logprobs:
-                    asked[i] = self._second(prompts[i], texts[i][0], question)
+                    final_prompts[i] = self._second(prompts[i], texts[i][0], question)
         by_label = [i for i, question in enumerate(questions) if question.wants_logprobs]
-        by_logps = self._labels([questions[i] for i in by_label], [asked[i] for i in by_label])
+        by_logps = self._labels([questions[i] for i in by_label], [final_prompts[i] for i in by_label])
         readings = dict(zip(by_label, by_logps, strict=True))
-        found = []
+        verdicts = []
         for i, question in enumerate(questions):
             text, tokens, finish = texts[i]
             reading = readings.get(i) or read_points(text, finish, question.labels)
-            found.append((reading, text, tokens + (i in readings)))
-        return found
+            verdicts.append((reading, text, tokens + (i in readings)))
+        return verdicts
 
     def _write(self, question: Question, prompt: Prompt) -> tuple[str, int, str]:
-        """What the model writes about a question: text, tokens, and why it ended."""
+        """Generate an answer: its text, its number of tokens, and its finish reason."""
         limit = self._written(question) - question.wants_logprobs
         temperature = 0.0 if question.wants_logprobs else 1.0
         sampling = Sampling.model_validate({"temperature": temperature, "max_new_tokens": limit})
@@ -173,7 +173,7 @@ class LocalModel:
         return written.text, len(written.token_ids), written.finish
 
     def _second(self, prompt: Prompt, thought: str, question: Question) -> Prompt:
-        """The question again, with the model's reasoning and the request for a label."""
+        """Return the question with the model's reasoning and the request for a label."""
         assert isinstance(prompt.content, str)
         turns: Content = (
             {"role": "user", "content": prompt.content},
@@ -183,7 +183,7 @@ class LocalModel:
         return Prompt(turns, where=prompt.where)
 
     def _labels(self, questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[Reading]:
-        """Readings by label probabilities."""
+        """Return the readings by label probabilities."""
         if not questions:
             return []
         groups = [
@@ -202,7 +202,7 @@ class LocalModel:
         return Reading("ok", tuple(float(p) for p in logps.softmax(-1)), mass, None)
 
     def _fitted(self, question: Question) -> Prompt:
-        """The question as a prompt that leaves room for the answer.
+        """Return the question as a prompt that leaves room for the answer.
 
         Raises:
             DataError: the template alone is longer than the model's context.
@@ -216,7 +216,7 @@ class LocalModel:
         if len(self._codec.prompt_ids(self._prompt(question, 0))) > room:
             raise DataError(
                 f"the judge {self.name} takes {self._codec.max_length} tokens, fewer than its question has "
-                "without any text; take a judge with a longer context, or a shorter --judge-template"
+                "without any text; use a judge with a longer context, or a shorter --judge-template"
             )
         while longest - fits > 1:  # the most characters that fit
             middle = (fits + longest) // 2
@@ -232,10 +232,10 @@ class LocalModel:
 
 
 def label_completions(codec: Codec, labels: Sequence[str]) -> tuple[Completion, ...]:
-    """The labels as completions that can be told apart.
+    """Return the labels as distinguishable completions.
 
-    Where one label's tokens begin another's, as 1 begins 10 in tokenizers that take digits apart, the end
-    token closes them all.
+    If one label's tokens begin another's, as 1 begins 10 in tokenizers that split digits, all labels end with
+    the end token.
     """
     ids = [tuple(codec.completion(Prompt("?"), label).token_ids) for label in labels]
     bare = [own[:-1] for own in ids]
@@ -247,11 +247,11 @@ def label_completions(codec: Codec, labels: Sequence[str]) -> tuple[Completion, 
 
 
 def weights_digest(model: LoadedModel) -> str:
-    """A hash of some numbers of every weight: enough to tell a run's model from the same run's next one."""
-    found = hashlib.blake2b(digest_size=8)
+    """Return a hash of a sample of every weight, enough to distinguish successive checkpoints of a run."""
+    digest = hashlib.blake2b(digest_size=8)
     with torch.no_grad():
         for name, weight in model.network.named_parameters():
             flat = weight.detach().reshape(-1)
             some = torch.cat([flat[:16], flat[:: max(1, len(flat) // 64)]]).float().cpu()
-            found.update(name.encode() + str(tuple(weight.shape)).encode() + some.numpy().tobytes())
-    return found.hexdigest()
+            digest.update(name.encode() + str(tuple(weight.shape)).encode() + some.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""How fast a server is asked: at once, per minute, and not while it asks to wait."""
+"""Rate limits for requests to a server: requests at once, per minute, and waits that the server asks for."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from aiolimiter import AsyncLimiter
 
 
 class Pace:
-    """Lets requests through one by one.
+    """Limits the rate of requests.
 
     Args:
-        at_once: requests in flight.
-        requests: per minute; None for no limit.
-        tokens: per minute, by estimate; None for no limit.
+        at_once: the most requests in flight.
+        requests: the most requests per minute; None for no limit.
+        tokens: the most estimated tokens per minute; None for no limit.
     """
 
     def __init__(self, at_once: int, requests: int | None = None, tokens: int | None = None) -> None:
         self._at_once = asyncio.Semaphore(at_once)
-        # Small buckets: a minute's worth at once would make twice the rate in the first minute.
+        # Small buckets: a bucket for a whole minute would allow twice the rate in the first minute.
         self._requests = (
             None if requests is None else AsyncLimiter(max(1.0, requests / 60), _period(requests))
         )
@@ -33,7 +33,7 @@ class Pace:
 
     @asynccontextmanager
     async def slot(self, tokens: int) -> AsyncIterator[None]:
-        """Wait until a request that may take so many tokens can go, and keep its place until it is done."""
+        """Wait until a request of at most `tokens` tokens may be sent, and hold its slot until it is done."""
         async with self._at_once:
             while (wait := self._open_at - asyncio.get_running_loop().time()) > 0:
                 await asyncio.sleep(wait)
@@ -44,14 +44,14 @@ class Pace:
             yield
 
     def hold(self, seconds: float) -> None:
-        """Send nothing for a while: the server has asked to wait."""
+        """Send nothing for some seconds, because the server asked to wait."""
         self._open_at = max(self._open_at, asyncio.get_running_loop().time() + seconds)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: `retry-after-ms`, or `retry-after` as seconds or a date.
+    """Return the seconds that a server asks to wait: `retry-after-ms`, or `retry-after` as seconds or a date.
 
-    None where it does not ask, or where what it asks is not a sensible time.
+    Return None if the headers have no such entry, or no sensible time in it.
     """
     for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:

@@ -1,4 +1,4 @@
-"""What a judge's tokens cost, in dollars."""
+"""Prices of a judge's tokens, in dollars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Price:
     """Dollars per million tokens.
 
     Attributes:
-        source: "given", the price list, "local", or "unknown", where costs are counted as 0.
+        source: "given", the price list, "local", or "unknown"; unknown costs count as 0.
     """
 
     per_million_in: float
@@ -21,11 +21,11 @@ class Price:
     source: str
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
-        """Dollars for so many tokens."""
+        """Return the cost of these tokens in dollars."""
         return (tokens_in * self.per_million_in + tokens_out * self.per_million_out) / 1e6
 
     def amount(self, tokens_in: int, tokens_out: int) -> Amount:
-        """Tokens and dollars together."""
+        """Return the tokens with their cost."""
         return Amount(tokens_in + tokens_out, self.cost(tokens_in, tokens_out))
 
 
@@ -33,16 +33,16 @@ FREE = Price(0.0, 0.0, "local")
 
 
 def price_of(model: str, url: str, given_in: float | None, given_out: float | None, *, needed: bool) -> Price:
-    """The price of a server's model: the one given, else the one of `genai-prices` if it is installed.
+    """Return the price of a server's model: the given price, else the price in `genai-prices` if installed.
 
     Args:
-        model: by the name that the server knows.
-        url: of the server.
-        given_in, given_out: --price-in and --price-out.
-        needed: money is limited, so it must be known.
+        model: the model's name on the server.
+        url: the server's address.
+        given_in, given_out: `--price-in` and `--price-out`.
+        needed: the cost is limited, so the price must be known.
 
     Raises:
-        ConfigError: one price is given without the other, or it is needed and unknown.
+        ConfigError: only one of the two prices is given, or a needed price is unknown.
     """
     if (given_in is None) != (given_out is None):
         raise ConfigError("--price-in and --price-out go together; give both, in dollars per million tokens")
@@ -53,9 +53,9 @@ def price_of(model: str, url: str, given_in: float | None, given_out: float | No
         return listed
     if needed:
         raise ConfigError(
-            f"the price of {model!r} at {url} is unknown, so --max-cost cannot hold; give --price-in and "
-            "--price-out in dollars per million tokens, or limit --max-verdicts or --max-judge-tokens "
-            "instead (the package genai-prices knows the prices of many hosted models)"
+            f"the price of {model!r} at {url} is unknown, so --max-cost cannot be checked; give "
+            "--price-in and --price-out in dollars per million tokens, or limit --max-verdicts or "
+            "--max-judge-tokens instead (the package genai-prices knows the prices of many hosted models)"
         )
     return Price(0.0, 0.0, "unknown")
 
@@ -67,8 +67,8 @@ def _listed(model: str, url: str) -> Price | None:
         return None
     million = genai_prices.Usage(input_tokens=1_000_000, output_tokens=1_000_000)
     try:
-        found = genai_prices.calc_price(million, model, provider_api_url=url)
+        priced = genai_prices.calc_price(million, model, provider_api_url=url)
     except LookupError:
         return None
     source = f"genai-prices {genai_prices.__version__}"
-    return Price(float(found.input_price), float(found.output_price), source)
+    return Price(float(priced.input_price), float(priced.output_price), source)

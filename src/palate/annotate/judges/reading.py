@@ -1,4 +1,4 @@
-"""From what a judge says to a verdict. Whatever is not plainly a verdict is none: nothing here guesses."""
+"""Read verdicts from a judge's replies. A reply that is not clearly a verdict counts as none."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from palate.annotate.judges.records import Question, Status
 from palate.annotate.judges.reply import Alternative, Reply
 
 MASS = 0.5
-"""Labels that have less probability than this together are not what the judge wanted to say."""
+"""The lowest total probability of the labels for a usable verdict."""
 
 NO_LOGPROBS = "the server gave no log-probabilities"
 
 MARKS = " \t\n▁ĠĊ"
-"""What tokenizers put in front of a word, or servers write for it."""
+"""Characters that tokenizers put in front of a word, or that servers write for them."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A verdict as it was read: its status, the labels' probabilities, and why if there are none."""
+    """A verdict as read: its status, the labels' probabilities, and the reason if there are none."""
 
     status: Status
     probabilities: tuple[float, ...] | None = None
@@ -31,7 +31,7 @@ class Reading:
 
 
 def read(question: Question, reply: Reply, *, mass: float = MASS) -> Reading:
-    """The verdict in a server's reply to a question."""
+    """Return the verdict in a server's reply to a question."""
     if reply.refused:
         return Reading("refused", note="the judge declined to answer")
     if question.template.mode == "rubric":
@@ -46,15 +46,15 @@ def read(question: Question, reply: Reply, *, mass: float = MASS) -> Reading:
 def read_tops(
     tops: Sequence[Alternative], labels: Sequence[str], *, need_all: bool, mass: float = MASS
 ) -> Reading:
-    """The labels' probabilities among the likeliest tokens at the judge's first place.
+    """Return the labels' probabilities among the likeliest first tokens of the judge.
 
-    Spellings of a label that differ in white space alone count together.
+    Spellings of a label that differ only in white space count together.
 
     Args:
         tops: tokens with their log-probabilities.
-        labels: that count.
-        need_all: a label that is not among the tokens makes it no verdict.
-        mass: least probability of all labels together.
+        labels: the possible answers.
+        need_all: all labels must be among the tokens for a verdict.
+        mass: the lowest total probability of the labels.
     """
     if any(math.isnan(top.logprob) or top.logprob > 1e-3 for top in tops):
         return Reading("unparsed", note="the log-probabilities are not finite or above 0")
@@ -67,13 +67,17 @@ def read_tops(
     is_label = likeliest in spelt
     missing = [label for label, p in spelt.items() if p == 0.0]
     if "10" in missing and "1" in spelt and spelt["1"] > 0.02 * total:
-        # A tokenizer that writes 10 as two tokens: what is said of 1 is said of both.
+        # If the tokenizer writes 10 as two tokens, the probability of 1 includes that of 10.
         return Reading(
-            "no_logprobs", None, total, is_label, "the server's tokenizer does not tell 1 and 10 apart"
+            "no_logprobs",
+            None,
+            total,
+            is_label,
+            "the server's tokenizer does not distinguish 1 and 10 by their first token",
         )
     if total < mass or total > 1.01:
         said = ", ".join(labels)
-        note = f"the labels {said} have the probability {total:.2f} together; it is likeliest to say "
+        note = f"the labels {said} have the probability {total:.2f} together; the likeliest token is "
         return Reading("unparsed", None, min(total, 1.0), is_label, f"{note}{likeliest[:20]!r}")
     if need_all and missing:
         return Reading(
@@ -83,9 +87,9 @@ def read_tops(
 
 
 def read_text(text: str, finish: str, labels: Sequence[str]) -> Reading:
-    """A verdict that is a label and nothing else."""
+    """Read a verdict that is a label and nothing else."""
     if finish == "length":
-        return Reading("cut", note="the judge was cut off before it ended; raise --judge-max-tokens")
+        return Reading("cut", note="the judge's answer was truncated; raise --judge-max-tokens")
     if not text.strip():
         return Reading("cut", note="the judge wrote nothing")
     if text.strip() not in labels:
@@ -94,9 +98,9 @@ def read_text(text: str, finish: str, labels: Sequence[str]) -> Reading:
 
 
 def read_points(text: str, finish: str, labels: Sequence[str]) -> Reading:
-    """A verdict that ends with the line `Score: N`, the only such line."""
+    """Read a verdict that ends with the line `Score: N`, the only such line."""
     if finish == "length":
-        return Reading("cut", note="the judge was cut off before it ended; raise --judge-max-tokens")
+        return Reading("cut", note="the judge's answer was truncated; raise --judge-max-tokens")
     lines = [line.strip() for line in text.strip().splitlines()]
     scores = [match for line in lines if (match := re.fullmatch(r"Score:\s*(\d+)", line))]
     if len(scores) != 1 or not lines or scores[0][0] != lines[-1] or scores[0][1] not in labels:

@@ -1,4 +1,4 @@
-"""What a judge is asked and what it answers: the records between templates, models and the ledger."""
+"""Questions and verdicts: the records that templates, models and the ledger exchange."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from palate.annotate.judges.text import legible
 from palate.types import Content
 
 PROTOCOL = 1
-"""Version of questions and answers. It is part of every key, so that a change never reuses an old verdict."""
+"""Version of questions and answers. It is part of every key, so a change never reuses an old verdict."""
 
 LABELS = (("A", "B"), ("B", "A"), ("X", "Y"), ("Y", "X"), ("P", "Q"), ("Q", "P"))
-"""Pairs of labels, of which each comparison draws one: no completion can know which label it will have."""
+"""Pairs of labels. Each comparison draws one pair, so no completion can know its label in advance."""
 
 SCORES = tuple(map(str, range(1, 11)))
 """The scale of d-RLAIF (Lee et al. 2023, arXiv:2309.00267)."""
@@ -26,25 +26,25 @@ POINTS = tuple(map(str, range(6)))
 """The additive rubric's sums (as in Yuan et al. 2024, arXiv:2401.10020)."""
 
 Status = Literal["ok", "unparsed", "refused", "cut", "no_logprobs", "failed"]
-"""How a question ended. Only `failed` is a matter of transport and is asked again; the others were paid."""
+"""The outcome of a question. Only `failed` is a transport error and is asked again."""
 
 CUT = "\n[{} characters are left out here]"
-"""Behind a text that is too long to be shown whole."""
+"""Follows a text that is too long to be shown in full."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing that a judge is asked, about texts in one order.
+    """One question to a judge, about texts in one order.
 
     Attributes:
-        template: what lays the question out.
-        prompt: what was asked of the policy.
+        template: turns the question into text.
+        prompt: the prompt of the completions.
         texts: the completions, in the order shown: two, or one.
-        labels: the answers that count; for a pair, `labels[i]` stands for `texts[i]`.
-        criteria: what the user wants, in plain words.
+        labels: the possible answers; for a pair, `labels[i]` stands for `texts[i]`.
+        criteria: the user's wishes, in plain words.
         sampled: the verdict is read from written text, not from label probabilities.
-        repeat: number of this sample.
-        reasoning: tokens that the judge may write before its verdict.
+        repeat: the number of this sample.
+        reasoning: the most tokens that the judge may write before its verdict.
     """
 
     template: Template
@@ -58,23 +58,23 @@ class Question:
 
     @cached_property
     def _shown(self) -> tuple[str, tuple[str, ...], int]:
-        """Prompt and texts as the judge may read them, and how many characters had to be changed."""
+        """Return prompt and texts in a form that is safe to show, and the number of changed characters."""
         (prompt, changed), parts = legible(in_words(self.prompt)), [legible(text) for text in self.texts]
         return prompt, tuple(text for text, _ in parts), changed + sum(n for _, n in parts)
 
     @property
     def wants_logprobs(self) -> bool:
-        """Its verdict is read from label probabilities."""
+        """Return True if the verdict is read from label probabilities."""
         return not self.sampled and self.template.mode != "rubric"
 
     @property
     def changed(self) -> int:
-        """Control tokens and characters of the texts that the judge sees in a harmless spelling."""
+        """Return the number of control tokens and characters that the judge sees in a harmless spelling."""
         return self._shown[2]
 
     @cached_property
     def nonce(self) -> str:
-        """A mark around the texts that none of them contains: 16 hex digits."""
+        """Return a mark that none of the texts contains: 16 hex digits."""
         prompt, texts, _ = self._shown
         seed = [PROTOCOL, prompt, *texts, self.repeat]
         mark = digest(seed)
@@ -83,7 +83,7 @@ class Question:
         return mark
 
     def render(self, longest: int) -> str:
-        """The question as text, each of the texts cut at `longest` characters."""
+        """Return the question as text, each completion truncated at `longest` characters."""
         prompt, texts, _ = self._shown
         return self.template.render(
             prompt=_cut(prompt, longest),
@@ -95,12 +95,12 @@ class Question:
         )
 
     def cuts(self, longest: int) -> int:
-        """How many of the texts are longer than that."""
+        """Return the number of texts longer than `longest` characters."""
         prompt, texts, _ = self._shown
         return sum(len(text) > longest for text in (prompt, *texts))
 
     def key(self, identity: Mapping[str, Any]) -> str:
-        """Key of the verdict: all that it depends on, and nothing of the run that asks.
+        """Return the key of the verdict: it covers everything that the verdict depends on.
 
         Args:
             identity: the model and its parameters.
@@ -112,15 +112,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to one question, as it is kept in the ledger.
+    """The answer to one question, as saved in the ledger.
 
     Attributes:
-        status: how it ended; only `ok` has probabilities.
-        probabilities: of the question's labels, adding up to 1.
-        label_mass: probability of all labels together, before they were made to add up to 1.
+        status: the outcome; only `ok` has probabilities.
+        probabilities: the probabilities of the question's labels, adding up to 1.
+        label_mass: the total probability of the labels, before normalisation.
         argmax_is_label: the likeliest token is one of the labels.
-        raw: what the judge wrote, reasoning included.
-        cost: in dollars; 0 for a model of one's own.
+        raw: the judge's text, reasoning included.
+        cost: in dollars; 0 for a local model.
     """
 
     status: Status
@@ -130,7 +130,7 @@ class Verdict:
     raw: str = ""
     finish: str = ""
     note: str = ""
-    """Why there is no verdict, for people."""
+    """The reason for a missing verdict, for messages."""
     http_status: int | None = None
     attempts: int = 1
     prompt_tokens: int = 0
@@ -145,7 +145,7 @@ class Verdict:
 
     @property
     def usable(self) -> bool:
-        """Whether it says anything."""
+        """Return True if the verdict has probabilities."""
         return self.status == "ok"
 
 
@@ -165,14 +165,14 @@ class Amount:
 
 @dataclass(frozen=True)
 class Spent:
-    """What judging has taken over the whole life of a run.
+    """The total spending on judging over all starts of a run.
 
     Attributes:
-        verdicts: questions that were sent, each counted once however often it was retried.
+        verdicts: questions that were sent, each counted once whatever its retries.
         requests: requests, retries included.
-        amount: tokens and dollars; requests without an answer count with what was reserved for them.
-        unanswered: requests of which nobody knows whether they were billed.
-        reused: verdicts that the cache of an earlier run gave.
+        amount: tokens and dollars; a request without an answer counts with its reserve.
+        unanswered: requests that may or may not have been billed.
+        reused: verdicts from the cache of an earlier run.
     """
 
     verdicts: int = 0
@@ -183,29 +183,29 @@ class Spent:
 
 
 def labels_of(prompt: Content, texts: tuple[str, str], repeat: int = 0) -> tuple[str, str]:
-    """The label pair of a comparison, by a hash of its content.
+    """Return the label pair of a comparison, chosen by a hash of its content.
 
-    Both orders have the same pair, of which the first label stands for the text shown first. So a judge that
-    always says the same label, or always the first, gives one half on average over the two orders.
+    Both orders use the same pair, and its first label stands for the text shown first. So a judge that always
+    answers the same label, or always the first, gives 0.5 on average over the two orders.
     """
     number = int(digest([in_words(prompt), sorted(texts), repeat]), 16)
     return LABELS[number % len(LABELS)]
 
 
 def closing(question: Question) -> str:
-    """What is said after the judge's reasoning."""
+    """Return the request that follows the judge's reasoning."""
     return f"So, your verdict: reply with one of {', '.join(question.labels)} and nothing else."
 
 
 def in_words(content: Content) -> str:
-    """A prompt as one text; the turns of a conversation with their roles."""
+    """Return a prompt as one text; the turns of a conversation get their roles as labels."""
     if isinstance(content, str):
         return content
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in content)
 
 
 def digest(parts: Any, size: int = 8) -> str:
-    """A hash of what JSON can write, the same in every process: `2 * size` hex digits."""
+    """Return a hash of JSON-compatible values, the same in every process: `2 * size` hex digits."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
 

@@ -1,4 +1,4 @@
-"""What a server may reply, checked strictly: anything else is no answer."""
+"""Replies of a server, checked strictly: anything unexpected is rejected."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from palate.errors import AnnotatorError
 
 
 class _Part(BaseModel):
-    # Numbers must be numbers and texts texts; further keys are a server's own affair.
+    # Types are strict; further keys are ignored.
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class Alternative(_Part):
-    """A token that could have stood at a place, with its log-probability."""
+    """A candidate token at a position, with its log-probability."""
 
     token: str
     logprob: float
@@ -56,11 +56,11 @@ class Reply(BaseModel):
     """One answer of a server.
 
     Attributes:
-        text: what the model wrote; empty if nothing.
-        refused: the model or a filter in front of it declined.
-        finish: why it stopped, such as "stop" or "length".
-        tops: alternatives at the first place, the token that was written included; empty without log-probs.
-        usage: tokens; None where the server does not say, or says nonsense.
+        text: the model's text; may be empty.
+        refused: the model or a filter in front of it refused.
+        finish: the finish reason, such as "stop" or "length".
+        tops: the candidates for the first token, the written one included; empty without log-probabilities.
+        usage: token counts; None if the server gives none, or invalid ones.
     """
 
     text: str
@@ -73,20 +73,20 @@ class Reply(BaseModel):
 
 
 def read_reply(body: bytes) -> Reply:
-    """The one answer in a server's reply.
+    """Return the one answer in a server's reply.
 
     Raises:
-        AnnotatorError: it is not the JSON of one chat completion.
+        AnnotatorError: the reply is not the JSON of one chat completion.
     """
     try:
-        found = _Body.model_validate_json(body)
+        parsed = _Body.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "it"
         raise AnnotatorError(
             f"the reply is not a chat completion with one choice: {where}: {first['msg']}"
         ) from None
-    choice = found.choices[0]
+    choice = parsed.choices[0]
     places = (choice.logprobs and choice.logprobs.content) or []
     tops = {top.token: top for top in places[0].top_logprobs} if places else {}
     if places and tops:
@@ -96,9 +96,9 @@ def read_reply(body: bytes) -> Reply:
         refused=choice.message.refusal is not None or choice.finish_reason == "content_filter",
         finish=choice.finish_reason or "",
         tops=tuple(Alternative(token=top.token, logprob=top.logprob) for top in tops.values()),
-        usage=_usage(found.usage),
-        model=found.model or "",
-        fingerprint=found.system_fingerprint or "",
+        usage=_usage(parsed.usage),
+        model=parsed.model or "",
+        fingerprint=parsed.system_fingerprint or "",
     )
 
 

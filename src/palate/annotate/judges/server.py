@@ -21,23 +21,23 @@ from palate.annotate.judges.talk import Talk
 from palate.errors import ConfigError
 
 FATAL = frozenset({401, 402, 403, 404})
-"""Statuses of the first request that the others would only repeat."""
+"""Statuses after which further requests would fail in the same way."""
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server is asked.
+    """Options of the requests to a server.
 
     Attributes:
-        longest: characters shown of each text.
-        max_tokens: that the judge may write for a verdict in text.
-        mass: least probability of the labels together.
-        logprobs: read label probabilities where the server gives them.
-        at_once, requests_per_minute, tokens_per_minute: the pace.
+        longest: the most characters shown of each text.
+        max_tokens: the most tokens for a verdict in text.
+        mass: the lowest total probability of the labels for a usable verdict.
+        logprobs: read label probabilities if the server gives them.
+        at_once, requests_per_minute, tokens_per_minute: the rate limits; see `Pace`.
         timeout: seconds for a request.
-        retries: after the first attempt.
-        backoff: seconds before the first retry, where the server does not say; doubled each time.
-        max_wait: the longest that a server may ask to wait, in seconds; it fails at once beyond that.
+        retries: retries after the first attempt.
+        backoff: seconds before the first retry, unless the server asks for another wait; doubled each time.
+        max_wait: the longest wait in seconds that a server may ask for; a longer one fails at once.
     """
 
     longest: int = 8000
@@ -55,14 +55,14 @@ class ServerOptions:
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a server understands: some refuse parameters that others need."""
+    """The parameters that a server accepts: some servers refuse parameters that others need."""
 
     limit: str = "max_tokens"
     tops: int = 20
     temperature: bool = True
 
     def adapt(self, complaint: str) -> Dialect | None:
-        """The dialect without what a server complains about; None if it complains about something else."""
+        """Return the dialect without the parameter that a complaint is about; None if it is about another."""
         if "max_completion_tokens" in complaint and self.limit == "max_tokens":
             return replace(self, limit="max_completion_tokens")
         if "logprobs" in complaint and self.tops:
@@ -73,19 +73,19 @@ class Dialect:
 
 
 class ServerModel:
-    """Asks a server, one question and order a request.
+    """Asks a server, with one request per question and order.
 
     Attributes:
         options, price: as given.
-        client, pace: what requests go through.
-        dialect: what the server has turned out to understand.
+        client, pace: send requests and limit their rate.
+        dialect: the parameters that the server has accepted so far.
 
     Args:
-        model: by the name that the server knows.
-        url: of its API.
-        key: sent to it; never kept.
-        price: of its tokens.
-        options: how it is asked.
+        model: the model's name on the server.
+        url: the address of its API.
+        key: sent to the server; never saved.
+        price: the price of its tokens.
+        options: the options of the requests.
     """
 
     def __init__(self, model: str, url: str, *, key: str, price: Price, options: ServerOptions) -> None:
@@ -100,33 +100,33 @@ class ServerModel:
         self._without = 0
         self._served: set[str] = set()
 
-    def ask(self, asked: Mapping[str, Question], desk: Desk) -> None:
+    def ask(self, questions: Mapping[str, Question], desk: Desk) -> None:
         """Answer questions; see `JudgeModel.ask`."""
-        loop.run(self._ask_all(asked, desk))
+        loop.run(self._ask_all(questions, desk))
 
     def close(self) -> None:
         """Close the connections."""
         loop.run(self.client.close())
 
-    async def _ask_all(self, asked: Mapping[str, Question], desk: Desk) -> None:
-        waiting = iter(asked.items())
+    async def _ask_all(self, questions: Mapping[str, Question], desk: Desk) -> None:
+        waiting = iter(questions.items())
         while self._gives_logprobs is None and (next_one := next(waiting, None)) is not None:
-            # One goes ahead, so that a wrong key or a server without log-probs is found by one request.
+            # One request is sent first, to detect a wrong key or a server without log-probabilities.
             key, question = next_one
             if await self._ask_one(key, question, desk) in FATAL:
                 return
-        workers = [self._work(waiting, desk) for _ in range(min(self.options.at_once, len(asked)))]
+        workers = [self._work(waiting, desk) for _ in range(min(self.options.at_once, len(questions)))]
         for outcome in await asyncio.gather(*workers, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
 
     async def _work(self, waiting: Iterator[tuple[str, Question]], desk: Desk) -> None:
-        for key, question in waiting:  # shared: each takes the next one
+        for key, question in waiting:  # shared: each worker takes the next question
             if not question.wants_logprobs or self._gives_logprobs is not False:
                 await self._ask_one(key, question, desk)
 
     async def _ask_one(self, key: str, question: Question, desk: Desk) -> int | None:
-        """Ask one question and keep its verdict; gives the HTTP status if it failed."""
+        """Ask one question and save its verdict; return the HTTP status if it failed."""
         talk = Talk(self, key, question, desk)
         try:
             verdict = await talk.verdict()
@@ -146,9 +146,9 @@ class ServerModel:
         return verdict.http_status
 
     def _learnt(self, verdict: Verdict) -> Verdict:
-        """Take note of a server without log-probabilities: two replies without, and none with them.
+        """Detect a server without log-probabilities, by two replies without and none with them.
 
-        A reply without them from a server that gives them is a fault, and no reason to sample.
+        A single reply without them from a server that gives them is a fault and does not switch to sampling.
         """
         if verdict.status in ("ok", "unparsed"):
             self._gives_logprobs = True
@@ -162,7 +162,7 @@ class ServerModel:
     def body(
         self, messages: list[dict[str, str]], limit: int, *, logprobs: bool, temperature: float
     ) -> dict[str, Any]:
-        """A request in the server's dialect."""
+        """Return a request in the server's dialect."""
         dialect = self.dialect
         body: dict[str, Any] = {"model": self._model, "messages": messages, dialect.limit: limit}
         if dialect.temperature:
@@ -173,10 +173,10 @@ class ServerModel:
 
 
 def address(spec: str) -> tuple[str, str]:
-    """Model and URL of `MODEL@URL`.
+    """Return the model and the URL of `MODEL@URL`.
 
     Raises:
-        ConfigError: it is not of that form, or the URL holds a secret.
+        ConfigError: the form is wrong, or the URL contains a secret.
     """
     match = re.fullmatch(r"(?P<model>.+?)@(?P<url>https?://.+)", spec, re.IGNORECASE)
     if match is None:
@@ -188,14 +188,14 @@ def address(spec: str) -> tuple[str, str]:
     parts = urlsplit(url)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
-            "the judge's URL holds a user, a password or a query; a secret would be written to the run's "
+            "the judge's URL contains a user, a password or a query; a secret would be written to the run's "
             "files, so put the key into an environment variable and name it with --judge-key-env"
         )
     return match["model"], url
 
 
 def key_from(name: str, url: str) -> str:
-    """The key in an environment variable. A server without https may do without one.
+    """Return the key from an environment variable. A server without https may work without one.
 
     Raises:
         ConfigError: the variable is not set.

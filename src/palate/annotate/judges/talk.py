@@ -1,4 +1,4 @@
-"""The talk with a server about one question: its requests, their retries, and what they cost."""
+"""The exchange with a server about one question: its requests, their retries and their costs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from palate.annotate.judges.server import ServerModel
 
 OVERHEAD = 512
-"""Tokens that a server's chat template may put around a message, at most."""
+"""The most tokens that a server's chat template may put around a message."""
 
 
 class Talk:
-    """What is said between Palate and a server about one question: one request, or two with reasoning.
+    """The exchange with a server about one question: one request, or two with reasoning.
 
     Attributes:
-        request: number of the last request in the ledger, which is settled together with the verdict.
-        last: what the last request has cost.
+        request: the number of the last request in the ledger, which is settled together with the verdict.
+        last: the cost of the last request.
     """
 
     def __init__(self, server: ServerModel, key: str, question: Question, desk: Desk) -> None:
@@ -42,7 +42,7 @@ class Talk:
         self.last = Amount()
 
     async def verdict(self) -> Verdict:
-        """The verdict. Raises `TransportError` where there is no reply, and `BudgetError`."""
+        """Return the verdict. Raise `TransportError` without a reply, and `BudgetError` at a limit."""
         question, options = self._question, self._options
         messages = [{"role": "user", "content": question.render(options.longest)}]
         rubric = question.template.mode == "rubric"
@@ -69,7 +69,7 @@ class Talk:
         )
 
     def described(self, verdict: Verdict) -> Verdict:
-        """The verdict with all that is known of how it came about."""
+        """Return the verdict with its raw text, tokens and cost."""
         reply, hide = self._reply, self._server.client.hide
         return replace(
             verdict,
@@ -91,7 +91,7 @@ class Talk:
     async def _say(
         self, messages: list[dict[str, str]], limit: int, *, logprobs: bool, temperature: float
     ) -> Reply:
-        # A byte is a token at the very most.
+        # A token has at least one byte.
         length = sum(len(message["content"].encode()) for message in messages)
         worst = self._server.price.amount(length + OVERHEAD, limit)
         retrying = tenacity.AsyncRetrying(
@@ -109,7 +109,9 @@ class Talk:
         self, messages: list[dict[str, str]], limit: int, worst: Amount, *, logprobs: bool, temperature: float
     ) -> Reply:
         desk, server = self._desk, self._server
-        async with server.pace.slot(worst.tokens // 3):  # a token has some 4 bytes, so this is still much
+        async with server.pace.slot(
+            worst.tokens // 3
+        ):  # a token has about 4 bytes, so this is still a generous estimate
             await self._settle_last()
             await desk.budget.reserve(worst, new=not desk.ledger.was_sent(self._key))
             self.request, self.last = desk.ledger.sent(self._key, worst), worst
@@ -127,7 +129,7 @@ class Talk:
                 if failure.wait is not None and failure.again and failure.wait <= self._options.max_wait:
                     server.pace.hold(failure.wait)
                 raise
-            finally:  # when cancelled, too: then the worst case stands
+            finally:  # also when cancelled: then the worst case counts as spent
                 await desk.budget.settle(worst, self.last)
                 self._cost += self.last.cost
         self._reply = reply
@@ -147,7 +149,7 @@ class Talk:
             except TransportError as failure:
                 if failure.status not in (400, 422):
                     raise
-                if server.dialect == dialect:  # else another request has found out meanwhile
+                if server.dialect == dialect:  # otherwise another request has adapted it in the meantime
                     adapted = dialect.adapt(failure.text)
                     if adapted is None:
                         raise
@@ -158,7 +160,7 @@ class Talk:
             raise TransportError(server.client.hide(str(error)), status=200, billed=True) from None
 
     async def _settle_last(self) -> None:
-        """An attempt before this one, or the reasoning, which has no verdict of its own."""
+        """Settle an earlier attempt, or the reasoning, which has no verdict of its own."""
         if self.request is not None:
             self._desk.ledger.settle(self.request, self.last)
 
@@ -170,7 +172,7 @@ class Talk:
         )
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
-        """What the server asks for; else the backoff, doubled each time, with a random part."""
+        """Return the wait that the server asks for; else the backoff, doubled each time and partly random."""
         error = state.outcome.exception() if state.outcome is not None else None
         if isinstance(error, TransportError) and error.wait is not None:
             return error.wait

@@ -1,4 +1,4 @@
-"""Templates: Jinja files that lay out what a judge is asked. A user can replace each of them."""
+"""Templates: Jinja files with the text of a judge's questions. A user can replace each of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEEDS = {
     "score": ("prompt", "completion"),
     "rubric": ("prompt", "completion"),
 }
-"""Variables that a template must use: without them it does not ask what its verdict is taken for."""
+"""Variables that a template must use, since its question is incomplete without them."""
 
 _MAY = ("criteria", "nonce", "reasoning", "labels")
 
@@ -28,21 +28,22 @@ _MAY = ("criteria", "nonce", "reasoning", "labels")
 class Template:
     """The text around a question.
 
-    Values are put in once and are never read as template text, so braces in a completion stay braces. The
-    environment is a sandbox without files: a template cannot reach anything but its variables.
+    Values are inserted once and never read as template text, so braces in a completion stay braces. The
+    environment is a sandbox without files: a template can only reach its variables.
 
     Attributes:
-        mode: what it asks for.
-        hash: of its text, part of every verdict's key.
+        mode: the kind of verdict that it asks for.
+        hash: the hash of its text, part of every verdict's key.
 
     Args:
-        text: in Jinja.
+        text: the Jinja text.
         mode: pairwise (variables `prompt`, `first`, `second`, `label_first`, `label_second`), score or rubric
             (`prompt`, `completion`). All may use `criteria`, `nonce`, `reasoning` and `labels`.
-        name: for messages.
+        name: the name in messages.
 
     Raises:
-        AnnotatorError: the text is no Jinja, lacks a variable that its mode needs, or uses another.
+        AnnotatorError: the text is not valid Jinja, lacks a variable that its mode needs, or uses an unknown
+            one.
     """
 
     def __init__(self, text: str, mode: Mode, *, name: str) -> None:
@@ -68,12 +69,12 @@ class Template:
 
     @classmethod
     def load(cls, mode: Mode, path: Path | None = None, *, name: str | None = None) -> Template:
-        """The template in a file, or one that comes with Palate.
+        """Return the template in a file, or one of Palate's own.
 
         Args:
-            mode: what it asks for.
-            path: of the file; Palate's own if not given.
-            name: of Palate's own template; that of the mode if not given.
+            mode: the kind of verdict that it asks for.
+            path: the file; Palate's own template if not given.
+            name: the name of Palate's own template; the name of the mode if not given.
 
         Raises:
             AnnotatorError: the file cannot be read or used.
@@ -99,7 +100,7 @@ class Template:
         criteria: str,
         reasoning: bool,
     ) -> str:
-        """The question as text.
+        """Return the question as text.
 
         Raises:
             AnnotatorError: the template fails.

@@ -1,6 +1,6 @@
-"""Hostile text: what a completion may contain, and how a judge may see it.
+"""Hostile text in completions, made harmless before a judge sees it.
 
-A policy is rewarded for whatever moves its judge, so sooner or later it writes text that attacks the judge.
+A policy is rewarded for anything that sways its judge, so it may learn to write text that attacks the judge.
 Structural attacks are made harmless here: control tokens of chat templates, control and invisible characters.
 Attacks by meaning ("ignore the above") stay in the text; `experiments/judge_attacks.py` measures them.
 """
@@ -18,7 +18,7 @@ _TOKENS = re.compile(
     r"|</?(?:think|tool_call|tool_response|tools|function_calls)>",
     re.IGNORECASE,
 )
-"""Control tokens of chat templates. A remote server may read them as tokens wherever they stand."""
+"""Control tokens of chat templates. A remote server may read them as tokens anywhere in a text."""
 
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 and C1 without tab and newline: NUL, escape sequences
@@ -31,7 +31,7 @@ _FLOOD = re.compile(r"\n{4,}")
 
 
 def legible(text: str) -> tuple[str, int]:
-    """The text as a judge may read it, and how many places were changed.
+    """Return the text in a form that is safe to show a judge, and the number of changes.
 
     Control tokens keep their letters and lose their function (`<|im_end|>` becomes `< |im_end| >`). Control
     and invisible characters become U+FFFD, carriage returns become newlines, many newlines become three.

@@ -1,4 +1,4 @@
-"""The border of text and tokens: chat templates, their renderings, and the tokens of prompts and answers."""
+"""Conversion between text and tokens: chat templates, and the tokens of prompts and answers."""
 
 from palate.model.codec.codec import Codec
 from palate.model.codec.shown import Shown

@@ -1,4 +1,4 @@
-"""From conversations to the token ids of one model, and back."""
+"""Convert conversations to token ids of one model, and back."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from palate.types import (
 )
 
 MOST_PROMPTS = 1 << 16
-"""Prompts whose tokens are remembered; a judge that reads two answers makes a new prompt of every pair."""
+"""Prompts in the cache of tokens; it is bounded because a pairwise judge makes a new prompt of every pair."""
 
 _NOT_SAID = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id")
-"""Attributes of tokenizers that name tokens which are no part of what a model says."""
+"""Attributes of tokenizers that name tokens which are not part of a model's text."""
 
 
 class Codec:
@@ -41,16 +41,16 @@ class Codec:
 
     A text prompt becomes a user turn if the model has a chat template and stays text otherwise. An answer
     from data is learnt as the template renders the finished conversation: prompt and completion together are
-    the beginning of that rendering, in tokens. What others than the assistant write is never read as control
-    tokens: `<|im_end|>` in a user's turn is seven characters of text. In answers from data it is the token.
+    the beginning of that rendering, in tokens. Only text of the assistant can contain control tokens:
+    `<|im_end|>` in a user's turn is ordinary characters, but in answers from data it is the token.
 
     Args:
         tokenizer: a transformers tokenizer.
         eos_ids: every token that ends a completion, by the model's configuration.
-        max_length: longest prompt and completion together, in tokens.
+        max_length: maximum length of prompt plus completion, in tokens.
         name: the model's name, for messages.
         chat_template: Jinja text that replaces the tokenizer's own.
-        variables: what the chat template gets besides the turns, such as `enable_thinking`.
+        variables: values for the chat template besides the turns, such as `enable_thinking`.
         now: the date that templates print; the time of loading if None.
     """
 
@@ -69,7 +69,7 @@ class Codec:
         self.max_length = max_length
         self.name = name
         self.account = Account(strict=True)
-        """Where is noted what the template leaves out and what may surprise."""
+        """The account that counts parts that the template leaves out, and unexpected changes."""
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         self.has_template = bool(tokenizer.chat_template)
@@ -86,11 +86,9 @@ class Codec:
         if turn_end is not None:
             eos.insert(0, tokenizer.convert_tokens_to_ids(turn_end))
         if not eos:
-            raise ModelError(
-                f"model {name} names no end token (eos_token_id), so no completion could ever end"
-            )
+            raise ModelError(f"model {name} has no end token (eos_token_id), so no completion could ever end")
         self.end_id = eos[0]
-        """The token that closes a completion which comes from data, where the template writes none."""
+        """The token that closes a completion from data if the template writes none."""
         self.end_ids = frozenset(eos)
         """Every token at which sampling ends."""
         self._ends = [text for i in self.end_ids if (text := self._encoder.control.get(i))]
@@ -101,14 +99,14 @@ class Codec:
         self._asked: dict[str, Asked] = {}
 
     def keep_date(self, now: datetime) -> None:
-        """Set the date that the chat template prints from here on."""
+        """Set the date that the chat template prints."""
         self.template.now = now
         self._asked.clear()
 
     # -- to tokens ---------------------------------------------------------------------------------
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids after which the completion starts; at least one.
+        """Return the token ids after which the completion starts; at least one.
 
         Raises:
             DataError: the chat template refuses the prompt.
@@ -140,12 +138,12 @@ class Codec:
         """Return answers from data as completions of one prompt, each as the template renders it.
 
         Args:
-            prompt: what is answered.
+            prompt: the prompt of the answers.
             contents: N answers, a text or one turn of the assistant each.
-            finishes: why each ends where it does; "length" leaves it open, without an end token.
+            finishes: the finish reason of each; "length" leaves it open, without an end token.
 
         Returns:
-            The prompt, with the tokens that all N renderings begin with, and N completions.
+            The prompt, with the common first tokens of all N renderings, and N completions.
 
         Raises:
             DataError: the chat template refuses the conversation, or the prompt fills the model's context.
@@ -197,10 +195,11 @@ class Codec:
         return prompt, made, start
 
     def completion(self, prompt: Prompt, content: Content, finish: Finish = "eos") -> Completion:
-        """Return an answer from data that continues where sampling starts, to lie beside sampled ones.
+        """Return an answer from data that starts where sampling starts, for use beside sampled completions.
 
-        Where the template renders finished conversations from another point (it opens a thought for sampling,
-        say), the answer is what the rendering has behind the opening; an opened thought is closed first.
+        If the template renders finished conversations from another point (for example because it opens a
+        thought for sampling), the answer is the rendering after the opening; an opened thought is closed
+        first.
 
         Raises:
             DataError: the chat template refuses the conversation, or the prompt fills the model's context.
@@ -208,13 +207,13 @@ class Codec:
         made, (completion,) = self.answers(prompt.to_sample(), (content,), (finish,))
         if made.token_ids is None or prompt.content == "":
             return completion
-        asked = self._ask(prompt.to_sample())
-        finished = self._finish(prompt, turn_of(content), asked)
+        opened = self._ask(prompt.to_sample())
+        finished = self._finish(prompt, turn_of(content), opened)
         end = finished.close if finish == "length" else finished.stop
-        if finished.text.startswith(asked.rendering.text):
-            rest = finished.text[len(asked.rendering.text) : end]
+        if finished.text.startswith(opened.rendering.text):
+            rest = finished.text[len(opened.rendering.text) : end]
         else:
-            rest = closing(asked.rendering.text) + finished.text[finished.start : end].lstrip("\n")
+            rest = closing(opened.rendering.text) + finished.text[finished.start : end].lstrip("\n")
         ids = self._encoder.behind(rest)
         ids = ids if finish == "length" or (ids and ids[-1] in self.end_ids) else (*ids, self.end_id)
         room = self.room(prompt)
@@ -222,10 +221,10 @@ class Codec:
         return replace(completion, token_ids=ids[:room], finish=finish)
 
     def room(self, prompt: Prompt, *, need: int = 1) -> int:
-        """Tokens left for a completion.
+        """Return the number of tokens left for a completion.
 
         Raises:
-            DataError: fewer than `need` are.
+            DataError: fewer than `need` tokens are left.
         """
         used = len(self.prompt_ids(prompt))
         if self.max_length - used < need:
@@ -241,7 +240,7 @@ class Codec:
     # -- to text -----------------------------------------------------------------------------------
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Return what the tokens say, without end tokens and others that are not said, such as padding."""
+        """Return the text of the tokens, without end tokens and other special tokens, such as padding."""
         kept = [i for i in token_ids if i not in self._not_said]
         return self.decode(kept)
 
@@ -276,20 +275,20 @@ class Codec:
         return Asked(rendering, (*before, *encoded.ids) or self._first(), chars, tokens)
 
     def _answered(self, prompt: Prompt, content: Content, finish: Finish) -> Answered:
-        asked = self._ask(prompt.to_sample())
+        opened = self._ask(prompt.to_sample())
         turn = self._without_end(turn_of(content), prompt)
-        finished = self._finish(prompt, turn, asked)
+        finished = self._finish(prompt, turn, opened)
         cut, lead = finish == "length", 0 if self.has_template else len(self._encoder.before)
         text = finished.text[: finished.close if cut else finished.stop]
         typed = [span for span in finished.typed if span[1] <= len(text)]
         before = () if self.has_template else self._encoder.before
-        chars = asked.same_chars
+        chars = opened.same_chars
         if (
             chars
-            and text[:chars] == asked.rendering.text[:chars]
+            and text[:chars] == opened.rendering.text[:chars]
             and self._encoder.pattern.match(text, chars)
         ):
-            before, text = asked.ids[: asked.same_tokens], text[chars:]
+            before, text = opened.ids[: opened.same_tokens], text[chars:]
             typed = [(begin - chars, end - chars) for begin, end in typed if begin >= chars]
         else:
             chars = 0
@@ -298,20 +297,20 @@ class Codec:
         start = len(before) + self._encoder.up_to(finished.start - chars, text, typed, encoded)
         if not cut and (len(ids) == start or ids[-1] not in self.end_ids):
             ids = (*ids, self.end_id)
-        if ids[:start] != asked.ids and self.has_template:
-            self.account.note(self._other_start(asked, finished), prompt.where)
+        if ids[:start] != opened.ids and self.has_template:
+            self.account.note(self._other_start(opened, finished), prompt.where)
         words = said(turn)
         if set(turn) - {"role", "content"}:
             words = self.text(ids[start:])
         return Answered(ids, start, words, finish, Rendering(finished.text, finished.typed), lead)
 
-    def _finish(self, prompt: Prompt, turn: Message, asked: Asked) -> Finished:
+    def _finish(self, prompt: Prompt, turn: Message, opened: Asked) -> Finished:
         if not self.has_template and isinstance(prompt.content, str):
             whole = prompt.content + said(turn)
-            return Finished(whole, asked.rendering.typed, len(prompt.content), len(whole), len(whole))
+            return Finished(whole, opened.rendering.typed, len(prompt.content), len(whole), len(whole))
         turns = self._turns(prompt)
         try:
-            finished = self._finisher.finish(turns, turn, prompt.variables, asked.rendering.text)
+            finished = self._finisher.finish(turns, turn, prompt.variables, opened.rendering.text)
         except Refused as error:
             raise self._refusal(prompt, error) from error
         for name, in_answer in self._witness.left_out([*turns, turn], prompt.variables, finished.text):
@@ -320,7 +319,7 @@ class Codec:
         return finished
 
     def _text_row(self, text: str, finish: Finish) -> Answered:
-        """A text that is learnt as it stands, its control tokens as such."""
+        """Return a text that is learnt unchanged, with its control tokens as tokens."""
         whole = text.rstrip() if text.rstrip().endswith(tuple(self._ends)) else text
         ids = self._encoder.encode(whole).ids
         before = self._encoder.before
@@ -335,12 +334,14 @@ class Codec:
         ids = answered.ids[start:]
         if not ids:
             raise RowError(
-                f"{prompt.where or 'a row'}: the answer was cut before its first word", prompt.where
+                f"{prompt.where or 'a row'}: the answer is truncated before its first word", prompt.where
             )
         finish = answered.finish
         if len(ids) > room:
             finish = "length"
-            self.account.note(f"answers are cut at {self.max_length:,} tokens (--max-length)", prompt.where)
+            self.account.note(
+                f"answers are truncated at {self.max_length:,} tokens (--max-length)", prompt.where
+            )
         return Completion(text=answered.text, token_ids=ids[:room], finish=finish)
 
     def _turns(self, prompt: Prompt) -> tuple[Message, ...]:
@@ -348,23 +349,23 @@ class Codec:
         return ({"role": "user", "content": content},) if isinstance(content, str) else content
 
     def _spans(self, text: str) -> tuple[Span, ...]:
-        return tuple(found.span() for found in self._encoder.pattern.finditer(text))
+        return tuple(match.span() for match in self._encoder.pattern.finditer(text))
 
     def _first(self) -> tuple[int, ...]:
         bos = self.tokenizer.bos_token_id
         return (bos if bos is not None else self.end_id,)
 
     def _without_end(self, turn: Message, prompt: Prompt) -> Message:
-        """The turn without an end token that its text already has: the template writes one."""
+        """Return the turn without an end token in its text, because the template writes one."""
         words = said(turn)
         end = next((end for end in self._ends if words.rstrip().endswith(end)), None)
         if not self.has_template or end is None:
             return turn
-        self.account.note(f"answers end with {end} already; it is not doubled", prompt.where)
+        self.account.note(f"answers already end with {end}; it is not doubled", prompt.where)
         return {**turn, "content": words.rstrip().removesuffix(end)}
 
     def _find_opening(self) -> str:
-        """The text that the template puts before an answer, if it has control tokens."""
+        """Return the text that the template puts before an answer, if it has control tokens."""
         if not self.has_template:
             return ""
         turn = {"role": "user", "content": "?"}
@@ -379,9 +380,9 @@ class Codec:
         content = prompt.content
         if isinstance(content, str) and self._opening and content.rstrip().endswith(self._opening):
             raise RowError(
-                f"{prompt.where or 'a prompt'}: the prompt is rendered by a chat template already (it ends "
+                f"{prompt.where or 'a prompt'}: the prompt is already rendered by a chat template (it ends "
                 f"with {self._opening!r}); expected the words of the turns. Give the turns as a list, or the "
-                "prompt and its answer together in a column `text`, which is learnt as it stands.",
+                "prompt and its answer together in a column `text`, which is learnt unchanged.",
                 prompt.where,
             )
 
@@ -389,9 +390,9 @@ class Codec:
         where = prompt.where or "a prompt"
         return RowError(f"{where}: the chat template of {self.name} refuses it: {error}", prompt.where)
 
-    def _other_start(self, asked: Asked, finished: Finished) -> str:
-        key = "answers are learnt as the chat template renders them, from another point than sampling starts"
+    def _other_start(self, opened: Asked, finished: Finished) -> str:
+        key = "answers are learnt as the chat template renders them, which differs from the start of sampling"
         if any(note.startswith(key) for note in self.account.notes):
             return next(note for note in self.account.notes if note.startswith(key))
-        sampled, learnt = asked.rendering.text[-24:], finished.text[max(0, finished.start - 12) :][:36]
+        sampled, learnt = opened.rendering.text[-24:], finished.text[max(0, finished.start - 12) :][:36]
         return f"{key}: sampling follows {sampled!r}, the rendering has {learnt!r}"

@@ -1,4 +1,4 @@
-"""Texts to token ids, with the place of each token in the text."""
+"""Convert texts to token ids, with the position of each token in the text."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Encoded:
 
     ids: tuple[int, ...]
     ends: tuple[int, ...]
-    """Where in the text each token ends, in characters; empty if the tokenizer does not say."""
+    """The end of each token in the text, in characters; empty if the tokenizer gives none."""
 
 
 class Encoder:
-    """A tokenizer that can read parts of a text as mere letters.
+    """A tokenizer that can read parts of a text as plain letters.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -31,7 +31,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, written: str) -> None:
         self.tokenizer = tokenizer
         special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        # The line above leaves out special tokens that no attribute names.
+        # The line above misses special tokens that no attribute names.
         added = tokenizer.added_tokens_decoder
         special |= {i: token.content for i, token in added.items() if token.special}
         self.special = {i: text for i, text in special.items() if text}
@@ -39,17 +39,17 @@ class Encoder:
             **{i: t.content for i, t in added.items() if t.content.strip() and t.content in written},
             **self.special,
         }
-        """Tokens that are no text, by id: special ones, and added ones that the chat template writes."""
+        """Control tokens by id: special tokens, and added tokens that the chat template writes."""
         self.pattern = _any_of(self.control.values())
         self._weak = frozenset(self.control.values()) - frozenset(self.special.values())
         self._offsets = bool(getattr(tokenizer, "is_fast", False))
         self._newline, self._puts_space = self._call("\n")[0], True
         self._puts_space = self._behind("x", split=False).ids != self._call("x")[0]
         self.before = self._before()
-        """What the tokenizer puts in front of every text, such as its BOS."""
+        """Tokens that the tokenizer puts in front of every text, such as its BOS."""
 
     def encode(self, text: str, typed: Sequence[Span] = ()) -> Encoded:
-        """Tokenise a text in which the parts `typed` are letters, whatever they look like."""
+        """Tokenise a text; the spans `typed` are plain letters even if they look like control tokens."""
         if not text:
             return Encoded((), ())
         if not typed:
@@ -69,7 +69,7 @@ class Encoder:
         return Encoded(tuple(ids), tuple(ends))
 
     def up_to(self, place: int, text: str, typed: Sequence[Span], encoded: Encoded) -> int:
-        """The number of tokens of an encoded text that end at or before a place in it."""
+        """Return the number of tokens of an encoded text that end at or before a position in it."""
         if encoded.ends:
             return bisect_right(encoded.ends, place)
         begun = self.encode(text[:place], [(b, min(e, place)) for b, e in typed if b < place]).ids
@@ -77,9 +77,10 @@ class Encoder:
         return next((n for n, (mine, theirs) in enumerate(both) if mine != theirs), len(begun))
 
     def settled(self, text: str, typed: Sequence[Span], encoded: Encoded) -> tuple[int, int]:
-        """How far a text has the same tokens whatever is appended to it: characters and tokens.
+        """Return the length of the text, in characters and tokens, that no appended text can change.
 
-        That is up to the last control token, for a tokenizer reads the texts between control tokens apart.
+        That is up to the last control token, because a tokenizer reads the texts between control tokens
+        separately.
         """
         if self._puts_space or not encoded.ends:
             return 0, 0
@@ -88,17 +89,17 @@ class Encoder:
         return (real[-1], bisect_right(encoded.ends, real[-1])) if real else (0, 0)
 
     def letters(self, text: str) -> tuple[int, ...]:
-        """Tokenise a text that has no control tokens, whatever it looks like."""
+        """Tokenise a text as plain letters, without control tokens."""
         return self.encode(text, [m.span() for m in self.pattern.finditer(text)]).ids
 
     def behind(self, text: str) -> tuple[int, ...]:
-        """Tokenise a text that continues another one."""
+        """Tokenise a text that continues another text."""
         return self._behind(text, split=False).ids if text else ()
 
     # -- inside ------------------------------------------------------------------------------------
 
     def _pieces(self, text: str, typed: Sequence[Span]) -> Iterator[tuple[int, int, bool]]:
-        """Begin and end of the pieces to tokenise apart, and whether a piece is letters alone."""
+        """Yield begin and end of the pieces to tokenise separately, and True for a piece of plain letters."""
         inside = sorted(typed)
         real = [m.span() for m in self.pattern.finditer(text) if not _overlaps(m.span(), inside)]
         done = 0
@@ -113,7 +114,7 @@ class Encoder:
             yield done, len(text), False
 
     def _letters(self, text: str, *, first: bool) -> Encoded:
-        """Tokenise without control tokens: special ones are off, others are cut behind their first letter."""
+        """Tokenise without control tokens: special ones are off, others are split after one letter."""
         cuts = [m.start() + 1 for m in self.pattern.finditer(text) if m[0] in self._weak]
         ids: list[int] = []
         ends: list[int] = []
@@ -130,7 +131,7 @@ class Encoder:
         return Encoded(ids, ends)
 
     def _behind(self, text: str, *, split: bool) -> Encoded:
-        """Tokenise a text that does not begin a line: some tokenizers put a space before the first word."""
+        """Tokenise a text in the middle of a line; some tokenizers put a space before the first word."""
         if self._puts_space:
             ids, ends = self._call("\n" + text, split=split)
             n = len(self._newline)

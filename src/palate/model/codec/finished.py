@@ -1,8 +1,7 @@
-"""Where the answer stands in a conversation that the chat template has rendered with it.
+"""Find the answer in a conversation that the chat template has rendered.
 
-The template decides what comes before an answer, what it makes of it and what it puts behind it. So nothing
-here puts an answer together: the finished conversation is rendered as a whole, and the answer is looked up in
-it.
+The template decides how it renders an answer and the text before and after it. So this module never composes
+an answer: it renders the finished conversation as a whole and finds the answer in it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from palate.model.codec.template import ChatTemplate, Refused, Rendering, Span
 from palate.types import Message, said
 
 _HERE = "\ue0f0palate\ue0f1"
-"""Stands for an answer in renderings that are looked at, never learnt."""
+"""A placeholder for an answer in renderings that are only inspected, never learnt."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +24,15 @@ class Finished:
 
     text: str
     typed: tuple[Span, ...]
-    """Parts that look like control tokens, but were typed by somebody else than the assistant."""
+    """Parts that look like control tokens but are not from the assistant."""
     start: int
-    """Where the answer begins."""
+    """The position at which the answer begins."""
     close: int
-    """Where its words end."""
+    """The position at which its words end."""
     stop: int
-    """Behind the token that the template closes it with, or `close` if it writes none."""
+    """The position after the token with which the template closes it, or `close` if there is none."""
     continues: bool = True
-    """Whether the answer begins where sampling does."""
+    """True if the answer begins where sampling begins."""
 
 
 class Finisher:
@@ -46,7 +45,7 @@ class Finisher:
         self._stop = 0
 
     def open(self, turns: Sequence[Message], variables: Mapping[str, Any]) -> Rendering:
-        """Render what an answer is to follow; a begun turn of the assistant stays open.
+        """Render the turns before an answer; a begun turn of the assistant stays open.
 
         Raises:
             Refused: the template does not take these turns.
@@ -60,15 +59,15 @@ class Finisher:
         return Rendering(begun)
 
     def finish(
-        self, turns: Sequence[Message], answer: Message, variables: Mapping[str, Any], asked: str
+        self, turns: Sequence[Message], answer: Message, variables: Mapping[str, Any], opened: str
     ) -> Finished:
         """Render the turns with their answer.
 
         Args:
-            turns: what is answered.
+            turns: the turns before the answer.
             answer: the assistant's turn.
-            variables: what the template gets beside the turns.
-            asked: the text of `open` for the same turns.
+            variables: values for the template besides the turns.
+            opened: the text of `open` for the same turns.
 
         Raises:
             Refused: the template does not take this conversation.
@@ -76,38 +75,38 @@ class Finisher:
         if turns and turns[-1]["role"] == "assistant":
             return self._continued(turns, answer, variables)
         whole = self.template.render([*turns, answer], variables, ask=False)
-        continues = whole.text.startswith(asked)
-        start = len(asked) if continues else self._start(turns, answer, variables, asked, whole.text)
+        continues = whole.text.startswith(opened)
+        start = len(opened) if continues else self._start(turns, answer, variables, opened, whole.text)
         return self._closed(whole, start, continues=continues)
 
     # -- where it begins ---------------------------------------------------------------------------
 
     def _start(
-        self, turns: Sequence[Message], answer: Message, variables: Mapping[str, Any], asked: str, whole: str
+        self, turns: Sequence[Message], answer: Message, variables: Mapping[str, Any], opened: str, whole: str
     ) -> int:
-        """Begin of an answer that does not follow the template's own opening: after what both begin with."""
+        """Return the begin of an answer that does not follow the opening: the end of their common text."""
         try:
             probe = self.template.text([*turns, {**answer, "content": _HERE}], variables, ask=False)
         except Refused:
             probe = ""
         words = probe.find(_HERE)
         if words < 0:
-            return _shared(asked, whole)
-        start = min(_shared(asked, probe), words)
+            return _shared(opened, whole)
+        start = min(_shared(opened, probe), words)
         last = said(turns[-1]).strip() if turns else ""
         if last and probe.rfind(last, 0, words) + len(last) > start:
-            start = words  # the renderings part within the turns before: the answer begins at its own words
+            start = words  # the renderings differ within earlier turns: the answer begins at its own words
         if whole.startswith(probe[:start]):
             return start
         at = whole.rfind(said(answer).strip()) if said(answer).strip() else -1
-        return at if at >= 0 else _shared(asked, whole)
+        return at if at >= 0 else _shared(opened, whole)
 
     def _begun(self, turns: Sequence[Message], variables: Mapping[str, Any]) -> str:
-        """The rendering up to the end of a begun turn."""
+        """Return the rendering up to the end of a begun turn."""
         marked = [*turns[:-1], {**turns[-1], "content": said(turns[-1]) + _HERE}]
         text = self.template.text(marked, variables, ask=False)
         if _HERE not in text:
-            raise Refused("it leaves out the begun turn of the assistant that is to be continued")
+            raise Refused("it leaves out the begun turn of the assistant, which cannot be continued")
         return text[: text.rindex(_HERE)]
 
     def _continued(self, turns: Sequence[Message], answer: Message, variables: Mapping[str, Any]) -> Finished:
@@ -132,13 +131,13 @@ class Finisher:
 
     def close_with(self, ends: Sequence[str]) -> None:
         """Set the texts of the tokens that end a completion; the first one in the tail closes an answer."""
-        found = next((m for m in self._control.finditer(self.tail) if m[0] in ends), None)
-        self._stop = found.end() if found else len(self.tail.rstrip())
+        closing = next((m for m in self._control.finditer(self.tail) if m[0] in ends), None)
+        self._stop = closing.end() if closing else len(self.tail.rstrip())
 
     def turn_end(self) -> str | None:
-        """The control token right behind an assistant's last turn, if the template writes one there."""
-        found = self._control.match(self.tail.lstrip())
-        return found[0] if found else None
+        """Return the control token right after an assistant's last turn, if the template writes one there."""
+        closing = self._control.match(self.tail.lstrip())
+        return closing[0] if closing else None
 
     def _closed(self, whole: Rendering, start: int, *, continues: bool) -> Finished:
         text = whole.text
@@ -150,14 +149,14 @@ class Finisher:
         return Finished(text, whole.typed, min(start, close), close, stop, continues)
 
     def _ending(self) -> str:
-        """The text behind the words of an assistant's last turn."""
+        """Return the text after the words of an assistant's last turn."""
         turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": _HERE})
         text = self.template.text(turns, {}, ask=False)
         return text[text.rindex(_HERE) + len(_HERE) :] if _HERE in text else ""
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters two texts both begin with, by halving."""
+    """Return the number of equal characters at the start of two texts, by bisection."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

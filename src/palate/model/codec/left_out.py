@@ -1,4 +1,4 @@
-"""What a chat template leaves out of a conversation: compared with the words that the data have."""
+"""Find the parts of a conversation that a chat template leaves out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _WORD = "palatewitness"
 _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>(.*?)</\1>", re.DOTALL)
 _STANDARD = frozenset(("role", "content", "tool_calls", *REASONING))
 _MOST_PROBES = 32
-"""Renderings that are made to look closer; past them a part that is not found counts as left out."""
+"""The most extra renderings for a closer check; after them a missing part counts as left out."""
 
 
 class Witness:
-    """Says which parts of rendered conversations are not in their renderings."""
+    """Reports the parts of conversations that are not in their renderings."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self.template = template
@@ -28,10 +28,10 @@ class Witness:
     def left_out(
         self, turns: Sequence[Message], variables: Mapping[str, Any], text: str
     ) -> Iterator[tuple[str, bool]]:
-        """Names of the parts of a finished conversation that its rendering lacks.
+        """Yield the names of the parts of a finished conversation that its rendering lacks.
 
         Yields:
-            The name, and whether it is a part of the answer, the last turn.
+            The name, and True for a part of the answer, the last turn.
         """
         for number in range(len(turns)):
             last = number == len(turns) - 1
@@ -68,7 +68,7 @@ class Witness:
     def _shows(
         self, turns: Sequence[Message], number: int, key: str, variables: Mapping[str, Any], text: str
     ) -> bool:
-        """Whether a part that is not found as it is, is rendered in some other form."""
+        """Return True if a part that is not in the rendering literally is rendered in another form."""
         if json.dumps(turns[number][key], ensure_ascii=False)[1:-1].strip() in text:
             return True
         self._probes += 1
@@ -87,6 +87,6 @@ class Witness:
 
 
 def _names(described: Any) -> list[str]:
-    """The names of tools or of calls."""
+    """Return the names of tools or of calls."""
     functions = [each.get("function", each) for each in described if isinstance(each, Mapping)]
     return [str(f["name"]) for f in functions if isinstance(f, Mapping) and f.get("name")]

@@ -1,4 +1,4 @@
-"""Prompts and answers of one model in tokens, and small questions about them."""
+"""Prompts and answers of one model in tokens, and helpers for them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from palate.types import Content, Finish, Message
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt as sampling begins from it."""
+    """A prompt in the form in which sampling starts from it."""
 
     rendering: Rendering
     ids: tuple[int, ...]
     same_chars: int = 0
     same_tokens: int = 0
-    """How many characters and tokens stay the same whatever follows: those before the last control token."""
+    """The characters and tokens before the last control token, which no later text can change."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class Answered:
 
 
 def turn_of(content: Content) -> Message:
-    """The turn of the assistant that an answer is."""
+    """Return the answer as a turn of the assistant."""
     return {"role": "assistant", "content": content} if isinstance(content, str) else content[0]
 
 
 def closing(opened: str) -> str:
-    """What closes a thought that the template opens at the end of a prompt, as in `<think>`."""
+    """Return the text that closes a thought opened at the end of a prompt, as in `<think>`."""
     tag = opened.rstrip().rpartition("<")[2]
     return f"\n</{tag}\n\n" if tag.endswith(">") and tag[:-1].isalpha() else ""
 
 
 def shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
+    """Return the number of first tokens that all rows share."""
     pairs = zip(*rows, strict=False)
     return next((n for n, tokens in enumerate(pairs) if len(set(tokens)) > 1), min(map(len, rows)))

@@ -1,9 +1,9 @@
 """A model's chat template: conversations to text, and the parts of the text that people typed.
 
-A user may type `<|im_end|>`, a tool may return it. Such text must reach the model as letters, and must not
-change how the template renders the rest. So a conversation is always rendered as it is. Where somebody other
-than the assistant wrote something that reads like a control token, a second rendering with private marks
-around it says where in the first one it stands.
+A user may type `<|im_end|>`, and a tool may return it. Such text must reach the model as letters, and must
+not change how the template renders the rest. So a conversation is always rendered unchanged. If a turn that
+is not the assistant's has text that looks like a control token, a second rendering with private marks around
+that text shows its position in the first rendering.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import TemplateError, nodes
 from transformers.utils.chat_template_utils import (
-    _compile_jinja_template,  # the sandbox, filters and functions that every chat template is written for
+    _compile_jinja_template,  # the sandbox, filters and functions that chat templates expect
 )
 
 from palate.types import Message
@@ -33,7 +33,7 @@ Span = tuple[int, int]
 """Begin and end in a text, in characters."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which toolkits keep the thoughts of a turn; templates read one of the first two."""
+"""Keys of the thoughts of a turn in various toolkits; templates read one of the first two."""
 
 _PRIVATE = range(0xE000, 0xF8FF)
 TEMPLATE_ERRORS = (
@@ -45,7 +45,7 @@ TEMPLATE_ERRORS = (
     TypeError,
     ValueError,
 )
-"""Errors of templates: they are programs that others wrote, which meet rows that nobody thought of."""
+"""Errors that a template may raise, because templates are programs that may not expect every row."""
 
 _PROBE = "palateprobe"
 _PROBE_CALL = '{"palate": "probe"}'
@@ -57,7 +57,7 @@ class Refused(Exception):  # noqa: N818 - says what happened, as KeyboardInterru
 
 @dataclass(frozen=True)
 class Rendering:
-    """A conversation as text, and the parts of it that look like control tokens, but are text."""
+    """A conversation as text, and the parts of it that look like control tokens but are plain text."""
 
     text: str
     typed: tuple[Span, ...] = ()
@@ -87,18 +87,18 @@ class ChatTemplate:
         self._control = control
 
     def source(self, tools: Any = None) -> str:
-        """The template's Jinja text; some models have another one for conversations with tools."""
+        """Return the template's Jinja text; some models have another one for conversations with tools."""
         if not self.tokenizer.chat_template:
             return PLAIN_CHAT
         return str(self.tokenizer.get_chat_template(None, tools))
 
     @property
     def prints_date(self) -> bool:
-        """Whether a rendering may depend on the day."""
+        """Return True if a rendering may depend on the date."""
         return "strftime_now" in self.source()
 
     def literals(self) -> str:
-        """The texts that the template itself writes, joined by null characters."""
+        """Return the texts that the template itself writes, joined by null characters."""
         tree = _compile_jinja_template(self.source()).environment.parse(self.source())
         texts = [node.data for node in tree.find_all(nodes.TemplateData)]
         texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
@@ -127,7 +127,7 @@ class ChatTemplate:
             raise Refused(f"{error}" or type(error).__name__) from error
 
     def render(self, turns: Sequence[Message], variables: Mapping[str, Any], *, ask: bool) -> Rendering:
-        """Render the turns, and find what looks like control tokens in turns that are not the assistant's.
+        """Render the turns, and find texts like control tokens in turns that are not the assistant's.
 
         Raises:
             Refused: the template does not take this conversation.
@@ -162,10 +162,10 @@ class ChatTemplate:
                 spans.append((opened, at))
         if rendered.replace(begin, "").replace(end, "") == text:
             return tuple(spans)
-        return tuple(self._search(text, turns))  # the template looks into what was typed
+        return tuple(self._search(text, turns))  # the template inspects the typed text
 
     def _search(self, text: str, turns: Sequence[Message]) -> Iterator[Span]:
-        """Find what was typed by looking for each turn's words behind those of the turn before."""
+        """Find typed text by searching for each turn's words after those of the turn before."""
         behind = 0
         for turn in turns:
             words = str(turn.get("content") or "").strip()
@@ -180,7 +180,7 @@ class ChatTemplate:
     # -- one turn ----------------------------------------------------------------------------------
 
     def _ready(self, turn: Message) -> dict[str, Any]:
-        """The turn as templates expect it: reasoning under its usual keys, calls as they take them."""
+        """Return the turn as templates expect it: reasoning under its usual keys, calls in their form."""
         ready = dict(turn)
         thought = next((turn[key] for key in REASONING if turn.get(key) is not None), None)
         if thought is not None:
@@ -192,7 +192,7 @@ class ChatTemplate:
         return ready
 
     def _wants_parts(self) -> bool:
-        """Whether the template renders only texts that are parts of a list, as those of vision models do."""
+        """Return True if the template only renders texts in lists of parts, as vision models' do."""
         for parts in (False, True):
             self._in_parts = parts
             try:
@@ -214,7 +214,7 @@ class ChatTemplate:
         return {**call, "function": changed} if "function" in call else changed
 
     def _takes_text(self) -> bool:
-        """Whether arguments given as JSON text are rendered as they are, neither quoted again nor refused."""
+        """Return True if arguments in JSON text are rendered unchanged, not quoted again or refused."""
         if self._as_text is None:
             self._as_text = _PROBE_CALL in self._probe_call(_PROBE_CALL)
         return self._as_text
@@ -224,13 +224,13 @@ class ChatTemplate:
 
     def _probe_call(self, arguments: Any) -> str:
         call = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": arguments}}
-        asked = {"role": "user", "content": "?"}
+        user = {"role": "user", "content": "?"}
         template = _compile_jinja_template(self.source())
-        for content in ({"content": ""}, {}):  # some want calls without content, some the key
+        for content in ({"content": ""}, {}):  # some templates want calls without content, some need the key
             turn = {"role": "assistant", **content, "tool_calls": [call]}
             try:
                 text = str(
-                    template.render(messages=[asked, turn], strftime_now=self.now.strftime, **self._special)
+                    template.render(messages=[user, turn], strftime_now=self.now.strftime, **self._special)
                 )
             except TEMPLATE_ERRORS:
                 continue
@@ -251,7 +251,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _each_string(value: Any, change: Callable[[str], str], *, keep: tuple[str, ...] = ()) -> Any:
-    """The same value with every string in it changed, but for the entries of these keys."""
+    """Return the value with every string in it changed, except under the keys in `keep`."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
