@@ -11,6 +11,7 @@ command line as well, which must end with exit code 0 or 2.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import sys
@@ -81,7 +82,7 @@ def damage_values(rows: list[dict[str, Any]], random_: random.Random) -> None:
         if isinstance(container, dict) and random_.random() < 0.3:
             container[random_.choice(("role", "content", "prompt", "zzz", ""))] = container.pop(key)
         else:
-            container[key] = random_.choice(ODD)
+            container[key] = copy.deepcopy(random_.choice(ODD))
 
 
 def damage_bytes(content: bytes, random_: random.Random) -> bytes:

@@ -1,4 +1,4 @@
-"""What the rows of `all_methods.py` come to: the README's table, and a paragraph on each method's page.
+"""Write the table of docs/comparison.md and a paragraph on each method page from the rows of `all_methods.py`.
 
 python experiments/comparison.py          # print the table
 python experiments/comparison.py --write  # put both into the documents, between their marks
@@ -44,7 +44,7 @@ def documents(rows: Sequence[dict[str, Any]]) -> dict[Path, Parts]:
         for method in ARMS
         if any(row["method"] == method for row in rows)
     }
-    return {ROOT / "README.md": {"comparison": table(rows)}, **pages}
+    return {ROOT / "docs" / "comparison.md": {"comparison": table(rows)}, **pages}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -138,7 +138,7 @@ def paragraph(rows: Sequence[dict[str, Any]], method: str) -> list[str]:
     machine = rows_of_one(rows, method, None)[-1]["machine"]
     rate = f"{POLICY['lr']:.0e}".replace("e-0", "e-")
     whole = (
-        "In the comparison of all methods ([README](../../README.md#how-the-methods-compare), "
+        "In the comparison of all methods ([docs](../comparison.md), "
         f"`experiments/all_methods.py`: SmolLM2-135M-Instruct, LoRA, learning rate {rate}, {STEPS} steps of "
         f"{BATCH}, {COMPLETIONS} sampled completions of at most {NEW_TOKENS} tokens, VADER's sentiment as "
         f"gold), on {rows[0]['compared']} held-out prompts. {' '.join(told)} One core of an "

@@ -28,7 +28,7 @@ import palate
 from machine import machine
 from marks import missing, write
 from palate.annotate.topic import score
-from palate.cli.quiet import quiet_libraries
+from palate.quiet import quiet_libraries
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "demo.yaml"
@@ -72,6 +72,8 @@ def run(seed: int, dtype: str, work: Path) -> dict[str, Any]:
 
 def documents(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """The parts of the page: a table of all rows, and the answers of each."""
+    if not rows:
+        return {"demo": ["This configuration has not been measured yet."], "answers": []}
     heads = (
         "number format", "seed", "steps", "win rate by VADER", "KL (nats)", "VADER before → after",
         "of ten, on topic by the rule", "seconds", "processor seconds",

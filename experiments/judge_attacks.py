@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from palate.annotate.base import in_both_orders
 from palate.annotate.judges.build import JudgeContext, judging
 from palate.annotate.judges.ledger import Ledger
 from palate.config import JudgeConfig
-from palate.evaluate import wilson
+from palate.statistics import wilson
 from palate.types import Completion, Prompt
 
 PAIRS = Path(__file__).with_name("gold_pairs.jsonl")
@@ -79,9 +80,9 @@ def main() -> None:
     rows = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()][: args.limit]
     found: dict[str, Any] = {"judge": args.judge, "machine": machine()}
     found["pairs"], found["criteria"], found["templates"] = len(rows), args.criteria, {}
-    with Path(args.output).with_suffix(".bare.jinja").open("w", encoding="utf-8") as bare:
-        bare.write(BARE)
-    for name, template in (("default", args.template), ("bare", Path(bare.name))):
+    bare = Path(tempfile.mkdtemp()) / "bare.jinja"
+    bare.write_text(BARE, encoding="utf-8")
+    for name, template in (("default", args.template), ("bare", bare)):
         cfg = JudgeConfig(
             judge=args.judge,
             judge_template=template,
@@ -96,7 +97,6 @@ def main() -> None:
             found["templates"][name] = result
             Path(args.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         show(name, found["templates"][name])
-    Path(bare.name).unlink()
 
 
 def measured(

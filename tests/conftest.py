@@ -16,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from torch import Tensor
 
 from palate.learn import Policy
 from palate.quiet import quiet_libraries
@@ -23,6 +24,7 @@ from palate.rundir import RunRecord, Sample, Status
 from palate.testing import tiny_model, tiny_policy
 
 MakeRun = Callable[..., Path]
+SameGradients = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
 
 torch.set_num_threads(1)
 quiet_libraries()
@@ -56,6 +58,28 @@ def make_policy(tiny: str) -> Callable[..., Policy]:
         return tiny_policy(Path(tiny), **options)  # type: ignore[arg-type]
 
     return make
+
+
+# ---- Gradients -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def same_gradients() -> SameGradients:
+    """Checks that two sets of gradients by name, computed in float32, differ by rounding alone.
+
+    An element is a sum of terms as large as any in the network, which may cancel out, and each processor adds
+    them in another order. So the largest gradient of all decides how far an element may be off.
+    """
+
+    def check(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+        assert ours.keys() == theirs.keys()
+        largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+        assert largest > 0
+        close = {"atol": 128 * torch.finfo(torch.float32).eps * largest, "rtol": 1e-4}
+        for name, gradient in theirs.items():
+            torch.testing.assert_close(ours[name], gradient, msg=lambda text: f"{name}: {text}", **close)  # noqa: B023
+
+    return check
 
 
 # ---- Run directories made by hand ------------------------------------------------------------------

@@ -21,7 +21,7 @@ LAYERS = (
     ("errors", "types", "metrics", "declared", "near", "given", "quiet"),
     ("config", "memory", "rundir"),
     ("settings",),
-    ("losses", "select", "data", "journal", "statistics"),
+    ("losses", "advantages", "select", "data", "journal", "statistics"),
     ("model",),
     ("annotate",),
     ("learn",),
@@ -123,7 +123,7 @@ def test_an_import_that_points_down_is_none(file: str, code: str) -> None:
     assert faults(file, ast.parse(code)) == []
 
 
-@pytest.mark.parametrize("file", [f for f in TREES if part_of(f) in ("losses", "select")])
+@pytest.mark.parametrize("file", [f for f in TREES if part_of(f) in ("losses", "advantages", "select")])
 def test_pure_parts_import_no_more_than_torch(file: str) -> None:
     allowed = {"torch", "palate", "__future__", "collections", "dataclasses", "enum", "math", "operator",
                "random", "types", "typing", "lazy_loader"}  # fmt: skip

@@ -134,7 +134,7 @@ def test_a_way_on_pairs_has_no_fields_of_sampling_and_measures_held_out_pairs(na
     [
         ("rest", {}),
         ("click", {}),
-        ("rft", {"rounds": 2}),
+        ("rft", {"rounds": 2, "pool": "best"}),
     ],
 )
 def test_a_ranker_is_refused_where_rewards_of_different_prompts_are_compared(

@@ -52,6 +52,7 @@ from .methods.pairwise_cringe import PairwiseCringeDirectConfig as PairwiseCring
 from .methods.rest import ReSTConfig as ReSTConfig
 from .methods.reward_model import RewardModelConfig as RewardModelConfig
 from .methods.rft import RFTConfig as RFTConfig
+from .methods.rlhf import RLHFConfig as RLHFConfig
 from .methods.rrhf import RRHFConfig as RRHFConfig
 from .methods.rrhf import RRHFDirectConfig as RRHFDirectConfig
 from .methods.rso import RSOConfig as RSOConfig

@@ -27,7 +27,7 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method:
     if name not in methods:
         meant = near(name, methods)
         advice = f" did you mean {meant!r}?" if meant is not None else ""
-        raise ConfigError(f"unknown method {name!r};{advice} `palate methods` lists them")
+        raise ConfigError(f"unknown method {name!r};{advice} `palate methods` lists the methods")
     return methods[name]
 
 
@@ -64,7 +64,9 @@ def configured(
         if name not in known:
             meant = near(name, known)
             advice = f" did you mean {meant}?" if meant is not None else ""
-            raise ConfigError(f"unknown setting {name};{advice} `palate run {method.name} --help` lists them")
+            raise ConfigError(
+                f"unknown setting {name};{advice} `palate run {method.name} --help` lists the settings"
+            )
     return load_config(
         options,
         file=None if cfg is None else Path(cfg),

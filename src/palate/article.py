@@ -53,12 +53,6 @@ class Unbuilt:
 
 UNBUILT = (
     Unbuilt(
-        "rlhf",
-        "RL",
-        "Ouyang et al. 2022, arXiv:2203.02155",
-        Recipe("human", "current", "each step", ("policy", "reference", "reward model", "value")),
-    ),
-    Unbuilt(
         "rlaif",
         "RL",
         "Lee et al. 2023, arXiv:2309.00267",

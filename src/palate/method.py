@@ -50,8 +50,9 @@ class Way:
     """One way to run a method.
 
     Attributes:
-        train: the algorithm. On prompts it takes `(policy, annotate, prompts, cfg, run)`; on pairs and
-            demonstrations `(policy, records, cfg, run, *, held_out=())`, with `Pair` or `Example` records.
+        train: the algorithm. On prompts it takes `(policy, annotate, prompts, cfg, run)` and then the
+            learners of `Method.beside`; on pairs and demonstrations `(policy, records, cfg, run, *,
+            held_out=())`, with `Pair` or `Example` records.
         config: its configuration. If a method has several ways, its field `variant` lists the values that
             select this way.
         learns_from: prompts to sample from, preference pairs, or completions to imitate.
@@ -83,6 +84,8 @@ class Method:
         others: further ways, each with its own values of `variant`.
         learner: loads the learner from (cfg, *, total_steps, seed); None loads a `Policy`. Other learners
             cannot generate text, so they are not compared with the model before training.
+        beside: loads the other learners of a run, such as a value function, from (learner, cfg, *, seed);
+            None for a method with one learner. `train` on prompts takes them as further arguments.
         summarise: returns numbers for `summary.json` from (learner, run, held-out records) after training;
             None reports the first and the last measurement on the held-out records.
     """
@@ -97,6 +100,7 @@ class Method:
     batches_of: Unit = "pair"
     others: tuple[Way, ...] = ()
     learner: Callable[..., Learner] | None = None
+    beside: Callable[..., tuple[Learner, ...]] | None = None
     summarise: Callable[[Any, Run, Sequence[Any]], dict[str, float]] | None = None
 
     @property

@@ -311,6 +311,7 @@ class LlamaServer:
         options = xllamacpp.CommonParams()
         options.model.path = str(gguf_file())
         options.n_ctx, options.n_parallel, options.port = context, at_once, 0
-        options.cpuparams.n_threads = threads
+        # More than one thread waits for the others by spinning, which a busy machine makes very slow.
+        options.cpuparams.n_threads = options.cpuparams_batch.n_threads = threads
         self._server = xllamacpp.Server(options)
         self.url = f"{self._server.listening_address}/v1"

@@ -111,10 +111,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (short("empty.jsonl"), ["empty.jsonl has no rows"]),
         (short("blank.jsonl"), ["blank.jsonl has no rows"]),
         (short("cut.jsonl") + " --strict", ["cut.jsonl:2 is not JSON", "is the file cut off?"]),
-        (
-            short("question.jsonl") + " --strict",
-            ["question.jsonl:2: prompt is missing", "--map prompt=question"],
-        ),
+        (short("question.jsonl") + " --strict", ["question.jsonl:2: prompt is missing", "prompt=question"]),
         (short("long.jsonl") + " --strict", ["long.jsonl:2: the prompt has 318 tokens", "no room for 4 new"]),
         (short("long_pair.jsonl", "", "dpo"), ["long_pair.jsonl:1: the prompt has 318 tokens"]),
         (short("prompts.jsonl", "", "dpo"), ["prompts.jsonl:1: chosen is missing"]),
@@ -244,7 +241,8 @@ def test_run_oaif(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(line.split()) == 0
     out, err = capsys.readouterr()
     assert err.count("prompts.jsonl: 2 rows, all of them used\n") == 2  # to train on, and held-out
-    progress = without_account(err).splitlines()
+    warning, *progress = without_account(err).splitlines()
+    assert warning.startswith("step 1: 100% of the completions were cut at max_new_tokens")
     assert len(progress) == 2
     assert progress[0].startswith("step 1/2  reward ")
     assert progress[1].startswith("step 2/2  reward ")

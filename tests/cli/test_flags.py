@@ -188,13 +188,15 @@ def test_help_has_panels_types_defaults_and_texts() -> None:
         "--quiet --no-quiet A switch that may be left alone. --batch-size INT",
     ):
         assert line in own
-    assert "--max-new-tokens INT Cut completions at this many tokens. [default: 32]" in panel(
-        text, "Sampling"
-    )
-    assert "--stop TEXT Texts at which a completion ends. Repeatable. --" in panel(text, "Sampling")
+    longest = "Maximum number of tokens per completion; longer completions are truncated."
+    assert f"--max-new-tokens INT {longest} [default: 32]" in panel(text, "Sampling")
+    assert "--stop TEXT Texts that end a completion. Repeatable. --" in panel(text, "Sampling")
     data = panel(text, "Data")
     assert "(prompts that come with Palate). [required]" in data
-    assert "--map KEY=VALUE Other names of columns, as `prompt=instruction`. Repeatable. --limit" in data
+    assert (
+        "--map KEY=VALUE Names of the columns in your data, such as `prompt=instruction`. Repeatable. --limit"
+        in data
+    )
     model = panel(text, "Model")
     assert "--lora --no-lora Train a LoRA adapter" in model
     assert "[default: --lora]" in model

@@ -43,14 +43,14 @@ def human(tmp_path: Path) -> str:
 @pytest.mark.parametrize(("lora", "ref"), [(False, "previous"), (True, "start"), (True, "previous")])
 def test_the_reward_rises(taught: Taught, lora: bool, ref: str) -> None:
     # The standard error of the rise is below 0.01: 2,048 completions of 8 tokens before and after. An adapter
-    # on the layers of a random model can do less than all weights, so that it gets more steps.
+    # on the layers of a random model can do less than all weights, so that it gets more rounds.
     prompts = [Prompt(f"q{i}") for i in range(64)]
-    more = {"lr": 4e-2, "n": 8, "steps": 16, "batch_size": 16} if lora else {"lr": 2e-2, "steps": 8}
-    whole = {"lora": lora, "ref": ref, "rounds": 2, "temperature": 1.0, "top_p": 1.0}
+    more = {"lr": 4e-2, "n": 8, "rounds": 4, "batch_size": 16} if lora else {"lr": 2e-2, "rounds": 2}
+    whole = {"lora": lora, "ref": ref, "steps": 8, "temperature": 1.0, "top_p": 1.0}
     found = taught("iterative-dpo", None, prompts, **whole, **more)
     assert found.rise > 0.08
     scores = [row["objective/scores"] for row in found.rows]
-    assert scores[0] < scores[-1]  # the second round samples from what the first has taught
+    assert scores[0] < scores[-1]  # a later round samples from what an earlier one has taught
 
 
 def test_the_reference_moves_with_the_rounds_or_stays(taught: Taught) -> None:

@@ -95,7 +95,9 @@ def settings(loss: str, n: int, lora: bool, seed: int) -> dict[str, Any]:
 def test_the_reward_rises(train: Callable[..., Trained], loss: str, n: int, lora: bool, seed: int) -> None:
     found, _ = train(**settings(loss, n, lora, seed))
     assert rise(found) > ENOUGH
-    assert max(row.get("objective/kl", 0) for row in found) > 1  # it has left the reference, measurably
+    # At temperature 0.9 the mean log-ratio of the samples is no KL, and is not logged as one.
+    assert not any("objective/kl" in row for row in found)
+    assert max(abs(row.get("rewards/chosen", 0.0)) for row in found) > 0  # it has left the reference
 
 
 def test_a_reward_that_says_nothing_is_not_raised(train: Callable[..., Trained]) -> None:
@@ -123,7 +125,7 @@ def test_a_reward_that_says_nothing_is_not_raised(train: Callable[..., Trained])
 def test_the_first_step_starts_at_the_reference(
     train: Callable[..., Trained], loss: str, first: float, lora: bool
 ) -> None:
-    (row,), _ = train(loss=loss, beta=BETA[loss], lora=lora, steps=1)
+    (row,), _ = train(loss=loss, beta=BETA[loss], lora=lora, steps=1, temperature=1.0)
     assert row["loss"] == pytest.approx(first, rel=1e-6)
     assert (row["rewards/chosen"], row["rewards/rejected"], row["rewards/margins"]) == (0.0, 0.0, 0.0)
     assert row["rewards/accuracies"] == 0.5  # a margin of zero prefers neither
@@ -141,9 +143,9 @@ def test_every_step_learns_from_what_the_policy_says_now(train: Callable[..., Tr
 
 def test_a_higher_score_is_chosen(train: Callable[..., Trained]) -> None:
     # The chosen ones gain on the rejected ones, and not the other way round.
-    found, _ = train(steps=8, batch_size=16)
-    assert mean(row["rewards/margins"] for row in found[4:]) > 0
-    assert mean(row["rewards/accuracies"] for row in found[4:]) > 0.5
+    found, _ = train(steps=20, batch_size=16)
+    assert mean(row["rewards/margins"] for row in found[10:]) > 0
+    assert mean(row["rewards/accuracies"] for row in found[10:]) > 0.5
 
 
 # ---- Ties ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from palate.types import Example, Group
 Taught = Callable[..., Any]
 
 
-@pytest.mark.parametrize(("lora", "lr", "enough"), [(False, 1e-2, 0.12), (True, 4e-2, 0.05)])
+@pytest.mark.parametrize(("lora", "lr", "enough"), [(False, 1e-2, 0.12), (True, 4e-2, 0.04)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -30,8 +30,8 @@ Taught = Callable[..., Any]
 def test_the_reward_rises(
     taught: Taught, lora: bool, lr: float, enough: float, options: dict[str, Any]
 ) -> None:
-    # The standard error of the rise is below 0.02: 128 completions of 8 tokens before and after. An adapter
-    # on the layers of a random model can do less than all weights.
+    # Without selection, a run rises or falls by 0.013 at random. An adapter on the layers of a random model
+    # can do less than all weights.
     found = taught("rest", lora=lora, lr=lr, n=16, rounds=2, steps=15, **options)
     assert found.rise > enough
     scores = [row["objective/scores"] for row in found.rows]

@@ -18,10 +18,10 @@ Taught = Callable[..., Any]
 
 
 @pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize(("lora", "lr", "enough"), [(False, 1e-2, 0.12), (True, 4e-2, 0.05)])
+@pytest.mark.parametrize(("lora", "lr", "enough"), [(False, 1e-2, 0.12), (True, 4e-2, 0.04)])
 def test_the_reward_rises(taught: Taught, lora: bool, lr: float, enough: float, restart: bool) -> None:
-    # The standard error of the rise is below 0.02: 128 completions of 8 tokens before and after. An adapter
-    # on the layers of a random model can do less than all weights.
+    # Without selection, a run rises or falls by 0.013 at random. An adapter on the layers of a random model
+    # can do less than all weights.
     found = taught(
         "rft", lora=lora, restart=restart, lr=lr, rounds=2, n=16, steps=20, temperature=1.0, pool="best"
     )

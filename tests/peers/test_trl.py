@@ -28,8 +28,8 @@ ROWS = (
 LOSSES = (("sigmoid", "dpo", "sum"), ("ipo", "ipo", "mean"), ("hinge", "hinge_norm", "sum"))
 BETA = 0.3
 ROUNDING = 1000 * torch.finfo(torch.float32).eps
-"""The two sum the log-probabilities of some 80 tokens, around -450 in all, in unlike orders: the losses differ by
-a few hundred eps. Gradients of such losses follow: their error is a share of the tensor's norm."""
+"""Both sum the log-probabilities of some 80 tokens, -450 in all, each in its own order, so that losses differ
+by a few hundred eps. The error of a gradient is a share of its norm."""
 
 
 def comparisons() -> list[Comparison]:

@@ -46,7 +46,12 @@ def wrap(tmp_path: Path, asked: Asked) -> Wrap:
     """The annotator of a run that starts, or starts again: the journal is opened anew."""
 
     def make(annotate: Annotator | None = None, **options: Any) -> Annotator:
-        nothing: dict[str, Any] = {"observe": lambda *what: None, "say": lambda text: None, "name": "reward"}
+        nothing: dict[str, Any] = {
+            "start": lambda: None,
+            "observe": lambda *what: None,
+            "say": lambda text: None,
+            "name": "reward",
+        }
         journal = Journal(tmp_path / "journal.db")
         return journaled(annotate or scored(asked), journal, **(nothing | options))
 
@@ -173,7 +178,9 @@ def test_the_table_has_each_completions_own_reward(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.db")
     strength = {"a": 1.0, "b": 0.5, "c": 2.0}
     judge = judged(ScriptedJudge(lambda x, y: 1.0 if strength[x] > strength[y] else 0.0))
-    annotate = journaled(judge, journal, name="r", observe=lambda *w: None, say=lambda t: None)
+    annotate = journaled(
+        judge, journal, name="r", start=lambda: None, observe=lambda *w: None, say=lambda t: None
+    )
     for i, texts in enumerate([("a", "b"), ("a", "c")]):
         one = group("P", *texts)
         journal.keep_completions(f"chunk {i}", i, [one.prompt], [one.completions])

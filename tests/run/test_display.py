@@ -42,8 +42,10 @@ def file_display(**options: object) -> tuple[Display, io.StringIO]:
 # ---- Where the output is no terminal ---------------------------------------------------------------
 
 
-def test_a_line_per_step() -> None:
-    display, out = file_display()
+@pytest.mark.parametrize("titled", [False, True])
+def test_a_line_per_step(titled: bool) -> None:
+    out = io.StringIO()
+    display = Display(Console(file=out, force_terminal=False, width=80), titled=titled)
     display.start("oaif", Path("runs/x"))
     display.expect(3)
     for step in (1, 2):
@@ -52,6 +54,7 @@ def test_a_line_per_step() -> None:
         display.metrics({**ROW, "step": step}, [group("hello")])
     display.stop()
     assert out.getvalue().splitlines() == [
+        *(["oaif  runs/x"] if titled else []),
         "step 1/3  reward 0.123  loss 0.5000  accuracy 75%  1.2 s",
         "step 2/3  reward 0.123  loss 0.5000  accuracy 75%  1.2 s",
     ]

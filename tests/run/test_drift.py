@@ -29,7 +29,7 @@ def bounded(toy: Toy) -> Callable[..., Toy]:
     def make(most: float | None, every: int = 2, kl: dict[int, float] = GROWING, **options: Any) -> Toy:
         class Bounded(type(toy)):  # type: ignore[misc]
             def _train(self, policy: Policy, annotate: Annotator, cfg: Any, run: Run) -> None:
-                run.watch_kl(Drift(kl.__getitem__, every, most))
+                run.drift = Drift(kl.__getitem__, every, most)
                 with suppress(BoundReachedError):
                     super()._train(policy, annotate, cfg, run)
 

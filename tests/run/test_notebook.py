@@ -61,7 +61,7 @@ def test_one_view_is_replaced(shown: list[Bundle], monkeypatch: pytest.MonkeyPat
     assert len(shown) > 3
     assert "step 0/0" in shown[0]["text/plain"]
     last = shown[-1]
-    assert "step 2/2" in last["text/plain"]
+    assert "step 2/2  ended" in last["text/plain"]
     assert "\x1b" not in last["text/plain"]
     assert "&lt;b&gt;so 2&lt;/b&gt;" in last["text/html"]  # a model's text is no markup
 

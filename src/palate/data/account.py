@@ -45,6 +45,8 @@ class Tally:
 
     count: int
     where: str
+    last: str = ""
+    """The row that was counted last: both answers of a pair count once."""
 
     def __str__(self) -> str:
         """`3 rows, first prefs.jsonl:12`."""
@@ -232,7 +234,8 @@ def quantiles(values: Sequence[int]) -> dict[str, int]:
 
 
 def _count(tallies: dict[str, Tally], name: str, where: str) -> None:
-    if name in tallies:
+    if name not in tallies:
+        tallies[name] = Tally(1, where, where)
+    elif not where or tallies[name].last != where:
         tallies[name].count += 1
-    else:
-        tallies[name] = Tally(1, where)
+        tallies[name].last = where

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,7 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
     )
     number = 0
     try:
+        _check_text(path)
         names = _names(path, parse)
         convert = csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
@@ -67,7 +71,7 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
                     number += 1
                     filled = {key: value or None for key, value in columns.items() if key}
                     yield Row(filled, f"{source} row {number}")
-    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
+    except (pa.ArrowException, OSError, EOFError, zlib.error, ValueError) as error:
         place = f" after row {number}" if number else ""
         raise DataError(
             f"{source} cannot be read as a table{place} ({first_line(error)}); expected a line of names, "
@@ -79,6 +83,15 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
         yield Row(
             {}, where, fault=RowError(what, where, "the row has another number of values than the names")
         )
+
+
+def _check_text(path: Path) -> None:
+    """Decode the whole file: pyarrow reports a row with other bytes on the screen, not to its caller."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        while block := file.read(1 << 20):
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
 
 
 def _names(path: Path, parse: Any) -> list[str]:

@@ -18,7 +18,7 @@ from palate.data import read_comparisons, read_demonstrations, read_prompts
 from palate.errors import AnnotatorError, ConfigError
 from palate.evaluate import Evaluation, compare
 from palate.journal import key_of
-from palate.launch.measure import held_out_numbers, measure_fresh, shown_prompts, watch_kl
+from palate.launch.measure import held_out_numbers, measure_fresh, report_weights, shown_prompts, watch_kl
 from palate.launch.rewards import annotator_of, held_out_annotator
 from palate.launch.rows import read_rows, report_rows, with_room
 from palate.learn import Learner, Policy
@@ -132,7 +132,7 @@ def train(
     way = chosen.way_of(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    shown = Display() if display == "auto" else display
+    shown = Display(titled=True) if display == "auto" else display
     with quieted(), Run(config, method=method, display=shown) as run:
         annotate = annotator_of(config, run, None if isinstance(judge, str) else judge)
         return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
@@ -165,13 +165,15 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     prompts = with_room(policy, prompts, cfg.data, account, cfg)
     held_out = with_room(policy, held_out, cfg.eval_data, others, cfg)
     report_rows(run, cfg, account, others)
-    _attach(policy, (*prompts, *held_out), run)
+    beside = () if method.beside is None else method.beside(policy, cfg, seed=run.seed("beside"))
+    _attach(policy, (*prompts, *held_out), run, *beside)
+    report_weights(run, policy, *beside)
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = shown_prompts(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
     measure_fresh(policy, shown, cfg, run)
     watch_kl(policy, prompts, cfg, run)
     with suppress(BoundReachedError):
-        method.way_of(cfg).train(policy, annotate, prompts, cfg, run)
+        method.way_of(cfg).train(policy, annotate, prompts, cfg, run, *beside)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
     evaluation = _compared(start, policy, held_out, held_out_annotator(annotate, cfg, run), cfg, run)
     measure_fresh(policy, shown, cfg, run, evaluation)
@@ -280,10 +282,10 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
     return learner
 
 
-def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run) -> None:
+def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run, *beside: Learner) -> None:
     """Check the prompts' tokens against those that the run began with, then start or resume."""
     codec = learner.model.codec
     tokens = key_of([codec.prompt_ids(prompt) for prompt in prompts])
     subject = f"what the tokenizer or chat template of {learner.model.source} makes of the prompts"
     run.require_same("the prompts in tokens", tokens, subject)
-    run.attach(learner)
+    run.attach(learner, *beside)

@@ -13,6 +13,7 @@ from palate.evaluate import Evaluation, kl_from
 from palate.learn import Learner, Policy
 from palate.loops import fresh_logps
 from palate.methods import Method
+from palate.model import share_loaded, weight_bytes
 from palate.run import Drift, Run
 from palate.types import Example, Pair, Prompt
 
@@ -64,7 +65,7 @@ def watch_kl(learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run) ->
     def measure(step: int) -> float:
         return kl_from(start, learner.snapshot(), drawn, sampling, seed=run.seed("kl", step))
 
-    run.watch_kl(Drift(measure, every, cfg.max_kl))
+    run.drift = Drift(measure, every, cfg.max_kl)
 
 
 def measure_fresh(
@@ -101,3 +102,20 @@ def held_out_numbers(learner: Learner, run: Run, held_out: Sequence[Pair | Examp
     if losses:
         return {"held_out": len(held_out), "loss_before": losses[0], "loss_after": losses[-1]}
     return {}
+
+
+def report_weights(run: Run, policy: Learner, *others: Learner) -> None:
+    """Hold frozen weights that several models have once, and show what the weights of several learners take.
+
+    A reward model with an adapter on the policy's base gives up its copy of the base, too.
+    """
+    share_loaded(policy.model)
+    if not others:
+        return
+    models = [learner.model for learner in (policy, *others)]
+    apart = sum(weight_bytes(model) for model in models)
+    names = " and ".join(learner.name for learner in (policy, *others))
+    run.display.say(
+        f"weights of {names}: {weight_bytes(*models) / 1e6:,.0f} MB "
+        f"({apart / 1e6:,.0f} MB without shared weights)"
+    )

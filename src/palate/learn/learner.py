@@ -27,7 +27,7 @@ from palate.model import (
     TokenValues,
     load_model,
 )
-from palate.model.batched import batched_scores
+from palate.model.batched import batched_scores, batched_values
 from palate.model.loaded import Head
 from palate.model.rollouts import Observer, unobserved
 from palate.types import Record
@@ -50,7 +50,7 @@ class Learner:
     """Weights, optimizer and schedule, updated by objectives over records.
 
     Args:
-        model: a model from `load_model`, with head `lm` or `scalar`.
+        model: a model from `load_model`, with head `lm`, `scalar` or `value`.
         cfg: optimisation options; `lr` must be set.
         total_steps: number of updates in the learning-rate schedule.
         name: distinguishes the learners of a run, such as a critic and the policy; lower-case letters,
@@ -186,6 +186,11 @@ class Learner:
         """Return the scalar head's score of every completion of the records, in order. (N,)"""
         return batched_scores(self.model, records, self.micro_batch_tokens)
 
+    @torch.no_grad()
+    def values(self, records: Sequence[Record]) -> TokenValues:
+        """Return a value head's number before every token of the records' completions, in order. (N, T)"""
+        return batched_values(self.model, records, self.micro_batch_tokens)
+
     def save(self, directory: Path) -> None:
         """Write the model (or its adapter) in Hugging Face layout."""
         self.model.save(directory)
@@ -199,6 +204,8 @@ class Learner:
         """Return the outputs of the model's head that the objective needs."""
         if needs.head == "scalar":
             return self.model.scores(records)
+        if needs.head == "value":
+            return self.model.values(records)
         return self.model.outputs(records, statistics=True, top_logits=needs.top_logits)
 
     @contextmanager

@@ -34,7 +34,7 @@ class Needs:
 
     Attributes:
         head: head of the learner's model. `lm` returns log-probabilities of tokens, `scalar` a score of each
-            completion.
+            completion, `value` a number for each token.
         ref: source of the reference's log-probabilities of the same micro-batch, which the learner computes
             first and without gradient; None for an objective without a reference.
         top_logits: number of largest logits at each token's position, in addition to the token's own logit; 0

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from palate.errors import RunError
-from palate.learn.learner import Learner
+from palate.learn.learner import POLICY, Learner
 
 FILE = "state.safetensors"
 """The file with the optimizer's weights and moments, in the directory of a checkpoint's model."""
@@ -78,3 +78,9 @@ def fingerprint(learner: Learner) -> str:
         raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy())
     return digest.hexdigest()
+
+
+def label_of(learner: Learner) -> str:
+    """Return the words for a learner's model in messages, such as "the critic's model smollm2"."""
+    whose = "the model" if learner.name == POLICY else f"the {learner.name}'s model"
+    return f"{whose} {learner.model.source}"

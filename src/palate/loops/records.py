@@ -6,14 +6,14 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from palate.config import DataConfig
-from palate.data import Account, read_comparisons
+from palate.data import Account, read_comparisons, read_demonstrations
 from palate.errors import DataError
 from palate.journal import key_of
 from palate.learn import Learner
 from palate.model.codec import Codec
 from palate.run import Run
 from palate.select import same
-from palate.types import Comparison, Pair, Prompt, Record
+from palate.types import Comparison, Example, Pair, Prompt, Record
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Prompt | Record)
@@ -40,6 +40,31 @@ def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple
     run.require_same(f"the pairs of {source}", content_key(pairs), f"the data {source!r}")
     run.report_data(source, account)
     return pairs, account.dropped_rows
+
+
+def read_examples(
+    policy: Learner, source: str, cfg: DataConfig, run: Run, *, name: str, limit: int | None
+) -> list[Example]:
+    """Read prompts with completions of a file or data set, with the configuration's `split` and `map`.
+
+    Args:
+        policy: its tokens are used.
+        source: the data.
+        cfg, run: of the method.
+        name: the data's name in the journal, by which a resumed run checks that they are the same.
+        limit: number of rows to use; None for all.
+
+    Raises:
+        DataError: no row is left, or the data cannot be used.
+        RunError: the run started with other data.
+    """
+    account = account_of(cfg)
+    rows = read_demonstrations(source, split=cfg.split, columns=cfg.map, limit=limit, account=account)
+    examples = records_of(policy, rows, source, account, policy.model.codec.example)
+    account.use(None)  # a reward may read any column
+    run.report_data(source, account)
+    run.require_same(name, content_key(examples), f"the data {source!r}")
+    return examples
 
 
 def account_of(cfg: DataConfig) -> Account:

@@ -9,6 +9,10 @@ from .pairwise import hinge_norm as hinge_norm
 from .pairwise import ipo as ipo
 from .pairwise import rso_hinge as rso_hinge
 from .pairwise import slic_rank as slic_rank
+from .policy import ppo_clip as ppo_clip
+from .policy import ppo_clipped as ppo_clipped
+from .policy import reinforce as reinforce
+from .policy import value_clip as value_clip
 from .reward import bradley_terry as bradley_terry
 from .reward import soft_preference as soft_preference
 from .token import nll as nll

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from palate import data, learn, loops, select
+from palate import learn, loops, select
 from palate.config import Numbers
 from palate.method import Method, Recipe
 from palate.types import Example, Group, Prompt
@@ -110,14 +110,8 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
 def _demonstrations(policy: Policy, annotate: Annotator, cfg: ReSTConfig, run: Run) -> list[Group]:
     if cfg.demonstrations is None:
         return []
-    account, source = loops.account_of(cfg), cfg.demonstrations
-    rows = data.read_demonstrations(
-        source, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account
-    )
-    examples = loops.records_of(policy, rows, source, account, policy.model.codec.example)
-    account.use(None)  # the reward may read any column
-    run.report_data(source, account)
-    run.require_same("the demonstrations", loops.content_key(examples), f"the data {cfg.demonstrations!r}")
+    source, name = cfg.demonstrations, "the demonstrations"
+    examples = loops.read_examples(policy, source, cfg, run, name=name, limit=cfg.limit)
     return annotate([Group(e.prompt, (e.completion,)) for e in examples])
 
 

@@ -11,4 +11,8 @@ from .plain.forward import lm_outputs as lm_outputs
 from .plain.forward import micro_batches as micro_batches
 from .plain.forward import row_sizes as row_sizes
 from .plain.forward import scalar_outputs as scalar_outputs
+from .plain.forward import value_outputs as value_outputs
+from .shared import share_frozen as share_frozen
+from .shared import share_loaded as share_loaded
+from .shared import weight_bytes as weight_bytes
 from .snapshot import Snapshot as Snapshot

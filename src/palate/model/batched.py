@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,12 +26,26 @@ def batched_scores(model: LoadedModel, records: Sequence[Record], budget: int) -
 
 def batched_logps(model: LoadedModel, records: Sequence[Record], budget: int) -> TokenValues:
     """Compute log-probabilities in micro-batches of at most `budget` tokens. (N, T)"""
+    return _batched(model, records, budget, lambda part: model.outputs(part).logps)
+
+
+def batched_values(model: LoadedModel, records: Sequence[Record], budget: int) -> TokenValues:
+    """Compute a value head's values in micro-batches of at most `budget` tokens. (N, T)"""
+    return _batched(model, records, budget, lambda part: model.values(part).values)
+
+
+def _batched(
+    model: LoadedModel,
+    records: Sequence[Record],
+    budget: int,
+    compute: Callable[[Sequence[Record]], TokenValues | None],
+) -> TokenValues:
     by_record: dict[int, list[Tensor]] = {}
     with model.computing():
         for batch in model.batches(records, budget):
-            logps = model.outputs([records[i] for i in batch]).logps
-            assert logps is not None
-            rows = iter(logps.rows())
+            made = compute([records[i] for i in batch])
+            assert made is not None
+            rows = iter(made.rows())
             for i in batch:
                 by_record[i] = [next(rows) for _ in records[i].completions]
     return ragged([row for i in sorted(by_record) for row in by_record[i]])

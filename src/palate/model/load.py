@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +28,7 @@ from palate.model.fast.probe import disagreement
 from palate.model.given import network_of, tokenizer_of
 from palate.model.loaded import Engine, Head, LoadedModel
 from palate.model.plain.engine import PlainEngine
+from palate.model.shared import FROZEN
 from palate.model.source import find_source
 
 log = logging.getLogger("palate")
@@ -46,7 +48,8 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
 
     Args:
         cfg: model, adapter, dtype, device.
-        head: `lm` for token probabilities, `scalar` for one number per text.
+        head: `lm` for token probabilities, `scalar` for one number per text, `value` for one number
+            per token. A value head starts as a reward model's head if the model is one, else as zeros.
         seed: seed of the random initialisation of a new adapter or head.
         trainable: False loads the model for sampling or scoring only, without a new adapter.
 
@@ -83,14 +86,16 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
             peft = fresh_adapter(network, cfg, head)
     if peft is not None:
         settle(peft, dtype)
-    _check_vocabulary(network.get_input_embeddings().weight.shape[0], tokenizer, cfg.model)
+    rows = network.get_input_embeddings().weight.shape[0]
+    _check_vocabulary(rows, tokenizer, cfg.model, template)
     generation = network.generation_config if network.can_generate() else None
     codec = _codec(tokenizer, cfg, network.config, generation, template)
-    if head == "scalar":
+    if head != "lm":
         _set_unused_pad(network, codec)
     network.eval()
     if not trainable:
         network.requires_grad_(False)
+        FROZEN.add(network)
     elif cfg.checkpointing:
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     fresh = peft is not None and adapter is None
@@ -116,7 +121,7 @@ def load_codec(cfg: ModelConfig, *, head: Head = "lm") -> Codec:
         _refuse_classifier(config, cfg)
     rows = rows or getattr(config.get_text_config(), "vocab_size", None)
     if rows is not None:
-        _check_vocabulary(rows, tokenizer, cfg.model)
+        _check_vocabulary(rows, tokenizer, cfg.model, template)
     return _codec(tokenizer, cfg, config, generation, template)
 
 
@@ -166,7 +171,7 @@ def _network(
     for key in dropout:
         setattr(config, key, 0.0)
     options = {"config": config, "dtype": dtype, "trust_remote_code": trust, "use_safetensors": True}
-    if head == "scalar":
+    if head != "lm":
         config.num_labels = 1
         network, info = AutoModelForSequenceClassification.from_pretrained(
             source, output_loading_info=True, **options
@@ -175,7 +180,10 @@ def _network(
             raise ModelError(
                 f"model {cfg.model!r} is not a causal model, so a scalar head cannot read its last token"
             )
-        if not new_head and any("score" in key for key in info["missing_keys"]):
+        missing = any("score" in key for key in info["missing_keys"])
+        if missing and head == "value":
+            nn.init.zeros_(network.score.weight)  # the first advantages are then plain returns
+        elif missing and not new_head:
             # Otherwise transformers initialises a random head, and every reward is noise.
             raise ModelError(
                 f"model {cfg.model!r} has no reward head (score.weight); is it a language model?"
@@ -233,9 +241,19 @@ def _max_length(cfg: ModelConfig, config: Any, tokenizer: Any) -> int:
     return cfg.max_length or own or _NO_LIMIT
 
 
-def _check_vocabulary(rows: int, tokenizer: Any, name: str) -> None:
-    """Raise ModelError if the tokenizer has tokens that the embedding has no rows for."""
-    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+def _check_vocabulary(rows: int, tokenizer: Any, name: str, template: str | None) -> None:
+    """Raise ModelError if texts can have tokens without a row in the embedding.
+
+    Special tokens that no text contains, such as a padding token that a tokenizer class adds, need no row.
+    """
+    rendered = template or str(tokenizer.chat_template or "")
+    ends = {tokenizer.bos_token, tokenizer.eos_token}
+    special = set(tokenizer.all_special_tokens)
+    beyond = sorted(
+        (i, token)
+        for token, i in tokenizer.get_vocab().items()
+        if i >= rows and (token not in special or token in ends or token in rendered)
+    )
     if beyond:
         first, token = beyond[0]
         raise ModelError(

@@ -19,7 +19,8 @@ from palate.model.outputs import Outputs
 from palate.model.rows import Row
 from palate.types import Record
 
-Head = Literal["lm", "scalar"]
+Head = Literal["lm", "scalar", "value"]
+"""Token probabilities, one number per completion, or one number per token."""
 
 
 class SamplingEngine(Protocol):
@@ -60,6 +61,9 @@ class Engine(SamplingEngine, Protocol):
     def scores(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
         """Compute a scalar head's output at the last token of each completion. `Outputs.scores` is (N,)."""
 
+    def values(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
+        """Compute a value head's output before each token of the completions. `Outputs.values` is (N, T)."""
+
     def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
         """Return indices of records to compute together, at most `budget` tokens each, padding included.
 
@@ -78,7 +82,7 @@ class LoadedModel:
     Attributes:
         network: the transformers model; with LoRA, it contains the adapter's layers.
         codec: the tokenizer with the chat template.
-        head: `lm` for a language model, `scalar` for a reward model.
+        head: `lm` for a language model, `scalar` for a reward model, `value` for a value function.
         source: the name used to load the model.
         engine: samples from the network and computes its outputs.
         peft: peft's wrapper of the network, which can switch the adapter off and save it; None without an
@@ -144,6 +148,10 @@ class LoadedModel:
         """Compute a scalar head's output for each completion; see `Engine.scores`."""
         return self.engine.scores(self, records)
 
+    def values(self, records: Sequence[Record]) -> Outputs:
+        """Compute a value head's output before each token; see `Engine.values`."""
+        return self.engine.values(self, records)
+
     def batches(self, records: Sequence[Record], budget: int) -> list[list[int]]:
         """Return indices of records to compute together; see `Engine.batches`."""
         return self.engine.batches(self, records, budget)
@@ -160,6 +168,7 @@ class LoadedModel:
         generation = self.network.generation_config if self.head == "lm" else None
         if generation is not None:
             generation.eos_token_id = end_ids if len(end_ids) > 1 else end_ids[0]
+            generation._from_model_config = False  # else transformers may replace it by the model's config
         try:
             if self.peft is not None:
                 self.peft.save_pretrained(directory, save_embedding_layers=self.whole_embeddings)

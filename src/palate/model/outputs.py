@@ -51,6 +51,7 @@ class Outputs:
         entropy: entropy of the model's distribution at each token, in nats; no gradient.
         top1: 1 if the token was the likeliest, else 0; no gradient.
         scores: output of a scalar head at the last token. float32 (N,); carries gradient.
+        values: output of a value head for the state before each token; carries gradient.
         ref_logps: log-probability of each token under the reference; no gradient.
         target_logits: logit of each token, soft cap included; carries gradient. This and the next two are
             only computed for an objective that needs `top_logits`.
@@ -64,6 +65,7 @@ class Outputs:
     entropy: TokenValues | None = None
     top1: TokenValues | None = None
     scores: Tensor | None = None
+    values: TokenValues | None = None
     ref_logps: TokenValues | None = None
     target_logits: TokenValues | None = None
     top_logits: Tensor | None = None

@@ -75,7 +75,7 @@ def _adapted(name: str, path: Path, head: Head, *, trainable: bool, base: str | 
         )
     with explained(name):
         adapter = PeftConfig.from_pretrained(str(path))
-    if head == "scalar" and adapter.task_type != CLASSIFIER and not trainable:
+    if head != "lm" and adapter.task_type != CLASSIFIER and not trainable:
         raise ModelError(f"adapter {name!r} has no reward head; is it an adapter of a language model?")
     if head == "lm" and adapter.task_type == CLASSIFIER:
         raise ModelError(f"adapter {name!r} is part of a reward model and cannot generate text")

@@ -217,6 +217,31 @@ PANELS = (
         guide=0.0,
     ),
     Panel(
+        "rlhf_reward",
+        "Reward and KL penalty",
+        "reward",
+        "The reward less its mean at the start, and what is left of it when the KL is paid: that is what is "
+        "maximised.",
+        (Curve("objective/centred_scores", "reward"), Curve("objective/rlhf_reward", "with penalty")),
+        guide=0.0,
+    ),
+    Panel(
+        "explained",
+        "Explained variance",
+        "share of the variance",
+        "How well the value function predicts the returns: 1 is perfect, at 0 a constant would do as well.",
+        (Curve("val/explained_variance", TRAINING),),
+        guide=0.0,
+    ),
+    Panel(
+        "bounds",
+        "Beyond the bounds",
+        "share of tokens",
+        "Tokens and values that PPO holds back, as they moved too far in a step.",
+        (Curve("policy/clipfrac_avg", "policy"), Curve("val/clipfrac_avg", "value")),
+        rate=True,
+    ),
+    Panel(
         "accuracy",
         "Accuracy",
         "share of pairs",

@@ -20,7 +20,8 @@ from palate.report import plots
 from palate.report.catalogue import Panel
 from palate.report.panels import letter, other_panels, panels, stage_seconds
 from palate.report.samples import chunked, left_out, shown
-from palate.report.signs import SIGNS, Sign, signs
+from palate.report.sign import Sign
+from palate.report.signs import SIGNS, signs
 from palate.report.tables import Figure, drawn_once, figures, held_out, interval_rows, settings, unlike
 from palate.report.words import (
     best_figures,

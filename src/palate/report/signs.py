@@ -8,9 +8,9 @@ not from a paper; they are named and explained here, and a report shows the meas
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
+from palate.report.rl_signs import entropy_collapses, steps_too_long, value_useless
+from palate.report.sign import Sign
 from palate.report.spans import ends, late, latest_samples, length_link, quarters, rounds, third_quarter
 from palate.report.words import count, interval, number, percent, signed, unit
 from palate.rundir import RunRecord
@@ -41,20 +41,6 @@ CHANCE = 0.5
 """The score of random guessing, and of a model compared with itself."""
 OVERFIT = 0.05
 """Relative rise of the last held-out loss over the lowest one."""
-
-Level = Literal["note", "worry"]
-
-
-@dataclass(frozen=True)
-class Sign:
-    """One warning about a run: the measured numbers (`seen`), why they matter (`means`), advice (`do`)."""
-
-    key: str
-    level: Level
-    title: str
-    seen: str
-    means: str
-    do: str
 
 
 def signs(run: RunRecord) -> list[Sign]:
@@ -394,4 +380,7 @@ SIGNS: tuple[Callable[[RunRecord], Sign | None], ...] = (
     overfits,
     skipped_updates,
     sampler_gap,
+    value_useless,
+    entropy_collapses,
+    steps_too_long,
 )

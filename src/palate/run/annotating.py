@@ -23,6 +23,7 @@ def journaled(
     journal: Journal,
     *,
     name: str,
+    start: Callable[[], None],
     observe: Callable[[str, int], None],
     say: Callable[[str], None],
 ) -> Annotator:
@@ -32,12 +33,14 @@ def journaled(
         annotate: annotates the groups that the journal does not know.
         journal: the run's journal.
         name: distinguishes the annotators of a run.
+        start: called before the first question, which starts the run.
         observe: receives reports of work, in completions.
         say: shows warnings about prompts without usable rewards.
     """
     warned: set[str] = set()
 
     def annotated(groups: Sequence[Group]) -> list[Group]:
+        start()
         slices = math.ceil(len(groups) / SLICE)
         results: list[Group] = []
         for i in range(slices):

@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors import SafetensorError
 
+from palate.config import RunConfig
 from palate.errors import AGAIN, RunError
 from palate.journal import key_of
 from palate.learn import Learner
@@ -149,6 +150,11 @@ class Checkpoints:
         self._cost = 0.0  # seconds to write the last checkpoint
         if self._existing:
             self._existing[-1].check(run)
+
+    @classmethod
+    def of_run(cls, directory: Path, run: str, cfg: RunConfig) -> Self:
+        """Return the checkpoints of a run in a directory, kept and taken as the configuration says."""
+        return cls(directory / "checkpoints", run, keep=cfg.keep_checkpoints, every=cfg.checkpoint_every)
 
     @property
     def latest(self) -> Checkpoint | None:

@@ -58,11 +58,13 @@ class Display:
     Args:
         console: output; standard error by default, since standard output is for results.
         quiet: show nothing.
+        titled: begin a log with the run's name and directory, since the first step may be minutes away.
     """
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console | None = None, *, quiet: bool = False, titled: bool = False) -> None:
         self.console = console or Console(stderr=True)
         self.quiet = quiet
+        self._titled = titled
         self._live: Live | NotebookView | None = None
         self._total = self._step = 0
         self._stage, self._speed = "starting", 0.0
@@ -82,9 +84,12 @@ class Display:
             self._live = NotebookView(self.__rich__)
         if self._live is not None:
             self._live.start()
+        elif self._titled:
+            self.say(self._title)
 
     def stop(self) -> None:
         """Stop the live view."""
+        self._stage, self._speed = "ended", 0.0
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -27,6 +27,13 @@ class Drift:
     every: int
     most: float | None = None
 
+    def explain(self, kl: float, done: int, step: int) -> str:
+        """Return the message at the end of training: the KL after `done` steps is above the bound."""
+        return (
+            f"the KL after step {done} is {kl:.2f} nats, above max_kl {self.most:g}: training ends with the "
+            f"weights of step {step}"
+        )
+
     def allows(self, kl: float) -> bool:
         """Return whether a KL lies within the bound; any does where there is none."""
         return self.most is None or kl <= self.most

@@ -41,6 +41,7 @@ class MetricsLog:
         self._journal = journal
         self._path = directory / "metrics.jsonl"
         self._tokens = 0
+        self._last_step: Metrics | None = None
         self._most_dead = cfg.max_dead_steps
         self._dead = DeadSteps(cfg.max_dead_steps, [])
         with ExitStack() as undo:
@@ -81,12 +82,22 @@ class MetricsLog:
             RunError: the row cannot be written.
         """
         numbers = finite(row)
+        if "step_time" in row:
+            self._last_step = row
         self._journal.add_metrics(numbers, key=key)
         self.count += 1
         with writing(self._path):
             self._file.write(json.dumps(numbers) + "\n")
             self._file.flush()
         self._trackers.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+
+    @property
+    def last_step(self) -> Metrics | None:
+        """The row of the last step, including steps before an interruption; None before the first step."""
+        if self._last_step is None:
+            steps = [row for row in self._journal.metrics() if "step_time" in row]
+            self._last_step = steps[-1] if steps else None
+        return self._last_step
 
     def require_pairs(self, row: Metrics) -> None:
         """Raise RunError if too many steps in a row had no pair to learn from."""
@@ -97,3 +108,8 @@ class MetricsLog:
         with ExitStack() as closing:  # a failure in one does not prevent the other
             closing.callback(self._file.close)
             closing.callback(self._trackers.close)
+
+
+def without_step(row: Metrics) -> Metrics:
+    """Return the numbers of a row without its step."""
+    return {name: value for name, value in row.items() if name != "step"}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,25 +11,28 @@ from typing import Any, Self
 from palate.annotate import Annotator
 from palate.annotate.judges.ledger import Ledger
 from palate.config import RunConfig
-from palate.data import Account, write_rows
+from palate.data import Account
 from palate.errors import BudgetError, NonFiniteError, RunError
 from palate.learn import Learner
-from palate.learn.learner import POLICY
-from palate.learn.state import fingerprint
+from palate.learn.state import fingerprint, label_of
 from palate.model.rollouts import unobserved
+from palate.run.accounts import write_accounts
 from palate.run.annotating import journaled
 from palate.run.checkpoints import Checkpoints, Position
 from palate.run.clock import Clock
-from palate.run.directory import RunDirectory, now_text
+from palate.run.directory import RunDirectory
 from palate.run.display import Display
 from palate.run.drift import KL, BoundReachedError, Drift
+from palate.run.ending import how_to_resume
 from palate.run.exports import earlier_summary, remove_exports, write_exports
+from palate.run.facts import remember, require_same
 from palate.run.files import writing
-from palate.run.metrics import Metrics, MetricsLog
-from palate.run.status import write_status
+from palate.run.metrics import Metrics, MetricsLog, without_step
+from palate.run.progress import Progress
+from palate.run.resuming import resume, resumed_at
+from palate.run.seeds import seed_of
 from palate.run.trackers import check_trackers
 from palate.run.watch import save_batch
-from palate.rundir import Status, read_status
 from palate.types import Group
 
 
@@ -50,6 +51,7 @@ class Run:
         directory: the run's directory.
         journal: the run's journal; `attach` and `annotator` connect it to learners and annotators.
         meter: returns further numbers of each step, such as the cost of a judge.
+        drift: measures the KL between steps, and ends training where it passes a bound; None for neither.
 
     Args:
         cfg: the run's configuration; all fields are written, those of `RunConfig` are used.
@@ -69,29 +71,23 @@ class Run:
         self.display = display or Display(quiet=True)
         check_trackers(cfg.report_to)  # before anything replaces an existing run
         self._clock = Clock()
-        self._status = Status("running")
+        self._progress = Progress(self.directory, self._clock)
         with ExitStack() as undo:
             self._place = RunDirectory(self.directory, method, cfg)
             undo.callback(self._place.release)
-            self._checkpoints = Checkpoints(
-                self.directory / "checkpoints",
-                self._place.id,
-                keep=cfg.keep_checkpoints,
-                every=cfg.checkpoint_every,
-            )
+            self._checkpoints = Checkpoints.of_run(self.directory, self._place.id, cfg)
             self.journal = self._place.journal(self._checkpoints.latest)
             undo.callback(self.journal.close)
             self._metrics = MetricsLog(self.directory, self.journal, cfg)
             undo.pop_all()
         self._stage = self._base = self._done = self._new_steps = 0
-        self._within = False
-        self._drift: Drift | None = None
+        self._started = self._within = False
+        self.drift: Drift | None = None
         self._attached: list[Learner] = []
         self._measured: dict[str, Metrics] = {}
         self._ledger: Ledger | None = None
-        self.meter: Callable[[], Metrics] = dict
-        self._started = False
         self._accounts: dict[str, Account] = {}
+        self.meter: Callable[[], Metrics] = dict
         if not self._place.resumed:
             self._start()
 
@@ -121,8 +117,7 @@ class Run:
 
     def seed(self, *names: str | int) -> int:
         """Return the seed of one purpose, such as `run.seed("sample", step)`; each has its own stream."""
-        text = ":".join(map(str, (self.cfg.seed, *names)))
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little")
+        return seed_of(self.cfg.seed, *names)
 
     # -- learners and annotators -------------------------------------------------------------------
 
@@ -137,20 +132,14 @@ class Run:
         for learner in learners:
             learner.observe, learner.memory = self.observe, self.journal
             self._attached.append(learner)
-            model = "the model" if learner.name == POLICY else f"the {learner.name}'s model"
-            label = f"{model} {learner.model.source}"
-            self.require_same(f"the weights of {learner.name}", fingerprint(learner), label)
+            self.require_same(f"the weights of {learner.name}", fingerprint(learner), label_of(learner))
         self._start()
 
     def annotator(self, annotate: Annotator, *, name: str = "reward") -> Annotator:
         """Return the annotator with its answers stored in the journal; `name` distinguishes annotators."""
-        kept = journaled(annotate, self.journal, name=name, observe=self.observe, say=self.display.say)
-
-        def annotated(groups: Sequence[Group]) -> list[Group]:
-            self._start()
-            return kept(groups)
-
-        return annotated
+        return journaled(
+            annotate, self.journal, name=name, start=self._start, observe=self.observe, say=self.display.say
+        )
 
     def ledger(self, cache: Path | None = None) -> Ledger:
         """Return the ledger of questions to judges and functions; it is part of the journal.
@@ -183,36 +172,24 @@ class Run:
         Raises:
             RunError: the value was different when the run started.
         """
-        known = self.journal.fact(name)
-        if known is None:
-            self.journal.keep_fact(name, value)
-        elif known != value:
-            raise RunError(
-                f"{label} changed since the run in {str(self.directory)!r} started (hash {value[:12]}, was "
-                f"{known[:12]}); restore the original, or start over with --overwrite or another --output"
-            )
+        require_same(self.journal, self.directory, name, value, label)
 
     def remember(self, name: str, value: str) -> str:
-        """Return a value as it was when the run began; `value` if it begins with this call."""
-        known = self.journal.fact(name)
-        if known is None:
-            self.journal.keep_fact(name, value)
-        return value if known is None else known
+        """Return a value as it was when the run started first; `value` if it starts with this call."""
+        return remember(self.journal, name, value)
 
     def report_data(self, source: str, account: Account) -> None:
-        """Show how much of a data set is used, and what is not; keep it in config.json and skipped.jsonl.
+        """Show how much of a data set is used, and what is skipped or not used, and write it down.
+
+        The account goes to config.json, the skipped rows to skipped.jsonl.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: a file cannot be written.
         """
         self._accounts[source] = account
         for line in (*account.overview(), *account.lines()):
             self.display.say(f"{source}: {line}")
-        with writing(self.directory / "config.json"):
-            self._place.add("data", {name: one.summary() for name, one in self._accounts.items()})
-        rows = [asdict(row) for one in self._accounts.values() for row in one.skipped]
-        if rows:
-            write_rows(self.directory / "skipped.jsonl", rows)
+        write_accounts(self._place, self._accounts)
 
     # -- clock -------------------------------------------------------------------------------------
 
@@ -234,39 +211,43 @@ class Run:
 
         Raises:
             RunError: the stage's checkpoint is damaged or has other learners.
-            BoundReachedError: the KL passed its bound (`watch_kl`); the learners are at the last checkpoint
+            BoundReachedError: the KL passed its bound (`drift`); the learners are at the last checkpoint
                 within it.
         """
         self._start()
         stage, self._stage = self._stage, self._stage + 1
         base = self._base
         self.display.expect(base + count)
-        there = self._checkpoints.restore(stage, *learners) if learners else None
-        first = 0 if there is None else there.step
+        first, there = 0, self._checkpoints.restore(stage, *learners) if learners else None
         if there is not None:
-            finished = f"{there.steps} of {base + count} steps are finished already"
-            self.display.say(finished if first >= count else f"resuming after step {there.steps}")
+            first = there.step
+            self.display.step(there.steps)
+            self.display.say(resumed_at(there.steps, base + count, finished=first >= count))
         if there is not None and there.final:
-            raise self._ended_at(there.steps)
-        if learners and there is None and stage == 0 and self._drift and self._drift.most is not None:
+            raise self._stopped_by_bound(there.steps)
+        if learners and there is None and stage == 0 and self.drift and self.drift.most is not None:
             self._save(Position(0, 0, 0, self._metrics.count, ended=False, within=True), *learners)
         for step in range(first, count):
             self._begin_step(base + step, base + count)
             self._within = True
             yield step
             self._within = False
-            self._status = replace(self._status, step=self._done)
+            self._progress.set(step=self._done)
             last = step + 1 == count
             near = self._is_near(last, *learners)
             if learners and (last or near or self._checkpoints.is_due(step + 1)):
                 self._save(Position(stage, step + 1, base, self._metrics.count, last, near), *learners)
-        self._base = self._done = base + max(first, count)
-        self._status = replace(self._status, step=self._base, steps=self._base)
-        self.journal.place = f"after step {self._base}"
+        self._stop_at(base + max(first, count))
 
-    def watch_kl(self, drift: Drift) -> None:
-        """Measure the KL in the coming steps, and end training where it passes a bound."""
-        self._drift = drift
+    @property
+    def step_count(self) -> int:
+        """Steps done by the stages that are finished."""
+        return self._base
+
+    @property
+    def last_step(self) -> Metrics | None:
+        """The metrics of the last step, also from before an interruption; None before the first step."""
+        return self._metrics.last_step
 
     @property
     def seconds(self) -> float:
@@ -305,10 +286,9 @@ class Run:
         self._start()
         key = f"{name} after step {self._done}"
         known = self.journal.metrics_of(key)
-        numbers = {name: value for name, value in known.items() if name != "step"} if known else compute()
+        self._measured[key] = numbers = compute() if known is None else without_step(known)
         if known is None:
             self._write({"step": self._done, **numbers}, key=key)
-        self._measured[key] = numbers
         return numbers
 
     @property
@@ -326,18 +306,13 @@ class Run:
         """
         assert not self._within, "a run cannot be resumed from the middle of a step"
         self._start()
-        if (there := self._checkpoints.holding(*learners)) is not None:
-            return there
         position = Position(self._stage, 0, self._base, self._metrics.count, ended=True)
-        return self._save(position, *learners)
+        return self._checkpoints.holding(*learners) or self._save(position, *learners)
 
     def finish(self, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """Write `summary.json`, held-out samples, and all completions as `completions.parquet`.
 
-        If the run was already finished and did no new steps, its existing summary is kept.
-
-        Returns:
-            The summary in the directory.
+        If the run was already finished and did no new steps, its summary is kept. Return the summary there.
         """
         self._start()
         if self._new_steps == 0 and (there := earlier_summary(self.directory)) is not None:
@@ -360,57 +335,33 @@ class Run:
         if self._place.resumed:
             self._resume()
         self._metrics.begin()
-        self._note()
+        self._progress.write()
 
     def _resume(self) -> None:
-        latest, changes = self._checkpoints.latest, self._place.changes
-        rows, version = (latest.position.metrics, latest.learner["version"]) if latest else (0, 0)
-        self.journal.rewind(rows, version if changes else None)
-        self._metrics.restore()
-        with writing(self.directory / "config.json"):
-            self._place.settle()
-        if changes:
-            self.display.say(
-                f"resumed with changed settings, so results will not be bit-identical: {'; '.join(changes)}"
-            )
-        with suppress(RunError):  # a run that was killed early has no status
-            self._status = replace(read_status(self.directory), state="running", reason="")
-        self._clock.before = self._status.seconds
+        resume(self._place, self.journal, self._checkpoints.latest, self._metrics)
+        if changes := self._place.changes:
+            listed = "; ".join(changes)
+            self.display.say(f"resumed with changed settings, so results will not be bit-identical: {listed}")
+        self._progress.restore()
 
     def _end(self, error: BaseException | None) -> None:
         if not self._started:
             return  # the run was refused or interrupted before it did anything
-        if error is None:
-            self._status = replace(self._status, state="finished")
-        elif isinstance(error, KeyboardInterrupt | BudgetError):
-            self._status = replace(self._status, state="interrupted", reason=str(error))
-        else:
-            self._status = replace(self._status, state="failed", reason=str(error) or type(error).__name__)
         if isinstance(error, NonFiniteError):
             save_batch(self.directory / "nonfinite.jsonl", error)
         if isinstance(error, KeyboardInterrupt | BudgetError):
-            latest = self._checkpoints.latest
-            where = f" after step {latest.position.steps}" if latest else ""
-            self.display.say(
-                f"interrupted at step {self._status.step}; run the same command again"
-                f"{', without --overwrite,' if self.cfg.overwrite else ''} to resume{where}"
-            )
+            saved = latest.position.steps if (latest := self._checkpoints.latest) else None
+            self.display.say(how_to_resume(self._progress.status.step, saved, overwrite=self.cfg.overwrite))
         with nullcontext() if error is None else suppress(RunError):  # report the first error
-            self._note()
-
-    def _note(self) -> None:
-        """Write the status."""
-        self._status = replace(self._status, seconds=round(self.seconds, 1), updated=now_text())
-        with writing(self.directory / "status.json"):
-            write_status(self.directory, self._status)
+            self._progress.end(error)
 
     def _begin_step(self, step: int, steps: int) -> None:
         """Record the start of a step of the run (from 0) out of `steps`."""
         self._clock.begin_step()
         self.display.step(step)
         self.journal.place = f"step {step + 1}"
-        self._status = replace(self._status, step=step, steps=steps)
-        self._note()
+        self._progress.set(step=step, steps=steps)
+        self._progress.write()
         if self._new_steps == 0:  # the run is no longer finished, so its exports are outdated
             with writing(self.directory / "summary.json"):
                 remove_exports(self.directory)
@@ -419,23 +370,24 @@ class Run:
 
     def _is_near(self, last: bool, *learners: Learner) -> bool:
         """Measure the KL if it is due; True if it lies within a bound. Above it, BoundReachedError."""
-        drift = self._drift
-        if not learners or drift is None or not drift.is_due(self._done, last=last):
+        if not learners or self.drift is None or not self.drift.is_due(self._done, last=last):
             return False
-        kl = self.measure("kl", lambda: {KL: drift.measure(self._done)})[KL]
+        drift, done = self.drift, self._done
+        kl = self.measure("kl", lambda: {KL: drift.measure(done)})[KL]
         if drift.allows(kl):
             return drift.most is not None
         step = self._checkpoints.end_within(self._metrics.count, *learners).steps
-        self.display.say(
-            f"the KL after step {self._done} is {kl:.2f} nats, above max_kl {drift.most:g}: training ends "
-            f"with the weights of step {step}"
-        )
-        raise self._ended_at(step)
+        self.display.say(drift.explain(kl, done, step))
+        raise self._stopped_by_bound(step)
 
-    def _ended_at(self, step: int) -> BoundReachedError:
+    def _stop_at(self, step: int) -> None:
+        """Record that a stage ended after so many steps of the run."""
         self._base = self._done = step
-        self._status = replace(self._status, step=step, steps=step)
+        self._progress.set(step=step, steps=step)
         self.journal.place = f"after step {step}"
+
+    def _stopped_by_bound(self, step: int) -> BoundReachedError:
+        self._stop_at(step)
         return BoundReachedError(f"training ended after step {step}")
 
     def _save(self, position: Position, *learners: Learner) -> Path:

@@ -10,6 +10,8 @@ from typing import Any
 from palate.data import write_rows
 from palate.errors import NonFiniteError, RunError
 
+_KEPT = frozenset({"pairs/kept", "rollouts/kept"})
+
 
 class DeadSteps:
     """Stops a run that learns nothing, since it would cost time and look as if it worked.
@@ -21,7 +23,7 @@ class DeadSteps:
 
     def __init__(self, most: int, rows: Sequence[Mapping[str, Any]]) -> None:
         self._most = most
-        steps = [row for row in rows if "pairs/kept" in row]  # without measurements
+        steps = [row for row in rows if _KEPT & row.keys()]  # without measurements
         self._count = sum(1 for _ in itertools.takewhile(_is_dead, reversed(steps)))
 
     def see(self, row: Mapping[str, Any]) -> None:
@@ -33,6 +35,11 @@ class DeadSteps:
         self._count = self._count + 1 if _is_dead(row) else 0
         if self._count < self._most:
             return
+        if row.get("rollouts/kept") == 0:
+            raise RunError(
+                f"no completion with a usable reward in {self._count} steps in a row; check why the reward "
+                "returns no number. To continue anyway, raise --max-dead-steps"
+            )
         reasons = ", ".join(
             f"{value} {name.removeprefix('pairs/dropped_')}"
             for name, value in row.items()
@@ -57,4 +64,4 @@ def save_batch(path: Path, error: NonFiniteError) -> None:
 
 
 def _is_dead(row: Mapping[str, Any]) -> bool:
-    return row.get("pairs/kept") == 0
+    return any(row.get(name) == 0 for name in _KEPT)

@@ -66,7 +66,7 @@ def groups(model: LoadedModel) -> list[Group]:
 
 @pytest.mark.parametrize("kind", FAST)
 def test_logps_and_gradients_are_those_of_the_padded_way(
-    kind: str, directory_of: Callable[[str], str]
+    kind: str, directory_of: Callable[[str], str], same_gradients: Callable[..., None]
 ) -> None:
     policy = tiny_policy(Path(directory_of(kind)), model={"lora": False})
     model = policy.model
@@ -93,9 +93,7 @@ def test_logps_and_gradients_are_those_of_the_padded_way(
     torch.testing.assert_close(fast[0], plain[0], atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(fast[1], plain[1], atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(fast[2], plain[2])
-    assert fast[3].keys() == plain[3].keys()
-    for name, gradient in plain[3].items():
-        torch.testing.assert_close(fast[3][name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+    same_gradients(fast[3], plain[3])
 
 
 @pytest.mark.parametrize("kind", FAST)
@@ -366,9 +364,9 @@ def test_large_scores_are_not_rounded_to_half_precision(dtype: torch.dtype) -> N
     exact = scaled_dot_product_attention(
         query.double(), keys.double(), values.double(), scale=size**-0.5, enable_gqa=True
     )
-    torch.testing.assert_close(
-        found[:, 0].double(), exact[:, :, 0], atol=1e-4 if dtype == torch.float32 else 0.02, rtol=0
-    )
+    # In float32, the rounding of a score of hundreds is a factor of the weight of its value.
+    rounding = 1e-4 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps * float(exact.abs().max())
+    torch.testing.assert_close(found[:, 0].double(), exact[:, :, 0], atol=rounding, rtol=0)
 
 
 SMALL = {
@@ -407,7 +405,7 @@ def classifier(directory: str, **options: object) -> LoadedModel:
 
 @pytest.mark.parametrize("kind", FAST)
 def test_scores_and_gradients_are_those_of_the_padded_way(
-    kind: str, directory_of: Callable[[str], str]
+    kind: str, directory_of: Callable[[str], str], same_gradients: Callable[..., None]
 ) -> None:
     model = classifier(directory_of(kind))
     assert isinstance(model.engine, FastEngine)
@@ -421,10 +419,10 @@ def test_scores_and_gradients_are_those_of_the_padded_way(
             model.network.zero_grad()
             (scores * torch.arange(1, len(scores) + 1)).sum().backward()
         found.append(scores.detach())
-        gradients.append(torch.cat([p.grad.flatten() for _, p in model.trained() if p.grad is not None]))
+        gradients.append({name: p.grad for name, p in model.trained() if p.grad is not None})
     assert len(set(found[0].tolist())) == 8
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+    same_gradients(*gradients)
 
 
 def test_a_classifier_whose_layers_follow_no_layout_takes_the_plain_way(

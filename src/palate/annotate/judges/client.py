@@ -53,10 +53,13 @@ class Client:
 
     def __init__(self, url: str, key: str, *, timeout: float, connections: int) -> None:
         self._key, self._timeout = key, timeout
+        # A small server gives each connection a thread for as long as it is open, so idle ones would keep
+        # others waiting. Without TLS a new connection costs nothing.
+        idle = connections if url.lower().startswith("https:") else 0
         http = httpx2.AsyncClient(
             timeout=timeout,
             follow_redirects=False,  # a redirect would carry the key elsewhere
-            limits=httpx2.Limits(max_connections=connections),
+            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=idle),
             event_hooks={"response": [_bound]},
             headers={"accept-encoding": "identity"},  # a small compressed reply may be a huge one
         )

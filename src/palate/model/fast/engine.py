@@ -13,7 +13,7 @@ from palate.model.fast.attention import following
 from palate.model.fast.decode import Decoder
 from palate.model.fast.head import LMHead
 from palate.model.fast.merge import MergedCopy, can_merge
-from palate.model.fast.packed import packed_batches, packed_outputs, packed_scores
+from palate.model.fast.packed import packed_batches, packed_outputs, packed_scores, packed_values
 from palate.model.loaded import LoadedModel
 from palate.model.outputs import Outputs
 from palate.model.rows import Row
@@ -67,6 +67,10 @@ class FastEngine:
     def scores(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
         """Compute scores from one packed row."""
         return packed_scores(model, records)
+
+    def values(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
+        """Compute values in one packed row."""
+        return packed_values(model, records)
 
     def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
         """Return indices of records of similar length, without padding."""

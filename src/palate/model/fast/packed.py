@@ -13,7 +13,7 @@ from palate.model.fast.lean import states_of
 from palate.model.fast.segments import Shape
 from palate.model.heads import scores_of
 from palate.model.loaded import LoadedModel
-from palate.model.outputs import Outputs
+from palate.model.outputs import Outputs, ragged
 from palate.types import Record
 
 
@@ -42,6 +42,14 @@ def packed_scores(model: LoadedModel, records: Sequence[Record]) -> Outputs:
     hidden, shape = _hidden(model, records)
     last = hidden.index_select(0, ending(shape).to(model.device))
     return Outputs(scores=scores_of(model.network, last))
+
+
+def packed_values(model: LoadedModel, records: Sequence[Record]) -> Outputs:
+    """A value head's output before each token of the completions, from one packed row; as `Engine.values`."""
+    hidden, shape = _hidden(model, records)
+    before = hidden.index_select(0, predicting(shape).to(model.device))
+    sizes = [size for _, completions in shape for size in completions]
+    return Outputs(values=ragged(torch.split(scores_of(model.network, before), sizes)))
 
 
 def _hidden(model: LoadedModel, records: Sequence[Record]) -> tuple[Tensor, Shape]:

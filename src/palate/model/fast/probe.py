@@ -33,9 +33,9 @@ def disagreement(network: Any, codec: Codec, head: Head) -> str | None:
 
     Args:
         network, codec: the model to test.
-        head: `scalar` for a classifier with one output, `lm` for a language model.
+        head: `lm` for a language model; `scalar` or `value` for a classifier with one output.
     """
-    return _scores_disagree(network) if head == "scalar" else _logps_disagree(network, codec)
+    return _scores_disagree(network) if head != "lm" else _logps_disagree(network, codec)
 
 
 _FOREIGN = (NotUnderstood, TypeError, AttributeError, RuntimeError, ValueError, IndexError)

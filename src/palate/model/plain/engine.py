@@ -8,7 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from palate.config import Sampling
 from palate.model.loaded import LoadedModel
 from palate.model.outputs import Outputs
-from palate.model.plain.forward import lm_outputs, micro_batches, row_sizes, scalar_outputs
+from palate.model.plain.forward import (
+    lm_outputs,
+    micro_batches,
+    row_sizes,
+    scalar_outputs,
+    value_outputs,
+)
 from palate.model.plain.generate import generated
 from palate.model.rows import Row
 from palate.types import Record
@@ -34,6 +40,10 @@ class PlainEngine:
     def scores(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
         """Compute scores in a padded batch."""
         return scalar_outputs(model, records)
+
+    def values(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
+        """Compute values in a padded batch."""
+        return value_outputs(model, records)
 
     def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
         """Return indices of records of similar length; padding counts."""

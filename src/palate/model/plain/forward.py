@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from palate.model.codec import Codec
 from palate.model.heads import HeadValues, scores_of
 from palate.model.loaded import LoadedModel
-from palate.model.outputs import Outputs
+from palate.model.outputs import Outputs, ragged
 from palate.types import Record
 
 
@@ -85,11 +85,31 @@ def scalar_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
     wrong if padding and end token are the same.
     """
     rows = rows_of(records, model.codec, model.device)
-    hidden = model.network.base_model(
-        input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
-    ).last_hidden_state
+    hidden = _hidden(model, rows)
     last = hidden[torch.arange(len(hidden), device=hidden.device), rows.lengths - 1]
     return Outputs(scores=scores_of(model.network, last))
+
+
+def value_outputs(model: LoadedModel, records: Sequence[Record]) -> Outputs:
+    """Compute a value head's output for the state before each token of the completions.
+
+    The value of a token is read where the language model predicts it: at the token before, for the first one
+    at the prompt's last.
+    """
+    rows = rows_of(records, model.codec, model.device)
+    hidden = _hidden(model, rows)
+    at = torch.arange(hidden.shape[1], device=hidden.device)[None] + 1
+    where = (at >= rows.prompt_lengths[:, None]) & (at < rows.lengths[:, None])
+    values = scores_of(model.network, hidden[where])
+    return Outputs(values=ragged(torch.split(values, (rows.lengths - rows.prompt_lengths).tolist())))
+
+
+def _hidden(model: LoadedModel, rows: Rows) -> Tensor:
+    """Return the last hidden states. (N, L, H)"""
+    hidden: Tensor = model.network.base_model(
+        input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False
+    ).last_hidden_state
+    return hidden
 
 
 def micro_batches(sizes: Sequence[Sequence[int]], budget: int) -> list[list[int]]:

@@ -1,0 +1,38 @@
+"""Configuration: frozen records of numbers, names and paths; a method has one flat class of these parts."""
+
+from palate.config.base import EMBEDDED, Config, Names, Numbers, Source, split_commas
+from palate.config.judge import JudgeConfig, RewardConfig, judge_block
+from palate.config.parts import (
+    BatchConfig,
+    DataConfig,
+    KLConfig,
+    LearnerConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    Sampling,
+    check_warmup,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "BatchConfig",
+    "Config",
+    "DataConfig",
+    "JudgeConfig",
+    "KLConfig",
+    "LearnerConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "Names",
+    "Numbers",
+    "OptimConfig",
+    "RewardConfig",
+    "RunConfig",
+    "Sampling",
+    "Source",
+    "check_warmup",
+    "judge_block",
+    "split_commas",
+]

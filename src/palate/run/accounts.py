@@ -1,0 +1,27 @@
+"""The accounts of a run's data sets, as files of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from palate.data import Account, write_rows
+from palate.run.directory import RunDirectory
+from palate.run.files import writing
+
+
+def write_accounts(place: RunDirectory, accounts: Mapping[str, Account]) -> None:
+    """Write the accounts to `config.json`, and the skipped rows to `skipped.jsonl`.
+
+    Args:
+        place: the run's directory.
+        accounts: an account per data set, by its name.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    with writing(place.path / "config.json"):
+        place.add("data", {name: account.summary() for name, account in accounts.items()})
+    rows = [asdict(row) for account in accounts.values() for row in account.skipped]
+    if rows:
+        write_rows(place.path / "skipped.jsonl", rows)
