@@ -19,6 +19,7 @@ from palate.cli.app import build_app
 from palate.cli.command import Command, Group
 from palate.cli.commands import COMMANDS
 from palate.cli.commands.chat import COMMAND as CHAT
+from palate.cli.commands.inspect import COMMAND as INSPECT
 from palate.cli.commands.methods import COMMAND as LIST
 from palate.cli.commands.report import COMMAND as REPORT
 from palate.cli.commands.run import COMMAND as RUN
@@ -64,6 +65,7 @@ class Fake:
         self.commands: dict[str, Command | Group] = {
             "run": replace(RUN, members=lambda: methods),
             "sample": Command("sample", "Sample.", self.configured("sample"), config=SampleConfig),
+            "inspect": replace(INSPECT, call=self.configured("inspect")),
             "chat": replace(CHAT, call=self.configured("chat"), config=ChatConfig),
             **{command.name: replace(command, call=self.called(command)) for command in (RUNS, REPORT, LIST)},
         }
@@ -231,7 +233,7 @@ def test_only_what_is_asked_for_is_built(fake: Fake, line: str, names: set[str])
 
 
 def test_every_file_is_a_command() -> None:
-    assert list(COMMANDS) == ["chat", "methods", "report", "run", "runs", "sample"]
+    assert list(COMMANDS) == ["chat", "inspect", "methods", "report", "run", "runs", "sample"]
     assert all(COMMANDS[name].name == name for name in COMMANDS)
 
 
