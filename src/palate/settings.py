@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from palate.config import Config, judge_block
 from palate.errors import ConfigError
-from palate.near import near
+from palate.near import near, setting_near
 
 C = TypeVar("C", bound=Config)
 
@@ -143,7 +143,7 @@ def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[s
         name = key.replace("-", "_")
         place = f" (line {line} of {file})"
         if name not in offered(cls):
-            meant = near(name, offered(cls))
+            meant = setting_near(name, offered(cls))
             advice = f"did you mean `{meant}`?" if meant else "--help lists the options"
             mistakes.append(f"unknown key `{key}`{place}, {advice}")
         elif name == "judge" and isinstance(value, Mapping):
