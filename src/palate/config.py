@@ -57,19 +57,22 @@ def _json(text: Any) -> Any:
         return text
 
 
+_HOME = re.compile(r"((?:[-+\d.eE]+\s*\*\s*)?(?:(?:model|ranker|local):)?)~(?=/)")
+
+
 def expand_home(given: Any) -> Any:
-    """Replace a leading `~` by the user's home directory, also behind a weight: `0.5*~/rewards.py:score`."""
+    """Replace a leading `~` by the user's home directory, also in `0.5*~/rewards.py:f` and `model:~/run`."""
     if isinstance(given, list | tuple):
-        return [expand_home(one) for one in given]
-    return (
-        re.sub(r"^([\d.]+\*)?~(?=/)", lambda m: f"{m[1] or ''}{Path.home()}", given)
-        if isinstance(given, str)
-        else given
-    )
+        return type(given)(expand_home(one) for one in given)
+    if isinstance(given, Path):
+        return given.expanduser()
+    match = _HOME.match(given) if type(given) is str else None
+    return given if match is None else f"{match[1]}{Path.home()}{given[match.end() :]}"
 
 
 Numbers = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Trackers = Annotated[Names, BeforeValidator(lambda given: () if given == "none" else given)]
 Values = Annotated[Mapping[str, Any], BeforeValidator(_read_values)]
 
 # Names that may also be Python objects; see `palate.given`.
@@ -134,7 +137,7 @@ class ModelConfig(Config):
 
     @field_validator("chat_template", mode="before")
     @classmethod
-    def _at_home(cls, given: Any) -> Any:
+    def _template_at_home(cls, given: Any) -> Any:
         return expand_home(given)
 
 
@@ -379,9 +382,9 @@ class RewardConfig(JudgeConfig, Config):
                 raise ValueError(f"{idle} is given, and no judge that it is for; give judge, or leave it out")
         return self
 
-    @field_validator("reward", mode="before")
+    @field_validator("reward", "eval_reward", mode="before")
     @classmethod
-    def _at_home(cls, given: Any) -> Any:
+    def _rewards_at_home(cls, given: Any) -> Any:
         return expand_home(given)
 
 
@@ -418,8 +421,9 @@ class RunConfig(Config):
     """Random seed of the whole run."""
     threads: int | None = Field(None, ge=1)
     """Number of CPU threads; default: the number of cores."""
-    report_to: Names = ()
-    """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`."""
+    report_to: Trackers = ()
+    """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`. A run that resumes
+    continues the same run there."""
 
     @field_validator("output", mode="before")
     @classmethod

@@ -143,9 +143,14 @@ class FunctionScorer:
                 raise TypeError(f"it gave a {type(result).__name__}, expected a list with a number for each")
             return list(result) if isinstance(result, Iterable) else [result]
         except Exception as error:
+            # In a call with several completions, any of them may be the cause.
+            where = (
+                f"prompt: {_shown(prompts[0])}, completion: {completions[0].text[:80]!r}"
+                if len(prompts) == 1
+                else f"in a call with {len(prompts)} completions"
+            )
             told = AnnotatorError(
-                f"reward function {self.name} raised {type(error).__name__}: {error} "
-                f"(prompt: {_shown(prompts[0])}, completion: {completions[0].text[:80]!r})"
+                f"reward function {self.name} raised {type(error).__name__}: {error} ({where})"
             )
             raise _Raised(told, error) from error
 

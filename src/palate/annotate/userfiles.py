@@ -88,8 +88,8 @@ def _refuse_hidden_neighbours(path: Path) -> None:
         found = _origin(name)
         if found != str(neighbour):
             raise AnnotatorError(
-                f"reward file {str(path)!r} imports {name!r}, which is a file beside it and also an installed "
-                f"module ({found}); rename {neighbour.name if neighbour.stem == name else name}"
+                f"reward file {str(path)!r} imports {name!r}, which is a file beside it and also an "
+                f"installed module ({found}); rename {neighbour.name if neighbour.stem == name else name}"
             )
 
 
