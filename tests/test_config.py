@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from palate.config import Sampling
+from palate.config import RewardConfig, Sampling
 from palate.methods import METHODS
 from palate.methods.oaif import OAIFConfig
 
@@ -54,3 +54,30 @@ def test_unrestricted_sampling_keeps_where_a_completion_ends() -> None:
         max_new_tokens=9, stop=("x",), sampling_rows=4,
     )  # fmt: skip
     assert sampling.unrestricted == Sampling(max_new_tokens=9, stop=("x",), sampling_rows=4)
+
+
+def test_the_home_directory_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = METHODS["oaif"].config(
+        data="x", output="~/out", chat_template="~/t.jinja", eval_reward="~/r.py:g",
+        reward=["~/r.py:f", "-0.5 * ~/r.py:f", "model:~/judge", "regex:~/x"],
+    )  # fmt: skip
+    assert isinstance(cfg, RewardConfig)
+    assert (cfg.output, cfg.chat_template) == (tmp_path / "out", tmp_path / "t.jinja")
+    assert cfg.eval_reward == (f"{tmp_path}/r.py:g",)
+    assert cfg.reward[:2] == (f"{tmp_path}/r.py:f", f"-0.5 * {tmp_path}/r.py:f")
+    assert cfg.reward[2:] == (f"model:{tmp_path}/judge", "regex:~/x")
+
+
+def test_a_weighted_function_stays_a_pair() -> None:
+    def mine(completions: list[str]) -> list[float]:
+        return [0.0 for _ in completions]
+
+    for given in ((0.5, mine), [(0.5, mine), "sentiment"]):
+        cfg = METHODS["oaif"].config(data="x", reward=given)
+        assert isinstance(cfg, RewardConfig)
+        assert getattr(cfg.reward[0], "weight", None) == 0.5
+
+
+def test_no_tracker() -> None:
+    assert METHODS["oaif"].config(data="x", report_to="none").report_to == ()

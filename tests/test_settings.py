@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from palate.config import Config, Names
 from palate.errors import ConfigError
+from palate.methods import METHODS
 from palate.settings import expected, load_config
 
 
@@ -91,6 +92,12 @@ def test_dashes_in_keys(yaml: Path, key: str) -> None:
 def test_one_value_may_stand_for_a_list_and_null_for_nothing(yaml: Path) -> None:
     config = load(yaml, "data: x\nstop: END\nlr: null\nmap: {prompt: instruction}\n")
     assert (config.stop, config.lr, config.map) == (("END",), None, {"prompt": "instruction"})
+
+
+def test_the_word_none_is_nothing_where_that_is_the_default(yaml: Path) -> None:
+    assert load(yaml, "data: x\nlr: None\ntemplate: None\n", max_length="None") == Toy(data="x")
+    assert load(yaml, "data: None\n").data == "None"  # a text like any other where one is required
+    assert "n is 'None', expected a whole number" in complaint(yaml, "data: x\nn: None\n")
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "\n"])
@@ -275,3 +282,44 @@ def test_a_file_that_is_not_text(yaml: Path) -> None:
 )
 def test_expected_in_words(hint: Any, words: str) -> None:
     assert expected(hint) == words
+
+
+def test_settings_of_other_trainers_are_named(yaml: Path) -> None:
+    text = complaint(yaml, "data: x\nlearning_rate: 1e-6\nnum_generations: 4\n")
+    assert "unknown key `learning_rate` (line 2 of run.yaml), did you mean `lr`?" in text
+    assert "unknown key `num_generations` (line 3 of run.yaml), did you mean `n`?" in text
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for place in (
+        "mine/beside.jsonl",
+        "mine/both.jsonl",
+        "both.jsonl",
+        "here.jsonl",
+        "mine/r.py",
+        "mine/t.jinja",
+    ):
+        (tmp_path / place).write_text("")
+    file = Path("mine/run.yaml")
+    file.write_text(
+        "data: beside.jsonl\neval_data: both.jsonl\nchat_template: t.jinja\noutput: beside.jsonl\n"
+        "reward: [r.py:f, 0.5*r.py:g, sentiment]\n"
+    )
+    config = load_config(METHODS["oaif"].config, file=file, flags={})
+    assert (config.data, config.eval_data) == ("mine/beside.jsonl", "mine/both.jsonl")
+    assert (config.chat_template, config.output) == (Path("mine/t.jinja"), Path("beside.jsonl"))
+    assert config.reward == ("mine/r.py:f", "0.5*mine/r.py:g", "sentiment")
+    # The working directory, if only that has the file; a flag is relative to it in any case.
+    file.write_text("data: here.jsonl\nreward: sentiment\n")
+    assert load_config(METHODS["oaif"].config, file=file, flags={}).data == "here.jsonl"
+    flags = {"data": "both.jsonl", "reward": ["r.py:f"]}
+    config = load_config(METHODS["oaif"].config, file=file, flags=flags)
+    assert (config.data, config.reward) == ("both.jsonl", ("r.py:f",))
+
+
+def test_a_configuration_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("data: x\n")
+    assert load_config(Toy, file=Path("~/run.yaml"), flags={}).data == "x"

@@ -11,7 +11,7 @@ from palate.data.rows import BUILT_IN
 from palate.errors import ConfigError
 from palate.given import GivenModel, is_model
 from palate.method import Method
-from palate.near import near
+from palate.near import near, setting_near
 from palate.settings import load_config, offered
 
 EVERYDAY_HELD_OUT = 16
@@ -62,7 +62,7 @@ def configured(
     known = offered(options)
     for name in values:
         if name not in known:
-            meant = near(name, known)
+            meant = setting_near(name, known)
             advice = f" did you mean {meant}?" if meant is not None else ""
             raise ConfigError(
                 f"unknown setting {name};{advice} `palate run {method.name} --help` lists the settings"

@@ -20,9 +20,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from palate.beside import beside
 from palate.config import Config, judge_block
 from palate.errors import ConfigError
-from palate.near import near
+from palate.near import near, setting_near
 
 C = TypeVar("C", bound=Config)
 
@@ -63,7 +64,8 @@ def load_config(
 
     Args:
         cls: the configuration class.
-        file: YAML with fields by name; dashes in keys count as underscores.
+        file: YAML with fields by name; dashes in keys count as underscores. Paths of what is read are
+            relative to the file, as `palate.beside` says.
         flags: values by field name, as text or already converted.
         base: values that replace defaults of `cls`.
         choose: for a method with several variants whose fields `cls` combines: returns the class for the
@@ -75,6 +77,7 @@ def load_config(
     """
     assert cls.model_fields.keys() >= {*flags, *(base or {})}, "names in flags and base come from Palate"
     given = {name: _Given(value, name) for name, value in (base or {}).items()}
+    file = None if file is None else file.expanduser()
     entries, mistakes = _from_file(cls, file) if file is not None else ({}, [])
     label = str if python else flag_name
     given |= entries | {name: _Given(value, label(name)) for name, value in flags.items()}
@@ -139,11 +142,12 @@ def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[s
     """Return the file's values by field name, and the mistakes in its keys."""
     entries: dict[str, _Given] = {}
     mistakes = []
+    folder = file.parent
     for key, (value, line) in _read_yaml(file).items():
         name = key.replace("-", "_")
         place = f" (line {line} of {file})"
         if name not in offered(cls):
-            meant = near(name, offered(cls))
+            meant = setting_near(name, offered(cls))
             advice = f"did you mean `{meant}`?" if meant else "--help lists the options"
             mistakes.append(f"unknown key `{key}`{place}, {advice}")
         elif name == "judge" and isinstance(value, Mapping):
@@ -152,11 +156,12 @@ def _from_file(cls: type[Config], file: Path) -> tuple[dict[str, _Given], list[s
             except ValueError as error:
                 mistakes.append(f"{error}{place}")
                 continue
-            entries |= {part: _Given(own, f"judge.{_short(part)}", place) for part, own in block.items()}
+            for part, own in block.items():
+                entries[part] = _Given(beside(part, own, folder), f"judge.{_short(part)}", place)
         elif name in entries:
             mistakes.append(f"`{key}`{place} is already given{entries[name].place}, keep one")
         else:
-            entries[name] = _Given(value, name, place)
+            entries[name] = _Given(beside(name, value, folder), name, place)
     return entries, mistakes
 
 
@@ -209,7 +214,13 @@ def _explain(error: yaml.YAMLError) -> str:
 
 
 def _unmixed(cls: type[Config], name: str, value: Any) -> Any:
-    """Return a bool given for a number as text, so that pydantic refuses it; it would read true as 1."""
+    """Return a value for pydantic, without the mix-ups that it would accept or explain badly.
+
+    A bool given for a number becomes text, so that it is refused; pydantic would read true as 1. The word
+    `None`, which YAML and the shell read as text, is None where that is the default.
+    """
+    if value == "None" and cls.model_fields[name].default is None:
+        return None
     number = plain(cls.model_fields[name].annotation) in (int, float)
     return str(value) if number and isinstance(value, bool) else value
 

@@ -65,6 +65,35 @@ def test_no_usable_reward_from_any_scorer_is_none_from_all(unusable: float | Non
     assert found.parts["picky"] == (None, 1.0)
 
 
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [0.0, 1.0]])
+def test_a_reward_that_abstains_for_a_prompt_is_left_out_of_its_sum(weights: list[float]) -> None:
+    sums = ScriptedScorer(lambda text: None if text.startswith("r") else 5.0, name="sums")
+    rhymes = ScriptedScorer(lambda text: 3.0 if text.startswith("r") else None, name="rhymes")
+    lines: list[str] = []
+    annotate = scored(sums, rhymes, weights=weights, say=lines.append)
+    for _ in range(2):
+        first, second = annotate([group("s1", "s2", prompt="a sum"), group("r1", "r2", prompt="a rhyme")])
+        assert first.rewards == (5.0 * weights[0],) * 2
+        assert second.rewards == (3.0 * weights[1],) * 2
+        assert first.parts == {"sums": (5.0, 5.0), "rhymes": (None, None)}
+    assert len(lines) == 2  # once per reward, with the first prompt
+    assert "reward rhymes gave None to all completions of 'a sum'" in lines[0]
+    assert "reward sums gave None to all completions of 'a rhyme'" in lines[1]
+
+
+def test_where_all_rewards_abstain_there_is_none() -> None:
+    silent = [ScriptedScorer(lambda text: None, name=name) for name in "ab"]
+    lines: list[str] = []
+    (found,) = scored(*silent, say=lines.append)([group("x", "y")])
+    assert found.rewards == (None, None)
+    assert lines == []  # the run warns of prompts without any reward
+
+
+def test_a_reward_that_is_not_finite_does_not_abstain() -> None:
+    broken = ScriptedScorer(lambda text: math.nan, name="broken")
+    assert rewards_of(scored(LENGTH, broken)([group("x", "y")])) == [(None, None)]
+
+
 def test_two_scorers_of_one_name_are_two() -> None:
     (found,) = scored(ScriptedScorer(len), ScriptedScorer(lambda text: 100.0))([group("aa")])  # type: ignore[arg-type]
     assert found.rewards == (102.0,)
@@ -80,9 +109,10 @@ def test_a_scorer_may_have_any_name() -> None:
 
 @pytest.mark.parametrize("unusable", [None, math.nan])
 def test_nothing_usable_at_all_names_the_prompt(unusable: float | None) -> None:
-    annotate = scored(ScriptedScorer(lambda text: unusable, name="broken"), LENGTH)
+    broken = ScriptedScorer(lambda text: unusable, name="broken")
+    annotate = scored(broken, ScriptedScorer(lambda text: math.nan, name="other"))
     with pytest.raises(
-        AnnotatorError, match=r"broken \+ length gave no usable reward .* 8 completions .*'why'"
+        AnnotatorError, match=r"broken \+ other gave no usable reward .* 8 completions .*'why'"
     ):
         annotate([group("a", "b", prompt="why"), group(*"cdefgh")])
 

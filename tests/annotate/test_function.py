@@ -266,13 +266,14 @@ def test_a_reward_that_is_no_number(reward: Any, shown: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory, whose modules are forgotten afterwards."""
+    """Return an empty working directory, whose modules are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     known = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - known:
-        del sys.modules[name]
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 SOURCE = """
@@ -301,6 +302,58 @@ def test_a_file_may_have_dataclasses_with_postponed_annotations(folder: Path, na
     )
     assert load_function(f"{name}.py:short")(PROMPTS, COMPLETIONS) == [1.0, 1.0]
     assert hasattr(__import__("rich"), "print")
+
+
+POOL = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from helper import words
+
+def one(text):
+    return float(words(text))
+
+def executor(completions, how, **_):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(how[0])) as pool:
+        return list(pool.map(one, completions))
+
+def pool(completions, how, **_):
+    with multiprocessing.get_context(how[0]).Pool(1) as pool:
+        return pool.map(one, completions)
+"""
+
+
+# A name of a package, and one that is no identifier, are as good as any.
+@pytest.mark.parametrize(
+    ("name", "function", "how"),
+    [("my-rewards.v2", "executor", "fork"), ("rich", "pool", "fork"), ("rich", "executor", "spawn")],
+)
+def test_a_file_may_use_a_process_pool(folder: Path, name: str, function: str, how: str) -> None:
+    place = folder / "rewards of mine"
+    place.mkdir()
+    (place / "helper.py").write_text("def words(text): return len(text.split())")
+    (place / f"{name}.py").write_text(POOL)
+    prompts = [Prompt("a", columns={"how": how}), Prompt("b", columns={"how": how})]
+    scorer = load_function(f"{place.name}/{name}.py:{function}")
+    assert scorer(prompts, [Completion("one two", (1,)), Completion("three", (2,))]) == [2.0, 1.0]
+
+
+def test_a_file_is_imported_once_until_it_changes(folder: Path) -> None:
+    file = folder / "rewards.py"
+    file.write_text(
+        "seen = []\ndef add(completions): seen.append(1); return [len(seen)] * len(completions)\n"
+    )
+    first, second = load_function("rewards.py:add"), load_function(f"{file}:add")
+    assert (first(PROMPTS, COMPLETIONS)[0], second(PROMPTS, COMPLETIONS)[0]) == (1.0, 2.0)
+    file.write_text("def add(completions): return [7.0 for _ in completions]\n")
+    assert load_function("rewards.py:add")(PROMPTS, COMPLETIONS)[0] == 7.0
+
+
+def test_a_neighbour_with_the_name_of_an_installed_module_is_refused(folder: Path) -> None:
+    (folder / "rich.py").write_text("ours = 1")
+    (folder / "rewards.py").write_text("def f(completions):\n    from rich import ours\n    return [ours]\n")
+    text = failure("rewards.py:f")
+    assert "imports 'rich', which is a file beside it and also an installed module" in text
+    assert text.endswith("; rename rich.py")
 
 
 def failure(spec: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,13 @@ def test_the_penalty_for_cut_completions() -> None:
     ("spec", "message"),
     [
         ("", "reward '' is unknown; expected sentiment, on-topic"),
-        ("sentimant", "reward 'sentimant' is unknown"),
-        ("Sentiment", "reward 'Sentiment' is unknown"),
+        ("sentimant", "reward 'sentimant' is unknown; did you mean `sentiment`?"),
+        ("Sentiment", "reward 'Sentiment' is unknown; did you mean `sentiment`?"),
+        ("on_topic", "reward 'on_topic' is unknown; did you mean `on-topic`?"),
+        ("0.5*sentimet", "did you mean `sentiment`?"),
+        ("lenght:40", "reward 'lenght:40' is unknown; did you mean `length:40`?"),
+        ("modle:a/b", "did you mean `model:a/b`?"),
+        ("rankr:a/b", "did you mean `ranker:a/b`?"),
         ("0.5*", "reward '0.5*' is unknown"),
         ("0.5", "reward '0.5' is unknown"),
         ("x*sentiment", "reward 'x*sentiment' is unknown"),
@@ -112,6 +118,13 @@ def test_what_names_nothing(spec: str, message: str, tmp_path: Path, monkeypatch
         annotator([spec])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_module_may_be_called_nearly_as_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "lengths.py").write_text("def short(completions): return [1.0 for _ in completions]")
+    assert rewards(["lengths:short"], "a", "b") == [1.0, 1.0]
 
 
 def test_nothing_given() -> None:

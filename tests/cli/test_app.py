@@ -272,6 +272,14 @@ def test_every_file_is_a_command() -> None:
         ),
         ("run dpo --qqq=1", "unknown flag --qqq; `palate run dpo --help` lists the flags"),
         ("run dpo -b 1", "unknown flag -b; `palate run dpo --help` lists the flags"),
+        (
+            "run dpo --learning_rate=1e-6",
+            "unknown flag --learning_rate; did you mean --lr? `palate run dpo --help` lists the flags",
+        ),
+        (
+            "run oaif --output_dir x",
+            "unknown flag --output_dir; did you mean --output? `palate run oaif --help` lists the flags",
+        ),
         ("methods --jsn", "unknown flag --jsn; did you mean --json? `palate methods --help` lists the flags"),
         ("chat", "run is missing; write `palate chat RUN`"),
         ("chat --seed 1", "run is missing; write `palate chat RUN`"),

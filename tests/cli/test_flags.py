@@ -179,7 +179,8 @@ def test_help_has_panels_types_defaults_and_texts() -> None:
     assert titles == ["Method", "Sampling", "Model", "Optimisation", "Data", "Run"]
     own = panel(text, "Method")
     for line in (
-        "--config FILE YAML file with any of these options by name. Flags override it. --beta",
+        "--config FILE YAML file with any of these options by name. Flags override it. Relative paths of",
+        "are relative to the file, or to the working directory if only that has them; --output is relative",
         "--beta FLOAT Strength of the pull to the reference. [default: 0.1]",
         "--loss sigmoid|hinge Shape of the loss. [default: sigmoid]",
         "--scales FLOAT Several numbers. Repeatable. [default: 0.5, 1]",

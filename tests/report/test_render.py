@@ -366,6 +366,34 @@ def test_the_same_run_gives_the_same_page(write_run: Write, online_rows: Rows) -
     assert sorted(path.name for path in directory.iterdir() if path.name.endswith(".part")) == []
 
 
+def test_a_comparison_replaces_no_report_of_a_run(write_run: Write, tmp_path: Path) -> None:
+    first, second = write_run("a"), write_run("b")
+    own = write_report([first])
+    before = own.read_bytes()
+    both = write_report([first, second])
+    assert both.resolve() == first.parent / "report-a-b.html"
+    assert first.parent == second.parent
+    assert own.read_bytes() == before
+    assert write_report([second, first]).name == "report-b-a.html"
+
+
+def test_the_report_of_distant_runs_lies_where_both_are(
+    write_run: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("x/a", "y/a"):
+        (tmp_path / place).parent.mkdir()
+        write_run("a").rename(tmp_path / place)
+    monkeypatch.chdir(tmp_path)
+    assert write_report([Path("x/a"), Path("y/a")]) == Path("report-x-a-y-a.html")
+
+
+def test_names_of_many_runs_fit_into_the_name_of_a_file(write_run: Write) -> None:
+    *runs, other = [write_run(letter * 100) for letter in "abcd"]
+    path = write_report(runs)
+    assert path.name != write_report([*runs[:2], other]).name
+    assert len(path.name) < 100
+
+
 def test_output_that_cannot_be_written(write_run: Write, tmp_path: Path) -> None:
     directory = write_run()
     (tmp_path / "taken").mkdir()

@@ -42,18 +42,24 @@ class Judge(Protocol):
 
 
 def scored(
-    *scorers: Scorer, weights: Sequence[float] | None = None, may_be_silent: bool = False
+    *scorers: Scorer,
+    weights: Sequence[float] | None = None,
+    may_be_silent: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Annotator:
     """Annotate by the weighted sum of scorers.
 
-    A completion for which any scorer gives no finite reward gets no reward: a partial sum is not comparable
-    with the full sums of other completions.
+    A scorer that gives None to all completions of a prompt abstains: the sum for this prompt is that of the
+    other scorers, for each of its completions alike. If a scorer gives None, or a number that is not finite,
+    to some completions of a prompt only, these get no reward: a partial sum is not comparable with the full
+    sums of other completions.
 
     Args:
         scorers: at least one.
         weights: one per scorer; all 1 if not given.
         may_be_silent: accept a call without any usable reward. It makes a step without pairs, and many such
             steps stop a run.
+        say: receives a line, once per scorer, when a scorer first abstains.
 
     Raises:
         AnnotatorError: a scorer fails, or no completion in a call has a usable reward.
@@ -67,14 +73,28 @@ def scored(
             f"{len(chosen)} weights were given for {len(scorers)} rewards; expected one each"
         )
 
+    abstained: set[str] = set()
+
     def annotate(groups: Sequence[Group]) -> list[Group]:
         prompts = [group.prompt for group in groups for _ in group.completions]
         completions = [completion for group in groups for completion in group.completions]
-        parts = {
-            name: _finite(scorer(prompts, completions), name, completions)
+        rewards = {
+            name: _one_each(scorer(prompts, completions), name, completions)
             for name, scorer in zip(names, scorers, strict=True)
         }
-        totals = [_weighted(values, chosen) for values in zip(*parts.values(), strict=True)]
+        parts = {name: [_finite(reward) for reward in given] for name, given in rewards.items()}
+        totals: list[float | None] = []
+        for group in groups:
+            own = slice(len(totals), len(totals) + len(group.completions))
+            out = {name for name, given in rewards.items() if all(reward is None for reward in given[own])}
+            if own.start < own.stop and out and len(out) < len(names):
+                _say_abstained(sorted(out - abstained), group, say)
+                abstained.update(out)
+            used = [(parts[name][own], w) for name, w in zip(names, chosen, strict=True) if name not in out]
+            totals += [
+                _weighted([values[i] for values, _ in used], [w for _, w in used])
+                for i in range(len(group.completions))
+            ]
         if not may_be_silent:
             _require_some(totals, groups, " + ".join(parts))
         return _regroup(groups, totals, parts if len(parts) > 1 else {})
@@ -166,23 +186,36 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [f"{name} ({n})" if n > 1 else name for name, n in zip(names, counts, strict=True)]
 
 
-def _finite(
+def _one_each(
     rewards: Sequence[float | None], name: str, completions: Sequence[Completion]
-) -> list[float | None]:
+) -> Sequence[float | None]:
     if len(rewards) != len(completions):
         raise AnnotatorError(
             f"reward {name} gave {len(rewards)} rewards for {len(completions)} completions; expected one each"
         )
-    return [None if r is None or not math.isfinite(r) else float(r) for r in rewards]
+    return rewards
+
+
+def _finite(reward: float | None) -> float | None:
+    return None if reward is None or not math.isfinite(reward) else float(reward)
+
+
+def _say_abstained(names: Sequence[str], group: Group, say: Callable[[str], None]) -> None:
+    for name in names:
+        say(
+            f"reward {name} gave None to all completions of {group.prompt.text[:60]!r} {group.prompt.where}: "
+            "the sum for such a prompt is that of the other rewards"
+        )
 
 
 def _weighted(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Return the weighted sum; None if there is nothing to sum or a value is missing."""
     total = 0.0
     for value, weight in zip(values, weights, strict=True):
         if value is None:
             return None
         total += weight * value
-    return total
+    return total if values else None
 
 
 def _require_some(rewards: Sequence[float | None], groups: Sequence[Group], name: str) -> None:

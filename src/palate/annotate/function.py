@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from palate.annotate import loop
+from palate.annotate.userfiles import import_file
 from palate.errors import AnnotatorError
 from palate.journal import content_key, key_of
 from palate.types import Completion, Prompt
@@ -145,9 +145,14 @@ class FunctionScorer:
                 raise TypeError(f"it gave a {type(result).__name__}, expected a list with a number for each")
             return list(result) if isinstance(result, Iterable) else [result]
         except Exception as error:
+            # In a call with several completions, any of them may be the cause.
+            where = (
+                f"prompt: {_shown(prompts[0])}, completion: {completions[0].text[:80]!r}"
+                if len(prompts) == 1
+                else f"in a call with {len(prompts)} completions"
+            )
             explained = AnnotatorError(
-                f"reward function {self.name} raised {type(error).__name__}: {error} "
-                f"(prompt: {_shown(prompts[0])}, completion: {completions[0].text[:80]!r})"
+                f"reward function {self.name} raised {type(error).__name__}: {error} ({where})"
             )
             raise _Raised(explained, error) from error
 
@@ -200,10 +205,14 @@ def load_function(path: str) -> FunctionScorer:
         raise AnnotatorError(f"reward {path!r}: {error}; wrap it in a Python function") from error
 
 
-def _from_module(where: str) -> Any:
-    # As with `python -m`, a module in the working directory can be imported without installing it.
+def add_working_directory() -> None:
+    """Make the modules in the working directory importable, as `python -m` does."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+
+
+def _from_module(where: str) -> Any:
+    add_working_directory()
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
@@ -218,14 +227,7 @@ def _from_module(where: str) -> Any:
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise AnnotatorError(f"reward file {str(path)!r} is not there; expected file.py:function")
-    # Dataclasses look their module up in `sys.modules`; the full path as name cannot hide another module.
-    spec = importlib.util.spec_from_file_location(str(path.resolve()), path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return import_file(path)
 
 
 async def _awaited(result: Any) -> Any:

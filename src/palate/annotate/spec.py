@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from palate.annotate.base import Annotator, Scorer, judged, penalised, scored
-from palate.annotate.function import Answers, FunctionScorer, load_function
+from palate.annotate.function import Answers, FunctionScorer, add_working_directory, load_function
 from palate.annotate.ranker import Ranker, against_first
 from palate.annotate.registry import Registry
 from palate.annotate.reward_model import RewardModel
@@ -17,6 +19,7 @@ from palate.annotate.rules import length, regex, sentiment
 from palate.annotate.topic import OnTopic
 from palate.errors import AnnotatorError
 from palate.given import GivenReward, is_judge
+from palate.near import near
 
 _RANKER = "ranker:"
 _WEIGHT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
@@ -36,7 +39,7 @@ def annotator(
         specs: one per reward, each with an optional weight in front; or rewards given in Python.
         missing_eos_penalty: subtracted from the reward of truncated completions.
         kept: saves functions' rewards as they arrive, so that a failure loses none of them.
-        say: reports temporary failures to the user.
+        say: reports temporary failures, and rewards that abstain from a prompt, to the user.
         model_options: passed to `RewardModel.load`.
 
     Raises:
@@ -54,7 +57,7 @@ def annotator(
     for single in scorers:
         if isinstance(single, FunctionScorer):
             single.kept, single.say = kept, say
-    return penalised(scored(*scorers, weights=weights), missing_eos=missing_eos_penalty)
+    return penalised(scored(*scorers, weights=weights, say=say), missing_eos=missing_eos_penalty)
 
 
 def files_of(specs: Sequence[str]) -> list[Path]:
@@ -75,13 +78,37 @@ def scorer(spec: str, **model_options: Any) -> Scorer:
     if kind in REWARDS:
         made: Scorer = REWARDS[kind](argument if colon else None, **model_options)
         return made
-    if colon and kind:
+    if colon and kind and (_meant(kind) is None or _is_module(kind)):
         return load_function(spec)
     raise unknown(spec)
 
 
+def _meant(kind: str) -> str | None:
+    """Return the kind of reward that is closest to a mistyped one; None if none is close."""
+    kinds = [*REWARDS, _RANKER.removesuffix(":")]
+    return None if kind in kinds else near(kind, kinds)
+
+
+def _is_module(name: str) -> bool:
+    """Return True for a file, for a module in a package and for a module that can be imported."""
+    if not name.isidentifier():
+        return True
+    add_working_directory()
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except ValueError:
+        return True
+
+
 def unknown(spec: str) -> AnnotatorError:
-    """Return the error for an unknown spec."""
+    """Return the error for an unknown spec, with the kind of reward that is probably meant."""
+    kind, colon, argument = _split(spec)[1].strip().partition(":")
+    meant = _meant(kind)
+    if meant is not None:
+        advice = f"did you mean `{meant}{colon}{argument}`?"
+        return AnnotatorError(
+            f"reward {spec!r} is unknown; {advice} `palate run oaif --help` lists the rewards"
+        )
     others = "".join(f", {kind}" for kind in REWARDS if kind not in _OWN)
     return AnnotatorError(
         f"reward {spec!r} is unknown; expected sentiment, on-topic, length:WORDS, regex:PATTERN, "

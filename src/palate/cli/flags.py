@@ -95,7 +95,11 @@ def _parameters(cls: type[Config], base: Mapping[str, Any]) -> Iterator[inspect.
     for order, (title, names) in enumerate(panels(cls).items()):
         group = Group(title, sort_key=order)
         if order == 0:
-            text = "YAML file with any of these options by name. Flags override it."
+            text = (
+                "YAML file with any of these options by name. Flags override it. Relative paths of data, "
+                "models, templates and rewards are relative to the file, or to the working directory if only "
+                "that has them; --output is relative to the working directory."
+            )
             yield _parameter(
                 "config",
                 str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from cyclopts import (
@@ -16,7 +16,7 @@ from cyclopts import (
 )
 
 from palate.cli.command import Commands, Group
-from palate.near import near
+from palate.near import near, setting_near
 
 if TYPE_CHECKING:
     from cyclopts import Argument
@@ -38,8 +38,8 @@ def explain(error: CycloptsError, commands: Commands) -> str:
             return _unknown_command(word, path, commands)
         case UnknownOptionError():
             flag = error.token.keyword or error.token.value
-            flags = {name: name for argument in error.argument_collection for name in argument.names}
-            return f"unknown flag {flag};{_perhaps(flag, flags)} `{path} --help` lists the flags"
+            flags = [name for argument in error.argument_collection for name in argument.names]
+            return f"unknown flag {flag};{_perhaps_flag(flag, flags)} `{path} --help` lists the flags"
         case UnusedCliTokensError(unused_tokens=[word, *_]):
             return _unexpected(word, path, error)
         case MissingArgumentError():
@@ -76,6 +76,13 @@ def _unknown_command(word: str, path: str, commands: Commands) -> str:
 def _perhaps(word: str, meanings: Mapping[str, str]) -> str:
     meant = near(word, meanings)
     return f" did you mean {meanings[meant]}?" if meant is not None else ""
+
+
+def _perhaps_flag(flag: str, flags: Iterable[str]) -> str:
+    """Return a suggestion for an unknown flag, which may be that of another trainer."""
+    settings = {name.lstrip("-").replace("-", "_"): name for name in flags}
+    meant = setting_near(flag, settings)
+    return f" did you mean {settings[meant]}?" if meant is not None else ""
 
 
 def _unexpected(word: str, path: str, error: CycloptsError) -> str:

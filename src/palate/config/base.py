@@ -49,19 +49,22 @@ def _json(text: Any) -> Any:
         return text
 
 
+_HOME = re.compile(r"((?:[-+\d.eE]+\s*\*\s*)?(?:(?:model|ranker|local):)?)~(?=/)")
+
+
 def expand_home(given: Any) -> Any:
-    """Replace a leading `~` by the user's home directory, also behind a weight: `0.5*~/rewards.py:score`."""
+    """Replace a leading `~` by the user's home directory, also in `0.5*~/rewards.py:f` and `model:~/run`."""
     if isinstance(given, list | tuple):
-        return [expand_home(one) for one in given]
-    return (
-        re.sub(r"^([\d.]+\*)?~(?=/)", lambda m: f"{m[1] or ''}{Path.home()}", given)
-        if type(given) is str  # an object in place of a name is a text of another class
-        else given
-    )
+        return type(given)(expand_home(one) for one in given)
+    if isinstance(given, Path):
+        return given.expanduser()
+    match = _HOME.match(given) if type(given) is str else None
+    return given if match is None else f"{match[1]}{Path.home()}{given[match.end() :]}"
 
 
 Numbers = Annotated[tuple[float, ...], BeforeValidator(split_commas)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Trackers = Annotated[Names, BeforeValidator(lambda given: () if given == "none" else given)]
 Values = Annotated[Mapping[str, Any], BeforeValidator(_read_values)]
 
 # Names that may also be Python objects; see `palate.given`.

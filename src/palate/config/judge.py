@@ -132,7 +132,7 @@ class RewardConfig(JudgeConfig, Config):
                 raise ValueError(f"{idle} is given without a judge; give judge, or leave it out")
         return self
 
-    @field_validator("reward", mode="before")
+    @field_validator("reward", "eval_reward", mode="before")
     @classmethod
-    def _at_home(cls, given: Any) -> Any:
+    def _rewards_at_home(cls, given: Any) -> Any:
         return expand_home(given)

@@ -23,6 +23,7 @@ from palate.config.base import (
     ModelName,
     Names,
     Source,
+    Trackers,
     Values,
     expand_home,
 )
@@ -69,7 +70,7 @@ class ModelConfig(Config):
 
     @field_validator("chat_template", mode="before")
     @classmethod
-    def _at_home(cls, given: Any) -> Any:
+    def _template_at_home(cls, given: Any) -> Any:
         return expand_home(given)
 
 
@@ -234,8 +235,9 @@ class RunConfig(Config):
     """Random seed of the whole run."""
     threads: int | None = Field(None, ge=1)
     """Number of CPU threads; default: the number of cores."""
-    report_to: Names = ()
-    """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`."""
+    report_to: Trackers = ()
+    """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`. A run that resumes
+    continues the same run there."""
 
     @field_validator("output", mode="before")
     @classmethod

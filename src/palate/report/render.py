@@ -37,6 +37,9 @@ from palate.rundir import RunRecord, read_runs, run_names
 
 HERE = Path(__file__).parent
 
+LONGEST_NAME = 200
+"""Most bytes of runs' names in the name of a file; file systems allow 255."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -76,8 +79,8 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
 
     Args:
         runs: directories of runs, finished or not.
-        output: the file to write; default: `report.html` in the first run's directory. An existing file is
-            replaced.
+        output: the file to write. Default: `report.html` in a single run's directory, and `report-A-B.html`
+            in the deepest directory that has all of several runs. An existing file is replaced.
 
     Returns:
         The path of the report.
@@ -87,7 +90,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
             written.
     """
     records = read_runs(runs)
-    target = records[0].directory / "report.html" if output is None else output
+    target = _default_output([record.directory for record in records]) if output is None else output
     page = render(records)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -101,6 +104,18 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
             "give --output another file"
         ) from None
     return target
+
+
+def _default_output(directories: Sequence[Path]) -> Path:
+    """Return the file for a report on some runs; a comparison must not replace a run's own report."""
+    if len(directories) == 1:
+        return directories[0] / "report.html"
+    names = "-".join(run_names(directories)).replace("/", "-").replace(os.sep, "-")
+    if len(names.encode()) > LONGEST_NAME:
+        names = f"{names[: LONGEST_NAME // 4]}-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
+    common = Path(os.path.commonpath([directory.resolve().parent for directory in directories]))
+    shown = Path(os.path.relpath(common)) if common.is_relative_to(Path.cwd()) else common
+    return shown / f"report-{names}.html"
 
 
 def render(records: Sequence[RunRecord]) -> str:

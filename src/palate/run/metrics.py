@@ -48,8 +48,22 @@ class MetricsLog:
             with writing(self._path):
                 self._file = self._path.open("a", encoding="utf-8")
             undo.callback(self._file.close)
-            self._trackers = Trackers(cfg.report_to, directory / "trackers", cfg.model_dump(mode="json"))
+            self._trackers = Trackers(
+                cfg.report_to,
+                directory / "trackers",
+                cfg.model_dump(mode="json"),
+                id=journal.fact("run") or "",
+                name=self._tracked_as(directory),
+            )
             undo.pop_all()
+
+    def _tracked_as(self, directory: Path) -> str:
+        """Return the name of the run in trackers, which stays the same when the directory moves."""
+        name = self._journal.fact("name in trackers")
+        if name is None:
+            name = directory.resolve().name
+            self._journal.keep_fact("name in trackers", name)
+        return name
 
     def restore(self) -> None:
         """Rewrite `metrics.jsonl` from the journal, which a resumed run has rewound."""
@@ -58,11 +72,12 @@ class MetricsLog:
             self._path.write_text("".join(lines), encoding="utf-8")
 
     def begin(self) -> None:
-        """Continue the counts of rows, tokens and dead steps from the rows in the journal."""
+        """Start the trackers, and continue all counts, from the rows in the journal."""
         rows = self._journal.metrics()
         self.count = len(rows)
         self._dead = DeadSteps(self._most_dead, rows)
         self._tokens = max((int(row.get("num_tokens") or 0) for row in rows), default=0)
+        self._trackers.start(after=max((int(row["step"]) for row in rows), default=0))
 
     def sum_tokens(self, row: Metrics) -> dict[str, Number]:
         """Return a step's row with `num_tokens` summed over the run, as in TRL."""

@@ -16,7 +16,11 @@ def report(
     *run: Annotated[Path, Parameter(help="Directories of runs.", negative=())],
     output: Annotated[
         Path | None,
-        Parameter(metavar="FILE", help="File to write. Default: report.html in the (first) run's directory."),
+        Parameter(
+            metavar="FILE",
+            help="File to write. Default: report.html in the run's directory; for several runs A and B, "
+            "report-A-B.html in the directory that has both.",
+        ),
     ] = None,
     show: Annotated[
         bool, Parameter(name="--open", negative=(), help="Open the report in a browser.", show_default=False)
@@ -25,7 +29,8 @@ def report(
     """Write a report and print its path."""
     if not run:
         raise ConfigError("no run is given; write `palate report RUN`, such as `palate report runs/oaif`")
-    for directory in run:
+    runs = [directory.expanduser() for directory in run]
+    for directory in runs:
         read_description(directory)  # a wrong directory is reported before the plotting libraries load
 
     import webbrowser
@@ -37,7 +42,7 @@ def report(
     from palate.run.display import plain
 
     try:
-        path = write_report(run, output)
+        path = write_report(runs, None if output is None else output.expanduser())
     except OSError as error:
         raise RunError(f"the report cannot be written: {error.strerror or error}") from error
     Console().print(Text(plain(str(path))), soft_wrap=True)

@@ -54,13 +54,14 @@ def sample(config: SampleConfig) -> int:
     from palate.run import plain
 
     quiet_libraries()
-    if config.output is not None:
-        check_target(config.output)
+    output = None if config.output is None else config.output.expanduser()
+    if output is not None:
+        check_target(output)
     model = load_model(config.part(ModelConfig), trainable=False)
     snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=2048)
     groups = snapshot.sample(prompts, config.n, config.sampling, seed=config.seed)
-    if config.output is not None:
-        write_rows(config.output, _rows(groups))
+    if output is not None:
+        write_rows(output, _rows(groups))
         return 0
     if config.json_lines:
         for row in _rows(groups):
