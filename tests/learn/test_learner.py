@@ -620,7 +620,7 @@ def test_a_scalar_head_learns_preferences(tiny: str, model: dict) -> None:
     history = [learner.update(pairs_of(learner), RewardPairs()) for _ in range(40)]
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=0.1)
     # Now and then a step is too long and the loss jumps, on each processor elsewhere. A median ignores it.
-    assert median(row["loss"] for row in history[-10:]) < 0.1
+    assert median(row["loss"] for row in history[-10:]) < math.log(2) / 2
     assert median(row["accuracy"] for row in history[-10:]) == 1.0
     # No tokens are predicted, so nothing is said of them.
     assert set(history[0]) == {"loss", "accuracy", "grad_norm", "learning_rate"}
@@ -650,5 +650,7 @@ def test_imitation_learns(make_policy: MakePolicy) -> None:
     assert all(later < earlier for earlier, later in pairwise(means))
     # A summed loss below log 2 leaves each token more than half of the probability: greedy sampling says it.
     assert policy.measure([example], Imitate())["loss"] < math.log(2)
-    (group,) = policy.snapshot().sample([Prompt("Say it")], 1, Sampling(temperature=0), seed=0)
+    (group,) = policy.snapshot().sample(
+        [Prompt("Say it")], 1, Sampling(temperature=0, max_new_tokens=8), seed=0
+    )
     assert group.completions[0].text == "it"
