@@ -33,7 +33,7 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
     where: str = field(default="", compare=False)
     """Source of the prompt, such as `prompts.jsonl:12`, for messages."""
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Values for the chat template besides the turns: `tools`, and a row's own template arguments."""
     token_ids: tuple[int, ...] | None = field(default=None, compare=False)
     """The tokens before a completion from data, if they differ from the tokens that sampling starts after;

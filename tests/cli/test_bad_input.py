@@ -110,7 +110,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (short("promts.jsonl"), ["promts.jsonl does not exist", "Did you mean prompts.jsonl?"]),
         (short("empty.jsonl"), ["empty.jsonl has no rows"]),
         (short("blank.jsonl"), ["blank.jsonl has no rows"]),
-        (short("cut.jsonl") + " --strict", ["cut.jsonl:2 is not JSON", "is the file cut off?"]),
+        (short("cut.jsonl") + " --strict", ["cut.jsonl:2 is not JSON", "the file may be incomplete"]),
         (short("question.jsonl") + " --strict", ["question.jsonl:2: prompt is missing", "prompt=question"]),
         (short("long.jsonl") + " --strict", ["long.jsonl:2: the prompt has 318 tokens", "no room for 4 new"]),
         (short("long_pair.jsonl", "", "dpo"), ["long_pair.jsonl:1: the prompt has 318 tokens"]),
@@ -128,7 +128,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (f"{short('prompts.jsonl')} --max-length 9999", ["max_length is 9999", "at most 256"]),
         # Rewards.
         (short("prompts.jsonl", ""), ["no reward is given", "--reward sentiment"]),
-        (short("prompts.jsonl", "sentimant"), ["reward 'sentimant' is unknown", "module:function"]),
+        (short("prompts.jsonl", "sentimant"), ["reward 'sentimant' is unknown", "did you mean `sentiment`?"]),
         (short("prompts.jsonl", "no_such_module:f"), ["reward module 'no_such_module' is not there"]),
         (short("prompts.jsonl", "no_such.py:f"), ["reward file 'no_such.py' is not there"]),
         (short("prompts.jsonl", "rewards:leters"), ["rewards has no function 'leters'; it has letters,"]),

@@ -134,7 +134,10 @@ def test_the_command_hands_on_what_run_returns() -> None:
         (["--map", "prompt"], "--map is 'prompt', expected KEY=VALUE, such as prompt=instruction"),
         (["--map", "=a"], "--map is '=a', expected KEY=VALUE, such as prompt=instruction"),
         (["--map", "a=b", "--map", "a=c"], "--map sets a twice, to b and c; keep one"),
-        (["--min-new-tokens", "400"], "min_new_tokens is 400, above max_new_tokens 256"),
+        (
+            ["--min-new-tokens", "400"],
+            "min_new_tokens is 400, but max_new_tokens is only 32; lower min_new_tokens or raise max_new_tokens",
+        ),
         (
             ["--config", "/no/such.yaml"],
             "config file /no/such.yaml does not exist, expected the path of a YAML file",

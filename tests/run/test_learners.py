@@ -300,7 +300,7 @@ def test_a_critic_that_does_not_fit_leaves_the_policy_as_it_is(
 def test_two_learners_of_one_name_are_not_saved(
     make_policy: Callable[..., Policy], tiny: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(AssertionError, match="a name of its own"):
+    with pytest.raises(AssertionError, match="need different names"):
         opened(tmp_path / "c").save(at(1), make_policy(model=FULL), critic_over(tiny, name="policy"))
     assert not (tmp_path / "c").exists()
 

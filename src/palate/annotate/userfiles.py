@@ -85,11 +85,11 @@ def _refuse_hidden_neighbours(path: Path) -> None:
         neighbour = next((place for place in places if place.is_file()), None)
         if neighbour is None or neighbour == path:
             continue
-        found = _origin(name)
-        if found != str(neighbour):
+        origin = _origin(name)
+        if origin != str(neighbour):
             raise AnnotatorError(
                 f"reward file {str(path)!r} imports {name!r}, which is a file beside it and also an "
-                f"installed module ({found}); rename {neighbour.name if neighbour.stem == name else name}"
+                f"installed module ({origin}); rename {neighbour.name if neighbour.stem == name else name}"
             )
 
 

@@ -193,8 +193,8 @@ class Account:
         rows = f"{self.rows:,} row{'s' if self.rows != 1 else ''}"
         yield f"{rows}, all of them used" if self.used == self.rows else f"{self.used:,} of {rows} are used"
         if self.lengths:
-            found = quantiles(self.lengths)
-            parts = ", ".join(f"{name} {found[name]:,}" for name in ("median", "90 %", "longest"))
+            lengths = quantiles(self.lengths)
+            parts = ", ".join(f"{name} {lengths[name]:,}" for name in ("median", "90 %", "longest"))
             yield f"tokens per row: {parts}"
 
     def lines(self) -> Iterator[str]:

@@ -168,9 +168,9 @@ class Codec:
         Raises:
             DataError: the chat template refuses the prompt.
         """
-        asked = self._ask(prompt)
+        opened = self._ask(prompt)
         lead = () if self.has_template else self._encoder.before
-        return self.decode(lead) + asked.rendering.text
+        return self.decode(lead) + opened.rendering.text
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the tokens as text, special ones included."""
