@@ -136,7 +136,8 @@ def test_the_command_hands_on_what_run_returns() -> None:
         (["--map", "a=b", "--map", "a=c"], "--map sets a twice, to b and c; keep one"),
         (
             ["--min-new-tokens", "400"],
-            "min_new_tokens is 400, but max_new_tokens is only 32; lower min_new_tokens or raise max_new_tokens",
+            "min_new_tokens is 400, but max_new_tokens is only 32; lower min_new_tokens or raise "
+            "max_new_tokens",
         ),
         (
             ["--config", "/no/such.yaml"],

@@ -364,7 +364,9 @@ def full(groups: list[Group]) -> list[tuple]:
 
 
 def kept(model: LoadedModel, journal: Journal | None, prompts=MANY, **options) -> list[Group]:
-    more = {key: options.pop(key) for key in ("seed", "version", "name", "observe") if key in options}
+    more = {
+        key: options.pop(key) for key in ("seed", "version", "name", "observe", "purpose") if key in options
+    }
     sampling = Sampling(**{"max_new_tokens": 5, "sampling_rows": 2, "temperature": 0.7} | options)
     return sample(model, prompts, 2, sampling, memory=journal, **{"seed": 0, "version": 3} | more)
 

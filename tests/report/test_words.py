@@ -177,7 +177,8 @@ def test_best_figures_of_demonstrations(record: Record) -> None:
 
 OWN = ("prompts", "rewarded")
 SAID = {
-    "oaif": OWN, "rlhf": OWN, "iterative-dpo": ("pairs", "rewarded"), "pairwise-cringe": ("pairs", "rewarded"),
+    "oaif": OWN, "rlhf": OWN, "iterative-dpo": ("pairs", "rewarded"),
+    "pairwise-cringe": ("pairs", "rewarded"),
     "slic-hf": ("pairs", "rewarded"), "rso": ("pairs", "rewarded"), "click": ("pairs", "rewarded"),
     "rrhf": ("groups", "rewarded"), "rft": ("completions", "rewarded"), "rest": ("completions", "rewarded"),
     "sft": ("demonstrations", "evaluated"), "spin": ("pairs", "evaluated"), "dpo": ("pairs", "evaluated"),

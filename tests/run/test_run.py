@@ -318,7 +318,7 @@ def test_a_status_that_cannot_be_written_lets_go_of_the_run(
     def work() -> None:
         with run:
             run.log(0)
-            monkeypatch.setattr("palate.run.run.write_status", full)
+            monkeypatch.setattr("palate.run.progress.write_status", full)
 
     with pytest.raises(RunError, match=r"status\.json' cannot be written: No space left"):
         work()
