@@ -521,7 +521,10 @@ def test_equal_pairs_are_left_out_and_counted(
     assert outcome.summary["steps"] == 2
     rates = [row["learning_rate"] for row in rows_of(outcome.run.directory) if "learning_rate" in row]
     assert rates == [1e-2, 0.5e-2]
-    assert "dropped 2 pairs in which chosen and rejected are the same" in capsys.readouterr().err
+    lines = capsys.readouterr().err
+    assert "left out 1 row, first" in lines
+    assert "train.jsonl:9: chosen and rejected are the same" in lines
+    assert "left out 1 row: chosen and rejected are the same, cut to the model's context" in lines
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES.args[1] if METHODS[name].learns_from == "pairs"])
