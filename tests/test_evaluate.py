@@ -15,7 +15,7 @@ from palate.errors import AnnotatorError
 from palate.evaluate import Evaluation, compare, kl_from
 from palate.journal import Journal
 from palate.learn import Policy
-from palate.model.plain.forward import TokenValues
+from palate.model import TokenValues
 from palate.statistics import rate_interval
 from palate.testing import ScriptedJudge, ScriptedScorer, tiny_model, tiny_policy
 from palate.types import Completion, Finish, Group, Prompt

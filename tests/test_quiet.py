@@ -3,11 +3,13 @@ from __future__ import annotations
 import logging
 import warnings
 
+import pytest
 from transformers.utils import logging as transformers_logging
 
 from palate.quiet import quieted
 
 
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")  # the tests' environment switches them off
 def test_other_libraries_get_their_settings_back() -> None:
     before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_info()

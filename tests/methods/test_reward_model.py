@@ -17,7 +17,7 @@ from palate.annotate import annotator
 from palate.calibration import annotator_quality
 from palate.errors import ModelError
 from palate.learn import Policy
-from palate.methods.reward_model import RewardModelConfig, asked
+from palate.methods.reward_model import RewardModelConfig, ranking_example
 from palate.types import Comparison, Completion, Group, Pair, Prompt
 
 Trained = Callable[..., palate.Outcome]
@@ -240,7 +240,7 @@ def test_the_label_follows_the_order(make_policy: Callable[..., Policy]) -> None
     policy = make_policy()
     pair = policy.model.codec.pair(Comparison(Prompt("Q"), "yes", "nope"))
     for chosen_first, label in ((True, "A"), (False, "B")):
-        example = asked(policy, pair, chosen_first)
+        example = ranking_example(policy, pair, chosen_first)
         text = example.prompt.text
         assert (text.index("yes") < text.index("nope")) == chosen_first
         assert example.completion.text == label
@@ -251,11 +251,11 @@ def test_both_orders_are_learnt_from(trained: Trained, monkeypatch: pytest.Monke
     found: list[str] = []
 
     def noted(policy: Policy, pair: Pair, chosen_first: bool) -> Any:
-        example = asked(policy, pair, chosen_first)
+        example = ranking_example(policy, pair, chosen_first)
         found.append(example.completion.text)
         return example
 
-    monkeypatch.setattr("palate.methods.reward_model.asked", noted)
+    monkeypatch.setattr("palate.methods.reward_model.ranking_example", noted)
     for seed in (0, 0, 1):
         trained(kind="ranker", steps=1, seed=seed, eval_data=None)
     one, again, other = found[:192], found[192:384], found[384:]

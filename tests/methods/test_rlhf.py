@@ -148,7 +148,7 @@ def test_an_update_equals_an_independent_one_in_float64(
     for o, n, row in zip(old, oracle(network, None, groups, ids), advantages, strict=True):
         for t, a in enumerate(row):
             white, ratio = (a - mean) / std, (n[t] - o[t]).exp()
-            bounded = min(max(float(ratio), 0.95), 1.05)
+            bounded = min(max(float(ratio.detach()), 0.95), 1.05)
             beyond += -white * bounded > -white * float(ratio)
             loss = loss + (-white * ratio if -white * float(ratio) >= -white * bounded else -white * bounded)
     (loss / len(flat)).backward()
