@@ -86,7 +86,8 @@ def wilson(rate: float, trials: float, *, confidence: float = 0.95) -> tuple[flo
     z = float(ndtri(0.5 + confidence / 2))
     centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The rate lies within its interval; rounding can put an end of 5e-17 above a rate of 0.
+    return min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half))
 
 
 def _effective_trials(rate: float, means: np.ndarray, shares: np.ndarray) -> float:
