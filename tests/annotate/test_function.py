@@ -365,11 +365,11 @@ def failure(spec: str) -> str:
 @pytest.mark.parametrize("spec", ["no_such_module:f", "json.no_such:f", "no.such.module:f"])
 def test_a_module_that_is_not_there(folder: Path, spec: str) -> None:
     where = spec.partition(":")[0]
-    assert f"reward module {where!r} is not there" in failure(spec)
+    assert f"reward module {where!r} cannot be found" in failure(spec)
 
 
 def test_a_file_that_is_not_there(folder: Path) -> None:
-    assert "reward file 'no_such.py' is not there; expected file.py:function" in failure("no_such.py:f")
+    assert "reward file 'no_such.py' does not exist; expected file.py:function" in failure("no_such.py:f")
 
 
 @pytest.mark.parametrize("spec", ["my_rewards:shrot", "my_rewards.py:LIMIT", "my_rewards:"])
@@ -393,7 +393,7 @@ def test_an_import_that_raises(folder: Path, where: str, source: str, shown: str
     (folder / "bad.py").write_text(source)
     text = failure(f"{where}:f")
     assert shown.format(where) in text
-    assert "is not there" not in text
+    assert "cannot be found" not in text
 
 
 def test_a_builtin_without_a_signature() -> None:

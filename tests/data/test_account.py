@@ -25,7 +25,7 @@ def test_two_lines_say_how_much_is_used() -> None:
     account = Account(rows=1200, lengths=[3, 5, 1000])
     assert list(account.overview()) == [
         "1,200 rows, all of them used",
-        "tokens per row: median 5, 90 % 1,000, longest 1,000",
+        "tokens per row: median 5, 90th percentile 1,000, longest 1,000",
     ]
     assert list(account.lines()) == []
     account.drop("the same", "a:1")

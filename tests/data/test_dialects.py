@@ -236,7 +236,10 @@ def test_lines_that_are_no_json_are_bad_rows(tmp_path):
     assert [prompt.content for prompt in read_prompts(str(path), account=account)] == ["a", "b"]
     assert sorted(account.reasons) == ["the line is not JSON", "the line is not UTF-8"]
     path.write_bytes(b"no\nno\n")
-    with pytest.raises(ValueError, match="so no row is left"):
+    with pytest.raises(
+        ValueError,
+        match=r"d.jsonl: no row can be used\. 2 x the line is not JSON .* Prompts need the column prompt",
+    ):
         read_prompts(str(path), account=Account())
 
 

@@ -219,14 +219,14 @@ def _from_module(where: str) -> Any:
         if not f"{where}.".startswith(f"{error.name}."):
             raise  # the module exists, but one of its own imports does not
         raise AnnotatorError(
-            f"reward module {where!r} is not there ({error}); expected module:function on the Python path or "
-            "file.py:function"
+            f"reward module {where!r} cannot be found ({error}); expected module:function on the Python "
+            "path or file.py:function"
         ) from error
 
 
 def _from_file(path: Path) -> Any:
     if not path.is_file():
-        raise AnnotatorError(f"reward file {str(path)!r} is not there; expected file.py:function")
+        raise AnnotatorError(f"reward file {str(path)!r} does not exist; expected file.py:function")
     return import_file(path)
 
 

@@ -104,15 +104,11 @@ def unknown(spec: str) -> AnnotatorError:
     """Return the error for an unknown spec, with the kind of reward that is probably meant."""
     kind, colon, argument = _split(spec)[1].strip().partition(":")
     meant = _meant(kind)
-    if meant is not None:
-        advice = f"did you mean `{meant}{colon}{argument}`?"
-        return AnnotatorError(
-            f"reward {spec!r} is unknown; {advice} `palate run oaif --help` lists the rewards"
-        )
+    advice = f"; did you mean `{meant}{colon}{argument}`?" if meant is not None else ""
     others = "".join(f", {kind}" for kind in REWARDS if kind not in _OWN)
     return AnnotatorError(
         f"reward {spec!r} is unknown; expected sentiment, on-topic, length:WORDS, regex:PATTERN, "
-        f"module:function, file.py:function, model:ID{others} or ranker:ID"
+        f"module:function, file.py:function, model:ID{others} or ranker:ID{advice}"
     )
 
 

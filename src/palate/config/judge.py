@@ -29,7 +29,7 @@ class JudgeConfig(Config):
     """`pairwise` compares two completions in both orders, `score` gives a number from 1 to 10, `rubric` adds
     up to 5 points. Default: `pairwise`, and `score` for one completion per prompt."""
     criteria: str | None = None
-    """Criteria for a good completion, in plain words: "Prefer the shorter answer when both say the same."."""
+    """Criteria for a good completion, in plain words, such as "Prefer the shorter answer"."""
     judge_template: Path | None = None
     """Jinja file that replaces the judge's question."""
     judge_reasoning: int = Field(0, ge=0)
@@ -58,7 +58,7 @@ class JudgeConfig(Config):
     price_in: float | None = Field(None, ge=0)
     """Dollars per million tokens that the judge reads; default: the price in the package genai-prices."""
     price_out: float | None = Field(None, ge=0)
-    """Dollars per million tokens that the judge writes."""
+    """Dollars per million tokens that the judge writes; default: the price in the same package."""
     judge_concurrency: int = Field(16, ge=1)
     """Maximum number of concurrent requests to the server."""
     judge_requests_per_minute: int | None = Field(None, ge=1)

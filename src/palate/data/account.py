@@ -151,12 +151,13 @@ class Account:
         """Return the number of rows that cannot be used."""
         return sum(self.reasons.values())
 
-    def check(self, source: str, kept: int) -> None:
+    def check(self, source: str, kept: int, needs: str = "Correct these rows.") -> None:
         """Refuse data with too few usable rows.
 
         Args:
             source: the name of the data, for the message.
             kept: the number of usable rows.
+            needs: advice if no row can be used, such as the columns of this kind of data.
 
         Raises:
             DataError: more rows are bad than `max_bad_rows` allows, or no usable row is left.
@@ -165,12 +166,12 @@ class Account:
         if self.bad and (self.bad > allowed or not kept):
             if self.bad == 1:
                 raise DataError(self.skipped[0].message)
-            left = (
-                "so no row is left" if not kept else f"--max-bad-rows {self.max_bad_rows:g} allows {allowed}"
-            )
+            if not kept:
+                raise DataError(f"{source}: no row can be used. {self._commonest()} {needs}")
             raise DataError(
-                f"{source}: {self.bad:,} of {self.rows:,} rows cannot be used ({left}). {self._commonest()} "
-                "Correct or remove these rows, or allow more with --max-bad-rows."
+                f"{source}: {self.bad:,} of {self.rows:,} rows cannot be used (--max-bad-rows "
+                f"{self.max_bad_rows:g} allows {allowed}). {self._commonest()} Correct or remove these rows, "
+                "or allow more with --max-bad-rows."
             )
         for name, tally in self.lost.items():
             if tally.count > allowed:
@@ -184,7 +185,7 @@ class Account:
         parts = []
         for reason, count in self.reasons.most_common(MOST_EXAMPLES):
             example = next((row.message for row in self.skipped if row.reason == reason), "")
-            parts.append(f"{count:,} x {reason} ({example})")
+            parts.append(f"{count:,} x {reason} ({example.rstrip('.')})")
         more = len(self.reasons) - len(parts)
         return "; ".join(parts) + (f"; and {more} other reasons." if more else ".")
 
@@ -194,8 +195,10 @@ class Account:
         yield f"{rows}, all of them used" if self.used == self.rows else f"{self.used:,} of {rows} are used"
         if self.lengths:
             lengths = quantiles(self.lengths)
-            parts = ", ".join(f"{name} {lengths[name]:,}" for name in ("median", "90 %", "longest"))
-            yield f"tokens per row: {parts}"
+            yield (
+                f"tokens per row: median {lengths['median']:,}, 90th percentile {lengths['90 %']:,}, "
+                f"longest {lengths['longest']:,}"
+            )
 
     def lines(self) -> Iterator[str]:
         """Yield one line for each thing that a user should know."""

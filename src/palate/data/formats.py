@@ -31,6 +31,14 @@ _AS_NAMED: Mapping[str, str] = MappingProxyType({})
 _HH_TURN = "\n\nAssistant:"
 """The text before an answer in Anthropic's HH texts."""
 
+_LISTED = "; `palate methods` lists the data that each method needs."
+_NEEDS = {
+    "prompts": f"Prompts need the column prompt or messages{_LISTED}",
+    "pairs": f"Preference pairs need the columns chosen and rejected{_LISTED}",
+    "demonstrations": f"Demonstrations need the columns prompt and completion, or messages, or text{_LISTED}",
+}
+"""Advice for data without a usable row, by kind of data."""
+
 SAME = "chosen and rejected are the same"
 MARKED = "marked not to be learnt (label, weight, train or loss)"
 
@@ -49,7 +57,7 @@ def read_prompts(
     end in a user's turn), or the common beginning of `chosen` and `rejected`. If a prompt ends in a begun
     turn of the assistant, completions continue that turn.
     """
-    return _read(source, split, columns, limit, account or Account(strict=True), _prompt)
+    return _read(source, split, columns, limit, account or Account(strict=True), _prompt, "prompts")
 
 
 def read_comparisons(
@@ -69,7 +77,7 @@ def read_comparisons(
     rejected that are one turn or a text each answer the messages. Raises DataError too if no row is left.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, _comparison)
+    kept = _read(source, split, columns, limit, account, _comparison, "pairs")
     same = account.dropped[SAME].count if SAME in account.dropped else 0
     if not kept:
         raise DataError(
@@ -92,7 +100,7 @@ def read_demonstrations(
     completion of the empty prompt. Rows with a false `label` are left out.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, _demonstration)
+    kept = _read(source, split, columns, limit, account, _demonstration, "demonstrations")
     if not kept:
         raise DataError(f"{source}: no row is left to learn from: all are {MARKED}; expected at least one.")
     return kept
@@ -105,6 +113,7 @@ def _read(
     limit: int | None,
     account: Account,
     record: Callable[[Fields], T | None],
+    kind: str,
 ) -> list[T]:
     kept: list[T] = []
     sound = 0
@@ -119,7 +128,7 @@ def _read(
             kept.append(made)
             for name in _prompt_of(made).columns:
                 account.leave(f"column '{name}'", row.row.where)
-    account.check(source, sound)
+    account.check(source, sound, _NEEDS[kind])
     return kept
 
 
@@ -221,7 +230,7 @@ def _last_to_learn(row: Fields, turns: Turns) -> int | None:
         row.account.drop(MARKED, row.row.where)
         return None
     if free[-1] != answers[-1]:
-        row.note("the last answer is marked not to be learnt; one before it is learnt")
+        row.note("the last answer is marked not to be learnt; an earlier one is learnt")
     if free[-1] != len(turns) - 1:
         row.account.leave("turns after the answer that is learnt", row.row.where)
     return free[-1]
@@ -246,7 +255,7 @@ def _asked(row: Fields) -> Content:
     content = row.content("prompt")
     if not isinstance(content, str):
         if content[-1]["role"] == "assistant" and len(content) > 1 and said(content[-1]).strip():
-            row.note("prompts end in a begun answer, which is continued")
+            row.note("prompts end with the beginning of an answer, which completions continue")
             return content
         return _open(row, "prompt", content)
     if not content.strip():

@@ -129,12 +129,20 @@ def _neighbour(path: Path) -> str:
     if not path.parent.is_dir():
         return f" The folder {path.parent} does not exist either."
     names = [entry.name for entry in path.parent.iterdir()]
-    return near(path.name, names) or _readable(names)
+    # Files of the same type are not close to each other because of their suffix.
+    alike = [name for name in names if near(_stem(path.name), [_stem(name)])]
+    return near(path.name, alike) or _readable(names)
+
+
+def _stem(name: str) -> str:
+    return name.partition(".")[0] or name
 
 
 def _readable(names: Iterable[str]) -> str:
     files = sorted(name for name in names if name.lower().endswith(_READ))
-    return f" In that folder there is {', '.join(files[:5])}{', ...' if files[5:] else ''}." if files else ""
+    return (
+        f" Data files in that folder: {', '.join(files[:5])}{', ...' if files[5:] else ''}." if files else ""
+    )
 
 
 def _given(source: GivenRows, split: str) -> Iterator[Row]:

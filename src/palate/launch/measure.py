@@ -117,5 +117,5 @@ def report_weights(run: Run, policy: Learner, *others: Learner) -> None:
     names = " and ".join(learner.name for learner in (policy, *others))
     run.display.say(
         f"weights of {names}: {weight_bytes(*models) / 1e6:,.0f} MB "
-        f"({apart / 1e6:,.0f} MB without shared weights)"
+        f"({apart / 1e6:,.0f} MB if they shared none)"
     )

@@ -39,7 +39,7 @@ class OAIFConfig(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfig):
     """Loss on a pair. The paper's "SLiC" is `hinge_norm`."""
     beta: float = Field(0.1, gt=0)
     """Strength of the KL constraint to the reference: higher stays closer. Default: the paper's value for the
-    loss, 0.1 for dpo, 1.0 for ipo (its tau), 0.002 for hinge_norm."""
+    loss: 0.1 for dpo, 1.0 for ipo (its tau), 0.002 for hinge_norm."""
     n: int = Field(2, ge=2)
     """Number of completions per prompt; with more than two, the best and the worst form the pair."""
     tie: float = Field(0.0, ge=0)

@@ -230,8 +230,8 @@ class Codec:
         if self.max_length - used < need:
             raise RowError(
                 f"{prompt.where or 'a prompt'}: the prompt has {used} tokens, which leaves no room for "
-                f"{need} new in the {self.max_length} that {self.name} takes; shorten or drop it "
-                f"(it begins {prompt.text[:40]!r})",
+                f"{need} new tokens, since {self.name} takes at most {self.max_length} in all; shorten or "
+                f"drop the prompt (it begins {prompt.text[:40]!r})",
                 prompt.where,
                 "the prompt leaves no room for a completion",
             )
@@ -361,7 +361,7 @@ class Codec:
         end = next((end for end in self._ends if words.rstrip().endswith(end)), None)
         if not self.has_template or end is None:
             return turn
-        self.account.note(f"answers already end with {end}; it is not doubled", prompt.where)
+        self.account.note(f"answers already end with {end}, so Palate adds no second one", prompt.where)
         return {**turn, "content": words.rstrip().removesuffix(end)}
 
     def _find_opening(self) -> str:
