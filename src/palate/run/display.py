@@ -124,8 +124,8 @@ class Display:
             self._reported_cut = True
             self.say(
                 f"step {int(row['step'])}: {share:.0%} of the completions were truncated at max_new_tokens, "
-                "so the reward saw only their beginnings; raise max_new_tokens, or set missing_eos_penalty to "
-                "penalise them"
+                "so the reward saw only their beginnings; raise max_new_tokens, or penalise them with "
+                "missing_eos_penalty"
             )
 
     def metrics(self, row: Mapping[str, float], samples: Sequence[Group]) -> None:
