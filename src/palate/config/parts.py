@@ -269,6 +269,6 @@ class BatchConfig(Config):
     """Method"""
 
     batch_size: int = Field(16, ge=1)
-    """Number of prompts (online) or pairs (offline) per optimizer step."""
+    """Number of prompts per optimizer step."""
     steps: int = Field(100, ge=1)
     """Number of optimizer steps."""

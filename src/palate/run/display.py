@@ -61,7 +61,7 @@ class Display:
         titled: begin a log with the run's name and directory, since the first step may be minutes away.
 
     Attributes:
-        penalised: truncated completions get a lower reward, so there is no warning about them.
+        penalised: truncated completions get a lower reward, so the display does not warn about them.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False, titled: bool = False) -> None:
