@@ -21,7 +21,7 @@ LAYERS = (
     ("errors", "types", "metrics", "declared", "near", "given", "quiet", "beside"),
     ("config", "memory", "rundir"),
     ("settings",),
-    ("losses", "advantages", "select", "data", "journal", "statistics"),
+    ("losses", "advantages", "select", "data", "journal", "statistics", "winrates"),
     ("model",),
     ("annotate",),
     ("learn",),
