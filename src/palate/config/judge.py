@@ -109,6 +109,9 @@ class RewardConfig(JudgeConfig, Config):
     missing_eos_penalty: float | None = Field(None, ge=0)
     """Penalty subtracted from the reward of a completion that is truncated at max_new_tokens. Default: 1 with
     a reward `model:ID`, which was trained on whole answers, and 0 otherwise."""
+    label_noise: float = Field(0.0, ge=0, le=1)
+    """For studies of weak annotators: share of comparisons of two completions whose winner is swapped. The
+    reward of a completion is then its share of won comparisons. `eval_reward` has no noise."""
 
     @model_validator(mode="after")
     def _fill_penalty(self) -> Self:
@@ -130,6 +133,15 @@ class RewardConfig(JudgeConfig, Config):
             idle = next((name for name, default in own.items() if getattr(self, name) != default), None)
             if idle is not None:
                 raise ValueError(f"{idle} is given without a judge; give judge, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_compares(self) -> Self:
+        if self.label_noise and (getattr(self, "n", 2) == 1 or getattr(self, "compares_rewards", None)):
+            raise ValueError(
+                f"label_noise is {self.label_noise}, but the method rates completions one by one or compares "
+                "rewards of different prompts, so there is no comparison to swap; leave it out"
+            )
         return self
 
     @field_validator("reward", "eval_reward", mode="before")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from palate.annotate import Annotator, judged
+from palate.annotate import Annotator, judged, with_label_noise
 from palate.annotate.base import Judge
 from palate.annotate.judges.build import JudgeContext, judging, local_options
 from palate.annotate.judges.local import LocalModel
@@ -35,7 +35,9 @@ def judge_annotator(cfg: Any, run: Run) -> Annotator:
     )
     run.require_same("the judge's question", court.template.hash, "the judge's template")
     run.meter = court.metrics
-    return run.annotator(court.annotate, name=f"judge {cfg.judge}")
+    noise = getattr(cfg, "label_noise", 0.0)
+    annotate = with_label_noise(court.annotate, noise, seed=run.seed("label noise"))
+    return run.annotator(annotate, name=f"judge {cfg.judge}")
 
 
 def own_judge(judge: Judge, run: Run) -> Annotator:
