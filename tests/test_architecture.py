@@ -25,7 +25,7 @@ LAYERS = (
     ("model",),
     ("annotate",),
     ("learn",),
-    ("run", "evaluate"),
+    ("run", "evaluate", "making"),
     ("calibration",),
     ("recipe",),
     ("method",),

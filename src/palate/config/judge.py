@@ -33,13 +33,16 @@ class JudgeConfig(Config):
     judge_template: Path | None = None
     """Jinja file that replaces the judge's question."""
     judge_reasoning: int = Field(0, ge=0)
-    """Maximum number of tokens of reasoning that the judge writes before its verdict; 0 for none."""
+    """Maximum number of tokens of reasoning that the judge writes before its verdict; 0 for none. With
+    `rubric`, the maximum for the whole grading; 0 then stands for 256."""
     judge_samples: int = Field(4, ge=1)
     """Number of sampled verdicts to average if a server gives no log-probabilities, and for `rubric`."""
     judge_logprobs: bool = True
     """Read label probabilities if the judge gives them; --no-judge-logprobs samples verdicts instead."""
     judge_max_tokens: int = Field(16, ge=1)
-    """Maximum tokens of a sampled verdict; a model that thinks first needs more (`rubric`: at least 256)."""
+    """Maximum tokens of a sampled verdict; a model that thinks first needs more."""
+    judge_temperature: float = Field(1.0, ge=0)
+    """Temperature of sampled verdicts; 0 is greedy, so that all samples are the same."""
     judge_max_text: int = Field(8000, ge=100)
     """Maximum characters of each text that the judge sees; longer texts are truncated and counted."""
     judge_label_mass: float = Field(0.5, ge=0, le=1)

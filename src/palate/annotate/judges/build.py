@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from palate.annotate.judges.local import LocalModel
 
 RUBRIC_TOKENS = 256
-"""Tokens for a grading, which explains itself in at most 100 words."""
+"""Tokens for a grading, which explains itself in at most 100 words, unless `judge_reasoning` sets them."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def judging(
         template,
         criteria=cfg.criteria or "",
         samples=cfg.judge_samples,
-        reasoning=max(cfg.judge_reasoning, RUBRIC_TOKENS if mode == "rubric" else 0),
+        reasoning=cfg.judge_reasoning or (RUBRIC_TOKENS if mode == "rubric" else 0),
     )
     judge = JUDGES[mode](bench)
     annotate = judged(judge) if isinstance(judge, PairwiseJudge) else scored(judge, may_be_silent=True)
@@ -139,6 +139,7 @@ def _server(argument: str, context: JudgeContext) -> JudgeModel:
     options = server.ServerOptions(
         longest=cfg.judge_max_text,
         max_tokens=cfg.judge_max_tokens,
+        temperature=cfg.judge_temperature,
         mass=cfg.judge_label_mass,
         logprobs=cfg.judge_logprobs,
         at_once=cfg.judge_concurrency,
@@ -171,6 +172,7 @@ def local_options(cfg: JudgeConfig) -> dict[str, Any]:
     """Return a local model's options."""
     return {
         "max_tokens": cfg.judge_max_tokens,
+        "temperature": cfg.judge_temperature,
         "mass": cfg.judge_label_mass,
         "longest": cfg.judge_max_text,
     }

@@ -35,6 +35,7 @@ class ServerOptions:
     Attributes:
         longest: the most characters shown of each text.
         max_tokens: the most tokens for a verdict in text.
+        temperature: the temperature of a verdict in text.
         mass: the lowest total probability of the labels for a usable verdict.
         logprobs: read label probabilities if the server gives them.
         at_once, requests_per_minute, tokens_per_minute: the rate limits; see `Pace`.
@@ -46,6 +47,7 @@ class ServerOptions:
 
     longest: int = 8000
     max_tokens: int = 16
+    temperature: float = 1.0
     mass: float = MASS
     logprobs: bool = True
     at_once: int = 16
@@ -95,6 +97,7 @@ class ServerModel:
     def __init__(self, model: str, url: str, *, key: str, price: Price, options: ServerOptions) -> None:
         self.name = f"server:{model}@{url}"
         own = {"longest": options.longest, "max_tokens": options.max_tokens, "mass": options.mass}
+        own |= {"temperature": options.temperature} if options.temperature != 1.0 else {}
         self.identity: Mapping[str, Any] = {"model": model, "url": url, **own}
         self._model, self.price, self.options = model, price, options
         self.client = Client(url, key, timeout=options.timeout, connections=options.at_once)
