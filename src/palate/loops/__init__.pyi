@@ -41,6 +41,14 @@ from .rounds import mean_reward as mean_reward
 from .rounds import prompts_of_round as prompts_of_round
 from .rounds import tell_low_threshold as tell_low_threshold
 from .rounds import threshold as threshold
+from .spending import pairs_of_candidates as pairs_of_candidates
+from .spending import prompts_each_round as prompts_each_round
+from .spending import spends_each_step as spends_each_step
+from .spending import spends_on_demonstrations as spends_on_demonstrations
+from .spending import spends_on_pair_rounds as spends_on_pair_rounds
+from .spending import spends_on_pairs as spends_on_pairs
+from .spending import spends_on_pairs_alone as spends_on_pairs_alone
+from .spending import spends_on_policy_gradients as spends_on_policy_gradients
 from .texts import check_columns as check_columns
 from .texts import from_column as from_column
 from .texts import warn_of_long_texts as warn_of_long_texts

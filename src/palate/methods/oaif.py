@@ -80,5 +80,6 @@ METHOD = Method(
     group="online",
     learns_from="prompts",
     batches_of="prompt",
+    spends=loops.spends_each_step,
     recipe=Recipe("model", "current", "each step", ("policy", "reference"), ("policy",), external=True),
 )

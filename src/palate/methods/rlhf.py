@@ -86,6 +86,7 @@ METHOD = Method(
     group="RL",
     learns_from="prompts",
     batches_of="prompt",
+    spends=loops.spends_on_policy_gradients,
     recipe=Recipe("human", "current", "each step", ("policy", "reference", "reward model", "value")),
     beside=load_critic,
     summarise=summary,

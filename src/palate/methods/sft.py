@@ -47,5 +47,6 @@ METHOD = Method(
     group="supervised",
     learns_from="demonstrations",
     batches_of="demonstration",
+    spends=loops.spends_on_demonstrations,
     recipe=Recipe("none", "data", "once", ("policy",)),
 )
