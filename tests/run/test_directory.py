@@ -15,7 +15,7 @@ from palate.errors import BudgetError, ConfigError, DataError, ModelError, NonFi
 from palate.methods.oaif import OAIFConfig
 from palate.run import Run
 from palate.run.directory import RunDirectory, describe, has_begun
-from palate.types import Completion, Prompt
+from palate.types import Completion, Example, Prompt
 
 
 def begin(directory: Path, *, method: str = "toy", **options: Any) -> Run:
@@ -217,10 +217,17 @@ def test_a_refused_run_leaves_no_directory(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, BudgetError, NonFiniteError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, BudgetError])
 def test_other_endings_keep_the_directory(tmp_path: Path, error: type[BaseException]) -> None:
     refuse(tmp_path / "toy", error)
     assert (tmp_path / "toy" / "status.json").is_file()
+
+
+def test_a_batch_that_stopped_a_run_is_kept(tmp_path: Path) -> None:
+    run = Run(RunConfig(output=tmp_path / "toy"), method="toy")
+    error = NonFiniteError("the loss is nan", [Example(Prompt("Q"), Completion("a", (1,)))])
+    run.__exit__(NonFiniteError, error, None)
+    assert (tmp_path / "toy" / "nonfinite.jsonl").is_file()
 
 
 def test_a_refused_run_removes_only_its_own(tmp_path: Path) -> None:
