@@ -172,13 +172,13 @@ class Account:
                 f"{source}: {self.bad:,} of {self.rows:,} rows cannot be used ({left}). {self._commonest()} "
                 "Correct or remove these rows, or allow more with --max-bad-rows."
             )
-        for name, tally in self.lost.items():
-            if tally.count > allowed:
-                raise DataError(
-                    f"{source}: the chat template does not render {name} of the answers ({tally}), so it "
-                    "would not be learnt; choose a template that does with --chat-template, put it into the "
-                    "content, or take it out of the data."
-                )
+        if sum(tally.count for tally in self.lost.values()) > allowed:
+            parts = " and ".join(f"{name} of the answers ({tally})" for name, tally in self.lost.items())
+            raise DataError(
+                f"{source}: the chat template does not render {parts}, so it would not be learnt; choose "
+                "a template that does with --chat-template, put it into the content, or take it out of the "
+                "data."
+            )
 
     def _commonest(self) -> str:
         parts = []
