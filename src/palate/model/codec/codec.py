@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from palate.data.account import Account, RowError
+from palate.data.account import TRUNCATED, Account, RowError
 from palate.errors import ModelError
 from palate.model.codec.encoder import Encoder
 from palate.model.codec.finished import Finished, Finisher
@@ -308,8 +308,8 @@ class Codec:
         start = len(before) + self._encoder.up_to(finished.start - chars, text, typed, encoded)
         if not cut and (len(ids) == start or (ids[-1] not in self.end_ids and not self._to_the_end)):
             ids = (*ids, self.end_id)
-        while not cut and len(ids) > start + 1 and ids[-1] == self._pad_id:
-            ids = ids[:-1]
+        while not cut and len(ids) > 1 and ids[-1] == self._pad_id:
+            ids, start = ids[:-1], min(start, len(ids) - 2)
         if ids[:start] != opened.ids and self.has_template:
             self.account.note(other_start(opened, finished, self.account.notes), prompt.where)
         words = said(turn)
@@ -352,9 +352,7 @@ class Codec:
         finish = answered.finish
         if len(ids) > room:
             finish = "length"
-            self.account.note(
-                f"answers are truncated at {self.max_length:,} tokens (--max-length)", prompt.where
-            )
+            self.account.note(f"{TRUNCATED} at {self.max_length:,} tokens (--max-length)", prompt.where)
         return Completion(text=answered.text, token_ids=ids[:room], finish=finish)
 
     def _turns(self, prompt: Prompt) -> tuple[Message, ...]:
