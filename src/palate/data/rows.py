@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 from palate.data.account import RowError
 from palate.data.hubs import hub_rows, saved_rows
 from palate.data.row import Row, near
-from palate.data.tables import parquet_rows, text_rows
+from palate.data.tables import parquet_rows, refuse_utf16, text_rows
 from palate.errors import DataError
 from palate.given import GivenRows
 
@@ -156,14 +156,17 @@ def _built_in(split: str) -> Iterator[Row]:
 
 
 def _json(path: Path, source: str) -> Iterator[Row]:
-    """Yield rows of a JSON Lines file, or of a `.json` file with one array of objects."""
+    """Yield rows of a file with one JSON object per line, or with one array of objects."""
     packed = path.name.lower().endswith(".gz")
-    array = not path.name.lower().removesuffix(".gz").endswith(".jsonl")
+    lines = path.name.lower().removesuffix(".gz").endswith(".jsonl")
     try:
+        refuse_utf16(path, source)
         with gzip.open(path) if packed else path.open("rb") as file:
             head = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
             file.seek(0)
-            yield from (_array if array and head[:1] == b"[" else _lines)(cast(BinaryIO, file), source)
+            # Some programs write one array of objects into a file named .jsonl.
+            array = head[:1] == b"[" and not (lines and head[1:].lstrip()[:1] != b"{")
+            yield from (_array if array else _lines)(cast(BinaryIO, file), source)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{source} is not a complete gzip file ({error}); copy or compress it again."
