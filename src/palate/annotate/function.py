@@ -64,6 +64,7 @@ class FunctionScorer:
 
     Attributes:
         kept: saves rewards as they arrive; None saves nothing.
+        saved_as: the name under which rewards are saved.
         say: shows a message to the user.
 
     Raises:
@@ -74,6 +75,7 @@ class FunctionScorer:
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        self.saved_as = self.name
         parameters = inspect.signature(function).parameters
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._takes = set(parameters)
@@ -88,7 +90,7 @@ class FunctionScorer:
             return self._asked(rows, lambda rewards: None)
         # The key covers the whole call: a function may compare a completion with its neighbours.
         contents = [(content_key(prompt, completion), dict(prompt.columns)) for prompt, completion in rows]
-        call = key_of("function", self.name, contents)
+        call = key_of("function", self.saved_as, contents)
         keys = [key_of(call, i) for i in range(len(contents))]
         known = self.kept.answers(keys)
         left = [i for i, key in enumerate(keys) if key not in known]
