@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from palate.annotate import annotator, scorer
+from palate.annotate.judges.ledger import Ledger
+from palate.config import RewardConfig
 from palate.errors import PalateError
 from palate.types import Completion, Finish, Group, Prompt
 
@@ -138,3 +140,13 @@ def test_nothing_given() -> None:
 
 def test_a_spec_without_weight_is_a_scorer() -> None:
     assert scorer("length:40").name == "length:40"
+
+
+def test_functions_with_one_name_do_not_share_their_saved_rewards() -> None:
+    given = RewardConfig(reward=[lambda completions: [1.0], lambda completions: [5.0]]).reward
+    annotate = annotator(given, kept=Ledger())
+    group = Group(Prompt("a"), (Completion("x", (1,)),))
+    for _ in range(2):  # computed, then read from the ledger
+        assert annotate([group])[0].rewards == (6.0,)
+    twice = given[0]
+    assert annotator([twice, twice], kept=Ledger())([group])[0].rewards == (2.0,)

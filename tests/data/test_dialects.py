@@ -119,7 +119,7 @@ def test_demonstrations(data, row, prompt, completion):
 
 
 def test_a_question_with_a_context_is_not_read_unasked(data):
-    row = {"instruction": "A fish?", "context": "Of these: ling, whale.", "response": "A ling."}
+    row = {"query": "A fish?", "context": "Of these: ling, whale.", "response": "A ling."}
     account = Account(max_bad_rows=0.5)
     read_demonstrations(data(row, {"prompt": "a", "completion": "b"}), account=account)
     assert "completion is missing" in account.skipped[0].message

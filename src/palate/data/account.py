@@ -20,6 +20,12 @@ QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.9
 """The quantiles of lengths that are shown."""
 
 
+TRUNCATED = "answers are truncated"
+"""The beginning of the notes on answers that do not fit the model's context."""
+MOSTLY_TRUNCATED = 0.2
+"""The share of truncated rows that a run warns about again at its end."""
+
+
 class RowError(DataError):
     """A row of data cannot be used. `where` names the row, `reason` is the kind of fault."""
 
@@ -173,13 +179,13 @@ class Account:
                 f"{self.max_bad_rows:g} allows {allowed}). {self._commonest()} Correct or remove these rows, "
                 "or allow more with --max-bad-rows."
             )
-        for name, tally in self.lost.items():
-            if tally.count > allowed:
-                raise DataError(
-                    f"{source}: the chat template does not render {name} of the answers ({tally}), so it "
-                    "would not be learnt; choose a template that does with --chat-template, put it into the "
-                    "content, or take it out of the data."
-                )
+        if sum(tally.count for tally in self.lost.values()) > allowed:
+            parts = " and ".join(f"{name} of the answers ({tally})" for name, tally in self.lost.items())
+            raise DataError(
+                f"{source}: the chat template does not render {parts}, so it would not be learnt; choose "
+                "a template that does with --chat-template, put it into the content, or take it out of the "
+                "data."
+            )
 
     def _commonest(self) -> str:
         parts = []
@@ -213,6 +219,16 @@ class Account:
             parts = "; ".join(f"{name} ({tally})" for name, tally in self.unused.items())
             yield f"not used: {parts}"
         yield from (f"{text} ({tally})" for text, tally in self.notes.items())
+
+    def warnings(self) -> Iterator[str]:
+        """Yield one line for each thing that is worth saying again at the end of a run."""
+        for text, tally in self.notes.items():
+            if text.startswith(TRUNCATED) and tally.count > MOSTLY_TRUNCATED * self.used:
+                share = min(1.0, tally.count / max(1, self.used))
+                yield (
+                    f"{text} in {share:.0%} of the rows, and the model has learnt no end of these; raise "
+                    "--max-length, or shorten or drop these rows"
+                )
 
     def summary(self) -> dict[str, Any]:
         """Return the account as plain data, for config.json."""

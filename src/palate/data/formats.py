@@ -186,7 +186,7 @@ def _comparison(row: Fields) -> Comparison | None:
 
 
 def _demonstration(row: Fields) -> Demonstration | None:
-    if _is_false(row.values.get("label")):
+    if _is_false(row.values.get("label"), number="text" not in row.values):
         row.account.drop(MARKED, row.row.where)
         return None
     content: Content
@@ -372,8 +372,14 @@ def _is_empty(content: Content) -> bool:
     return not said(content[0]).strip() and set(content[0]) <= {"role", "content"}
 
 
-def _is_false(label: object) -> bool:
-    return label is False or (isinstance(label, str) and label.strip().lower() == "false")
+def _is_false(label: object, *, number: bool) -> bool:
+    """Return whether a label marks a bad answer; 0 counts if `number`, as in files without truth values.
+
+    In rows of `text` a number is usually the class of the text, such as the mood of a review.
+    """
+    if isinstance(label, str):
+        return label.strip().lower() in ({"false", "0"} if number else {"false"})
+    return label is False or (number and isinstance(label, int | float) and label == 0)
 
 
 def _is_answer(content: Content) -> bool:

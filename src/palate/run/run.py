@@ -319,6 +319,9 @@ class Run:
         self._place.keep()
         with writing(self.directory / "summary.json"):
             write_exports(self.directory, summary, samples, self.journal)
+        for source, account in self._accounts.items():
+            for line in account.warnings():
+                self.display.say(f"{source}: {line}")
         return dict(summary)
 
     # -- inside ------------------------------------------------------------------------------------
