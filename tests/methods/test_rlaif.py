@@ -194,6 +194,40 @@ def test_completions_from_data(config: Callable[..., Any], tmp_path: Path) -> No
     )
 
 
+# ---- A whole run -------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_policy_its_reward_model_and_a_report(tiny: str, tmp_path: Path) -> None:
+    outcome = palate.train(
+        "rlaif", model=tiny, data=[{"prompt": f"question {i}"} for i in range(8)],
+        eval_data=[{"prompt": f"other {i}"} for i in range(3)], judge=ScriptedJudge(prefer), steps=2,
+        batch_size=4, ppo_epochs=2, lora_rank=2, max_new_tokens=6, reward_steps=3, preference_held_out=0.25,
+        dtype="float32", device="cpu", output=tmp_path / "run", display=None,
+    )  # fmt: skip
+    summary = outcome.summary
+    assert (summary["steps"], summary["updates"], summary["compared"]) == (5, 4, 3)
+    assert 0 <= summary["reward_accuracy_before"] <= 1
+    assert 0 <= summary["reward_accuracy_after"] <= 1
+    # The judge compares before and after, so the two rewards of a prompt add up to 1.
+    assert summary["reward_before"] + summary["reward_after"] == pytest.approx(1)
+    assert "agreement of the reward model with the judge" in outcome.report.read_text(encoding="utf-8")
+    reward = palate.RewardModel.load(str(outcome.checkpoint / "reward"), device="cpu")
+    (score,) = reward([Prompt("q")], [Completion("yes", (65,))])
+    assert score is not None
+    assert math.isfinite(score)
+    assert palate.train("rlaif", cfg=None, **_again(tiny, tmp_path)).summary["method"] == "rlaif"
+
+
+def _again(tiny: str, tmp_path: Path) -> dict[str, Any]:
+    """A second run whose reward is the first run's reward model."""
+    return {
+        "model": tiny, "data": [{"prompt": f"question {i}"} for i in range(4)], "steps": 1, "batch_size": 2,
+        "reward": f"model:{tmp_path / 'run' / 'checkpoints' / 'step-5' / 'reward'}", "reward_steps": 1,
+        "lora_rank": 2, "max_new_tokens": 6, "dtype": "float32", "device": "cpu", "display": None,
+        "output": tmp_path / "again",
+    }  # fmt: skip
+
+
 # ---- Options -----------------------------------------------------------------------------------------
 
 
