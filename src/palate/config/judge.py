@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -102,6 +102,9 @@ def judge_block(block: Mapping[str, Any]) -> dict[str, Any]:
 class RewardConfig(JudgeConfig, Config):
     """Reward"""
 
+    compares_pairs: ClassVar[bool] = False
+    """True if the method asks its annotator only which of two completions is preferred."""
+
     reward: Rewards = ()
     """Source of the rewards: `sentiment`, `on-topic` (shares words with the prompt), `length:WORDS`,
     `regex:PATTERN`, a Python function as `module:function` or `file.py:function`, or a reward model as
@@ -146,6 +149,11 @@ class RewardConfig(JudgeConfig, Config):
                 "rewards of different prompts, so there is no comparison to swap; leave it out"
             )
         return self
+
+    @property
+    def annotator_penalty(self) -> float:
+        """Return the penalty that the annotator subtracts; there is none in a preference."""
+        return 0.0 if self.compares_pairs else self.missing_eos_penalty or 0.0
 
     @field_validator("reward", "eval_reward", mode="before")
     @classmethod

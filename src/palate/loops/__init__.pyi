@@ -19,6 +19,14 @@ from .pair_rounds import labeller as labeller
 from .pair_rounds import pairs_of_round as pairs_of_round
 from .pairing import paired as paired
 from .pairing import with_best as with_best
+from .policy_gradients import maximise_reward as maximise_reward
+from .preferences import Preferences as Preferences
+from .preferences import fit_reward_model as fit_reward_model
+from .preferences import gives_odds as gives_odds
+from .preferences import learnt_reward as learnt_reward
+from .preferences import load_reward_model as load_reward_model
+from .preferences import preferences as preferences
+from .preferences import soft_label as soft_label
 from .records import REPEATED as REPEATED
 from .records import account_of as account_of
 from .records import content_key as content_key
@@ -32,6 +40,7 @@ from .records import tokenized as tokenized
 from .report import fresh_logps as fresh_logps
 from .report import group_numbers as group_numbers
 from .report import sample_numbers as sample_numbers
+from .rl_config import LearntReward as LearntReward
 from .rl_config import PolicyGradients as PolicyGradients
 from .rollouts import learn_phase as learn_phase
 from .rollouts import roll_out as roll_out

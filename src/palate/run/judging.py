@@ -26,12 +26,13 @@ def judge_annotator(cfg: Any, run: Run) -> Annotator:
     assert isinstance(cfg, JudgeConfig)
     context = JudgeContext(cfg, model_options(cfg), own=lambda: _policy(cfg, run))
     one_score = getattr(cfg, "n", 2) == 1 or getattr(cfg, "compares_rewards", None) is not None
+    pairs = getattr(cfg, "compares_pairs", False)
     court = judging(
         context,
         ledger=run.ledger(cfg.verdict_cache),
         say=run.display.say,
-        one_completion=one_score,
-        missing_eos_penalty=getattr(cfg, "missing_eos_penalty", 0.0),
+        one_completion=one_score and not pairs,
+        missing_eos_penalty=getattr(cfg, "annotator_penalty", 0.0),
     )
     run.require_same("the judge's question", court.template.hash, "the judge's template")
     run.meter = court.metrics

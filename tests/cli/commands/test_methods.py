@@ -16,7 +16,7 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert err == ""
     rows = {row["name"]: row for row in json.loads(out)}
-    assert rows.keys() == METHODS.keys() | {"rlaif", "self-rewarding"}
+    assert rows.keys() == METHODS.keys() | {"self-rewarding"}
     for name, row in rows.items():
         assert row.keys() == {
             "name",
@@ -56,7 +56,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
     assert all(name in out and METHODS[name].paper.split(", arXiv")[0] in out for name in METHODS)
-    assert "Not implemented: rlaif, self-rewarding." in out
+    assert "Not implemented: self-rewarding." in out
     (line,) = [line for line in out.splitlines() if line.startswith("oaif ")]
     assert line.split()[1:9] == ["prompts", "yes", "yes", "yes", "no", "2", "(1)", "online"]
 
