@@ -32,7 +32,7 @@ LAYERS = (
     ("loops",),
     ("methods",),
     ("arguments", "report"),
-    ("launch", "testing", "article", "inspection"),
+    ("launch", "testing", "article", "inspection", "labelling"),
     ("cli",),
 )
 """From the bottom. A part imports from the layers below its own, and nothing from its neighbours."""
