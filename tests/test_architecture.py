@@ -21,7 +21,7 @@ LAYERS = (
     ("errors", "types", "metrics", "declared", "near", "given", "quiet", "beside"),
     ("config", "memory", "rundir"),
     ("settings",),
-    ("losses", "advantages", "select", "data", "journal", "statistics", "winrates"),
+    ("losses", "advantages", "select", "data", "journal", "statistics", "winrates", "bestofn", "textstats"),
     ("model",),
     ("annotate",),
     ("learn",),
@@ -33,6 +33,7 @@ LAYERS = (
     ("methods",),
     ("arguments", "report"),
     ("launch", "testing", "article", "inspection"),
+    ("evaluation",),
     ("cli",),
 )
 """From the bottom. A part imports from the layers below its own, and nothing from its neighbours."""
