@@ -62,6 +62,7 @@ class JudgeLabeller:
         if self._heard is not None:
             annotate = penalised(judged(self._heard), missing_eos=cfg.missing_eos_penalty or 0.0)
         self._annotate = with_label_noise(annotate, cfg.label_noise, seed=seed)
+        self._noisy = cfg.label_noise > 0  # then the labels are not those of the verdicts
 
     def __call__(self, groups: Sequence[Group]) -> list[Labels]:
         """Return the labels of each group."""
@@ -77,7 +78,7 @@ class JudgeLabeller:
         return labels
 
     def _shown(self, group: Group) -> dict[tuple[int, int, int], float | None]:
-        if self._heard is None:
+        if self._heard is None or self._noisy:
             return {}
         n = range(len(group.completions))
         shown: dict[tuple[int, int, int], float | None] = {}
