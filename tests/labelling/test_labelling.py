@@ -96,7 +96,7 @@ def test_another_judge_relabels_the_labelled_file(server: FaultyServer, tmp_path
     label(DataConfig(data=str(data)), judged(server), one)
     label(DataConfig(data=str(one)), RewardConfig(reward=("length:1",)), two)
     rows = read(two)
-    assert [row["data_prefers"] for row in rows] == ["chosen", "chosen", "chosen"]
+    assert [row["data_prefers"] for row in rows] == ["rejected", "chosen", "chosen"]
     assert {row["judge"] for row in rows} == {"length:1"}
     assert "p_chosen_shown_first" not in rows[0]  # of the other judge
 
@@ -199,7 +199,7 @@ def test_label_noise_swaps_labels(tmp_path: Path) -> None:
     data, output = write(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "out.jsonl"
     cfg = RewardConfig(reward=("length:1",), label_noise=1.0)
     label(DataConfig(data=str(data)), cfg, output)
-    assert [row["data_prefers"] for row in read(output)] == ["chosen", "chosen", "chosen"]
+    assert [row["data_prefers"] for row in read(output)] == ["chosen", "rejected", "chosen"]
     assert [row["status"] for row in read(output)] == ["labelled", "labelled", "tie"]
 
 
