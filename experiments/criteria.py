@@ -1,7 +1,7 @@
 """Criteria decide: the same oaif run with "cheerful" and with "brief" moves the model in two directions.
 
-SmolLM2-135M-Instruct, LoRA, everyday prompts, two completions per prompt. Only `--criteria` differs between the
-two runs; the policy is the only model that is trained. The judge is scripted: a server on this machine that
+SmolLM2-135M-Instruct, LoRA, everyday prompts, two completions each. Only `--criteria` differs between the two
+runs; the policy is the only model that is trained. The judge is scripted: a server on this machine that
 speaks the OpenAI protocol, reads the criteria from the question, and answers with label probabilities, from
 VADER's sentiment if they ask for cheerful answers and from the number of words if they ask for brief ones. It
 stands for a model that understands them. Rows that exist are not made again; an interrupted run starts over,
@@ -129,9 +129,8 @@ def paragraph(made: Sequence[dict[str, Any]]) -> list[str]:
     for name, text in CRITERIA.items():
         own = [row for row in made if row["criteria"] == name]
         if own:
-            mean = {
-                key: statistics.mean(row[key] for row in own) for key in own[0] if _is_number(own[0][key])
-            }
+            numbers = [key for key, value in own[0].items() if isinstance(value, int | float)]
+            mean = {key: statistics.mean(row[key] for row in own) for key in numbers}
             lines.append(
                 f'| "{text}" | {len(own)} | {mean["cheer_before"]:.2f} → {mean["cheer_after"]:.2f} | '
                 f"{mean['words_before']:.1f} → {mean['words_after']:.1f} | "
@@ -145,10 +144,6 @@ def paragraph(made: Sequence[dict[str, Any]]) -> list[str]:
             lines += ["", f"A held-out prompt with {name!r}: *{one_line['prompt']}*", ""]
             lines += [f"- before: {one_line['before']}", f"- after: {one_line['after']}"]
     return lines
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from palate.config.base import (
     Config,
     Names,
     Rewards,
+    Source,
     expand_home,
 )
 
@@ -58,6 +59,12 @@ class JudgeConfig(Config):
     judge_keys: Mapping[str, str] = Field(default_factory=dict)
     """Environment variables with the keys of further judges on other hosts than the first, such as
     `api.example.com=EXAMPLE_KEY`."""
+    probe_pairs: int = Field(20, ge=0)
+    """Pairs of the model's own completions on which a run tests the judge before the first step, in both
+    orders; 0 for none. The verdicts count towards the limits; the test is skipped if it could use more than a
+    tenth of one."""
+    probe_data: Source | None = None
+    """Pairs with chosen and rejected, of which the test takes as many to measure the judge's accuracy."""
     verdict_cache: Path | None = None
     """File of verdicts that several runs share, so that a verdict is paid for once."""
     max_verdicts: int | None = Field(None, ge=0)

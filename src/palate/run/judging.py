@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from palate.annotate import Annotator, judged, with_label_noise
 from palate.annotate.base import Judge
-from palate.annotate.judges.build import JudgeContext, judging, local_options
+from palate.annotate.judges.build import JudgeContext, Judging, judging, local_options
 from palate.annotate.judges.local import LocalModel
 from palate.config import JudgeConfig, ModelConfig
 from palate.learn import Policy
 from palate.run.run import Run
+from palate.types import Group
 
 
-def judge_annotator(cfg: Any, run: Run) -> Annotator:
+@dataclass(frozen=True)
+class JudgeAnnotator:
+    """The annotator of a run's judge.
+
+    Attributes:
+        annotate: groups in, groups with rewards out; the run stores its answers.
+        court: the judge itself.
+    """
+
+    annotate: Annotator
+    court: Judging
+
+    def __call__(self, groups: Sequence[Group]) -> list[Group]:
+        """Return the groups with rewards."""
+        return self.annotate(groups)
+
+
+def judge_annotator(cfg: Any, run: Run) -> JudgeAnnotator:
     """Return the annotator of the judge that a run's configuration names.
 
     Its verdicts and what they cost are kept in the run's journal; each step's metrics have the costs.
@@ -37,7 +56,7 @@ def judge_annotator(cfg: Any, run: Run) -> Annotator:
     run.meter = court.metrics
     noise = getattr(cfg, "label_noise", 0.0)
     annotate = with_label_noise(court.annotate, noise, seed=run.seed("label noise"))
-    return run.annotator(annotate, name=f"judge {cfg.judge}")
+    return JudgeAnnotator(run.annotator(annotate, name=f"judge {cfg.judge}"), court)
 
 
 def own_judge(judge: Judge, run: Run) -> Annotator:

@@ -14,7 +14,7 @@ from palate.annotate.judges.budget import Budget, Limits
 from palate.annotate.judges.desk import Desk, JudgeModel
 from palate.annotate.judges.judging import JUDGES, Bench, PairwiseJudge, metrics_of
 from palate.annotate.judges.ledger import Ledger
-from palate.annotate.judges.prices import price_of
+from palate.annotate.judges.prices import FREE, price_of
 from palate.annotate.judges.records import POINTS, SCORES, Amount, Question, labels_of
 from palate.annotate.judges.several import Cascade, Panel
 from palate.annotate.judges.template import Mode, Template
@@ -80,6 +80,23 @@ class Judging:
             ]
         labels = SCORES if self.template.mode == "score" else POINTS
         return [bench.question(prompt, (text,), labels) for text in texts]
+
+    def expected(self, questions: Sequence[Question], cfg: JudgeConfig) -> tuple[int, Amount]:
+        """Return the largest likely number of verdicts on questions, and their cost, if all models are asked.
+
+        A token has about four bytes; three are assumed here.
+        """
+        sampled = self.template.mode == "rubric" or not cfg.judge_logprobs
+        repeats = cfg.judge_samples if sampled else 1
+        count, amount = 0, Amount()
+        for bench in self.benches:
+            price = getattr(bench.desk.model, "price", FREE)
+            for question in questions:
+                length = len(question.render(cfg.judge_max_text).encode()) // 3
+                written = max(cfg.judge_max_tokens, question.reasoning)
+                count += repeats
+                amount += price.amount(repeats * length, repeats * written)
+        return count, amount
 
     def amounts(self, questions: Sequence[Question]) -> list[tuple[int, Amount]]:
         """Return the number of saved verdicts on each question, and their cost, summed over the models."""
