@@ -82,8 +82,9 @@ def test_accuracy_on_given_pairs(tiny: str, tmp_path: Path, serve: Serve) -> Non
 
 @pytest.mark.parametrize(
     ("limit", "flag"),
-    [({"max_verdicts": 79}, "8 of --max-verdicts 79"), ({"max_judge_tokens": 3000}, "--max-judge-tokens 3000"),
-     ({"max_cost": 0.01, "price_in": 1.0, "price_out": 1.0}, "--max-cost 0.01")],
+    [({"max_verdicts": 79}, "8 of --max-verdicts 79"),
+     ({"max_judge_tokens": 9000}, "--max-judge-tokens 9000"),
+     ({"max_cost": 0.009, "price_in": 1.0, "price_out": 1.0}, "--max-cost 0.009")],
 )  # fmt: skip
 def test_it_uses_at_most_a_tenth_of_a_limit(
     tiny: str, tmp_path: Path, serve: Serve, limit: dict[str, Any], flag: str

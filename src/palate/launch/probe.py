@@ -37,13 +37,10 @@ def probe_judge(
         BudgetError: a limit is reached.
         DataError: `probe_data` cannot be used.
     """
-    if not (
-        isinstance(annotate, JudgeAnnotator) and isinstance(learner, Policy) and isinstance(cfg, JudgeConfig)
-    ):
+    if not isinstance(annotate, JudgeAnnotator) or not annotate.court.compares or not cfg.probe_pairs:
         return
+    assert isinstance(learner, Policy), "a method with a judge trains a policy"
     court, policy, count = annotate.court, learner, cfg.probe_pairs
-    if not count or not court.compares or not isinstance(cfg, Sampling):
-        return
     options: dict[str, Any] = {"columns": getattr(cfg, "map", {}), "limit": count}
     known = [] if cfg.probe_data is None else read_comparisons(cfg.probe_data, **options)[0]
 
