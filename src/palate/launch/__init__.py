@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from palate.loops import PairRounds, content_key, pairs_of, records_of
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.quiet import quieted
-from palate.run import BoundReachedError, Display, Run
+from palate.run import BoundReachedError, Display, JudgeAnnotator, Run
 from palate.types import Example, Pair, Prompt
 
 __all__ = ["Outcome", "train"]
@@ -136,7 +136,8 @@ def train(
     shown = Display(titled=True) if display == "auto" else display
     with quieted(), Run(config, method=method, display=shown) as run:
         annotate = annotator_of(config, run, None if isinstance(judge, str) else judge)
-        return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
+        with closing(annotate) if isinstance(annotate, JudgeAnnotator) else nullcontext():
+            return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
 
 
 def _judged(

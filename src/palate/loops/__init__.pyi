@@ -41,6 +41,7 @@ from .rounds import mean_reward as mean_reward
 from .rounds import prompts_of_round as prompts_of_round
 from .rounds import tell_low_threshold as tell_low_threshold
 from .rounds import threshold as threshold
+from .stage import Ahead as Ahead
 from .texts import check_columns as check_columns
 from .texts import from_column as from_column
 from .texts import warn_of_long_texts as warn_of_long_texts

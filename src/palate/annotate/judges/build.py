@@ -66,6 +66,11 @@ class Judging:
         """True for a judge that compares two completions."""
         return self.template.mode == "pairwise"
 
+    @property
+    def remote(self) -> bool:
+        """True if all models compute elsewhere, so that other work can go on beside them."""
+        return all(getattr(bench.desk.model, "remote", False) for bench in self.benches)
+
     def metrics(self) -> dict[str, float]:
         """Return the counts since the last call and the total spending."""
         return metrics_of(self.benches)

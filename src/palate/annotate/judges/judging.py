@@ -92,8 +92,9 @@ def metrics_of(benches: Sequence[Bench]) -> dict[str, float]:
     """
     counts: Counter[str] = Counter()
     for bench in benches:
-        counts.update(bench.counts)
-        bench.counts.clear()
+        # Another thread may be counting (`palate.annotate.early`), so the counter is replaced, not emptied.
+        taken, bench.counts = bench.counts, Counter()
+        counts.update(dict(taken))
     budget = benches[0].desk.budget
     values: dict[str, float] = {
         "judge/verdicts": budget.verdicts,
