@@ -58,6 +58,7 @@ from .spending import spends_on_pair_rounds as spends_on_pair_rounds
 from .spending import spends_on_pairs as spends_on_pairs
 from .spending import spends_on_pairs_alone as spends_on_pairs_alone
 from .spending import spends_on_policy_gradients as spends_on_policy_gradients
+from .stage import Ahead as Ahead
 from .texts import check_columns as check_columns
 from .texts import from_column as from_column
 from .texts import warn_of_long_texts as warn_of_long_texts
