@@ -70,6 +70,7 @@ def child(arguments: list[str]) -> int:
 
     from palate import cli
     from palate.annotate import FunctionScorer
+    from palate.annotate.judges.ledger import Ledger
     from palate.journal import Journal
     from palate.learn import Learner, Optimizer
     from palate.model.fast.decode import Decoder
@@ -101,6 +102,7 @@ def child(arguments: list[str]) -> int:
     wrap(Journal, "add_metrics", "journal")
     wrap(Decoder, "run", "sample")
     wrap(FunctionScorer, "__call__", "annotate")
+    wrap(Ledger, "done", "annotate")
     wrap(Learner, "update", "learn")
     wrap(Learner, "measure", "evaluate")
     wrap(Optimizer, "step", "learn", lambda *_: note("step"))

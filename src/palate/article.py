@@ -65,10 +65,4 @@ UNBUILT = (
             external=True,
         ),
     ),
-    Unbuilt(
-        "self-rewarding",
-        "online",
-        "Yuan et al. 2024, arXiv:2401.10020",
-        Recipe("human seed", "current", "each round", ("policy", "reference"), ("policy",)),
-    ),
 )

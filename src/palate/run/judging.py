@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from palate.annotate import Annotator, judged
@@ -35,7 +35,14 @@ def judge_annotator(cfg: Any, run: Run) -> Annotator:
     )
     run.require_same("the judge's question", court.template.hash, "the judge's template")
     run.meter = court.metrics
-    return run.annotator(court.annotate, name=f"judge {cfg.judge}")
+    return run.annotator(court.annotate, name=_name(cfg, run))
+
+
+def _name(cfg: JudgeConfig, run: Run) -> str | Callable[[], str]:
+    """Return the judge's name in the journal; each version of the policy is another judge."""
+    if cfg.judge == "self":
+        return lambda: f"judge self {run.learners[0].version}"
+    return f"judge {cfg.judge}"
 
 
 def own_judge(judge: Judge, run: Run) -> Annotator:

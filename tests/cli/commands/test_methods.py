@@ -16,7 +16,7 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert err == ""
     rows = {row["name"]: row for row in json.loads(out)}
-    assert rows.keys() == METHODS.keys() | {"rlaif", "self-rewarding"}
+    assert rows.keys() == METHODS.keys() | {"rlaif"}
     for name, row in rows.items():
         assert row.keys() == {"name", "group", "paper", "built", *QUESTIONS, "models", "source"}
         assert row["built"] == (name in METHODS)
@@ -40,7 +40,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
     assert all(name in out and METHODS[name].paper.split(", arXiv")[0] in out for name in METHODS)
-    assert "Not implemented: rlaif, self-rewarding." in out
+    assert "Not implemented: rlaif." in out
     (line,) = [line for line in out.splitlines() if line.startswith("oaif ")]
     assert line.split()[1:8] == ["online", "yes", "yes", "yes", "no", "2", "(1)"]
 
