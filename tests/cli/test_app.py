@@ -20,6 +20,7 @@ from palate.cli.command import Command, Group
 from palate.cli.commands import COMMANDS
 from palate.cli.commands.chat import COMMAND as CHAT
 from palate.cli.commands.inspect import COMMAND as INSPECT
+from palate.cli.commands.make import COMMAND as MAKE
 from palate.cli.commands.methods import COMMAND as LIST
 from palate.cli.commands.report import COMMAND as REPORT
 from palate.cli.commands.run import COMMAND as RUN
@@ -67,6 +68,7 @@ class Fake:
             "sample": Command("sample", "Sample.", self.configured("sample"), config=SampleConfig),
             "inspect": replace(INSPECT, call=self.configured("inspect")),
             "chat": replace(CHAT, call=self.configured("chat"), config=ChatConfig),
+            "make": MAKE,
             **{command.name: replace(command, call=self.called(command)) for command in (RUNS, REPORT, LIST)},
         }
 
@@ -233,7 +235,7 @@ def test_only_what_is_asked_for_is_built(fake: Fake, line: str, names: set[str])
 
 
 def test_every_file_is_a_command() -> None:
-    assert list(COMMANDS) == ["chat", "inspect", "methods", "report", "run", "runs", "sample"]
+    assert list(COMMANDS) == ["chat", "inspect", "make", "methods", "report", "run", "runs", "sample"]
     assert all(COMMANDS[name].name == name for name in COMMANDS)
 
 

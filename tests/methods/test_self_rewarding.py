@@ -128,7 +128,8 @@ def test_new_prompts_are_unlike_all_others(
         assert seeds == [f"q{i}" for i in range(16)]
         assert (sampling.temperature, sampling.top_p, sampling.max_new_tokens) == (0.6, 0.9, 99)
         assert not sieve.takes("Why is grass green")
-        texts = [f"round {len(calls)} asks about thing {i} {'x' * i}" for i in range(count)]
+        made = [[f"{word}{len(calls)}{i}" for word in ("who", "sells", "blue", "tea")] for i in range(count)]
+        texts = [" ".join(words) for words in made]
         calls.append(seed)
         assert all(sieve.takes(text) for text in texts[:1])
         assert not sieve.takes(texts[0])
@@ -138,7 +139,7 @@ def test_new_prompts_are_unlike_all_others(
     taught("self-rewarding", eft=eft, new_prompts="sft", new_prompt_tokens=99, prompts_per_round=5, **ANY)
     assert len(set(calls)) == 2
     for t, (_, pairs) in enumerate(fits[1:]):
-        assert {pair.prompt.text[:7] for pair in pairs} == {f"round {t}"}
+        assert {pair.prompt.text[:4] for pair in pairs} == {f"who{t}"}
         assert len(pairs) <= 5
 
 
