@@ -93,6 +93,9 @@ METRICS: Mapping[str, Metric] = {
     "judge/uncorrelated": Metric("prompts without a correlation", drawn=False),
     "judge/pairs": Metric("ranked pairs", drawn=False),
     "judge/mean": Metric("the judge's mean score of the same answers"),
+    "meta/disputed": Metric("answers with different scores"),
+    "meta/pairs": Metric("pairs of gradings"),
+    "meta/first_wins": Metric("battles of gradings that the first wins"),
     # A round against the one before, on held-out prompts.
     "round_reward": Metric("reward after a round"),
     "round_win_rate": Metric("win rate over the round before"),

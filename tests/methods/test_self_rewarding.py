@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 import palate
 from palate import loops
+from palate.annotate.judges.reading import Reading
 from palate.errors import RunError
 from palate.making.prompts import Written
 from palate.methods.self_rewarding import SelfRewardingConfig
@@ -275,3 +276,57 @@ def test_other_judges(given: dict[str, Any], expected: tuple[Any, ...]) -> None:
 def test_numbers_that_do_not_fit(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SelfRewardingConfig(data="x", **wrong)
+
+
+# ---- Meta-rewarding -----------------------------------------------------------------------------------
+
+
+def test_the_judge_learns_from_its_judged_gradings(
+    options: dict[str, Any], fits: list[tuple[str, Sequence[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from palate.annotate.judges.local import LocalModel
+
+    def grade(self: Any, questions: Sequence[Any], prompts: Sequence[Any]) -> list[tuple[str, int, str]]:
+        """Scores that differ between answers and between the gradings of some answers."""
+        texts = []
+        for question in questions:
+            points = (len(question.texts[0].encode()) + ord(question.prompt[-1]) * question.repeat) % 6
+            written = question.template.mode == "rubric"
+            texts.append((f"Reason {question.repeat}.\nScore: {points}" if written else "", 5, "eos"))
+        return texts
+
+    def asked(self: Any, logps: Any, question: Any) -> Any:
+        """The meta-judge prefers the first grading, unless the other gives more points."""
+        assert question.template.name == "meta"
+        assert "Score:" in question.texts[0]
+        first, second = (text[-1] for text in question.texts)
+        return Reading("ok", (0.4, 0.6) if second > first else (0.6, 0.4))
+
+    monkeypatch.setattr(LocalModel, "_write", grade)
+    monkeypatch.setattr(LocalModel, "_reading", asked)
+    outcome = palate.train("self-rewarding", variant="meta", meta_rounds=1, length_tier=0.4, **options)
+    rows = [json.loads(line) for line in (outcome.directory / "metrics.jsonl").read_text().splitlines()]
+    first = next(row for row in rows if row.get("round") == 1)
+    later = next(row for row in rows if row.get("round") == 2)
+    assert first["meta/pairs"] == first["meta/disputed"] > 0
+    assert 0 < first["meta/first_wins"] < 1
+    assert "meta/pairs" not in later
+    pairs = fits[0][1]
+    gradings = [pair for pair in pairs if pair.chosen.policy_version is None]
+    assert len(gradings) == first["meta/pairs"]
+    assert len(pairs) == len(gradings) + first["pairs/kept"]
+    for pair in gradings:
+        assert pair.prompt.text.count("|") == 1  # the judge's question
+        assert pair.chosen.text[-1] > pair.rejected.text[-1]
+    with sqlite3.connect(outcome.directory / "journal.db") as db:
+        (asked_, known) = db.execute("SELECT count(*), count(DISTINCT key) FROM requests").fetchone()
+    assert asked_ == known  # the gradings are read from the ledger
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"judge_mode": "score"}, {"reward": "sentiment"}, {"learn": "positives"}, {"judge_samples": 1}],
+)
+def test_meta_needs_a_judge_that_can_learn(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="variant is meta"):
+        SelfRewardingConfig(data="x", variant="meta", **wrong)

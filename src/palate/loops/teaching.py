@@ -23,7 +23,7 @@ from palate.model import Snapshot, load_model
 from palate.run import Run
 from palate.types import Example, Group, Prompt
 
-WRITING = Sampling(temperature=0.6, top_p=0.9)
+WRITING = {"temperature": 0.6, "top_p": 0.9}
 """How new prompts are sampled in Yuan et al. 2024."""
 
 Prompts = Callable[[int], list[Prompt]]
@@ -51,7 +51,7 @@ def fine_tune(
     policy: Policy, lessons: Sequence[Example], epochs: float, lr: float | None, cfg: Batches, run: Run
 ) -> None:
     """Imitate the lessons, with a schedule of its own, as the round 0 of the run."""
-    batches = Batches(batch_size=cfg.batch_size, epochs=epochs)
+    batches = Batches.model_validate({"batch_size": cfg.batch_size, "epochs": epochs})
     policy.optimizer.restart(total_steps=batches.total_steps(len(lessons)), lr=lr)
     fit(policy, lessons, likelihood, batches, run, name="lessons", numbers={"round": 0})
 
@@ -87,8 +87,8 @@ def prompt_source(
     seeds = list(dict.fromkeys(prompt.text for prompt in prompts))
     asked = [str(e.prompt.columns.get("asked", e.prompt.text)) for e in lessons]
     sieve = PromptFilter([*seeds, *asked, *(prompt.text for prompt in others)])
-    sampling = WRITING.model_copy(
-        update={"max_new_tokens": tokens, "sampling_rows": getattr(cfg, "sampling_rows", 64)}
+    sampling = Sampling.model_validate(
+        {**WRITING, "max_new_tokens": tokens, "sampling_rows": cfg.sampling_rows}
     )
 
     def written(t: int) -> list[Prompt]:
@@ -112,7 +112,7 @@ def _loaded(name: str, cfg: RoundsConfig, run: Run) -> Snapshot:
     run.require_same("the writer of prompts", weights_digest(model), f"the model {name!r}")
     return Snapshot(
         0,
-        partial(nullcontext, model),
+        lambda: nullcontext(model),
         micro_batch_tokens=8192,
         memory=lambda: run.journal,
         name=f"writer:{name}",

@@ -6,6 +6,10 @@ answers each n times and grades each answer three times with an additive rubric,
 The best and the worst answer of a prompt form a pair; equal scores are dropped. DPO on these pairs, from M_t
 and with M_t as the reference, gives M_t+1, which answers and grades in the next round.
 
+With `variant: meta` (Wu et al. 2024, arXiv:2407.19594) the first rounds also train the judge: for each
+prompt, the policy compares the gradings of the answer whose scores vary most, and the best and the worst
+grading form a pair.
+
 Ours: the rubric's words; the judge may be another model or a reward, which makes this iterative OAIF, and may
 compare answers in pairs; without data for M1 the model itself is M1; prompts may come from data. The judge is
 checked on the first prompts of each round, and a useless one ends the run.
@@ -40,6 +44,11 @@ class SelfRewardingConfig(loops.RoundsConfig):
 
     vetted_lr: ClassVar = {"lora": 1e-4, "full": 1e-5}
 
+    variant: Literal["self", "meta"] = "self"
+    """`meta` trains the judge too (meta-rewarding): the policy compares its own gradings, and learns from the
+    best and the worst."""
+    meta_rounds: int = Field(2, ge=1)
+    """With `variant: meta`, number of rounds in which the judge learns; the later ones train answers only."""
     rounds: int = Field(2, ge=1)
     """Number of rounds after M1."""
     n: int = Field(4, ge=2)
@@ -94,6 +103,10 @@ class SelfRewardingConfig(loops.RoundsConfig):
             raise ValueError("positive_score is set, but learn is pairs; use learn positives or leave it out")
         if self.length_tier is not None and self.learn == "positives":
             raise ValueError("length_tier is set, but learn is positives; use learn pairs or leave it out")
+        if self.variant == "meta" and (self.judge, self.judge_mode) != ("self", "rubric"):
+            raise ValueError("variant is meta, which trains the policy's own rubric judge; use judge self")
+        if self.variant == "meta" and (self.learn == "positives" or self.judge_samples < 2):
+            raise ValueError("variant is meta, which needs learn pairs and judge_samples of at least 2")
         return self
 
     @property
@@ -131,6 +144,9 @@ def self_rewarding(
         groups = loops.judged_groups(annotate, groups, f"round {t + 1}")
         if cfg.learn == "pairs":
             pairs, numbers = loops.some_pairs(groups, cfg.pair_rule, t)
+            if cfg.variant == "meta" and t < cfg.meta_rounds:
+                gradings, meta = loops.judge_pairs(groups, policy, cfg, run)
+                pairs, numbers = [*pairs, *gradings], {**numbers, **meta}
             objective = learn.Pairwise(losses.PAIR_LOSSES["dpo"], cfg.beta, learn.CachedReference(now))
             policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)), lr=cfg.lr)
             each = loops.always(objective)

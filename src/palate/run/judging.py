@@ -7,7 +7,7 @@ from typing import Any
 
 from palate.annotate import Annotator, judged
 from palate.annotate.base import Judge
-from palate.annotate.judges.build import JudgeContext, judging, local_options
+from palate.annotate.judges.build import JudgeContext, Judging, judging, local_options
 from palate.annotate.judges.local import LocalModel
 from palate.config import JudgeConfig, ModelConfig
 from palate.learn import Policy
@@ -24,18 +24,26 @@ def judge_annotator(cfg: Any, run: Run) -> Annotator:
         RunError: the run began with another template.
     """
     assert isinstance(cfg, JudgeConfig)
-    context = JudgeContext(cfg, model_options(cfg), own=lambda: _policy(cfg, run))
+    court = judge_court(cfg, run)
+    run.require_same("the judge's question", court.template.hash, "the judge's template")
+    run.meter = court.metrics
+    return run.annotator(court.annotate, name=_name(cfg, run))
+
+
+def judge_court(cfg: JudgeConfig, run: Run) -> Judging:
+    """Return the judge that a run's configuration names, over the run's ledger.
+
+    Raises:
+        ConfigError, AnnotatorError, ModelError: the judge cannot be used.
+    """
     one_score = getattr(cfg, "n", 2) == 1 or getattr(cfg, "compares_rewards", None) is not None
-    court = judging(
-        context,
+    return judging(
+        JudgeContext(cfg, model_options(cfg), own=lambda: _policy(cfg, run)),
         ledger=run.ledger(cfg.verdict_cache),
         say=run.display.say,
         one_completion=one_score,
         missing_eos_penalty=getattr(cfg, "missing_eos_penalty", 0.0),
     )
-    run.require_same("the judge's question", court.template.hash, "the judge's template")
-    run.meter = court.metrics
-    return run.annotator(court.annotate, name=_name(cfg, run))
 
 
 def _name(cfg: JudgeConfig, run: Run) -> str | Callable[[], str]:
