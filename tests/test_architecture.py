@@ -22,7 +22,7 @@ LAYERS = (
     ("config", "memory", "rundir"),
     ("settings",),
     ("losses", "advantages", "select", "data", "journal", "statistics", "winrates", "bestofn", "textstats"),
-    ("model",),
+    ("model", "effects"),
     ("annotate",),
     ("learn",),
     ("run", "evaluate"),

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from palate import learn, loops, losses, select
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.types import AnchoredPair, Pair, Prompt
 
 if TYPE_CHECKING:
@@ -132,4 +132,5 @@ METHOD = Method(
     learns_from="prompts",
     others=(Way(click_direct, ClickDirectConfig, "pairs"),),
     recipe=Recipe("human", "start", "once", ("policy",), ("policy", "reward model")),
+    share=Share("once"),
 )

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from palate import data, learn, loops, losses, select
 from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Sampling
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Prompt
 
 if TYPE_CHECKING:
@@ -81,4 +81,5 @@ METHOD = Method(
     learns_from="prompts",
     batches_of="prompt",
     recipe=Recipe("model", "current", "each step", ("policy", "reference"), ("policy",), external=True),
+    share=Share("each step"),
 )

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from palate import learn, loops
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.types import Pair, Prompt
 
 if TYPE_CHECKING:
@@ -108,4 +108,5 @@ METHOD = Method(
     learns_from="prompts",
     others=(Way(pairwise_cringe_direct, PairwiseCringeDirectConfig, "pairs"),),
     recipe=Recipe("human", "current", "each round", ("policy", "reward model")),
+    share=Share("each round", rounds=2),
 )

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 
 from palate import learn, loops, select
 from palate.config import Numbers
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Example, Group, Prompt
 
 if TYPE_CHECKING:
@@ -130,4 +130,5 @@ METHOD = Method(
     learns_from="prompts",
     batches_of="completion",
     recipe=Recipe("human", "mixed", "each round", ("policy", "reward model")),
+    share=Share("each round", n=8, stages=2, fixed={"threshold_by": "quantile", "thresholds": (0.5, 0.8)}),
 )

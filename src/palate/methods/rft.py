@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field
 from palate import learn, loops, select
 from palate.config import Sampling, split_commas
 from palate.errors import RunError
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Example, Group, Prompt
 
 if TYPE_CHECKING:
@@ -123,4 +123,5 @@ METHOD = Method(
     learns_from="prompts",
     batches_of="completion",
     recipe=Recipe("human", "current", "each round", ("policy", "reward model")),
+    share=Share("each round", n=8, rounds=2),
 )

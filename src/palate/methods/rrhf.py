@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, select
 from palate.config import MethodConfig, Names
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.types import Group, Pair, Prompt
 
 if TYPE_CHECKING:
@@ -102,4 +102,5 @@ METHOD = Method(
     batches_of="group",
     others=(Way(rrhf_direct, RRHFDirectConfig, "pairs"),),
     recipe=Recipe("human", "mixed", "once", ("policy",), ("policy", "reward model")),
+    share=Share("once"),
 )

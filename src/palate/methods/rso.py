@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, losses, select
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.types import Pair, Prompt
 
 if TYPE_CHECKING:
@@ -126,4 +126,5 @@ METHOD = Method(
     learns_from="prompts",
     others=(Way(rso_direct, RSODirectConfig, "pairs"),),
     recipe=Recipe("human", "start", "once", ("policy", "reference"), ("policy",)),
+    share=Share("once", n=16, fixed={"keep": 8}),
 )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from palate import learn, loops
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Example
 
 if TYPE_CHECKING:
@@ -48,4 +48,5 @@ METHOD = Method(
     learns_from="demonstrations",
     batches_of="demonstration",
     recipe=Recipe("none", "data", "once", ("policy",)),
+    share=Share("demonstrations", n=16),
 )

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, losses
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.types import AnchoredPair, Group, Pair, Prompt
 
 if TYPE_CHECKING:
@@ -132,4 +132,5 @@ METHOD = Method(
     learns_from="prompts",
     others=(Way(slic_hf_direct, SlicHFDirectConfig, "pairs"),),
     recipe=Recipe("human", "start", "once", ("policy",), ("policy", "reward model")),
+    share=Share("once"),
 )
