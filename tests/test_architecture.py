@@ -34,6 +34,7 @@ LAYERS = (
     ("arguments", "report"),
     ("launch", "testing", "article", "inspection"),
     ("evaluation",),
+    ("comparison",),
     ("cli",),
 )
 """From the bottom. A part imports from the layers below its own, and nothing from its neighbours."""
