@@ -103,10 +103,10 @@ def _train(job: Job, root: Path, at_once: int, display: Display) -> str:
         )
         try:
             _, status, used = os.wait4(process.pid, 0)
-        except BaseException:
-            process.terminate()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            if process.returncode is None:  # interrupted: the run saves its state and ends, too
+                process.terminate()
     row = {
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "peak_memory_gb": round(used.ru_maxrss * _unit() / 1e9, 3),

@@ -13,7 +13,7 @@ import numpy as np
 from palate.comparison.arms import Arm, Budget, arms_of, lacking, settings_of, spent
 from palate.comparison.config import CompareConfig
 from palate.comparison.measure import Measured, Meter, keep_json, measure, measuring
-from palate.comparison.results import results
+from palate.comparison.results import BASE, results
 from palate.comparison.runs import Job, train_all
 from palate.comparison.shared import Pool, Prompts, facts_of, measured_budget, pool_run, pools, read_all
 from palate.errors import RunError
@@ -207,7 +207,7 @@ def _samples(meter: Meter, measured: Sequence[Measured]) -> list[dict[str, Any]]
     first = {row.job.arm: row for row in reversed(measured)}
     rows = []
     for i, group in enumerate(meter.base.groups):
-        texts = [("before training", group.completions[0], None)]
+        texts = [(BASE, group.completions[0], float(measured[0].base[i]))]
         texts += [
             (name, row.side.groups[i].completions[0], float(row.rewards[i])) for name, row in first.items()
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from palate.report.scatter import Dot, scatter
 from palate.report.words import count, duration, interval, number, percent
 
 Result = Mapping[str, Any]
+Columns = tuple[tuple[str, Callable[[Result, Result], str]], ...]
 
 
 def write_comparison(result: Result, samples: Sequence[Mapping[str, Any]], target: Path) -> Path:
@@ -23,7 +24,8 @@ def write_comparison(result: Result, samples: Sequence[Mapping[str, Any]], targe
     Raises:
         RunError: the file cannot be written.
     """
-    head, rows = table(result, wide=True)
+    head, rows = table(result, QUALITY)
+    spent_head, spent_rows = table(result, SPENT)
     article_head, article_rows = article(result)
     shown = samples[:MOST_SAMPLES]
     budget = result["budget"]
@@ -40,6 +42,8 @@ def write_comparison(result: Result, samples: Sequence[Mapping[str, Any]], targe
         gold_sentences=result.get("gold_sentences", []),
         head=head,
         rows=rows,
+        spent_head=spent_head,
+        spent_rows=spent_rows,
         article_head=article_head,
         article_rows=article_rows,
         matrix=matrix(result),
@@ -49,14 +53,8 @@ def write_comparison(result: Result, samples: Sequence[Mapping[str, Any]], targe
     )
 
 
-def table(result: Result, *, wide: bool) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the table of measured columns, a row for each method, best first.
-
-    Args:
-        result: the content of `summary.json`.
-        wide: include what was spent; False for a terminal.
-    """
-    columns = [(label, cell) for label, cell, only_wide in COLUMNS if wide or not only_wide]
+def table(result: Result, columns: Columns) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of a table of measured columns, a row for each method, best first."""
     rows = sorted(result["methods"], key=lambda row: -(row["win_rate"] or 0.0))
     cells = [[cell(row, result) for _, cell in columns] for row in rows]
     used = [i for i, _ in enumerate(columns) if any(row[i] for row in cells)]
@@ -83,27 +81,32 @@ def _money(row: Result, result: Result) -> str:
     return f"${row['cost']:.2f}" if row.get("cost") else ""
 
 
-COLUMNS: tuple[tuple[str, Any, bool], ...] = (
-    ("method", lambda row, _: row["name"], False),
-    ("reward", lambda row, result: "" if result["pairwise"] else _span(row, "reward"), False),
-    ("hidden reward", lambda row, _: _span(row, "gold"), False),
-    ("win rate over the base", _rate, False),
-    ("by seed, %", _seeds, True),
-    ("at equal length", lambda row, _: percent(row["length_controlled_win_rate"]), False),
-    ("KL (nats)", lambda row, _: _span(row, "kl"), False),
-    ("tokens each", lambda row, _: number(row["tokens_each"]), True),
-    ("ended", lambda row, _: percent(row["ended"]), True),
-    ("learning rate", lambda row, _: "" if row["lr"] is None else f"{row['lr']:g}", True),
-    ("sampled tokens", lambda row, _: count(row["tokens"]), False),
-    ("verdicts", lambda row, _: count(row["verdicts"]), False),
-    ("money", _money, False),
-    ("optimizer steps", lambda row, _: count(row["steps"]), True),
-    ("time", lambda row, _: duration(row["seconds"]), False),
-    ("processor time", lambda row, _: duration(row["cpu_seconds"]), True),
-    ("peak memory (GB)", lambda row, _: number(row["peak_memory_gb"]), True),
-    ("models", lambda row, _: row["models"], True),
+QUALITY: Columns = (
+    ("method", lambda row, _: row["name"]),
+    ("reward", lambda row, result: "" if result["pairwise"] else _span(row, "reward")),
+    ("hidden reward", lambda row, _: _span(row, "gold")),
+    ("win rate over the base", _rate),
+    ("by seed, %", _seeds),
+    ("at equal length", lambda row, _: percent(row["length_controlled_win_rate"])),
+    ("KL (nats)", lambda row, _: _span(row, "kl")),
+    ("tokens each", lambda row, _: number(row["tokens_each"])),
+    ("ended", lambda row, _: percent(row["ended"])),
 )
-"""Columns of the table: label, text of a cell from a method's row and the result, and wide tables only."""
+SPENT: Columns = (
+    ("method", lambda row, _: row["name"]),
+    ("sampled tokens", lambda row, _: count(row["tokens"])),
+    ("completions", lambda row, _: count(row["completions"])),
+    ("verdicts", lambda row, _: count(row["verdicts"])),
+    ("money", _money),
+    ("optimizer steps", lambda row, _: count(row["steps"])),
+    ("learning rate", lambda row, _: "" if row["lr"] is None else f"{row['lr']:g}"),
+    ("time", lambda row, _: duration(row["seconds"])),
+    ("processor time", lambda row, _: duration(row["cpu_seconds"])),
+    ("peak memory (GB)", lambda row, _: number(row["peak_memory_gb"])),
+    ("models", lambda row, _: row["models"]),
+)
+SHORT: Columns = tuple(column for column in QUALITY if column[0] not in ("by seed, %", "ended"))
+"""Columns of the tables: label, and text of a cell from a method's row and the result."""
 
 
 def article(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -145,8 +148,9 @@ def _lead(result: Result) -> str:
     best = max(result["methods"], key=lambda row: row["win_rate"] or 0.0)
     return (
         f"{best['name']} wins most often against the model before training: {percent(best['win_rate'])} "
-        f"{interval(best['win_rate_low'], best['win_rate_high'])} of {count(result['test_prompts'])} prompts, "
-        f"with {count(len(best['seeds']))} seed{'s' * (len(best['seeds']) != 1)}, by {result['annotator']}."
+        f"{interval(best['win_rate_low'], best['win_rate_high'])} of {count(result['test_prompts'])} "
+        f"prompts, with {count(len(best['seeds']))} seed{'s' * (len(best['seeds']) != 1)}, by "
+        f"{result['annotator']}."
     )
 
 
@@ -179,7 +183,9 @@ def _plots(result: Result) -> Iterator[Drawn]:
     yield Drawn(
         "Reward against budget",
         "Mean over the seeds with its interval, against the tokens that a run sampled, its data included.",
-        scatter(dots("tokens", name), "budget", "Reward against budget", "sampled tokens", label),
+        scatter(
+            dots("tokens", name), "budget", "Reward against budget", "sampled tokens", label, from_zero=True
+        ),
     )
     yield Drawn(
         "Length against win rate",

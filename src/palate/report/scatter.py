@@ -31,6 +31,7 @@ def scatter(
     y: str,
     *,
     guide: float | None = None,
+    from_zero: bool = False,
 ) -> Markup:
     """Return a scatter plot as SVG.
 
@@ -39,6 +40,7 @@ def scatter(
         key: a name that is unique in the page.
         title, x, y: the plot's title and what its axes show, for screen readers and labels.
         guide: draw a horizontal line here.
+        from_zero: begin the horizontal axis at zero.
     """
     texts = {0: x, 1: y, **{i + 2: name[:LONGEST_LABEL] for i, name in enumerate(series)}}
     room = max((len(text) for i, text in texts.items() if i > 1), default=0) * LETTER
@@ -64,6 +66,8 @@ def scatter(
                 ends.append((sum(dot.y for dot in last) / len(last), style))
         if guide is not None:
             axes.axhline(guide, color=svg.MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+        if from_zero:
+            axes.set_xlim(left=0)
         low, high = axes.get_ylim()
         gap, place = (high - low) * 0.075, float("-inf")
         for height, style in sorted(ends):

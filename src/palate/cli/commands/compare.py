@@ -70,7 +70,7 @@ def compare(config: Any) -> int:
 
     quiet_libraries()
     done = compare_methods(configured(config), display=Display(quiet=config.json_only))
-    from palate.report.compared import table, write_comparison
+    from palate.report.compared import SHORT, table, write_comparison
 
     page = write_comparison(done.result, done.samples, done.directory / "report.html")
     if config.json_only:
@@ -80,7 +80,7 @@ def compare(config: Any) -> int:
     from rich.text import Text
 
     console = Console()
-    head, rows = table(done.result, wide=False)
+    head, rows = table(done.result, SHORT)
     shown = Table(box=None, pad_edge=False)
     for i, name in enumerate(head):
         shown.add_column(Text(plain(name)), justify="right" if i else "left", overflow="fold")
