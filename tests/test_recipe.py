@@ -36,7 +36,7 @@ def test_a_method_that_samples_nothing_is_not_judged_again() -> None:
 def test_the_article_has_fourteen_rows() -> None:
     assert len(SOURCE) == 14
     absent = {method.name for method in UNBUILT}
-    assert absent == {"rlaif", "self-rewarding"}
+    assert absent == {"self-rewarding"}
     assert SOURCE.keys() <= METHODS.keys() | absent
 
 

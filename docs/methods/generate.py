@@ -43,7 +43,7 @@ def exports(text: str) -> str:
 
 def table(text: str) -> str:
     """The page of the methods, with its first table made again; cells unlike the article's are bold."""
-    start = text.index("| method | group |")
+    start = text.index("| method | learns from |")
     head = "\n".join(text[start:].splitlines()[:2])
     end = text.index("\n\n", start)
     return text[:start] + "\n".join([head, *_rows()]) + text[end:]
@@ -57,7 +57,8 @@ def _rows() -> Iterator[str]:
         ours = astuple(method.recipe.cells)
         article = astuple(SOURCE[name]) if name in SOURCE else ours
         cells = (cell if cell == other else f"**{cell}**" for cell, other in zip(ours, article, strict=True))
-        yield f"| {' | '.join([title, method.group, *cells])} |"
+        data = " or ".join(dict.fromkeys(way.learns_from for way in getattr(method, "ways", ())))
+        yield f"| {' | '.join([title, data, method.group, *cells])} |"
 
 
 PAGE = """\

@@ -53,19 +53,6 @@ class Unbuilt:
 
 UNBUILT = (
     Unbuilt(
-        "rlaif",
-        "RL",
-        "Lee et al. 2023, arXiv:2309.00267",
-        Recipe(
-            "model",
-            "current",
-            "each step",
-            ("policy", "reference", "reward model", "value"),
-            ("policy", "reference", "value"),  # d-RLAIF uses the labelling model itself as reward
-            external=True,
-        ),
-    ),
-    Unbuilt(
         "self-rewarding",
         "online",
         "Yuan et al. 2024, arXiv:2401.10020",

@@ -123,6 +123,17 @@ METRICS: Mapping[str, Metric] = {
     "mean_reward": Metric("mean reward"),
     "min_reward": Metric("lower reward"),
     "max_reward": Metric("higher reward"),
+    # RLAIF: the soft labels of its first stage, and its reward model.
+    "preferences/kept": Metric("pairs with a soft label"),
+    "preferences/dropped": Metric("pairs without a verdict, or of equal texts"),
+    "preferences/confidence": Metric("distance of the soft labels from one half"),
+    "reward_model/loss": Metric("loss of the reward model"),
+    "reward_model/accuracy": Metric("agreement of the reward model with the judge"),
+    "reward_model/margin": Metric("margin of the reward model"),
+    "reward_model/divergence": Metric("KL from the judge's labels to the reward model's (nats)"),
+    "reward_model/grad_norm": Metric("grad norm of the reward model", drawn=False),
+    "reward_model/learning_rate": Metric("learning rate of the reward model", drawn=False),
+    "reward_model/skipped_updates": Metric("skipped updates of the reward model", drawn=False),
     # Progress.
     "step": Metric("step", drawn=False),
     "epoch": Metric("epoch", drawn=False),

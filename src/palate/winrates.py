@@ -6,7 +6,7 @@ A verdict is P(model preferred) over a baseline, with the lengths of both texts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -93,15 +93,15 @@ def length_controlled(verdicts: Sequence[Verdict]) -> Controlled:
     scaled = np.tanh(difference / spread) if spread > 1e-9 else np.zeros(len(table))
     design = np.column_stack([np.ones(len(table)), scaled])
     penalty = len(table) * np.array([QUALITY_PRIOR, LENGTH_PRIOR])
-    coefficients = _logistic(design, preference, penalty)
-    error = math.sqrt(_sandwich(design, preference, penalty, coefficients)[0, 0])
+    coefficients = logistic(design, preference, penalty)
+    error = math.sqrt(sandwich(design, preference, penalty, coefficients)[0, 0])
     centre = float(coefficients[0])
     rate = _sigmoid(centre)
     low, high = _sigmoid(centre - 1.96 * error), _sigmoid(centre + 1.96 * error)
     return Controlled(rate, rate * (1 - rate) * error, low, high, float(coefficients[1]))
 
 
-def _logistic(design: np.ndarray, target: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+def logistic(design: np.ndarray, target: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     """Return the coefficients (K,) of a logistic regression with L2 penalties, by Newton's method."""
     import numpy as np
 
@@ -118,15 +118,27 @@ def _logistic(design: np.ndarray, target: np.ndarray, penalty: np.ndarray) -> np
     return coefficients
 
 
-def _sandwich(
-    design: np.ndarray, target: np.ndarray, penalty: np.ndarray, coefficients: np.ndarray
+def sandwich(
+    design: np.ndarray,
+    target: np.ndarray,
+    penalty: np.ndarray,
+    coefficients: np.ndarray,
+    clusters: Sequence[Hashable] | None = None,
 ) -> np.ndarray:
-    """Return the robust covariance (K, K) of the coefficients."""
+    """Return the robust covariance (K, K) of the coefficients.
+
+    Rows of the same cluster may depend on each other; without clusters, all rows are independent.
+    """
     import numpy as np
 
     mean = 1 / (1 + np.exp(-design @ coefficients))
     bread = np.linalg.inv((design * (mean * (1 - mean))[:, None]).T @ design + np.diag(penalty))
     scores = design * (target - mean)[:, None]
+    if clusters is not None:
+        number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
+        sums = np.zeros((len(number), scores.shape[1]))
+        np.add.at(sums, [number[key] for key in clusters], scores)
+        scores = sums
     return bread @ (scores.T @ scores) @ bread
 
 

@@ -289,7 +289,7 @@ def test_every_file_is_a_command() -> None:
         ("chat a --sed 1", "unknown flag --sed; did you mean --seed? `palate chat --help` lists the flags"),
         (
             "chat a b",
-            "unexpected 'b': a value must follow a flag; `palate chat --help` lists the flags",
+            "unexpected 'b': a value must follow its flag; `palate chat --help` lists the flags",
         ),
         ("chat a --seed x", "--seed is 'x', expected a whole number"),
         ("report --output", "--output has no value, expected `--output FILE`"),
@@ -300,7 +300,7 @@ def test_every_file_is_a_command() -> None:
         ("runs --jsn", "unknown flag --jsn; did you mean --json? `palate runs --help` lists the flags"),
         (
             "runs a b",
-            "unexpected 'b': a value must follow a flag; `palate runs --help` lists the flags",
+            "unexpected 'b': a value must follow its flag; `palate runs --help` lists the flags",
         ),
         ("run dpo --data", "--data has no value, expected `--data TEXT`"),
         ("run dpo --beta --data x", "--beta has no value, expected `--beta FLOAT`"),
@@ -311,7 +311,8 @@ def test_every_file_is_a_command() -> None:
         ),
         (
             "run dpo a.jsonl",
-            "unexpected 'a.jsonl': a value must follow a flag; `palate run dpo --help` lists the flags",
+            "unexpected 'a.jsonl': a value must follow its flag, such as `--data a.jsonl`; "
+            "`palate run dpo --help` lists the flags",
         ),
         (
             "run dpo --lora false --data x",

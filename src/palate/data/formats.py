@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -30,6 +31,14 @@ T = TypeVar("T")
 _AS_NAMED: Mapping[str, str] = MappingProxyType({})
 _HH_TURN = "\n\nAssistant:"
 """The text before an answer in Anthropic's HH texts."""
+
+_LISTED = "; `palate methods` lists the data that each method needs."
+_NEEDS = {
+    "prompts": f"Prompts need the column prompt or messages{_LISTED}",
+    "pairs": f"Preference pairs need the columns chosen and rejected{_LISTED}",
+    "demonstrations": f"Demonstrations need the columns prompt and completion, or messages, or text{_LISTED}",
+}
+"""Advice for data without a usable row, by kind of data."""
 
 SAME = "chosen and rejected are the same"
 MARKED = "marked not to be learnt (label, weight, train or loss)"
@@ -49,7 +58,7 @@ def read_prompts(
     end in a user's turn), or the common beginning of `chosen` and `rejected`. If a prompt ends in a begun
     turn of the assistant, completions continue that turn.
     """
-    return _read(source, split, columns, limit, account or Account(strict=True), _prompt)
+    return _read(source, split, columns, limit, account or Account(strict=True), _prompt, "prompts")
 
 
 def read_comparisons(
@@ -59,6 +68,7 @@ def read_comparisons(
     columns: Mapping[str, str] = _AS_NAMED,
     limit: int | None = None,
     account: Account | None = None,
+    marked: bool = False,
 ) -> tuple[list[Comparison], int]:
     r"""Return the comparisons in rows with `chosen`, `rejected`, a prompt and an optional number `margin`,
     and the number of rows left out because chosen and rejected are the same. Show that number: such a
@@ -66,11 +76,14 @@ def read_comparisons(
 
     Without a `prompt`, it is the common beginning of chosen and rejected: all shared turns, the text up to
     the last shared "\n\nAssistant:" (Anthropic's HH), or all shared words. With `messages`, chosen and
-    rejected that are one turn or a text each answer the messages. Raises DataError too if no row is left.
+    rejected that are one turn or a text each answer the messages. Rows with a false `label` are left out,
+    unless `marked` includes them. Raises DataError too if no row is left.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, _comparison)
+    kept = _read(source, split, columns, limit, account, partial(_comparison, marked=marked), "pairs")
     same = account.dropped[SAME].count if SAME in account.dropped else 0
+    if not kept and MARKED in account.dropped:
+        raise DataError(f"{source}: no pair is left to learn from: {_lost(account)}; expected at least one.")
     if not kept:
         raise DataError(
             f"{source}: chosen and rejected are the same in all {same} rows; expected a better and a "
@@ -86,13 +99,15 @@ def read_demonstrations(
     columns: Mapping[str, str] = _AS_NAMED,
     limit: int | None = None,
     account: Account | None = None,
+    marked: bool = False,
 ) -> list[Demonstration]:
     """Return demonstrations: `prompt` with `completion`; or `messages`, whose last assistant turn that may be
     learnt is the completion, without the turns after it; or `text`, which is learnt unchanged, as a
-    completion of the empty prompt. Rows with a false `label` are left out.
+    completion of the empty prompt. Rows with a false `label` are left out, unless `marked` includes them.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, _demonstration)
+    read = partial(_demonstration, marked=marked)
+    kept = _read(source, split, columns, limit, account, read, "demonstrations")
     if not kept:
         raise DataError(f"{source}: no row is left to learn from: all are {MARKED}; expected at least one.")
     return kept
@@ -105,6 +120,7 @@ def _read(
     limit: int | None,
     account: Account,
     record: Callable[[Fields], T | None],
+    kind: str,
 ) -> list[T]:
     kept: list[T] = []
     sound = 0
@@ -119,7 +135,7 @@ def _read(
             kept.append(made)
             for name in _prompt_of(made).columns:
                 account.leave(f"column '{name}'", row.row.where)
-    account.check(source, sound)
+    account.check(source, sound, _NEEDS[kind])
     return kept
 
 
@@ -144,7 +160,14 @@ def _prompt(row: Fields) -> Prompt:
     return _record(row, _asked(row), "prompt")
 
 
-def _comparison(row: Fields) -> Comparison | None:
+def _lost(account: Account) -> str:
+    return ", ".join(f"{tally.count} {reason}" for reason, tally in account.dropped.items())
+
+
+def _comparison(row: Fields, *, marked: bool) -> Comparison | None:
+    if not marked and _is_false(row.values.get("label")):
+        row.account.drop(MARKED, row.row.where)
+        return None
     for name in ("chosen", "rejected"):
         if name not in row.values:
             raise row.missing(name, "a text or a list of chat turns")
@@ -152,7 +175,7 @@ def _comparison(row: Fields) -> Comparison | None:
     if chosen == rejected:
         row.account.drop(SAME, row.row.where)
         return None
-    read = ["chosen", "rejected", "margin"]
+    read = ["chosen", "rejected", "margin", *(() if marked else ("label",))]
     if "prompt" in row.values:
         read.append("prompt")
         content, chosen, rejected = _join(row, _asked(row), chosen, rejected)
@@ -176,8 +199,8 @@ def _comparison(row: Fields) -> Comparison | None:
     return Comparison(_record(row, content, *read), chosen, rejected, margin, *finishes)
 
 
-def _demonstration(row: Fields) -> Demonstration | None:
-    if _is_false(row.values.get("label")):
+def _demonstration(row: Fields, *, marked: bool) -> Demonstration | None:
+    if not marked and _is_false(row.values.get("label"), number="text" not in row.values):
         row.account.drop(MARKED, row.row.where)
         return None
     content: Content
@@ -206,7 +229,7 @@ def _demonstration(row: Fields) -> Demonstration | None:
     if _is_empty(completion):
         raise row.fault("the completion is empty", "something to imitate")
     finish = row.finish("finish")
-    return Demonstration(_record(row, content, *read, "label"), completion, finish)
+    return Demonstration(_record(row, content, *read, *(() if marked else ("label",))), completion, finish)
 
 
 def _last_to_learn(row: Fields, turns: Turns) -> int | None:
@@ -221,7 +244,7 @@ def _last_to_learn(row: Fields, turns: Turns) -> int | None:
         row.account.drop(MARKED, row.row.where)
         return None
     if free[-1] != answers[-1]:
-        row.note("the last answer is marked not to be learnt; one before it is learnt")
+        row.note("the last answer is marked not to be learnt; an earlier one is learnt")
     if free[-1] != len(turns) - 1:
         row.account.leave("turns after the answer that is learnt", row.row.where)
     return free[-1]
@@ -246,7 +269,7 @@ def _asked(row: Fields) -> Content:
     content = row.content("prompt")
     if not isinstance(content, str):
         if content[-1]["role"] == "assistant" and len(content) > 1 and said(content[-1]).strip():
-            row.note("prompts end in a begun answer, which is continued")
+            row.note("prompts end with the beginning of an answer, which completions continue")
             return content
         return _open(row, "prompt", content)
     if not content.strip():
@@ -363,8 +386,14 @@ def _is_empty(content: Content) -> bool:
     return not said(content[0]).strip() and set(content[0]) <= {"role", "content"}
 
 
-def _is_false(label: object) -> bool:
-    return label is False or (isinstance(label, str) and label.strip().lower() == "false")
+def _is_false(label: object, *, number: bool) -> bool:
+    """Return whether a label marks a bad answer; 0 counts if `number`, as in files without truth values.
+
+    In rows of `text` a number is usually the class of the text, such as the mood of a review.
+    """
+    if isinstance(label, str):
+        return label.strip().lower() in ({"false", "0"} if number else {"false"})
+    return label is False or (number and isinstance(label, int | float) and label == 0)
 
 
 def _is_answer(content: Content) -> bool:

@@ -21,6 +21,7 @@ class EvaluateConfig(RewardConfig, Sampling, RunConfig):
 
     unoffered: ClassVar = frozenset(
         {"eval_reward", "report_to", "checkpoint_every", "keep_checkpoints", "max_dead_steps"}
+        | {"probe_pairs", "probe_data", "label_noise"}
     )
     """Fields of the parts that only matter for training."""
 

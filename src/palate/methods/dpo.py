@@ -53,6 +53,7 @@ METHOD = Method(
     paper="Rafailov et al. 2023, arXiv:2305.18290",
     group="offline",
     learns_from="pairs",
+    spends=loops.spends_on_pairs,
     recipe=Recipe("human", "data", "once", ("policy", "reference"), ("policy",)),
     share=Share("pairs"),
 )

@@ -53,6 +53,7 @@ METHOD = Method(
     paper="Azar et al. 2023, arXiv:2310.12036",
     group="offline",
     learns_from="pairs",
+    spends=loops.spends_on_pairs,
     recipe=Recipe("human", "data", "once", ("policy", "reference"), ("policy",)),
     share=Share("pairs"),
 )

@@ -47,6 +47,7 @@ METHOD = Method(
     group="supervised",
     learns_from="demonstrations",
     batches_of="demonstration",
+    spends=loops.spends_on_demonstrations,
     recipe=Recipe("none", "data", "once", ("policy",)),
     share=Share("demonstrations", n=16),
 )

@@ -23,7 +23,7 @@ from palate.run.clock import Clock
 from palate.run.directory import RunDirectory
 from palate.run.display import Display
 from palate.run.drift import KL, BoundReachedError, Drift
-from palate.run.ending import how_to_resume
+from palate.run.ending import how_to_resume, refuses
 from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.facts import remember, require_same
 from palate.run.files import writing
@@ -69,6 +69,7 @@ class Run:
         self.method = method
         self.directory = cfg.output or Path("runs") / method
         self.display = display or Display(quiet=True)
+        self.display.penalised = bool(getattr(cfg, "missing_eos_penalty", 0.0))
         check_trackers(cfg.report_to)  # before anything replaces an existing run
         self._clock = Clock()
         self._progress = Progress(self.directory, self._clock)
@@ -101,7 +102,7 @@ class Run:
     ) -> None:
         """Close all files; written data stays."""
         with ExitStack() as closing:  # a failure in one does not prevent the others
-            closing.callback(self._place.release)
+            closing.callback(self._place.release, refused=refuses(error))
             closing.callback(self.journal.close)
             if self._ledger is not None:
                 closing.callback(self._ledger.close)
@@ -318,6 +319,9 @@ class Run:
         self._place.keep()
         with writing(self.directory / "summary.json"):
             write_exports(self.directory, summary, samples, self.journal)
+        for source, account in self._accounts.items():
+            for line in account.warnings():
+                self.display.say(f"{source}: {line}")
         return dict(summary)
 
     # -- inside ------------------------------------------------------------------------------------

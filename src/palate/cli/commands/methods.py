@@ -22,11 +22,12 @@ QUESTIONS = {
 """The table's column titles by cell name."""
 
 WIDE = 100
-"""The terminal width, in columns, from which the paper is shown."""
+"""The terminal width, in columns, from which the group and the paper are shown."""
 
 NOTES = (
-    "For each method's standard recipe. Unbiased data: completions are sampled from the policy in training. "
-    "Models: number of models in memory; in brackets, with the alternative recipe.",
+    "Learns from: the kind of rows in --data (docs/data.md). Of two kinds, pairs need `--variant direct`.",
+    "The other columns describe each method's standard recipe. Unbiased data: completions are sampled from "
+    "the policy in training. Models: number of models in memory; in brackets, with the alternative recipe.",
     "`palate run METHOD --help` explains a method; docs/methods/README.md explains the table.",
 )
 
@@ -39,15 +40,17 @@ def methods(*, json: Json = False) -> int:
         return 0
     console = Console()
     table = Table(box=None, pad_edge=False)
-    titles = ["method", "group", *QUESTIONS.values(), *(["paper"] if console.width >= WIDE else [])]
+    wide = console.width >= WIDE
+    titles = ["method", "learns from", *QUESTIONS.values(), *(["group", "paper"] if wide else [])]
     for title in titles:
         table.add_column(title, no_wrap=True)
     for row in rows:
         name = row["name"] if row["built"] else f"({row['name']})"
         cells = (
             name,
-            row["group"],
+            " or ".join(row["learns_from"]),
             *(row[question] for question in QUESTIONS),
+            row["group"],
             row["paper"].split(", arXiv")[0],
         )
         table.add_row(*cells[: len(titles)])
@@ -72,6 +75,7 @@ def method_rows() -> Iterator[dict[str, Any]]:
             "group": method.group,
             "paper": method.paper,
             "built": method.name in METHODS,
+            "learns_from": list(dict.fromkeys(way.learns_from for way in getattr(method, "ways", ()))),
             **asdict(method.recipe.cells),
             "source": None if source is None else asdict(source),
         }
