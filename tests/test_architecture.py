@@ -22,7 +22,7 @@ LAYERS = (
     ("config", "memory", "rundir"),
     ("settings",),
     ("losses", "advantages", "select", "data", "journal", "statistics", "winrates", "bestofn", "textstats"),
-    ("model",),
+    ("model", "effects"),
     ("annotate",),
     ("learn",),
     ("run", "evaluate", "making"),
@@ -30,10 +30,11 @@ LAYERS = (
     ("recipe", "spending", "agreement"),
     ("method",),
     ("loops",),
-    ("methods",),
+    ("methods", "article"),
     ("arguments", "report"),
-    ("launch", "testing", "article", "inspection", "labelling"),
+    ("launch", "testing", "inspection", "labelling"),
     ("evaluation",),
+    ("comparison",),
     ("cli",),
 )
 """From the bottom. A part imports from the layers below its own, and nothing from its neighbours."""

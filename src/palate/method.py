@@ -25,14 +25,14 @@ from pydantic import create_model
 
 from palate.config import MethodConfig
 from palate.errors import ConfigError
-from palate.recipe import Recipe
+from palate.recipe import Recipe, Share
 from palate.spending import Rows, Spending
 
 if TYPE_CHECKING:
     from palate.learn import Learner
     from palate.run import Run
 
-__all__ = ["METHOD_GROUPS", "Data", "Method", "Recipe", "Unit", "Way"]
+__all__ = ["METHOD_GROUPS", "Data", "Method", "Recipe", "Share", "Unit", "Way"]
 
 METHOD_GROUPS = ("supervised", "RL", "offline", "online")
 
@@ -106,6 +106,7 @@ class Method:
     learner: Callable[..., Learner] | None = None
     beside: Callable[..., tuple[Learner, ...]] | None = None
     summarise: Callable[[Any, Run, Sequence[Any]], dict[str, float]] | None = None
+    share: Share | None = None
 
     @property
     def name(self) -> str:

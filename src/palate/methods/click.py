@@ -21,7 +21,7 @@ from pydantic import Field
 
 from palate import learn, loops, losses, select
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import AnchoredPair, Pair, Prompt
 
@@ -152,4 +152,5 @@ METHOD = Method(
     spends=spends,
     others=(Way(click_direct, ClickDirectConfig, "pairs", spends=spends_direct),),
     recipe=Recipe("human", "start", "once", ("policy",), ("policy", "reward model")),
+    share=Share("once"),
 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from palate import learn, loops, losses
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Pair
 
 if TYPE_CHECKING:
@@ -55,4 +55,5 @@ METHOD = Method(
     learns_from="pairs",
     spends=loops.spends_on_pairs,
     recipe=Recipe("human", "data", "once", ("policy", "reference"), ("policy",)),
+    share=Share("pairs"),
 )

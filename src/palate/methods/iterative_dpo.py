@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from palate import learn, loops, losses
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.spending import Rows, Spending
 from palate.types import Prompt
 
@@ -82,4 +82,5 @@ METHOD = Method(
     recipe=Recipe(
         "human", "current", "each round", ("policy", "reference", "reward model"), ("policy", "reward model")
     ),
+    share=Share("each round", rounds=2),
 )

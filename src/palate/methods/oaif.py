@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, losses, select
 from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Sampling
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Prompt
 
 if TYPE_CHECKING:
@@ -85,4 +85,5 @@ METHOD = Method(
     batches_of="prompt",
     spends=loops.spends_each_step,
     recipe=Recipe("model", "current", "each step", ("policy", "reference"), ("policy",), external=True),
+    share=Share("each step"),
 )

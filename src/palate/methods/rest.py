@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 
 from palate import learn, loops, select
 from palate.config import Numbers
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import Example, Group, Prompt
 
@@ -144,4 +144,5 @@ METHOD = Method(
     batches_of="completion",
     spends=spends,
     recipe=Recipe("human", "mixed", "each round", ("policy", "reward model")),
+    share=Share("each round", n=8, stages=2, fixed={"threshold_by": "quantile", "thresholds": (0.5, 0.8)}),
 )

@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field
 from palate import learn, loops, select
 from palate.config import Sampling, split_commas
 from palate.errors import RunError
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import Example, Group, Prompt
 
@@ -134,4 +134,5 @@ METHOD = Method(
     batches_of="completion",
     spends=spends,
     recipe=Recipe("human", "current", "each round", ("policy", "reward model")),
+    share=Share("each round", n=8, rounds=2),
 )

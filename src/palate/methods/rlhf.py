@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from palate import loops
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Prompt
 
 if TYPE_CHECKING:
@@ -70,4 +70,5 @@ METHOD = Method(
     recipe=Recipe("human", "current", "each step", ("policy", "reference", "reward model", "value")),
     beside=load_critic,
     summarise=summary,
+    share=Share("each step", n=1, epochs=4),
 )

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, select
 from palate.config import MethodConfig, Names
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import Group, Pair, Prompt
 
@@ -112,4 +112,5 @@ METHOD = Method(
     spends=spends,
     others=(Way(rrhf_direct, RRHFDirectConfig, "pairs", spends=loops.spends_on_pairs_alone),),
     recipe=Recipe("human", "mixed", "once", ("policy",), ("policy", "reward model")),
+    share=Share("once"),
 )

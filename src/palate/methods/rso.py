@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, losses, select
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.spending import Annotations, Rows, Spending, drawn, learnt
 from palate.types import Pair, Prompt
 
@@ -148,4 +148,5 @@ METHOD = Method(
     spends=spends,
     others=(Way(rso_direct, RSODirectConfig, "pairs", spends=spends_direct),),
     recipe=Recipe("human", "start", "once", ("policy", "reference"), ("policy",)),
+    share=Share("once", n=16, fixed={"keep": 8}),
 )

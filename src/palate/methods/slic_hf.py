@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, losses
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.spending import Annotations, Rows, Spending, drawn, learnt
 from palate.types import AnchoredPair, Group, Pair, Prompt
 
@@ -153,4 +153,5 @@ METHOD = Method(
     spends=spends,
     others=(Way(slic_hf_direct, SlicHFDirectConfig, "pairs", spends=spends_direct),),
     recipe=Recipe("human", "start", "once", ("policy",), ("policy", "reward model")),
+    share=Share("once"),
 )

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from palate import learn, loops, losses, select
 from palate.errors import RunError
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import Example, Group, Pair
 
@@ -124,4 +124,5 @@ METHOD = Method(
     spends=spends,
     recipe=Recipe("none", "mixed", "each round", ("policy", "reference"), ("policy",)),
     summarise=_summary,
+    share=Share("demonstrations", n=16, rounds=2, own=1),
 )
