@@ -17,7 +17,7 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
     rows = {row["name"]: row for row in json.loads(out)}
     assert rows.keys() == METHODS.keys()
-    for name, row in rows.items():
+    for row in rows.values():
         assert row.keys() == {
             "name",
             "group",
