@@ -124,9 +124,7 @@ def measured_rates(options: ChooseOptions) -> Rates:
 
 def evidence(method: str, case_annotator: Annotator) -> Mapping[str, Any] | None:
     """Return the measured row of a method that fits the source of its labels; None without one."""
-    order = {"trained": ("model", "gold", "data"), "none": ("data",)}.get(
-        case_annotator, ("gold", "model", "data")
-    )
+    order = {"trained": ("model",), "none": ("data",)}.get(case_annotator, ("gold", "model", "data"))
     rows = {row["labels"]: row for row in _measured() if row["method"] == method}
     return next((rows[labels] for labels in order if labels in rows), None)
 

@@ -48,7 +48,7 @@ class ChooseOptions(Config):
     money: float | None = Field(None, ge=0)
     """Most dollars for the judge; default: not limited."""
     hours: float | None = Field(None, gt=0)
-    """Most hours of the run on this machine; the model is loaded and timed for about ten seconds. Default: not
+    """Most hours of the run on this machine; the model is loaded and timed for ten seconds. Default: not
     limited, and nothing is timed."""
     model: str = EMBEDDED
     """Model to train: a hub id, a directory, or `smollm2`."""
