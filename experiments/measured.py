@@ -1,7 +1,7 @@
-"""Write src/palate/planning/measured.json: the measured comparison of methods, for `palate plan`.
+"""Write src/palate/planning/measured.json, for `palate plan`, and the tables of docs/choosing.md.
 
-python experiments/measured.py          # write the file
-python experiments/measured.py --check  # say if it is out of date
+python experiments/measured.py          # write both
+python experiments/measured.py --check  # say if one is out of date
 """
 
 from __future__ import annotations
@@ -14,15 +14,48 @@ from typing import Any
 
 from all_methods import ARMS, RESULTS, rows_of
 from comparison import interval_of, mean_of, rows_of_one
+from marks import missing, write
+from palate.article import SOURCE
 
-PAGE = Path(__file__).resolve().parent.parent / "src" / "palate" / "planning" / "measured.json"
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "src" / "palate" / "planning" / "measured.json"
+PAGE = ROOT / "docs" / "choosing.md"
+SIGNS = {"yes": "O", "no": "X", "partly": "△"}
 
 
 def main() -> None:
-    text = json.dumps(summaries(), indent=1) + "\n"
+    rows = summaries()
+    text = json.dumps(rows, indent=1) + "\n"
+    parts = {"article": article(), "measured": measured(rows)}
     if sys.argv[1:] == ["--check"]:
-        sys.exit(0 if PAGE.read_text(encoding="utf-8") == text else f"{PAGE} is out of date")
-    PAGE.write_text(text, encoding="utf-8")
+        old = [str(FILE)] if FILE.read_text(encoding="utf-8") != text else []
+        old += missing(PAGE, parts)
+        sys.exit(f"out of date: {', '.join(old)}" if old else 0)
+    FILE.write_text(text, encoding="utf-8")
+    write(PAGE, parts)
+
+
+def article() -> list[str]:
+    """The article's table as Markdown."""
+    lines = [
+        "| method | no human preferences | unbiased data | online feedback | no external API | models |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, cells in SOURCE.items():
+        answers = (
+            cells.no_human_preferences, cells.unbiased_data, cells.online_feedback, cells.no_external_api
+        )  # fmt: skip
+        lines.append(f"| `{name}` | {' | '.join(SIGNS[one] for one in answers)} | {cells.models} |")
+    return lines
+
+
+def measured(rows: list[dict[str, Any]]) -> list[str]:
+    """The measured rows as Markdown, the highest win rate first."""
+    lines = ["| method | labels | win rate over the base | KL (nats) | seeds |", "|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: -row["win_rate"]):
+        rate = f"{row['win_rate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        lines.append(f"| `{row['method']}` | {row['labels']} | {rate} | {row['kl']:.1f} | {row['seeds']} |")
+    return lines
 
 
 def summaries() -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from palate.errors import ConfigError
 from palate.method import Method, Way
 from palate.methods import METHODS
 from palate.model.device import resolve
-from palate.planning.counts import is_annotated
+from palate.planning.counts import critics_of, is_annotated
 from palate.planning.judging import Questions, asked
 from palate.planning.memory import Setup, memory_of
 from palate.planning.network import Network, network_of
@@ -172,7 +172,7 @@ def _cases(method: Method, options: ChooseOptions, network: Network, rates: Rate
         for annotator, values in _annotators(way, counts):
             given = {"data": "DATA", "model": options.model, "lora": options.lora, "dtype": options.dtype}
             if way.variants:
-                given["variant"] = way.variants[0]
+                given["variant"] = way.config.model_fields["variant"].default
             if issubclass(way.config, Sampling):
                 given["max_new_tokens"] = options.max_new_tokens
             try:
@@ -185,7 +185,7 @@ def _cases(method: Method, options: ChooseOptions, network: Network, rates: Rate
             assert way.spends is not None
             spending = way.spends(cfg, rows)
             dollars = _dollars(cfg, spending, options) if annotator == "judge" else 0.0
-            memory = _memory(method, cfg, spending, options, network) / 1e9
+            memory = _memory(cfg, spending, options, network, annotator) / 1e9
             hours = None if rates is None else _hours(cfg, spending, options, rates)
             yield Case(method, cfg, way, source, annotator, spending, memory, dollars, hours)
 
@@ -242,16 +242,19 @@ def _over(case: Case, options: ChooseOptions) -> Iterator[str]:
 # ---- Costs -----------------------------------------------------------------------------------------
 
 
-def _memory(method: Method, cfg: Any, spending: Spending, options: ChooseOptions, network: Network) -> int:
+def _memory(
+    cfg: Any, spending: Spending, options: ChooseOptions, network: Network, annotator: Annotator
+) -> int:
     device, dtype = resolve(cfg)
     on_cpu = device.type == "cpu"
     n = max(1, getattr(cfg, "n", 1))
     new = getattr(cfg, "max_new_tokens", 0)
     rows = min(cfg.sampling_rows, max(1, spending.sampled)) if spending.sampled else 0
     longest = options.prompt_tokens + 2 * options.max_new_tokens
+    others = network.parameters * dtype.itemsize if annotator == "trained" else 0
     setup = Setup(
         network, dtype.itemsize, cfg.lora_rank if cfg.lora else None, True, cfg.checkpointing, on_cpu,
-        cfg.fast, spending.referenced > 0, sum(name == "value" for name in method.recipe.networks), 0,
+        cfg.fast, spending.referenced > 0, critics_of(cfg), others,
         tokens=max(CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS, longest), rows=rows,
         slots=max(1, rows // n) if rows else 0, longest_prompt=options.prompt_tokens, new_tokens=new,
         devices=options.devices,
@@ -350,8 +353,8 @@ def _commands(case: Case, options: ChooseOptions) -> Iterator[str]:
     if case.annotator == "trained":
         yield f"palate run reward-model --data {data} --output runs/reward"
     words = ["palate run", case.method.name, "--data", data]
-    if case.way.variants and case.way is not case.method.ways[0]:
-        words += ["--variant", case.way.variants[0]]
+    if case.way.variants and case.way != case.method.ways[0]:
+        words += ["--variant", case.cfg.variant]
     if case.way.learns_from == "demonstrations" and case.source == "pairs":
         words += ["--map", "completion=chosen"]
     by = {"reward": "--reward REWARD", "judge": "--judge JUDGE", "trained": "--reward model:runs/reward"}

@@ -167,3 +167,8 @@ def _stages(cfg: Any) -> int:
     """Return the most stages of training, after each of which a bound on the KL is checked."""
     each = max(1, len(getattr(cfg, "thresholds", ())))
     return int(getattr(cfg, "rounds", 1)) * each + 1 + isinstance(cfg, LearntReward)
+
+
+def critics_of(cfg: Any) -> int:
+    """Return the number of further trained models beside the policy: a value function, a reward model."""
+    return (getattr(cfg, "estimator", "") == "gae") + isinstance(cfg, LearntReward)

@@ -10,12 +10,11 @@ from typing import Any
 
 from palate.annotate import Annotator, annotator
 from palate.config import ModelConfig, RewardConfig, Sampling
-from palate.loops import LearntReward
 from palate.method import Method
 from palate.model.codec import Codec
 from palate.model.device import resolve
 from palate.model.load import load_codec
-from palate.planning.counts import Measurement, measurements, samples, training
+from palate.planning.counts import Measurement, critics_of, measurements, samples, training
 from palate.planning.judging import Asked, Bill, Questions, asked, prices_of
 from palate.planning.memory import Bytes, Setup, memory_of
 from palate.planning.network import network_of
@@ -220,11 +219,10 @@ def setup_of(
     )
     budget = cfg.micro_batch_tokens or (CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS)
     total = cfg.batch_size * longest // devices
-    critics = int(getattr(cfg, "estimator", "") == "gae") + isinstance(cfg, LearntReward)
     keeps = spending.referenced > 0
     return Setup(
         network_of(cfg), dtype.itemsize, cfg.lora_rank if cfg.lora else None, cfg.masters == "float32",
-        cfg.checkpointing, on_cpu, cfg.fast, keeps, critics, asked_models(cfg, dtype.itemsize),
+        cfg.checkpointing, on_cpu, cfg.fast, keeps, critics_of(cfg), asked_models(cfg, dtype.itemsize),
         tokens=min(max(budget, longest), max(total, 1)),
         rows=max(1, rows // devices) if rows else 0,
         slots=max(1, rows // n) if rows else 0,
