@@ -16,7 +16,7 @@ from palate.errors import BudgetError, NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.state import fingerprint, label_of
 from palate.model.rollouts import unobserved
-from palate.run.accounts import write_accounts
+from palate.run.accounts import warnings, write_accounts
 from palate.run.annotating import journaled
 from palate.run.checkpoints import Checkpoints, Position
 from palate.run.clock import Clock
@@ -321,9 +321,8 @@ class Run:
         self._place.keep()
         with writing(self.directory / "summary.json"):
             write_exports(self.directory, summary, samples, self.journal)
-        for source, account in self._accounts.items():
-            for line in account.warnings():
-                self.display.say(f"{source}: {line}")
+        for line in warnings(self._accounts):
+            self.display.say(line)
         return dict(summary)
 
     # -- inside ------------------------------------------------------------------------------------
