@@ -62,10 +62,10 @@ def train(cfg: Any, annotate: Annotator, prompts: Sequence[Prompt]) -> tuple[Pol
     return policy, beside, run
 
 
-def said(policy: Policy) -> float:
-    """The mean share of letters in fresh samples."""
+def said(policy: Policy, most: int) -> float:
+    """The mean share of letters in fresh samples of `most` tokens."""
     prompts = [Prompt(f"q{i}") for i in range(16)]
-    groups = policy.snapshot().sample(prompts, 16, Sampling(max_new_tokens=8), seed=99)
+    groups = policy.snapshot().sample(prompts, 32, Sampling(max_new_tokens=most), seed=99)
     return fmean(share(c.text) for group in groups for c in group.completions)
 
 
@@ -73,13 +73,15 @@ def said(policy: Policy) -> float:
 
 
 def test_it_learns_what_the_judge_likes(config: Callable[..., Any]) -> None:
+    # One token, since the reward model must have seen most tokens: embeddings of a random model are random.
     cfg = config(
-        steps=12, batch_size=16, n=2, max_new_tokens=8, candidates=4, reward_lr=1e-2, beta=0.01,
-        missing_eos_penalty=0, estimator="rloo", lr=5e-3,
+        steps=12, batch_size=32, max_new_tokens=1, candidates=4, reward_lr=5e-3, reward_batch_size=32,
+        preference_held_out=0.2, beta=0.01, missing_eos_penalty=0, ppo_epochs=2, lr=5e-3, value_lr=1e-2,
     )  # fmt: skip
-    before = said(Policy.load(cfg, total_steps=1))
-    policy, (reward,), run = train(cfg, judged(ScriptedJudge(prefer)), [Prompt(f"q{i}") for i in range(24)])
-    assert said(policy) > before + 0.1
+    before = said(Policy.load(cfg, total_steps=1), 1)
+    prompts = [Prompt(f"q{i}") for i in range(200)]
+    policy, (reward, _), run = train(cfg, judged(ScriptedJudge(prefer)), prompts)
+    assert said(policy, 1) > before + 0.1
     rows = rows_of(run)
     agreed = [row["eval_reward_model/accuracy"] for row in rows if "eval_reward_model/accuracy" in row]
     assert len(agreed) == 2
@@ -95,11 +97,11 @@ def test_the_direct_variant_learns_from_scores(config: Callable[..., Any]) -> No
         variant="d-rlaif", steps=12, batch_size=16, max_new_tokens=8, beta=0.01, missing_eos_penalty=0,
         ppo_epochs=2, lr=5e-3,
     )  # fmt: skip
-    before = said(Policy.load(cfg, total_steps=1))
+    before = said(Policy.load(cfg, total_steps=1), 8)
     scores = scored(ScriptedScorer(lambda text: 2 * share(text) - 1))
     policy, learners, run = train(cfg, scores, [Prompt(f"q{i}") for i in range(24)])
     assert [learner.name for learner in learners] == ["critic"]  # and no reward model
-    assert said(policy) > before + 0.1
+    assert said(policy, 8) > before + 0.1
     assert not any("reward_model/loss" in row for row in rows_of(run))
 
 
@@ -210,7 +212,7 @@ def test_a_run_leaves_its_policy_its_reward_model_and_a_report(tiny: str, tmp_pa
     assert 0 <= summary["reward_accuracy_after"] <= 1
     # The judge compares before and after, so the two rewards of a prompt add up to 1.
     assert summary["reward_before"] + summary["reward_after"] == pytest.approx(1)
-    assert "agreement of the reward model with the judge" in outcome.report.read_text(encoding="utf-8")
+    assert "Agreement of the reward model with the judge" in outcome.report.read_text(encoding="utf-8")
     reward = palate.RewardModel.load(str(outcome.checkpoint / "reward"), device="cpu")
     (score,) = reward([Prompt("q")], [Completion("yes", (65,))])
     assert score is not None

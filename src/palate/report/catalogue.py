@@ -176,6 +176,15 @@ PANELS = (
         rate=True,
     ),
     Panel(
+        "agreement",
+        "Agreement of the reward model with the judge",
+        "share of pairs",
+        "Pairs that the reward model orders as the judge does. Chance is 50 %.",
+        (Curve("reward_model/accuracy", TRAINING), Curve("eval_reward_model/accuracy", HELD_OUT)),
+        guide=0.5,
+        rate=True,
+    ),
+    Panel(
         "ranked_shorter",
         "Accuracy where chosen is shorter",
         "share of pairs",
