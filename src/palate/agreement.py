@@ -54,7 +54,7 @@ class PairAgreement:
         longer_share: share of pairs of unequal length in which the longer text wins; a tie counts one half.
         longer_reference: share of these pairs in which the reference prefers the longer text.
         length_coefficient: β of P(preferred wins) = logistic(α + β d), where d is `longer_by` in units of its
-            root mean square. At 0, length does not sway the judge beyond quality. None if there is no finite
+            root mean square. At 0, length does not sway the judge beyond quality. None without a finite
             estimate.
         length_standard_error: standard error of β, robust and clustered by prompt.
         kappa: Cohen's kappa with the reference (see `cohens_kappa`).
@@ -171,7 +171,7 @@ def length_effect(
 
     Returns:
         (None, None) if all differences are equal, or if a threshold of the difference separates wins from
-        losses, because there is no finite estimate then.
+        losses, because the estimate is infinite then.
     """
     import numpy as np
 

@@ -22,7 +22,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "first_share": ("first position wins", "50 % is unbiased"),
     "longer_share": ("longer text wins", "of texts of unequal length"),
     "longer_reference": ("longer text in the reference", "compare it with the line above"),
-    "length_coefficient": ("length coefficient", "log-odds per typical length difference; 0 is no effect"),
+    "length_coefficient": ("length coefficient", "log-odds per typical length difference; 0 means no effect"),
     "pairwise": ("pairwise accuracy", "pairs of a prompt in the reference's order; a tie counts one half"),
     "best": ("best among perfect", "completions with a perfect score that the reference ranks first"),
     "exact": ("exact match", "prompts whose whole order is the reference's, ties included"),
@@ -70,7 +70,7 @@ def write_judge_page(result: Result, samples: Sequence[Mapping[str, Any]], targe
     about = (
         f"The {len(shown)} most certain of {len(samples)} pairs with another winner than in the reference."
         if shown
-        else "There is no pair with another winner than in the reference."
+        else "All pairs have the winner of the reference."
     )
     return write_page(
         "evaluation.html.j2",

@@ -31,7 +31,7 @@ class AnnotateConfig(RewardConfig, ModelConfig, DataConfig):
     """Flags that are not named like their field."""
     output: Path | None = None
     """File to write, .parquet or .jsonl. It appears when it is complete. Verdicts are stored in a file beside
-    it as soon as they arrive; the same command again resumes and pays for nothing twice."""
+    it as soon as they arrive; the same command again resumes and never pays twice."""
     pairs: bool = False
     """Make one pair of each prompt with several completions: the best against the worst."""
     seed: int = Field(0, ge=0)
