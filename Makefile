@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: setup demo check test generate soak compare benchmarks clean
+.PHONY: setup demo check test generate soak soak-data compare benchmarks clean
 
 setup: .venv/.ready
 
@@ -41,6 +41,10 @@ generate: setup
 # Kill runs at random moments and resume them; takes ten minutes. The figures are in docs/durability.md.
 soak: setup
 	$(BIN)/python experiments/soak.py --output experiments/results/soak.json
+
+# Train on 2,000 damaged data files; takes about half an hour. The figures are in docs/data.md.
+soak-data: setup
+	$(BIN)/python benchmarks/damage.py --files 2000 --output benchmarks/results/damage.json
 
 # Compare all methods on one task at equal cost with three seeds; takes several hours. The table is in README.md.
 compare: setup

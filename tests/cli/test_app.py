@@ -21,6 +21,7 @@ from palate.cli.commands import COMMANDS
 from palate.cli.commands.chat import COMMAND as CHAT
 from palate.cli.commands.evaluate import COMMAND as EVALUATE
 from palate.cli.commands.inspect import COMMAND as INSPECT
+from palate.cli.commands.make import COMMAND as MAKE
 from palate.cli.commands.methods import COMMAND as LIST
 from palate.cli.commands.report import COMMAND as REPORT
 from palate.cli.commands.run import COMMAND as RUN
@@ -69,6 +70,7 @@ class Fake:
             "evaluate": replace(EVALUATE, members=dict),
             "inspect": replace(INSPECT, call=self.configured("inspect")),
             "chat": replace(CHAT, call=self.configured("chat"), config=ChatConfig),
+            "make": MAKE,
             **{command.name: replace(command, call=self.called(command)) for command in (RUNS, REPORT, LIST)},
         }
 
@@ -235,7 +237,8 @@ def test_only_what_is_asked_for_is_built(fake: Fake, line: str, names: set[str])
 
 
 def test_every_file_is_a_command() -> None:
-    assert list(COMMANDS) == ["chat", "evaluate", "inspect", "methods", "report", "run", "runs", "sample"]
+    names = ["chat", "evaluate", "inspect", "make", "methods", "report", "run", "runs", "sample"]
+    assert list(COMMANDS) == names
     assert all(COMMANDS[name].name == name for name in COMMANDS)
 
 
@@ -289,7 +292,7 @@ def test_every_file_is_a_command() -> None:
         ("chat a --sed 1", "unknown flag --sed; did you mean --seed? `palate chat --help` lists the flags"),
         (
             "chat a b",
-            "unexpected 'b': a value must follow a flag; `palate chat --help` lists the flags",
+            "unexpected 'b': a value must follow its flag; `palate chat --help` lists the flags",
         ),
         ("chat a --seed x", "--seed is 'x', expected a whole number"),
         ("report --output", "--output has no value, expected `--output FILE`"),
@@ -300,7 +303,7 @@ def test_every_file_is_a_command() -> None:
         ("runs --jsn", "unknown flag --jsn; did you mean --json? `palate runs --help` lists the flags"),
         (
             "runs a b",
-            "unexpected 'b': a value must follow a flag; `palate runs --help` lists the flags",
+            "unexpected 'b': a value must follow its flag; `palate runs --help` lists the flags",
         ),
         ("run dpo --data", "--data has no value, expected `--data TEXT`"),
         ("run dpo --beta --data x", "--beta has no value, expected `--beta FLOAT`"),
@@ -311,7 +314,8 @@ def test_every_file_is_a_command() -> None:
         ),
         (
             "run dpo a.jsonl",
-            "unexpected 'a.jsonl': a value must follow a flag; `palate run dpo --help` lists the flags",
+            "unexpected 'a.jsonl': a value must follow its flag, such as `--data a.jsonl`; "
+            "`palate run dpo --help` lists the flags",
         ),
         (
             "run dpo --lora false --data x",

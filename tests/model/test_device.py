@@ -78,3 +78,18 @@ def test_other_devices_are_not_refused(units: SetUnits) -> None:
 def test_a_device_without_float64_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot be used"):
         resolve(ModelConfig(device="mps"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cdua", "such as cuda:1; did you mean cuda?"),
+        ("cdua:1", "such as cuda:1; did you mean cuda:1?"),
+        ("warp", "device 'warp' is unknown, expected auto, cpu, cuda or cuda:N, such as cuda:1"),
+        ("cuda:x", "device 'cuda:x' is unknown, expected auto, cpu, cuda or cuda:N, such as cuda:1"),
+    ],
+)
+def test_an_unknown_device(name: str, message: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve(ModelConfig(device=name))
+    assert str(caught.value).endswith(message)

@@ -114,7 +114,7 @@ def _add(app: App, command: Command) -> None:
     from palate.cli.flags import command as with_flags
 
     action = with_flags(
-        command.config,
+        command.config if isinstance(command.config, type) else command.config(),
         command.call,
         name=command.name,
         help=command.help,

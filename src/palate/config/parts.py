@@ -33,8 +33,8 @@ class ModelConfig(Config):
     """Model"""
 
     model: ModelName = EMBEDDED
-    """Model to train: a hub id, a directory in Hugging Face layout (a model or an adapter), or `smollm2`,
-    which needs no download. The model before training is also the reference."""
+    """Model to train: `smollm2`, which comes with Palate; a hub id; or the directory of a run, a model or an
+    adapter. The model before training is also the reference."""
     base: str | None = None
     """Base model of an adapter, if it has moved or has another name than the adapter states: a directory or a
     hub id."""
@@ -50,7 +50,7 @@ class ModelConfig(Config):
     `auto` is bfloat16 on hardware that computes in it (AVX512-BF16, AMX, recent GPUs), else float32.
     bfloat16 is an error on a CPU without bfloat16 units, where it would be slower than float32."""
     device: str = "auto"
-    """Device to train on: `cpu`, `cuda` or `cuda:1`; `auto` is `cuda` if available, else `cpu`."""
+    """Device of the model: `cpu`, `cuda` or `cuda:1`; `auto` is `cuda` if available, else `cpu`."""
     max_length: int | None = Field(None, ge=2)
     """Maximum length of prompt plus completion, in tokens; default: the model's own limit."""
     chat_template: Path | None = None
@@ -58,8 +58,8 @@ class ModelConfig(Config):
     turn. Without one, a text prompt stays as it is, and chat rows are written with the labels `User:` and
     `Assistant:`."""
     chat_template_kwargs: Values = Field(default_factory=dict)
-    """Values that the chat template reads besides the turns, as `enable_thinking=false`; a row's own column
-    `chat_template_kwargs` wins."""
+    """Values that the chat template reads besides the turns, such as `enable_thinking=false`; a row's own
+    column `chat_template_kwargs` overrides them."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: uses less memory and about a third more time."""
     fast: bool = True
@@ -177,12 +177,13 @@ class DataConfig(Config):
     """Data"""
 
     data: Source
-    """Training data: a .jsonl or .parquet file, a saved `datasets` directory, a hub id, or `everyday`
-    (prompts that come with Palate)."""
+    """Training data: a file (.jsonl, .json, .csv, .tsv, also with .gz; or .parquet), a folder of such files
+    or saved by `datasets`, a hub id (`owner/name` or `owner/name:config`), or `everyday` (prompts that come
+    with Palate)."""
     split: str = "train"
     """Split to train on, for data with splits."""
     map: Mapping[str, str] = Field(default_factory=dict)
-    """Names of the columns in your data, such as `prompt=instruction`."""
+    """Names of the columns in your data, as OURS=YOURS, such as `prompt=instruction`."""
     limit: int | None = Field(None, ge=1)
     """Use only this many rows, from the start of the data; default: all."""
     max_bad_rows: float = Field(0.01, ge=0, le=1)
@@ -276,6 +277,6 @@ class BatchConfig(Config):
     """Method"""
 
     batch_size: int = Field(16, ge=1)
-    """Number of prompts (online) or pairs (offline) per optimizer step."""
+    """Number of prompts per optimizer step."""
     steps: int = Field(100, ge=1)
     """Number of optimizer steps."""

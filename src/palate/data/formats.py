@@ -32,6 +32,14 @@ _AS_NAMED: Mapping[str, str] = MappingProxyType({})
 _HH_TURN = "\n\nAssistant:"
 """The text before an answer in Anthropic's HH texts."""
 
+_LISTED = "; `palate methods` lists the data that each method needs."
+_NEEDS = {
+    "prompts": f"Prompts need the column prompt or messages{_LISTED}",
+    "pairs": f"Preference pairs need the columns chosen and rejected{_LISTED}",
+    "demonstrations": f"Demonstrations need the columns prompt and completion, or messages, or text{_LISTED}",
+}
+"""Advice for data without a usable row, by kind of data."""
+
 SAME = "chosen and rejected are the same"
 MARKED = "marked not to be learnt (label, weight, train or loss)"
 
@@ -50,7 +58,7 @@ def read_prompts(
     end in a user's turn), or the common beginning of `chosen` and `rejected`. If a prompt ends in a begun
     turn of the assistant, completions continue that turn.
     """
-    return _read(source, split, columns, limit, account or Account(strict=True), _prompt)
+    return _read(source, split, columns, limit, account or Account(strict=True), _prompt, "prompts")
 
 
 def read_comparisons(
@@ -72,7 +80,7 @@ def read_comparisons(
     unless `marked` includes them. Raises DataError too if no row is left.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, partial(_comparison, marked=marked))
+    kept = _read(source, split, columns, limit, account, partial(_comparison, marked=marked), "pairs")
     same = account.dropped[SAME].count if SAME in account.dropped else 0
     if not kept and MARKED in account.dropped:
         raise DataError(f"{source}: no pair is left to learn from: {_lost(account)}; expected at least one.")
@@ -98,7 +106,8 @@ def read_demonstrations(
     completion of the empty prompt. Rows with a false `label` are left out, unless `marked` includes them.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, partial(_demonstration, marked=marked))
+    read = partial(_demonstration, marked=marked)
+    kept = _read(source, split, columns, limit, account, read, "demonstrations")
     if not kept:
         raise DataError(f"{source}: no row is left to learn from: all are {MARKED}; expected at least one.")
     return kept
@@ -111,6 +120,7 @@ def _read(
     limit: int | None,
     account: Account,
     record: Callable[[Fields], T | None],
+    kind: str,
 ) -> list[T]:
     kept: list[T] = []
     sound = 0
@@ -125,7 +135,7 @@ def _read(
             kept.append(made)
             for name in _prompt_of(made).columns:
                 account.leave(f"column '{name}'", row.row.where)
-    account.check(source, sound)
+    account.check(source, sound, _NEEDS[kind])
     return kept
 
 
@@ -190,7 +200,7 @@ def _comparison(row: Fields, *, marked: bool) -> Comparison | None:
 
 
 def _demonstration(row: Fields, *, marked: bool) -> Demonstration | None:
-    if not marked and _is_false(row.values.get("label")):
+    if not marked and _is_false(row.values.get("label"), number="text" not in row.values):
         row.account.drop(MARKED, row.row.where)
         return None
     content: Content
@@ -234,7 +244,7 @@ def _last_to_learn(row: Fields, turns: Turns) -> int | None:
         row.account.drop(MARKED, row.row.where)
         return None
     if free[-1] != answers[-1]:
-        row.note("the last answer is marked not to be learnt; one before it is learnt")
+        row.note("the last answer is marked not to be learnt; an earlier one is learnt")
     if free[-1] != len(turns) - 1:
         row.account.leave("turns after the answer that is learnt", row.row.where)
     return free[-1]
@@ -259,7 +269,7 @@ def _asked(row: Fields) -> Content:
     content = row.content("prompt")
     if not isinstance(content, str):
         if content[-1]["role"] == "assistant" and len(content) > 1 and said(content[-1]).strip():
-            row.note("prompts end in a begun answer, which is continued")
+            row.note("prompts end with the beginning of an answer, which completions continue")
             return content
         return _open(row, "prompt", content)
     if not content.strip():
@@ -376,8 +386,14 @@ def _is_empty(content: Content) -> bool:
     return not said(content[0]).strip() and set(content[0]) <= {"role", "content"}
 
 
-def _is_false(label: object) -> bool:
-    return label is False or (isinstance(label, str) and label.strip().lower() == "false")
+def _is_false(label: object, *, number: bool) -> bool:
+    """Return whether a label marks a bad answer; 0 counts if `number`, as in files without truth values.
+
+    In rows of `text` a number is usually the class of the text, such as the mood of a review.
+    """
+    if isinstance(label, str):
+        return label.strip().lower() in ({"false", "0"} if number else {"false"})
+    return label is False or (number and isinstance(label, int | float) and label == 0)
 
 
 def _is_answer(content: Content) -> bool:

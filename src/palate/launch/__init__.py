@@ -18,7 +18,14 @@ from palate.data import read_comparisons, read_demonstrations, read_prompts
 from palate.errors import AnnotatorError, ConfigError
 from palate.evaluate import Evaluation, compare
 from palate.journal import key_of
-from palate.launch.measure import held_out_numbers, measure_fresh, report_weights, shown_prompts, watch_kl
+from palate.launch.measure import (
+    held_out_numbers,
+    hold_contests,
+    measure_fresh,
+    report_weights,
+    shown_prompts,
+    watch_kl,
+)
 from palate.launch.probe import probe_judge
 from palate.launch.rewards import annotator_of, held_out_annotator
 from palate.launch.rows import read_rows, report_rows, with_room
@@ -176,6 +183,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     measure_fresh(policy, shown, cfg, run)
     watch_kl(policy, prompts, cfg, run)
     probe_judge(annotate, policy, prompts, cfg, run)
+    hold_contests(held_out, held_out_annotator(annotate, cfg, run), cfg, run)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(policy, annotate, prompts, cfg, run, *beside)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from palate.annotate import Annotator
 from palate.config import KLConfig, Sampling
 from palate.data import Stream
 from palate.errors import ConfigError
-from palate.evaluate import Evaluation, kl_from
+from palate.evaluate import Evaluation, compare, kl_from
 from palate.learn import Learner, Policy
 from palate.loops import fresh_logps
 from palate.methods import Method
-from palate.model import share_loaded, weight_bytes
+from palate.model import Snapshot, share_loaded, weight_bytes
 from palate.run import Drift, Run
 from palate.types import Example, Pair, Prompt
 
@@ -68,6 +69,26 @@ def watch_kl(learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run) ->
     run.drift = Drift(measure, every, cfg.max_kl)
 
 
+def hold_contests(held_out: Sequence[Prompt], annotate: Annotator | None, cfg: Any, run: Run) -> None:
+    """Let the run compare two policies on the held-out prompts, as methods in rounds do after each round."""
+    if not held_out or annotate is None or not isinstance(cfg, Sampling):
+        return
+
+    def contest(before: Snapshot, after: Snapshot) -> dict[str, float]:
+        seed = run.seed("contest", after.version)
+        outcome = compare(before, after, held_out, annotate, cfg.sampling, seed=seed)
+        return {
+            "eval_round_reward": outcome.reward_after,
+            "eval_round_win_rate": outcome.win_rate,
+            "eval_round_win_rate_low": outcome.win_rate_low,
+            "eval_round_win_rate_high": outcome.win_rate_high,
+            "eval_round_kl": outcome.kl,
+            "eval_round_length": outcome.length_after,
+        }
+
+    run.contest = contest
+
+
 def measure_fresh(
     learner: Learner, prompts: Sequence[Prompt], cfg: Any, run: Run, known: Evaluation | None = None
 ) -> None:
@@ -117,5 +138,5 @@ def report_weights(run: Run, policy: Learner, *others: Learner) -> None:
     names = " and ".join(learner.name for learner in (policy, *others))
     run.display.say(
         f"weights of {names}: {weight_bytes(*models) / 1e6:,.0f} MB "
-        f"({apart / 1e6:,.0f} MB without shared weights)"
+        f"({apart / 1e6:,.0f} MB if they shared none)"
     )

@@ -101,7 +101,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
             part.unlink()
         raise RunError(
             f"the report {str(target)!r} cannot be written: {error.strerror or error}; "
-            "give --output another file"
+            "choose another file with --output"
         ) from None
     return target
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from palate.report.data_signs import data_truncated
 from palate.report.rl_signs import entropy_collapses, steps_too_long, value_useless
 from palate.report.sign import Sign
 from palate.report.spans import ends, late, latest_samples, length_link, quarters, rounds, third_quarter
@@ -377,6 +378,7 @@ SIGNS: tuple[Callable[[RunRecord], Sign | None], ...] = (
     length_drift,
     clipped,
     dead_pairs,
+    data_truncated,
     overfits,
     skipped_updates,
     sampler_gap,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from palate.model import Snapshot
 
 KL = "kl/fresh"
 """Metric of the measurements: KL in nats per completion, from samples of the policy at temperature 1."""
+
+
+Contest = Callable[[Snapshot, Snapshot], Mapping[str, float]]
+"""Compares an earlier policy with a later one on held-out prompts, and returns the metrics."""
 
 
 class BoundReachedError(Exception):

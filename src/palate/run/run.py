@@ -22,8 +22,8 @@ from palate.run.checkpoints import Checkpoints, Position
 from palate.run.clock import Clock
 from palate.run.directory import RunDirectory
 from palate.run.display import Display
-from palate.run.drift import KL, BoundReachedError, Drift
-from palate.run.ending import how_to_resume
+from palate.run.drift import KL, BoundReachedError, Contest, Drift
+from palate.run.ending import how_to_resume, refuses
 from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.facts import remember, require_same
 from palate.run.files import writing
@@ -52,6 +52,7 @@ class Run:
         journal: the run's journal; `attach` and `annotator` connect it to learners and annotators.
         meter: returns further numbers of each step, such as the cost of a judge.
         drift: measures the KL between steps, and ends training where it passes a bound; None for neither.
+        contest: compares two policies on the held-out prompts; None without held-out prompts or a reward.
 
     Args:
         cfg: the run's configuration; all fields are written, those of `RunConfig` are used.
@@ -69,6 +70,7 @@ class Run:
         self.method = method
         self.directory = cfg.output or Path("runs") / method
         self.display = display or Display(quiet=True)
+        self.display.penalised = bool(getattr(cfg, "missing_eos_penalty", 0.0))
         check_trackers(cfg.report_to)  # before anything replaces an existing run
         self._clock = Clock()
         self._progress = Progress(self.directory, self._clock)
@@ -83,6 +85,7 @@ class Run:
         self._stage = self._base = self._done = self._new_steps = 0
         self._started = self._within = False
         self.drift: Drift | None = None
+        self.contest: Contest | None = None
         self._attached: list[Learner] = []
         self._measured: dict[str, Metrics] = {}
         self._ledger: Ledger | None = None
@@ -101,7 +104,7 @@ class Run:
     ) -> None:
         """Close all files; written data stays."""
         with ExitStack() as closing:  # a failure in one does not prevent the others
-            closing.callback(self._place.release)
+            closing.callback(self._place.release, refused=refuses(error))
             closing.callback(self.journal.close)
             if self._ledger is not None:
                 closing.callback(self._ledger.close)
@@ -135,7 +138,7 @@ class Run:
             self.require_same(f"the weights of {learner.name}", fingerprint(learner), label_of(learner))
         self._start()
 
-    def annotator(self, annotate: Annotator, *, name: str = "reward") -> Annotator:
+    def annotator(self, annotate: Annotator, *, name: str | Callable[[], str] = "reward") -> Annotator:
         """Return the annotator with its answers stored in the journal; `name` distinguishes annotators."""
         return journaled(
             annotate, self.journal, name=name, start=self._start, observe=self.observe, say=self.display.say
@@ -318,6 +321,9 @@ class Run:
         self._place.keep()
         with writing(self.directory / "summary.json"):
             write_exports(self.directory, summary, samples, self.journal)
+        for source, account in self._accounts.items():
+            for line in account.warnings():
+                self.display.say(f"{source}: {line}")
         return dict(summary)
 
     # -- inside ------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from palate.annotate.judges.local import LocalModel
 
 RUBRIC_TOKENS = 256
-"""Tokens for a grading, which explains itself in at most 100 words."""
+"""Tokens for a grading, which explains itself in at most 100 words, unless `judge_reasoning` sets them."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def judging(
             template,
             criteria=cfg.criteria or "",
             samples=cfg.judge_samples,
-            reasoning=max(cfg.judge_reasoning, RUBRIC_TOKENS if mode == "rubric" else 0),
+            reasoning=cfg.judge_reasoning or (RUBRIC_TOKENS if mode == "rubric" else 0),
         )
         for model in models
     ]
@@ -237,6 +237,7 @@ def _server(argument: str, context: JudgeContext) -> JudgeModel:
     options = server.ServerOptions(
         longest=cfg.judge_max_text,
         max_tokens=cfg.judge_max_tokens,
+        temperature=cfg.judge_temperature,
         mass=cfg.judge_label_mass,
         logprobs=cfg.judge_logprobs,
         at_once=cfg.judge_concurrency,
@@ -260,7 +261,7 @@ def _local(argument: str, context: JudgeContext) -> JudgeModel:
 def _self(argument: str, context: JudgeContext) -> JudgeModel:
     if context.own is None:
         raise ConfigError(
-            "judge 'self' is the policy that is trained, and this method trains none; name another judge"
+            "judge 'self' is the policy in training, but this method trains no policy; name another judge"
         )
     return context.own()
 
@@ -269,6 +270,7 @@ def local_options(cfg: JudgeConfig) -> dict[str, Any]:
     """Return a local model's options."""
     return {
         "max_tokens": cfg.judge_max_tokens,
+        "temperature": cfg.judge_temperature,
         "mass": cfg.judge_label_mass,
         "longest": cfg.judge_max_text,
     }

@@ -55,9 +55,16 @@ class Bench:
 
     def shares(self, questions: Sequence[Question]) -> list[tuple[float, ...] | None]:
         """Return the mean of `samples` verdicts on each question; None if fewer than half are usable."""
-        samples = [_sample(question, repeat) for question in questions for repeat in range(self.samples)]
+        samples = [self.sampled(question, i) for question in questions for i in range(self.samples)]
         drawn, n = self.desk.verdicts(samples), self.samples
         return [_mean_of(drawn[i * n : (i + 1) * n]) for i in range(len(questions))]
+
+    def sampled(self, question: Question, repeat: int) -> Question:
+        """Return a sample of the question, with its own labels; the verdict on it is read from text."""
+        labels = question.labels
+        if question.template.mode == "pairwise":
+            labels = labels_of(question.prompt, (question.texts[0], question.texts[1]), repeat)
+        return replace(question, labels=labels, sampled=True, repeat=repeat)
 
     def count(self, shares: Sequence[tuple[float, ...] | None]) -> None:
         """Count the questions, and those without a usable verdict."""
@@ -71,7 +78,7 @@ class Bench:
     def amounts(self, questions: Sequence[Question]) -> list[tuple[int, Amount]]:
         """Return the number of saved verdicts on each question, samples included, and their cost."""
         identity, n = self.desk.model.identity, self.samples
-        every = [[q, *(_sample(q, repeat) for repeat in range(n))] for q in questions]
+        every = [[q, *(self.sampled(q, repeat) for repeat in range(n))] for q in questions]
         keys = [[question.key(identity) for question in own] for own in every]
         known = self.desk.ledger.known([key for own in keys for key in own])
         saved = [[known[key] for key in own if key in known] for own in keys]
@@ -196,14 +203,6 @@ JUDGES: Mapping[str, type[PairwiseJudge | ScoreJudge | RubricJudge]] = {
     "score": ScoreJudge,
     "rubric": RubricJudge,
 }
-
-
-def _sample(question: Question, repeat: int) -> Question:
-    """Return another sample of the question, with its own labels."""
-    labels = question.labels
-    if question.template.mode == "pairwise":
-        labels = labels_of(question.prompt, (question.texts[0], question.texts[1]), repeat)
-    return replace(question, labels=labels, sampled=True, repeat=repeat)
 
 
 def _mean_of(verdicts: Sequence[Verdict | None]) -> tuple[float, ...] | None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from palate.cli.command import Command
-from palate.config import DataConfig, ModelConfig, RunConfig, Sampling
+from palate.config import EMBEDDED, DataConfig, ModelConfig, ModelName, RunConfig, Sampling
 from palate.errors import ConfigError
 from palate.types import Group, Prompt
 
@@ -21,24 +21,31 @@ class SampleConfig(ModelConfig, Sampling):
 
     unoffered: ClassVar = frozenset({"lora", "lora_rank", "lora_alpha", "checkpointing"})
     """Fields of the parts that only matter for training."""
+    flags: ClassVar[Mapping[str, str]] = {"json_lines": "--json"}
+    """Switches that are not named like their field; its own name works too, and is not in the help."""
+    model: ModelName = EMBEDDED
+    """Model to sample from: `smollm2`, which comes with Palate; a hub id; or the directory of a run, a model
+    or an adapter."""
     prompt: tuple[str, ...] = ()
     """Text to complete or answer."""
     data: str | None = None
-    """Take prompts from a file, a saved data set, a hub id, or `everyday`, instead of --prompt."""
+    """Data to take the prompts from, instead of --prompt: a file (.jsonl, .json, .csv, .tsv, also with .gz;
+    or .parquet), a folder of such files or saved by `datasets`, a hub id (`owner/name` or
+    `owner/name:config`), or `everyday` (prompts that come with Palate)."""
     split: str = DataConfig.model_fields["split"].default
-    """Split of the data."""
+    """Split to read, for data with splits."""
     map: Mapping[str, str] = Field(default_factory=dict)
-    """Columns of the data by field, such as `prompt=instruction`."""
+    """Names of the columns in your data, as OURS=YOURS, such as `prompt=instruction`."""
     limit: int | None = Field(None, ge=1)
-    """Number of rows to use, from the start. Default: all."""
+    """Use only this many rows, from the start of the data; default: all."""
     n: int = Field(1, ge=1)
-    """Completions per prompt."""
+    """Number of completions per prompt."""
     seed: int = RunConfig.model_fields["seed"].default
     """Random seed for sampling."""
     output: Path | None = None
     """Write the completions to this .jsonl or .parquet file instead of printing them."""
     json_lines: bool = False
-    """Print one JSON object per line."""
+    """Print one JSON object per completion and nothing else."""
 
 
 def sample(config: SampleConfig) -> int:
