@@ -298,6 +298,7 @@ def test_a_run_that_is_killed_in_any_stage_ends_as_if_it_had_not_been(
         command = [
             "run", "rlaif", "--model", tiny, "--data", str(tmp_path / "prompts.jsonl"), "--judge",
             f"server:m@{server.url}", "--price-in", "1", "--price-out", "1", "--judge-concurrency", "1",
+            "--probe-pairs", "0",
             "--dtype", "float32", "--device", "cpu", "--threads", "1", "--lora-rank", "2",
             "--max-new-tokens", "6", "--steps", "2", "--batch-size", "4", "--reward-steps", "3",
             "--preference-held-out", "0.4", "--ppo-epochs", "1", "--fresh-prompts", "0",

@@ -94,6 +94,7 @@ def _measured(
         numbers |= dict(zip(names, rate[:3], strict=True))
     for line in _lines(numbers):
         say(line)
+    court.metrics()  # its counts are not those of the first step
     return numbers
 
 

@@ -380,7 +380,11 @@ PANELS = (
         "The judge",
         "share",
         "Questions without a usable verdict, and pairs of which one place wins whatever stands there.",
-        (Curve("judge/unusable", "unusable"), Curve("judge/orders_disagree", "orders disagree")),
+        (
+            Curve("judge/unusable", "unusable"),
+            Curve("judge/orders_disagree", "orders disagree"),
+            Curve("judge/members_disagree", "members of the panel disagree"),
+        ),
         rate=True,
     ),
     Panel(
