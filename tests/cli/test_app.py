@@ -19,6 +19,7 @@ from palate.cli.app import build_app
 from palate.cli.command import Command, Group
 from palate.cli.commands import COMMANDS
 from palate.cli.commands.chat import COMMAND as CHAT
+from palate.cli.commands.evaluate import COMMAND as EVALUATE
 from palate.cli.commands.inspect import COMMAND as INSPECT
 from palate.cli.commands.make import COMMAND as MAKE
 from palate.cli.commands.methods import COMMAND as LIST
@@ -66,6 +67,7 @@ class Fake:
         self.commands: dict[str, Command | Group] = {
             "run": replace(RUN, members=lambda: methods),
             "sample": Command("sample", "Sample.", self.configured("sample"), config=SampleConfig),
+            "evaluate": replace(EVALUATE, members=dict),
             "inspect": replace(INSPECT, call=self.configured("inspect")),
             "chat": replace(CHAT, call=self.configured("chat"), config=ChatConfig),
             "make": MAKE,
@@ -235,7 +237,9 @@ def test_only_what_is_asked_for_is_built(fake: Fake, line: str, names: set[str])
 
 
 def test_every_file_is_a_command() -> None:
-    assert list(COMMANDS) == ["chat", "inspect", "make", "methods", "report", "run", "runs", "sample"]
+    assert list(COMMANDS) == [
+        "chat", "evaluate", "inspect", "make", "methods", "report", "run", "runs", "sample",
+    ]  # fmt: skip
     assert all(COMMANDS[name].name == name for name in COMMANDS)
 
 
@@ -419,3 +423,31 @@ def test_python_m_palate() -> None:
         err
         == "palate: expected a command right after `palate`, got --beta; `palate --help` lists the commands\n"
     )
+
+
+# A group with a default
+
+
+@pytest.mark.parametrize(
+    ("line", "member"),
+    [
+        ("measure --seed 3", "first"),
+        ("measure first --seed 3", "first"),
+        ("measure second --seed 3", "second"),
+    ],
+)
+def test_a_flag_right_after_a_group_belongs_to_its_default(fake: Fake, line: str, member: str) -> None:
+    members = {name: Command(name, name, fake.configured(name), config=Toy) for name in ("first", "second")}
+    fake.commands["measure"] = replace(RUN, name="measure", members=lambda: members, default="first")
+    assert fake(f"{line} --data x") == 0
+    assert fake.calls == [(member, Toy(data="x", seed=3))]
+
+
+def test_help_of_a_group_with_a_default_lists_its_members(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = {name: Command(name, f"Do {name}.", fake.configured(name)) for name in ("first", "second")}
+    fake.commands["measure"] = replace(RUN, name="measure", members=lambda: members, default="first")
+    for line in ("measure", "measure --help"):
+        assert fake(line) == 0
+        assert "Do second." in capsys.readouterr().out

@@ -90,7 +90,7 @@ def test_the_judge_is_measured_before_and_after_each_stage(taught: Taught, tmp_p
     rows = [row for row in found.rows if "eval_judge/pairwise" in row]
     assert [row["step"] for row in rows] == [0, 1, 4, 7]  # M_0, M_1, M_2, M_3
     for row in rows:
-        assert row["eval_judge/pairs"] == 6  # of the best and the worst only, by the gap
+        assert row["eval_judge/unclear"] == row["eval_judge/ties"] == 0
         assert row["eval_judge/pairwise"] == row["eval_judge/exact"] == row["eval_judge/kendall"] == 1.0
         assert row["eval_judge/mean"] == pytest.approx((1 + 1 / 3 + 0) / 3)
 

@@ -54,6 +54,8 @@ class Group:
         noun: the word for a subcommand in messages, such as "method".
         title: the heading above the subcommands in the help.
         listed_by: the command line that lists the subcommands.
+        default: the subcommand that a flag right after the group's name belongs to; None if a subcommand
+            must be named.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Group:
     title: str
     listed_by: str
     usage: str | None = None
+    default: str | None = None
     order: int = 0
 
 

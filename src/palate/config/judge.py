@@ -14,7 +14,9 @@ from pydantic import (
 
 from palate.config.base import (
     Config,
+    Names,
     Rewards,
+    Source,
     expand_home,
 )
 
@@ -49,6 +51,23 @@ class JudgeConfig(Config):
     """A verdict is unusable if the labels' total probability is below this."""
     judge_key_env: str = "OPENAI_API_KEY"
     """Environment variable with the server's key. The key itself is never saved."""
+    judge_panel: Names = ()
+    """Further judges, spelled like `judge`. All are asked; the verdict is the mean of their probabilities (or
+    scores), and `judge/members_disagree` is the share of questions on which they disagree."""
+    judge_expert: str | None = None
+    """Second judge, spelled like `judge`, that is asked about the pairs on which the first is unsure."""
+    judge_unsure: float = Field(0.15, ge=0, le=0.5)
+    """The first judge is unsure if its probability of the first text, the mean of both orders, is closer to
+    1/2 than this, or missing."""
+    judge_keys: Mapping[str, str] = Field(default_factory=dict)
+    """Environment variables with the keys of further judges on other hosts than the first, such as
+    `api.example.com=EXAMPLE_KEY`."""
+    probe_pairs: int = Field(20, ge=0)
+    """Pairs of the model's own completions on which a run tests the judge before the first step, in both
+    orders; 0 for none. The verdicts count towards the limits; the test is skipped if it could use more than a
+    tenth of one."""
+    probe_data: Source | None = None
+    """Pairs with chosen and rejected, of which the test takes as many to measure the judge's accuracy."""
     verdict_cache: Path | None = None
     """File of verdicts that several runs share, so that a verdict is paid for once."""
     max_verdicts: int | None = Field(None, ge=0)
@@ -59,7 +78,8 @@ class JudgeConfig(Config):
     max_cost: float | None = Field(None, ge=0)
     """Stop before the judge costs more dollars than this; the run can be resumed."""
     price_in: float | None = Field(None, ge=0)
-    """Dollars per million tokens that the judge reads; default: the price in the package genai-prices."""
+    """Dollars per million tokens that the judge reads; default: the price in the package genai-prices. With
+    several judges, the given prices hold for all of them."""
     price_out: float | None = Field(None, ge=0)
     """Dollars per million tokens that the judge writes."""
     judge_concurrency: int = Field(16, ge=1)
@@ -112,6 +132,9 @@ class RewardConfig(JudgeConfig, Config):
     missing_eos_penalty: float | None = Field(None, ge=0)
     """Penalty subtracted from the reward of a completion that is truncated at max_new_tokens. Default: 1 with
     a reward `model:ID`, which was trained on whole answers, and 0 otherwise."""
+    label_noise: float = Field(0.0, ge=0, le=1)
+    """For studies of weak annotators: share of comparisons of two completions whose winner is swapped. The
+    reward of a completion is then its share of won comparisons. `eval_reward` has no noise."""
 
     @model_validator(mode="after")
     def _fill_penalty(self) -> Self:
@@ -129,10 +152,22 @@ class RewardConfig(JudgeConfig, Config):
                 "them: a judge's verdicts have no scale that rewards could be added to"
             )
         if self.judge is None:
-            own = {name: field.default for name, field in JudgeConfig.model_fields.items()}
+            own = {
+                name: field.get_default(call_default_factory=True)
+                for name, field in JudgeConfig.model_fields.items()
+            }
             idle = next((name for name, default in own.items() if getattr(self, name) != default), None)
             if idle is not None:
                 raise ValueError(f"{idle} is given without a judge; give judge, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_compares(self) -> Self:
+        if self.label_noise and (getattr(self, "n", 2) == 1 or getattr(self, "compares_rewards", None)):
+            raise ValueError(
+                f"label_noise is {self.label_noise}, but the method rates completions one by one or compares "
+                "rewards of different prompts, and has no comparisons to swap; leave it out"
+            )
         return self
 
     @field_validator("reward", "eval_reward", mode="before")

@@ -207,9 +207,17 @@ class RunConfig(Config):
 
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"output", "overwrite", "report_to", "checkpoint_every", "keep_checkpoints", "max_dead_steps"}
-        | {"judge_key_env", "verdict_cache", "max_verdicts", "max_judge_tokens", "max_cost"}
-        | {"price_in", "price_out", "judge_concurrency", "judge_requests_per_minute"}
+        | {"judge_key_env", "judge_keys", "verdict_cache", "max_verdicts", "max_judge_tokens", "max_cost"}
+        | {
+            "probe_pairs",
+            "probe_data",
+            "price_in",
+            "price_out",
+            "judge_concurrency",
+            "judge_requests_per_minute",
+        }
         | {"judge_tokens_per_minute", "judge_timeout", "judge_retries", "judge_max_wait"}
+        | {"probe_pairs", "probe_data"}
     )
     """Fields that may change when a run is resumed and that affect none of its numbers."""
     may_change_bits: ClassVar[frozenset[str]] = frozenset(

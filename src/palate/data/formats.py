@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -59,6 +60,7 @@ def read_comparisons(
     columns: Mapping[str, str] = _AS_NAMED,
     limit: int | None = None,
     account: Account | None = None,
+    marked: bool = False,
 ) -> tuple[list[Comparison], int]:
     r"""Return the comparisons in rows with `chosen`, `rejected`, a prompt and an optional number `margin`,
     and the number of rows left out because chosen and rejected are the same. Show that number: such a
@@ -66,11 +68,14 @@ def read_comparisons(
 
     Without a `prompt`, it is the common beginning of chosen and rejected: all shared turns, the text up to
     the last shared "\n\nAssistant:" (Anthropic's HH), or all shared words. With `messages`, chosen and
-    rejected that are one turn or a text each answer the messages. Raises DataError too if no row is left.
+    rejected that are one turn or a text each answer the messages. Rows with a false `label` are left out,
+    unless `marked` includes them. Raises DataError too if no row is left.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, _comparison)
+    kept = _read(source, split, columns, limit, account, partial(_comparison, marked=marked))
     same = account.dropped[SAME].count if SAME in account.dropped else 0
+    if not kept and MARKED in account.dropped:
+        raise DataError(f"{source}: no pair is left to learn from: {_lost(account)}; expected at least one.")
     if not kept:
         raise DataError(
             f"{source}: chosen and rejected are the same in all {same} rows; expected a better and a "
@@ -86,13 +91,14 @@ def read_demonstrations(
     columns: Mapping[str, str] = _AS_NAMED,
     limit: int | None = None,
     account: Account | None = None,
+    marked: bool = False,
 ) -> list[Demonstration]:
     """Return demonstrations: `prompt` with `completion`; or `messages`, whose last assistant turn that may be
     learnt is the completion, without the turns after it; or `text`, which is learnt unchanged, as a
-    completion of the empty prompt. Rows with a false `label` are left out.
+    completion of the empty prompt. Rows with a false `label` are left out, unless `marked` includes them.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, _demonstration)
+    kept = _read(source, split, columns, limit, account, partial(_demonstration, marked=marked))
     if not kept:
         raise DataError(f"{source}: no row is left to learn from: all are {MARKED}; expected at least one.")
     return kept
@@ -144,7 +150,14 @@ def _prompt(row: Fields) -> Prompt:
     return _record(row, _asked(row), "prompt")
 
 
-def _comparison(row: Fields) -> Comparison | None:
+def _lost(account: Account) -> str:
+    return ", ".join(f"{tally.count} {reason}" for reason, tally in account.dropped.items())
+
+
+def _comparison(row: Fields, *, marked: bool) -> Comparison | None:
+    if not marked and _is_false(row.values.get("label")):
+        row.account.drop(MARKED, row.row.where)
+        return None
     for name in ("chosen", "rejected"):
         if name not in row.values:
             raise row.missing(name, "a text or a list of chat turns")
@@ -152,7 +165,7 @@ def _comparison(row: Fields) -> Comparison | None:
     if chosen == rejected:
         row.account.drop(SAME, row.row.where)
         return None
-    read = ["chosen", "rejected", "margin"]
+    read = ["chosen", "rejected", "margin", *(() if marked else ("label",))]
     if "prompt" in row.values:
         read.append("prompt")
         content, chosen, rejected = _join(row, _asked(row), chosen, rejected)
@@ -176,8 +189,8 @@ def _comparison(row: Fields) -> Comparison | None:
     return Comparison(_record(row, content, *read), chosen, rejected, margin, *finishes)
 
 
-def _demonstration(row: Fields) -> Demonstration | None:
-    if _is_false(row.values.get("label")):
+def _demonstration(row: Fields, *, marked: bool) -> Demonstration | None:
+    if not marked and _is_false(row.values.get("label")):
         row.account.drop(MARKED, row.row.where)
         return None
     content: Content
@@ -206,7 +219,7 @@ def _demonstration(row: Fields) -> Demonstration | None:
     if _is_empty(completion):
         raise row.fault("the completion is empty", "something to imitate")
     finish = row.finish("finish")
-    return Demonstration(_record(row, content, *read, "label"), completion, finish)
+    return Demonstration(_record(row, content, *read, *(() if marked else ("label",))), completion, finish)
 
 
 def _last_to_learn(row: Fields, turns: Turns) -> int | None:

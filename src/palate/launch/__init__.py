@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from palate.launch.measure import (
     shown_prompts,
     watch_kl,
 )
+from palate.launch.probe import probe_judge
 from palate.launch.rewards import annotator_of, held_out_annotator
 from palate.launch.rows import read_rows, report_rows, with_room
 from palate.learn import Learner, Policy
@@ -33,7 +34,7 @@ from palate.loops import PairRounds, content_key, pairs_of, records_of
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.quiet import quieted
-from palate.run import BoundReachedError, Display, Run
+from palate.run import BoundReachedError, Display, JudgeAnnotator, Run
 from palate.types import Example, Pair, Prompt
 
 __all__ = ["Outcome", "train"]
@@ -142,7 +143,8 @@ def train(
     shown = Display(titled=True) if display == "auto" else display
     with quieted(), Run(config, method=method, display=shown) as run:
         annotate = annotator_of(config, run, None if isinstance(judge, str) else judge)
-        return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
+        with closing(annotate) if isinstance(annotate, JudgeAnnotator) else nullcontext():
+            return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
 
 
 def _judged(
@@ -181,6 +183,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     measure_fresh(policy, shown, cfg, run)
     watch_kl(policy, prompts, cfg, run)
     hold_contests(held_out, held_out_annotator(annotate, cfg, run), cfg, run)
+    probe_judge(annotate, policy, prompts, cfg, run)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(policy, annotate, prompts, cfg, run, *beside)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)

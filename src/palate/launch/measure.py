@@ -40,10 +40,10 @@ def shown_prompts(
         return ()
     if all_held_out:
         return held_out
-    return list(islice(_fitting(learner, held_out or others, cfg), cfg.fresh_prompts))
+    return list(islice(fitting_prompts(learner, held_out or others, cfg), cfg.fresh_prompts))
 
 
-def _fitting(learner: Learner, prompts: Iterable[Prompt], cfg: Any) -> Iterator[Prompt]:
+def fitting_prompts(learner: Learner, prompts: Iterable[Prompt], cfg: Any) -> Iterator[Prompt]:
     """Yield distinct prompts that leave room for a completion, in order."""
     codec = learner.model.codec
     distinct = {prompt.id: prompt for prompt in prompts}.values()
@@ -58,7 +58,7 @@ def watch_kl(learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run) ->
     if every is None:
         return
     start, sampling = learner.snapshot(), cfg.sampling
-    fitting = list(_fitting(learner, prompts, cfg))
+    fitting = list(fitting_prompts(learner, prompts, cfg))
     if not fitting:
         raise ConfigError("no training prompt leaves room for max_new_tokens, so the KL cannot be measured")
     drawn = Stream(fitting, seed=run.seed("kl prompts")).batch(0, min(cfg.kl_prompts, len(fitting)))

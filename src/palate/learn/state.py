@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from palate.errors import RunError
 from palate.learn.learner import POLICY, Learner
@@ -72,8 +73,13 @@ def state_bytes(learner: Learner) -> int:
 
 def fingerprint(learner: Learner) -> str:
     """Return the SHA-256 of a learner's weights, names and formats, including an adapter's."""
+    return weights_hash(learner.model.network)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights, names and formats."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(learner.model.network.named_parameters()):
+    for name, parameter in sorted(network.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
         raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy())

@@ -46,6 +46,7 @@ from .rounds import mean_reward as mean_reward
 from .rounds import prompts_of_round as prompts_of_round
 from .rounds import tell_low_threshold as tell_low_threshold
 from .rounds import threshold as threshold
+from .stage import Ahead as Ahead
 from .teaching import contest as contest
 from .teaching import fine_tune as fine_tune
 from .teaching import held_out_prompts as held_out_prompts

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from itertools import permutations
 from statistics import pvariance
 
+from palate.annotate import Annotator
 from palate.annotate.judges.judging import Bench, PairwiseJudge, RubricJudge
 from palate.annotate.judges.local import LocalModel
 from palate.annotate.judges.records import POINTS
 from palate.annotate.judges.template import Template
-from palate.config import JudgeConfig
 from palate.learn import Policy
-from palate.run import Run
-from palate.run.judging import judge_court
+from palate.run import JudgeAnnotator
 from palate.select.battles import Results, battle_scores, position_weights
 from palate.types import Completion, Group, Pair, Prompt
 
@@ -35,7 +34,7 @@ class Disputed:
 
 
 def judge_pairs(
-    groups: Sequence[Group], policy: Policy, cfg: JudgeConfig, run: Run
+    groups: Sequence[Group], policy: Policy, annotate: Annotator
 ) -> tuple[list[Pair], dict[str, float]]:
     """Return pairs of a better and a worse grading, by the policy's own verdicts, and their metrics.
 
@@ -46,14 +45,16 @@ def judge_pairs(
     Args:
         groups: groups whose completions the policy has graded; its gradings are read from the run's ledger.
         policy: the judge.
-        cfg, run: of the method.
+        annotate: the annotator of that judge.
     """
-    court = judge_court(cfg, run)
-    judge, model = court.judge, court.desk.model
+    assert isinstance(annotate, JudgeAnnotator), "meta-rewarding has a judge"
+    judge = annotate.court.judge
     assert isinstance(judge, RubricJudge), "meta-rewarding grades by a rubric"
+    desk = judge.bench.desk
+    model = desk.model
     assert isinstance(model, LocalModel), "meta-rewarding trains its judge"
     disputed = [found for group in groups if (found := most_disputed(group, judge.bench, model)) is not None]
-    bench = Bench(court.desk, Template.load("pairwise", name="meta"))
+    bench = Bench(desk, Template.load("pairwise", name="meta"))
     battles = _battles(PairwiseJudge(bench), disputed)
     weights = position_weights(battles)
     pairs = [

@@ -145,7 +145,7 @@ def self_rewarding(
         if cfg.learn == "pairs":
             pairs, numbers = loops.some_pairs(groups, cfg.pair_rule, t)
             if cfg.variant == "meta" and t < cfg.meta_rounds:
-                gradings, meta = loops.judge_pairs(groups, policy, cfg, run)
+                gradings, meta = loops.judge_pairs(groups, policy, annotate)
                 pairs, numbers = [*pairs, *gradings], {**numbers, **meta}
             objective = learn.Pairwise(losses.PAIR_LOSSES["dpo"], cfg.beta, learn.CachedReference(now))
             policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)), lr=cfg.lr)

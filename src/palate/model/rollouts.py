@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from palate.config import Sampling
+from palate.errors import RunError
 from palate.memory import Memory, Purpose, key_of
-from palate.model.loaded import LoadedModel, SamplingEngine
+from palate.model.loaded import LoadedModel
 from palate.model.rows import Row
 from palate.model.sampling import row_uniforms
 from palate.types import Completion, Group, Prompt
@@ -37,6 +38,8 @@ def sample(
     memory: Memory | None = None,
     name: str = "policy",
     purpose: Purpose = "completion",
+    finished: Callable[[Group], None] | None = None,
+    known_only: bool = False,
 ) -> list[Group]:
     """Sample n completions of each prompt with the model's engine.
 
@@ -53,9 +56,12 @@ def sample(
         observe: receives the number of new tokens.
         memory: returns known chunks, and stores new chunks.
         purpose: the use of the texts; stored with them.
+        finished: receives each group as soon as its completions are finished, unless they were known.
+        known_only: return stored completions only, since the model has other weights than this version.
 
     Raises:
         DataError: a prompt is too long to leave room for `max_new_tokens`.
+        RunError: `known_only`, and the memory lacks a chunk.
     """
     for prompt in prompts:
         model.codec.room(prompt, need=sampling.max_new_tokens)
@@ -74,8 +80,13 @@ def sample(
         inputs = [(r.prompt.id, r.ids, r.seen) for r in own]
         key = key_of("sample", purpose, name, version, seed, n, options, inputs)
         completions = None if memory is None else memory.completions(key)
+        if completions is None and known_only:
+            raise RunError(
+                f"the samples of version {version} of the {name} are missing in the journal, and that "
+                "version is gone; start over with --overwrite"
+            )
         if completions is None:
-            completions = _sampled(model.engine, model, own, n, sampling, seed, version, observe)
+            completions = _sampled(model, own, n, sampling, seed, version, observe, finished)
             if memory is not None:
                 memory.keep_completions(key, version, [r.prompt for r in own], completions, purpose=purpose)
         by_index |= dict(zip(chunk, completions, strict=True))
@@ -92,7 +103,6 @@ class _Request:
 
 
 def _sampled(
-    engine: SamplingEngine,
     model: LoadedModel,
     requests: Sequence[_Request],
     n: int,
@@ -100,9 +110,27 @@ def _sampled(
     seed: int,
     version: int,
     observe: Observer,
+    finished: Callable[[Group], None] | None,
 ) -> list[tuple[Completion, ...]]:
     new = sampling.max_new_tokens
     rows = [[Row(r.ids, row_uniforms(seed, r.prompt.id, r.seen, j, new)) for j in range(n)] for r in requests]
-    for tokens in engine.fill(model, rows, sampling):
+
+    def completed(i: int) -> tuple[Completion, ...]:
+        return tuple(row.completion(model.codec, sampling, version) for row in rows[i])
+
+    waiting = set(range(len(rows))) if finished is not None else set()
+    for tokens in model.engine.fill(model, rows, sampling):
         observe("sample", tokens)
-    return [tuple(row.completion(model.codec, sampling, version) for row in group) for group in rows]
+        # A row that ends with a stop text looks unfinished here; its group follows at the end.
+        for i in [i for i in waiting if all(_has_ended(row, model, new) for row in rows[i])]:
+            waiting.discard(i)
+            assert finished is not None
+            finished(Group(requests[i].prompt, completed(i)))
+    for i in sorted(waiting):
+        assert finished is not None
+        finished(Group(requests[i].prompt, completed(i)))
+    return [completed(i) for i in range(len(rows))]
+
+
+def _has_ended(row: Row, model: LoadedModel, new: int) -> bool:
+    return len(row.tokens) >= new or (bool(row.tokens) and row.tokens[-1] in model.codec.end_ids)

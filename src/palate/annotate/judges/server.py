@@ -79,6 +79,7 @@ class ServerModel:
 
     Attributes:
         options, price: as given.
+        remote: True, because it computes elsewhere, so that this process can do other work meanwhile.
         client, pace: send requests and limit their rate.
         dialect: the parameters that the server has accepted so far.
 
@@ -89,6 +90,8 @@ class ServerModel:
         price: the price of its tokens.
         options: the options of the requests.
     """
+
+    remote = True
 
     def __init__(self, model: str, url: str, *, key: str, price: Price, options: ServerOptions) -> None:
         self.name = f"server:{model}@{url}"
