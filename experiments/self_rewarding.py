@@ -135,6 +135,8 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the results as Markdown."""
+    if not rows:
+        return ["There are no results yet."]
     lines = [
         "Pairwise accuracy is that of the policy as a judge, on held-out answers whose VADER scores differ "
         "by at least 0.2, with its 95 % interval; a tie counts one half, and answers without a clear score "

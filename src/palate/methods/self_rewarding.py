@@ -163,16 +163,19 @@ def self_rewarding(
 
 def _summary(policy: Policy, run: Run, held_out: Sequence[Prompt]) -> dict[str, float]:
     """Return the judge's agreement with ranked answers before and after training."""
-    name = "eval_judge/pairwise"
-    rates = [row for row in run.measured if name in row]
-    if not rates:
+    rows = [row for row in run.measured if "eval_judge/unclear" in row]
+    if not rows:
         return {}
-    return {
-        "judge_accuracy_before": rates[0][name],
-        "judge_accuracy_after": rates[-1][name],
-        "judge_accuracy_low": rates[-1][f"{name}_low"],
-        "judge_accuracy_high": rates[-1][f"{name}_high"],
+    first, last = rows[0], rows[-1]
+    figures = {
+        "judge_accuracy_before": first.get("eval_judge/pairwise"),
+        "judge_accuracy_after": last.get("eval_judge/pairwise"),
+        "judge_accuracy_low": last.get("eval_judge/pairwise_low"),
+        "judge_accuracy_high": last.get("eval_judge/pairwise_high"),
+        "judge_unclear_before": first["eval_judge/unclear"],
+        "judge_unclear_after": last["eval_judge/unclear"],
     }
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 METHOD = Method(
