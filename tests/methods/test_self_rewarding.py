@@ -64,7 +64,7 @@ def test_lessons_come_first_with_their_own_schedule(
     taught: Taught, fits: list[tuple[str, Sequence[Any]]], tmp_path: Path
 ) -> None:
     ift = write(tmp_path / "ift.jsonl", *({"prompt": f"say {i}", "completion": f"yes {i}"} for i in range(5)))
-    grade = {"completion": "Good.\nScore: 4", "score": 4, "asked": "say"}
+    grade = {"completion": "Good.\nScore: 4", "score": 4, "about": "say"}
     eft = write(tmp_path / "eft.jsonl", *({"prompt": f"grade {i}", **grade} for i in range(7)))
     given = {"ift": ift, "eft": eft, "sft_epochs": 2, "sft_lr": 0.02, "batch_size": 4, "schedule": "linear"}
     found = taught("self-rewarding", rounds=1, **given, **ANY)
@@ -120,7 +120,7 @@ def test_new_prompts_are_unlike_all_others(
     taught: Taught, fits: list[tuple[str, Sequence[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eft = write(
-        tmp_path / "eft.jsonl", {"prompt": "grade", "completion": "no", "asked": "why is grass green"}
+        tmp_path / "eft.jsonl", {"prompt": "grade", "completion": "no", "about": "why is grass green"}
     )
     calls: list[int] = []
 
@@ -319,8 +319,8 @@ def test_the_judge_learns_from_its_judged_gradings(
         assert pair.prompt.text.count("|") == 1  # the judge's question
         assert pair.chosen.text[-1] > pair.rejected.text[-1]
     with sqlite3.connect(outcome.directory / "journal.db") as db:
-        (asked_, known) = db.execute("SELECT count(*), count(DISTINCT key) FROM requests").fetchone()
-    assert asked_ == known  # the gradings are read from the ledger
+        (requests, known) = db.execute("SELECT count(*), count(DISTINCT key) FROM requests").fetchone()
+    assert requests == known  # the gradings are read from the ledger
 
 
 @pytest.mark.parametrize(

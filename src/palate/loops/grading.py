@@ -113,18 +113,18 @@ def measure_judge(
             (ranking.prompt.id, list(zip(group.rewards or (), ranking.gold, strict=True)))
             for (ranking, _), group in zip(ranked, judged, strict=True)
         ]
-        found = score_agreement(groups, perfect=perfect, gap=gap)
+        agreement = score_agreement(groups, perfect=perfect, gap=gap)
         scores = [score for _, rated in groups for score, _ in rated if score is not None]
         numbers = {
-            "pairwise": found.pairwise.rate,
-            "pairwise_low": found.pairwise.low,
-            "pairwise_high": found.pairwise.high,
-            "ties": found.ties,
-            "best": found.best,
-            "exact": found.exact.rate,
-            "spearman": found.spearman,
-            "kendall": found.kendall,
-            "unclear": found.unusable / sum(len(rated) for _, rated in groups),
+            "pairwise": agreement.pairwise.rate,
+            "pairwise_low": agreement.pairwise.low,
+            "pairwise_high": agreement.pairwise.high,
+            "ties": agreement.ties,
+            "best": agreement.best,
+            "exact": agreement.exact.rate,
+            "spearman": agreement.spearman,
+            "kendall": agreement.kendall,
+            "unclear": agreement.unusable / sum(len(rated) for _, rated in groups),
             "mean": sum(scores) / len(scores) if scores else math.nan,  # its drift on the same answers
         }
         return {f"eval_judge/{name}": value for name, value in numbers.items() if math.isfinite(value)}

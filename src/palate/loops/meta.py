@@ -23,7 +23,7 @@ class Disputed:
     """The answer of a prompt on whose score its gradings differ most.
 
     Attributes:
-        prompt: the question of the judge, as it was asked first.
+        prompt: the question of the judge, in the wording of the first grading.
         texts: the distinct gradings with a clear score.
         scores: their scores.
     """
@@ -53,7 +53,8 @@ def judge_pairs(
     desk = judge.bench.desk
     model = desk.model
     assert isinstance(model, LocalModel), "meta-rewarding trains its judge"
-    disputed = [found for group in groups if (found := most_disputed(group, judge.bench, model)) is not None]
+    disputes = (most_disputed(group, judge.bench, model) for group in groups)
+    disputed = [dispute for dispute in disputes if dispute is not None]
     bench = Bench(desk, Template.load("pairwise", name="meta"))
     battles = _battles(PairwiseJudge(bench), disputed)
     weights = position_weights(battles)
@@ -84,8 +85,8 @@ def most_disputed(group: Group, bench: Bench, model: LocalModel) -> Disputed | N
         own = pvariance(clear.values()) if len(clear) > 1 else 0.0
         if own > spread:
             spread = own
-            asked = model.prompt_of(bench.sampled(question, 0))
-            most = Disputed(asked, tuple(clear), tuple(clear.values()))
+            question_text = model.prompt_of(bench.sampled(question, 0))
+            most = Disputed(question_text, tuple(clear), tuple(clear.values()))
     return most
 
 
