@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +27,8 @@ from palate.testing import tiny_model, tiny_policy
 
 MakeRun = Callable[..., Path]
 SameGradients = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 torch.set_num_threads(1)
 quiet_libraries()
@@ -176,3 +180,16 @@ def describe(directory: Path, *, method: str = "oaif", started: str | None = Non
     found = {"method": method, "config": config, "versions": {}} | ({"started": started} if started else {})
     (directory / "config.json").write_text(json.dumps(found))
     return directory
+
+
+@pytest.fixture(scope="module")
+def soak() -> Iterator[ModuleType]:
+    """The script that kills runs, for its `Trial`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXPERIMENTS))
+        spec = importlib.util.spec_from_file_location("soak", EXPERIMENTS / "soak.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module

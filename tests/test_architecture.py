@@ -26,7 +26,7 @@ LAYERS = (
     ("annotate",),
     ("learn",),
     ("run", "evaluate", "making"),
-    ("calibration",),
+    ("calibration", "ranking"),
     ("recipe", "spending", "agreement"),
     ("method",),
     ("loops",),

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from palate.article import SOURCE, UNBUILT, Unbuilt
+from palate.article import SOURCE
 from palate.config import Config
 from palate.method import METHOD_GROUPS, VARIANT
 from palate.methods import METHODS, Method
@@ -50,14 +50,13 @@ def table(text: str) -> str:
 
 
 def _rows() -> Iterator[str]:
-    known: list[Method | Unbuilt] = [*METHODS.values(), *UNBUILT]
-    for method in sorted(known, key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):
+    for method in sorted(METHODS.values(), key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):
         name = method.name
-        title = f"[`{name}`]({name}.md)" if name in METHODS else f"`{name}` (not built)"
+        title = f"[`{name}`]({name}.md)"
         ours = astuple(method.recipe.cells)
         article = astuple(SOURCE[name]) if name in SOURCE else ours
         cells = (cell if cell == other else f"**{cell}**" for cell, other in zip(ours, article, strict=True))
-        data = " or ".join(dict.fromkeys(way.learns_from for way in getattr(method, "ways", ())))
+        data = " or ".join(dict.fromkeys(way.learns_from for way in method.ways))
         yield f"| {' | '.join([title, data, method.group, *cells])} |"
 
 

@@ -60,6 +60,7 @@ from .methods.rrhf import RRHFConfig as RRHFConfig
 from .methods.rrhf import RRHFDirectConfig as RRHFDirectConfig
 from .methods.rso import RSOConfig as RSOConfig
 from .methods.rso import RSODirectConfig as RSODirectConfig
+from .methods.self_rewarding import SelfRewardingConfig as SelfRewardingConfig
 from .methods.sft import SFTConfig as SFTConfig
 from .methods.slic_hf import SlicHFConfig as SlicHFConfig
 from .methods.slic_hf import SlicHFDirectConfig as SlicHFDirectConfig

@@ -21,6 +21,7 @@ from palate.cli.commands import COMMANDS
 from palate.cli.commands.chat import COMMAND as CHAT
 from palate.cli.commands.evaluate import COMMAND as EVALUATE
 from palate.cli.commands.inspect import COMMAND as INSPECT
+from palate.cli.commands.make import COMMAND as MAKE
 from palate.cli.commands.methods import COMMAND as LIST
 from palate.cli.commands.report import COMMAND as REPORT
 from palate.cli.commands.run import COMMAND as RUN
@@ -69,6 +70,7 @@ class Fake:
             "evaluate": replace(EVALUATE, members=dict),
             "inspect": replace(INSPECT, call=self.configured("inspect")),
             "chat": replace(CHAT, call=self.configured("chat"), config=ChatConfig),
+            "make": MAKE,
             **{command.name: replace(command, call=self.called(command)) for command in (RUNS, REPORT, LIST)},
         }
 
@@ -235,7 +237,8 @@ def test_only_what_is_asked_for_is_built(fake: Fake, line: str, names: set[str])
 
 
 def test_every_file_is_a_command() -> None:
-    assert list(COMMANDS) == ["chat", "evaluate", "inspect", "methods", "report", "run", "runs", "sample"]
+    names = ["chat", "evaluate", "inspect", "make", "methods", "report", "run", "runs", "sample"]
+    assert list(COMMANDS) == names
     assert all(COMMANDS[name].name == name for name in COMMANDS)
 
 

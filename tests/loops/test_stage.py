@@ -33,7 +33,8 @@ def words(tiny: str, output: Path, server: FaultyServer, *more: str) -> list[str
     data = output.parent / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"Q{i}"}) + "\n" for i in range(12)))
     return ["run", "oaif", "--model", tiny, "--data", str(data), "--output", str(output),
-            "--dtype", "float32", "--device", "cpu", "--no-lora", "--max-new-tokens", "6", "--steps", "6", "--batch-size", "3",
+            "--dtype", "float32", "--device", "cpu", "--no-lora",
+            "--max-new-tokens", "6", "--steps", "6", "--batch-size", "3",
             "--fresh-prompts", "0", "--probe-pairs", "0", "--lr", "0.01", "--checkpoint-every", "2",
             "--judge", f"server:m@{server.url}", *more]  # fmt: skip
 

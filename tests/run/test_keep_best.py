@@ -19,10 +19,14 @@ ROWS = [{"prompt": f"question {i}"} for i in range(8)]
 PAIRS = [{**row, "chosen": "yes", "rejected": "no no"} for row in ROWS]
 
 
+def letters(completions: list[str], **_: object) -> list[float]:
+    return [sum(map(ord, text)) / 1000 for text in completions]
+
+
 def train(tiny: str, output: Path, method: str = "oaif", **changes: Any) -> palate.Outcome:
     fixed = {
         "model": tiny, "device": "cpu", "dtype": "float32", "steps": 4, "batch_size": 2, "max_new_tokens": 4,
-        "data": ROWS, "reward": "length:1", "output": output, "lr": 0.05, "kl_every": 1, "kl_prompts": 4,
+        "data": ROWS, "reward": letters, "output": output, "lr": 0.05, "kl_every": 1, "kl_prompts": 4,
         "keep": "best", "fresh_prompts": 0, "keep_checkpoints": 1, "checkpoint_every": 1,
     }  # fmt: skip
     return palate.train(method, display=None, **{**fixed, **changes})

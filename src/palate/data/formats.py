@@ -165,7 +165,7 @@ def _lost(account: Account) -> str:
 
 
 def _comparison(row: Fields, *, marked: bool) -> Comparison | None:
-    if not marked and _is_false(row.values.get("label")):
+    if not marked and _is_false(row.values.get("label"), number=True):
         row.account.drop(MARKED, row.row.where)
         return None
     for name in ("chosen", "rejected"):

@@ -20,6 +20,7 @@ from palate.evaluate import Evaluation, compare
 from palate.journal import key_of
 from palate.launch.measure import (
     held_out_numbers,
+    hold_contests,
     keep_best,
     measure_fresh,
     report_weights,
@@ -183,6 +184,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     measure_fresh(policy, shown, cfg, run)
     watch_kl(policy, prompts, cfg, run, annotate)
     probe_judge(annotate, policy, prompts, cfg, run)
+    hold_contests(held_out, held_out_annotator(annotate, cfg, run), cfg, run)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(policy, annotate, prompts, cfg, run, *beside)
     keep_best(run, policy, *beside)

@@ -12,11 +12,11 @@ from palate.annotate import Annotator
 from palate.config import KLConfig, Sampling
 from palate.data import Stream
 from palate.errors import ConfigError
-from palate.evaluate import Evaluation, kl_from
+from palate.evaluate import Evaluation, compare, kl_from
 from palate.learn import Learner, Policy
 from palate.loops import fresh_logps
 from palate.methods import Method
-from palate.model import share_loaded, weight_bytes
+from palate.model import Snapshot, share_loaded, weight_bytes
 from palate.run import Drift, Run
 from palate.types import Example, Pair, Prompt
 
@@ -99,6 +99,26 @@ def keep_best(run: Run, *learners: Learner) -> None:
     best = run.checkpoints.restore_best(*learners)
     if best is not None:
         run.display.say(f"the result is the checkpoint of step {best.steps}, which has the best reward")
+
+
+def hold_contests(held_out: Sequence[Prompt], annotate: Annotator | None, cfg: Any, run: Run) -> None:
+    """Let the run compare two policies on the held-out prompts, as methods in rounds do after each round."""
+    if not held_out or annotate is None or not isinstance(cfg, Sampling):
+        return
+
+    def contest(before: Snapshot, after: Snapshot) -> dict[str, float]:
+        seed = run.seed("contest", after.version)
+        outcome = compare(before, after, held_out, annotate, cfg.sampling, seed=seed)
+        return {
+            "eval_round_reward": outcome.reward_after,
+            "eval_round_win_rate": outcome.win_rate,
+            "eval_round_win_rate_low": outcome.win_rate_low,
+            "eval_round_win_rate_high": outcome.win_rate_high,
+            "eval_round_kl": outcome.kl,
+            "eval_round_length": outcome.length_after,
+        }
+
+    run.contest = contest
 
 
 def measure_fresh(

@@ -86,10 +86,12 @@ class Grading:
     prompt: str
     completion: str
     score: int
+    asked: str = ""
+    """The prompt of the graded answer, so that a run can keep new prompts apart from it."""
 
     def row(self) -> dict[str, str | int]:
         """Return the row of a data file."""
-        return {"prompt": self.prompt, "completion": self.completion, "score": self.score}
+        return {**vars(self)}
 
 
 @dataclass
@@ -111,7 +113,8 @@ def from_gold(rankings: Sequence[Ranking], asking: Asking) -> Made:
         for i, level in enumerate(own):
             label = asking.labels[level]
             written = f"{HOLDING[level]}\nScore: {label}" if asking.template.mode == "rubric" else label
-            gradings.append(Grading(asking.text(asking.question(ranking, i)), written, int(label)))
+            question = asking.text(asking.question(ranking, i))
+            gradings.append(Grading(question, written, int(label), ranking.prompt.text))
     return Made(gradings)
 
 
@@ -173,7 +176,7 @@ def agreeing(rankings: Sequence[Ranking], asking: Asking, bench: Bench, *, attem
             waiting.remove(r)
             texts = [v.raw.strip() for v in own if v is not None]
             kept[r] = [
-                Grading(asking.text(asking.question(rankings[r], i)), text, score)
+                Grading(asking.text(asking.question(rankings[r], i)), text, score, rankings[r].prompt.text)
                 for i, (text, score) in enumerate(zip(texts, scores, strict=True))
             ]
     gradings = [grading for r in sorted(kept) for grading in kept[r]]

@@ -85,8 +85,8 @@ def write_prompts(
             reasons = ", ".join(f"{number} {reason}" for reason, number in sieve.left_out.most_common())
             raise RunError(
                 f"the model wrote no usable prompt in {BARREN * TOGETHER} replies in a row, after "
-                f"{len(kept)} of {count} (left out: {reasons or 'nothing'}); ask for fewer, give more and more "
-                "varied seed prompts, raise the temperature, or use a larger model"
+                f"{len(kept)} of {count} (left out: {reasons or 'nothing'}); ask for fewer, give more and "
+                "more varied seed prompts, raise the temperature, or use a larger model"
             )
     return Written(tuple(Prompt(text, where=f"written {i}") for i, text in enumerate(kept, 1)), replies)
 

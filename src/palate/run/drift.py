@@ -6,10 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from palate.model import Snapshot
+
 REWARD = "reward/fresh"
 """Metric of the measurements with `keep` best: the mean reward of the same training prompts."""
 KL = "kl/fresh"
 """Metric of the measurements: KL in nats per completion, from samples of the policy at temperature 1."""
+
+
+Contest = Callable[[Snapshot, Snapshot], Mapping[str, float]]
+"""Compares an earlier policy with a later one on held-out prompts, and returns the metrics."""
 
 
 class BoundReachedError(Exception):

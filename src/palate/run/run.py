@@ -22,7 +22,7 @@ from palate.run.checkpoints import Checkpoints, Position
 from palate.run.clock import Clock
 from palate.run.directory import RunDirectory
 from palate.run.display import Display
-from palate.run.drift import KL, BoundReachedError, Drift
+from palate.run.drift import KL, BoundReachedError, Contest, Drift
 from palate.run.ending import how_to_resume, refuses
 from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.facts import remember, require_same
@@ -52,6 +52,7 @@ class Run:
         journal: the run's journal; `attach` and `annotator` connect it to learners and annotators.
         meter: returns further numbers of each step, such as the cost of a judge.
         drift: measures the KL between steps, and ends training where it passes a bound; None for neither.
+        contest: compares two policies on the held-out prompts; None without held-out prompts or a reward.
 
     Args:
         cfg: the run's configuration; all fields are written, those of `RunConfig` are used.
@@ -59,8 +60,7 @@ class Run:
         display: shows progress; silent by default.
 
     Raises:
-        RunError: the directory holds another run or a damaged run, another process works on it, or it cannot
-            be written.
+        RunError: the directory holds another or a damaged run, is in use, or cannot be written.
         ConfigError: a tracker of `report_to` is unknown or not installed.
     """
 
@@ -83,6 +83,7 @@ class Run:
         self._stage = self._base = self._done = self._new_steps = 0
         self._started = self._within = False
         self.drift: Drift | None = None
+        self.contest: Contest | None = None
         self._attached: list[Learner] = []
         self._measured: dict[str, Metrics] = {}
         self._ledger: Ledger | None = None
@@ -135,7 +136,7 @@ class Run:
             self.require_same(f"the weights of {learner.name}", fingerprint(learner), label_of(learner))
         self._start()
 
-    def annotator(self, annotate: Annotator, *, name: str = "reward") -> Annotator:
+    def annotator(self, annotate: Annotator, *, name: str | Callable[[], str] = "reward") -> Annotator:
         """Return the annotator with its answers stored in the journal; `name` distinguishes annotators."""
         return journaled(
             annotate, self.journal, name=name, start=self._start, observe=self.observe, say=self.display.say
@@ -209,12 +210,10 @@ class Run:
 
         Raises:
             RunError: the stage's checkpoint is damaged or has other learners.
-            BoundReachedError: the KL passed its bound (`drift`); the learners are at the last checkpoint
-                within it.
+            BoundReachedError: the KL passed its bound; the learners are at the last checkpoint within it.
         """
         self._start()
-        stage, self._stage = self._stage, self._stage + 1
-        base = self._base
+        stage, base, self._stage = self._stage, self._base, self._stage + 1
         self.display.expect(base + count)
         first, there = 0, self.checkpoints.restore(stage, *learners) if learners else None
         if there is not None:

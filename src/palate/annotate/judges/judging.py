@@ -78,7 +78,7 @@ class Bench:
     def amounts(self, questions: Sequence[Question]) -> list[tuple[int, Amount]]:
         """Return the number of saved verdicts on each question, samples included, and their cost."""
         identity, n = self.desk.model.identity, self.samples
-        every = [[q, *(_sample(q, repeat) for repeat in range(n))] for q in questions]
+        every = [[q, *(self.sampled(q, repeat) for repeat in range(n))] for q in questions]
         keys = [[question.key(identity) for question in own] for own in every]
         known = self.desk.ledger.known([key for own in keys for key in own])
         saved = [[known[key] for key in own if key in known] for own in keys]

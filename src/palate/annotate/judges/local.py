@@ -96,7 +96,7 @@ class LocalModel:
 
     def _ask(self, part: Sequence[tuple[str, Question]], desk: Desk) -> None:
         started = time.perf_counter()
-        prompts = [self._fitted(question) for _, question in part]
+        prompts = [self.prompt_of(question) for _, question in part]
         taken, exhausted = self._reserved(part, prompts, desk)
         part, prompts = part[: len(taken)], prompts[: len(taken)]
         requests = [desk.ledger.sent(key, amount) for (key, _), amount in zip(part, taken, strict=True)]
@@ -217,7 +217,7 @@ class LocalModel:
             return Reading("unparsed", None, mass, None, note)
         return Reading("ok", tuple(float(p) for p in logps.softmax(-1)), mass, None)
 
-    def _fitted(self, question: Question) -> Prompt:
+    def prompt_of(self, question: Question) -> Prompt:
         """Return the question as a prompt that leaves room for the answer.
 
         Raises:

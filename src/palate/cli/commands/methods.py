@@ -45,9 +45,8 @@ def methods(*, json: Json = False) -> int:
     for title in titles:
         table.add_column(title, no_wrap=True)
     for row in rows:
-        name = row["name"] if row["built"] else f"({row['name']})"
         cells = (
-            name,
+            row["name"],
             " or ".join(row["learns_from"]),
             *(row[question] for question in QUESTIONS),
             row["group"],
@@ -55,26 +54,24 @@ def methods(*, json: Json = False) -> int:
         )
         table.add_row(*cells[: len(titles)])
     console.print(table)
-    unbuilt = ", ".join(row["name"] for row in rows if not row["built"])
-    for note in (*NOTES, f"Not implemented: {unbuilt}."):
+    for note in NOTES:
         console.print(note, soft_wrap=True, highlight=False)
     return 0
 
 
 def method_rows() -> Iterator[dict[str, Any]]:
     """Yield a row per method with Palate's cells and, under `source`, the article's cells or None."""
-    from palate.article import SOURCE, UNBUILT, Unbuilt
-    from palate.method import METHOD_GROUPS, Method
+    from palate.article import SOURCE
+    from palate.method import METHOD_GROUPS
     from palate.methods import METHODS
 
-    known: list[Method | Unbuilt] = [*METHODS.values(), *UNBUILT]
-    for method in sorted(known, key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):
+    for method in sorted(METHODS.values(), key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):
         source = SOURCE.get(method.name)
         yield {
             "name": method.name,
             "group": method.group,
             "paper": method.paper,
-            "built": method.name in METHODS,
+            "built": True,
             "learns_from": list(dict.fromkeys(way.learns_from for way in getattr(method, "ways", ()))),
             **asdict(method.recipe.cells),
             "source": None if source is None else asdict(source),
