@@ -63,8 +63,14 @@ def test_a_method_on_pairs_keeps_the_best_by_its_reward(tiny: str, tmp_path: Pat
 
 
 def test_the_best_lies_within_the_bound(tiny: str, tmp_path: Path) -> None:
-    done = train(tiny, tmp_path / "run", max_kl=1e-6, lr=0.3)
-    assert done.summary["checkpoint"] == "checkpoints/step-0"
+    bound = 0.1
+    done = train(tiny, tmp_path / "run", max_kl=bound, lr=0.3)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    kls = {row["step"]: row["kl/fresh"] for row in rows if "kl/fresh" in row}
+    passed = min(step for step, kl in kls.items() if kl > bound)  # training ends there
+    within = {step: reward for step, reward in rewards(tmp_path / "run").items() if step < passed}
+    best = min(within, key=lambda step: (-within[step], step), default=0)
+    assert done.summary["checkpoint"] == f"checkpoints/step-{best}"
 
 
 def test_without_a_reward_nothing_can_be_best(tiny: str, tmp_path: Path) -> None:
