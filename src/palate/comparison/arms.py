@@ -103,7 +103,7 @@ def _arm(text: str) -> Arm:
     method = method_named(word, METHODS)
     if method.share is None:
         able = ", ".join(name for name, other in METHODS.items() if other.share is not None)
-        raise ConfigError(f"{word} trains no policy that could be compared; expected some of {able}")
+        raise ConfigError(f"{word} does not declare how it spends a budget; methods that do are {able}")
     values = read_values(method.options, Path(file)) if colon else {}
     share = method.share
     if "n" in values and share.when in ("once", "each round", "each step"):

@@ -133,8 +133,9 @@ def _numbers(meter: Meter, sides: Sequence[tuple[Job, Side, list[tuple[int, Side
             old, new = _scores(meter.annotate, meter.base, side)
             gold_old, gold_new = (None, None) if meter.gold is None else _scores(meter.gold, meter.base, side)
             ratios = np.subtract(side.own_logps, log_likelihoods(one, side.own))
-            last = int(np.max(list(checkpoints_in(job.directory)), initial=0))
-            points = [Point(job.arm, job.seed, last, float(np.nanmean(new)), float(ratios.mean()), True)]
+            result = str((read_summary(job.directory) or {})["checkpoint"])
+            step = int(result.rpartition("-")[2])
+            points = [Point(job.arm, job.seed, step, float(np.nanmean(new)), float(ratios.mean()), True)]
             for step, part in earlier:
                 _, own = _scores(meter.annotate, meter.base, part)
                 kl = float(np.subtract(part.own_logps, log_likelihoods(one, part.own)).mean())

@@ -169,6 +169,9 @@ class KLConfig(Config):
     kl_every: int | None = Field(None, ge=1)
     """Number of steps between measurements of that KL, on fresh samples at temperature 1 without top-k or
     top-p; default: 10 with max_kl, and no measurements without it."""
+    keep: Literal["last", "best"] = "last"
+    """Checkpoint that is the run's result: the last one, or the one with the best mean reward among those
+    measured every `kl_every` steps on `kl_prompts` training prompts, within `max_kl` if that is set."""
     kl_prompts: int = Field(32, ge=2)
     """Number of training prompts per measurement, with one completion each."""
 

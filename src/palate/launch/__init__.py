@@ -21,6 +21,7 @@ from palate.journal import key_of
 from palate.launch.measure import (
     held_out_numbers,
     hold_contests,
+    keep_best,
     measure_fresh,
     report_weights,
     shown_prompts,
@@ -181,11 +182,12 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = shown_prompts(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
     measure_fresh(policy, shown, cfg, run)
-    watch_kl(policy, prompts, cfg, run)
+    watch_kl(policy, prompts, cfg, run, annotate)
     probe_judge(annotate, policy, prompts, cfg, run)
     hold_contests(held_out, held_out_annotator(annotate, cfg, run), cfg, run)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(policy, annotate, prompts, cfg, run, *beside)
+    keep_best(run, policy, *beside)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
     evaluation = _compared(start, policy, held_out, held_out_annotator(annotate, cfg, run), cfg, run)
     measure_fresh(policy, shown, cfg, run, evaluation)
@@ -243,9 +245,10 @@ def _on_records(
     others = [record.prompt.to_sample() for record in records]
     shown = shown_prompts(method, learner, prompts, others, cfg, all_held_out=start is not None)
     measure_fresh(learner, shown, cfg, run)
-    watch_kl(learner, others, cfg, run)
+    watch_kl(learner, others, cfg, run, annotate)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
+    keep_best(run, learner)
     summarise = held_out_numbers if method.summarise is None else method.summarise
     numbers = {**counts, **summarise(learner, run, held_out)}
     evaluation = _compared(start, learner, prompts, held_out_annotator(annotate, cfg, run), cfg, run)

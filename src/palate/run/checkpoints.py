@@ -60,6 +60,8 @@ class Position:
     """True if the KL was measured here and lies within its bound."""
     final: bool = False
     """True if training ended here, because the KL passed its bound later."""
+    reward: float | None = None
+    """Mean reward that was measured here, to keep the best checkpoint; None if it was not."""
 
     @property
     def steps(self) -> int:
@@ -183,6 +185,21 @@ class Checkpoints:
             self._existing.remove(later)
         return position
 
+    def restore_best(self, *learners: Learner) -> Position | None:
+        """Restore learners from the checkpoint with the best measured reward; None if none was measured.
+
+        Later checkpoints stay. The earliest of equal ones counts.
+
+        Raises:
+            RunError: it is damaged or does not fit the learners.
+        """
+        best = self._best()
+        if best is None:
+            return None
+        best.check(self._run)
+        best.restore(learners)
+        return best.position
+
     def is_due(self, step: int) -> bool:
         """Return whether to save now, after a step of the stage (counted from 1)."""
         if self._every is not None:
@@ -260,6 +277,10 @@ class Checkpoints:
 
     # -- inside ------------------------------------------------------------------------------------
 
+    def _best(self) -> Checkpoint | None:
+        rated = [c for c in self._existing if c.position.reward is not None]
+        return max(rated, key=lambda c: (c.position.reward or 0.0, -c.position.steps), default=None)
+
     def _last_within(self) -> Checkpoint | None:
         within = [c for c in self._existing if c.position.within]
         return max(within, key=lambda c: c.position.steps, default=None)
@@ -281,10 +302,11 @@ class Checkpoints:
     def _prune(self) -> None:
         """Remove old checkpoints.
 
-        The ends of stages stay, since a later stage may start from them, and so does the last checkpoint
-        within the bound of the KL.
+        The ends of stages stay, since a later stage may start from them, and so do the last checkpoint within
+        the bound of the KL and the one with the best reward.
         """
-        passing = [c for c in self._existing if not c.position.ended and c is not self._last_within()]
+        kept = (self._last_within(), self._best())
+        passing = [c for c in self._existing if not c.position.ended and c not in kept]
         for old in passing[: -self._keep]:
             _remove(_put_aside(old.path))
             self._existing.remove(old)

@@ -41,14 +41,14 @@ class Run:
 
     `config.json` is written first, with versions, processor and seed. `journal.db` stores samples, rewards
     and measurements as soon as they exist; `metrics.jsonl` has a row per step; `checkpoints/step-N/` are
-    written completely or not at all; `summary.json` is written at the end.
-
-    A run in a directory with a run of the same configuration resumes it: the method starts from its
-    beginning, the journal answers repeated requests, and `steps` skips finished steps. On the same processor
-    with the same settings, the final weights are bit-identical.
+    written completely or not at all; `summary.json` is written at the end. A run in a directory with a run of
+    the same configuration resumes it: the method starts from its beginning, the journal answers repeated
+    requests, and `steps` skips finished steps. On the same processor with the same settings, the final
+    weights are bit-identical.
 
     Attributes:
         directory: the run's directory.
+        checkpoints: the run's checkpoints, which `steps` and `save` write.
         journal: the run's journal; `attach` and `annotator` connect it to learners and annotators.
         meter: returns further numbers of each step, such as the cost of a judge.
         drift: measures the KL between steps, and ends training where it passes a bound; None for neither.
@@ -60,14 +60,12 @@ class Run:
         display: shows progress; silent by default.
 
     Raises:
-        RunError: the directory holds another run or a damaged run, another process works on it, or it cannot
-            be written.
+        RunError: the directory holds another or a damaged run, is in use, or cannot be written.
         ConfigError: a tracker of `report_to` is unknown or not installed.
     """
 
     def __init__(self, cfg: RunConfig, *, method: str, display: Display | None = None) -> None:
-        self.cfg = cfg
-        self.method = method
+        self.cfg, self.method = cfg, method
         self.directory = cfg.output or Path("runs") / method
         self.display = display or Display(quiet=True)
         self.display.penalised = bool(getattr(cfg, "missing_eos_penalty", 0.0))
@@ -77,8 +75,8 @@ class Run:
         with ExitStack() as undo:
             self._place = RunDirectory(self.directory, method, cfg)
             undo.callback(self._place.release)
-            self._checkpoints = Checkpoints.of_run(self.directory, self._place.id, cfg)
-            self.journal = self._place.journal(self._checkpoints.latest)
+            self.checkpoints = Checkpoints.of_run(self.directory, self._place.id, cfg)
+            self.journal = self._place.journal(self.checkpoints.latest)
             undo.callback(self.journal.close)
             self._metrics = MetricsLog(self.directory, self.journal, cfg)
             undo.pop_all()
@@ -212,14 +210,12 @@ class Run:
 
         Raises:
             RunError: the stage's checkpoint is damaged or has other learners.
-            BoundReachedError: the KL passed its bound (`drift`); the learners are at the last checkpoint
-                within it.
+            BoundReachedError: the KL passed its bound; the learners are at the last checkpoint within it.
         """
         self._start()
-        stage, self._stage = self._stage, self._stage + 1
-        base = self._base
+        stage, base, self._stage = self._stage, self._base, self._stage + 1
         self.display.expect(base + count)
-        first, there = 0, self._checkpoints.restore(stage, *learners) if learners else None
+        first, there = 0, self.checkpoints.restore(stage, *learners) if learners else None
         if there is not None:
             first = there.step
             self.display.step(there.steps)
@@ -235,9 +231,9 @@ class Run:
             self._within = False
             self._progress.set(step=self._done)
             last = step + 1 == count
-            near = self._is_near(last, *learners)
-            if learners and (last or near or self._checkpoints.is_due(step + 1)):
-                self._save(Position(stage, step + 1, base, self._metrics.count, last, near), *learners)
+            marks = self._measure_drift(last, *learners)
+            if learners and (last or marks or self.checkpoints.is_due(step + 1)):
+                self._save(Position(stage, step + 1, base, self._metrics.count, last, **marks), *learners)
         self._stop_at(base + max(first, count))
 
     @property
@@ -308,7 +304,7 @@ class Run:
         assert not self._within, "a run cannot be resumed from the middle of a step"
         self._start()
         position = Position(self._stage, 0, self._base, self._metrics.count, ended=True)
-        return self._checkpoints.holding(*learners) or self._save(position, *learners)
+        return self.checkpoints.holding(*learners) or self._save(position, *learners)
 
     def finish(self, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """Write `summary.json`, held-out samples, and all completions as `completions.parquet`.
@@ -341,7 +337,7 @@ class Run:
         self._progress.write()
 
     def _resume(self) -> None:
-        resume(self._place, self.journal, self._checkpoints.latest, self._metrics)
+        resume(self._place, self.journal, self.checkpoints.latest, self._metrics)
         if changes := self._place.changes:
             listed = "; ".join(changes)
             self.display.say(f"resumed with changed settings, so results will not be bit-identical: {listed}")
@@ -353,7 +349,7 @@ class Run:
         if isinstance(error, NonFiniteError):
             save_batch(self.directory / "nonfinite.jsonl", error)
         if isinstance(error, KeyboardInterrupt | BudgetError):
-            saved = latest.position.steps if (latest := self._checkpoints.latest) else None
+            saved = latest.position.steps if (latest := self.checkpoints.latest) else None
             self.display.say(how_to_resume(self._progress.status.step, saved, overwrite=self.cfg.overwrite))
         with nullcontext() if error is None else suppress(RunError):  # report the first error
             self._progress.end(error)
@@ -371,16 +367,16 @@ class Run:
         self._new_steps += 1
         self._done = step + 1
 
-    def _is_near(self, last: bool, *learners: Learner) -> bool:
-        """Measure the KL if it is due; True if it lies within a bound. Above it, BoundReachedError."""
+    def _measure_drift(self, last: bool, *learners: Learner) -> dict[str, Any]:
+        """Measure KL and reward if due; return marks for a checkpoint. Above the bound, BoundReachedError."""
         if not learners or self.drift is None or not self.drift.is_due(self._done, last=last):
-            return False
+            return {}
         drift, done = self.drift, self._done
-        kl = self.measure("kl", lambda: {KL: drift.measure(done)})[KL]
-        if drift.allows(kl):
-            return drift.most is not None
-        step = self._checkpoints.end_within(self._metrics.count, *learners).steps
-        self.display.say(drift.explain(kl, done, step))
+        numbers = self.measure("kl", lambda: drift.numbers(done))
+        if drift.allows(numbers[KL]):
+            return drift.marks(numbers)
+        step = self.checkpoints.end_within(self._metrics.count, *learners).steps
+        self.display.say(drift.explain(numbers[KL], done, step))
         raise self._stopped_by_bound(step)
 
     def _stop_at(self, step: int) -> None:
@@ -394,7 +390,7 @@ class Run:
         return BoundReachedError(f"training ended after step {step}")
 
     def _save(self, position: Position, *learners: Learner) -> Path:
-        path = self._checkpoints.save(position, *learners)
+        path = self.checkpoints.save(position, *learners)
         self._place.keep()
         return path
 
