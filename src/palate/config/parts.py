@@ -210,6 +210,7 @@ class RunConfig(Config):
         | {"judge_key_env", "verdict_cache", "max_verdicts", "max_judge_tokens", "max_cost"}
         | {"price_in", "price_out", "judge_concurrency", "judge_requests_per_minute"}
         | {"judge_tokens_per_minute", "judge_timeout", "judge_retries", "judge_max_wait"}
+        | {"processes", "process_limit"}
     )
     """Fields that may change when a run is resumed and that affect none of its numbers."""
     may_change_bits: ClassVar[frozenset[str]] = frozenset(
@@ -234,7 +235,12 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0)
     """Random seed of the whole run."""
     threads: int | None = Field(None, ge=1)
-    """Number of CPU threads; default: the number of cores."""
+    """Number of CPU threads, divided among the processes on a machine; default: the number of cores."""
+    processes: int | None = Field(None, ge=1)
+    """Number of processes that train together; `palate run` starts them on this machine. Default: one, or
+    those that `torchrun` has started."""
+    process_limit: float = Field(1800.0, gt=0)
+    """Longest wait for another process, in seconds; a process that asks a judge may take longer."""
     report_to: Trackers = ()
     """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`. A run that resumes
     continues the same run there."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from palate.config import OptimConfig, check_warmup
 from palate.errors import ConfigError
+from palate.world import current
 
 
 class Optimizer:
@@ -94,6 +96,21 @@ class Optimizer:
     def drop_gradients(self) -> None:
         """Clear the accumulated gradients."""
         self._adamw.zero_grad(set_to_none=True)
+
+    def sum_gradients(self) -> None:
+        """Add up the gradients of all processes.
+
+        A parameter without gradient in every process stays without, so that AdamW leaves it alone.
+        """
+        world = current()
+        if world.size == 1:
+            return
+        own = np.array([master.grad is not None for master in self.master])
+        there = np.any(world.gather("gradients to add", own), axis=0)
+        for master, some in zip(self.master, there, strict=True):
+            if some and master.grad is None:
+                master.grad = torch.zeros_like(master)
+        world.sum("gradients", [m.grad for m in self.master if m.grad is not None])
 
     def gradients(self) -> list[Tensor | None]:
         """Return the accumulated gradient of each trained parameter, float32; None if there is none."""

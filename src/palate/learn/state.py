@@ -22,12 +22,7 @@ def save_state(learner: Learner, directory: Path) -> dict[str, int]:
     """Write weights and moments in the optimizer's precision; return the numbers for `restore_state`."""
     tensors = {name: tensor.contiguous() for name, tensor in learner.optimizer.state().items()}
     save_file(tensors, directory / FILE)
-    return {
-        "version": learner.version,
-        "updates": learner.optimizer.steps,
-        "skipped": learner.skipped,
-        "skipped_in_a_row": learner.skipped_in_a_row,
-    }
+    return learner.numbers()
 
 
 def require_fit(learner: Learner, directory: Path) -> None:

@@ -1,0 +1,189 @@
+"""The parts of a run that several processes share: process 0 has them, the others get its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palate.annotate import Annotator
+from palate.config import RunConfig
+from palate.learn import Learner
+from palate.learn.shared import share_state
+from palate.memory import Logps, Memory, Purpose
+from palate.model.rollouts import packed, unpacked
+from palate.run.checkpoints import Checkpoint, Checkpoints, Position
+from palate.types import Completion, Group, Prompt
+from palate.world import current
+
+
+def led(make: Callable[[], Annotator | None]) -> Annotator | None:
+    """Return an annotator that works in process 0, whose rewards all processes get.
+
+    A judge costs money, and a function may answer at random, so only one process asks them.
+
+    Args:
+        make: returns the annotator, or None; called in process 0 only.
+    """
+    world = current()
+    if world.size == 1:
+        return make()
+    own: list[Annotator] = []
+
+    def making() -> bool:
+        made = make()
+        own.extend([] if made is None else [made])
+        return made is not None
+
+    if not world.lead("the annotator", making):
+        return None
+
+    def annotated(groups: Sequence[Group]) -> list[Group]:
+        def rewards() -> list[Any]:
+            return [[group.rewards, dict(group.parts)] for group in own[0](groups)]
+
+        answers = world.lead("annotate", rewards)
+        return [
+            replace(group, rewards=tuple(numbers), parts={k: tuple(v) for k, v in parts.items()})
+            for group, (numbers, parts) in zip(groups, answers, strict=True)
+        ]
+
+    return annotated
+
+
+class SharedMemory:
+    """The memory of several processes: process 0 reads and writes the journal.
+
+    Every process makes the same calls with the same keys.
+
+    Args:
+        journal: the run's journal, which only process 0 uses.
+    """
+
+    def __init__(self, journal: Memory) -> None:
+        self._journal = journal
+
+    def completions(self, key: str) -> list[tuple[Completion, ...]] | None:
+        """Return a chunk as process 0 knows it."""
+
+        def known() -> list[list[Any]] | None:
+            chunk = self._journal.completions(key)
+            return None if chunk is None else [[packed(c) for c in group] for group in chunk]
+
+        answer = current().lead("recall samples", known)
+        return None if answer is None else [tuple(unpacked(c) for c in group) for group in answer]
+
+    def keep_completions(
+        self,
+        key: str,
+        version: int,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        *,
+        purpose: Purpose = "completion",
+    ) -> None:
+        """Keep a chunk, in process 0."""
+        if current().leads:
+            self._journal.keep_completions(key, version, prompts, completions, purpose=purpose)
+
+    def logps(self, keys: Sequence[str]) -> list[Logps] | None:
+        """Return log-probabilities as process 0 knows them."""
+
+        def known() -> list[Any] | None:
+            rows = self._journal.logps(keys)
+            return None if rows is None else [[len(row) for row in rows], np.concatenate(rows)]
+
+        answer = current().lead("recall logps", known)
+        if answer is None:
+            return None
+        lengths, flat = answer
+        return np.split(flat, np.cumsum(lengths)[:-1])
+
+    def keep_logps(self, version: int, logps: Mapping[str, Logps]) -> None:
+        """Keep log-probabilities, in process 0."""
+        if current().leads:
+            self._journal.keep_logps(version, logps)
+
+
+class SharedCheckpoints:
+    """The checkpoints of several processes with a copy of the weights each; see `Checkpoints`.
+
+    Process 0 writes and reads them; the others get the state of its learners.
+
+    Args:
+        own: the checkpoints in process 0; None in the others.
+    """
+
+    def __init__(self, own: Checkpoints | None) -> None:
+        self._own = own
+
+    @property
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint with the most steps, in process 0."""
+        return self._own.latest if self._own is not None else None
+
+    def is_due(self, step: int) -> bool:
+        """Return whether to save now, by the clock of process 0."""
+        return current().lead("checkpoint due", lambda: self._checkpoints.is_due(step))
+
+    def holding(self, *learners: Learner) -> Path | None:
+        """Return the latest checkpoint that has these learners."""
+
+        def path() -> str | None:
+            found = self._checkpoints.holding(*learners)
+            return None if found is None else str(found)
+
+        found = current().lead("checkpoint there", path)
+        return None if found is None else Path(found)
+
+    def restore(self, stage: int, *learners: Learner) -> Position | None:
+        """Restore learners in every process."""
+        return self._moved("restore", learners, lambda: self._checkpoints.restore(stage, *learners))
+
+    def end_within(self, metrics: int, *learners: Learner) -> Position:
+        """Put the learners of every process back to the last checkpoint within the bound."""
+        position = self._moved("end", learners, lambda: self._checkpoints.end_within(metrics, *learners))
+        assert position is not None
+        return position
+
+    def save(self, position: Position, *learners: Learner) -> Path:
+        """Write a checkpoint, in process 0."""
+        return Path(current().lead("save", lambda: str(self._checkpoints.save(position, *learners))))
+
+    @property
+    def _checkpoints(self) -> Checkpoints:
+        assert self._own is not None, "only process 0 has the files"
+        return self._own
+
+    def _moved(
+        self, name: str, learners: Sequence[Learner], move: Callable[[], Position | None]
+    ) -> Position | None:
+        """Let process 0 change its learners, and give the others the same state."""
+
+        def moving() -> dict[str, Any] | None:
+            position = move()
+            return None if position is None else asdict(position)
+
+        position = current().lead(name, moving)
+        if position is None:
+            return None
+        for learner in learners:
+            share_state(learner)
+        return Position(**position)
+
+
+def open_checkpoints(directory: Path, run: str, cfg: RunConfig) -> Checkpoints | SharedCheckpoints:
+    """Return the checkpoints of a run for this process; see `Checkpoints.of_run`."""
+    world = current()
+    if world.size == 1:
+        return Checkpoints.of_run(directory, run, cfg)
+    own: list[Checkpoints] = []
+
+    def opening() -> None:
+        own.append(Checkpoints.of_run(directory, run, cfg))
+
+    world.lead("checkpoints", opening)
+    return SharedCheckpoints(own[0] if own else None)
