@@ -92,6 +92,9 @@ class OptimConfig(Config):
     masters: Literal["float32", "live"] = "float32"
     """Number format of the optimizer's weights, gradients and moments. `live` uses the format of the model's
     weights: this saves memory, but in bfloat16 small updates are lost."""
+    sharding: Literal["auto", "none", "full"] = "auto"
+    """Division of the weights and of the optimizer among several processes: `none` has a copy in each, `full`
+    has a part in each, `auto` is `none` unless training needs more than an accelerator's memory."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Most tokens, padding included, in one forward and backward pass; changes memory use, not results.
     Default: 1024 on a CPU, where larger passes are not faster, and 8192 elsewhere."""
@@ -215,7 +218,7 @@ class RunConfig(Config):
     """Fields that may change when a run is resumed and that affect none of its numbers."""
     may_change_bits: ClassVar[frozenset[str]] = frozenset(
         {"steps", "epochs", "eval_every", "threads", "device", "fast"}
-        | {"micro_batch_tokens", "sampling_rows", "checkpointing"}
+        | {"micro_batch_tokens", "sampling_rows", "checkpointing", "sharding"}
     )
     """Fields that may change when a run is resumed, but whose change makes results not bit-identical."""
     may_grow: ClassVar[frozenset[str]] = frozenset()

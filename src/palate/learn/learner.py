@@ -29,9 +29,10 @@ from palate.model import (
     TokenValues,
     load_model,
 )
-from palate.model.batched import batched_scores, batched_values
+from palate.model.batched import batched_scores, batched_values, rounds
 from palate.model.loaded import Head
 from palate.model.rollouts import Observer, unobserved
+from palate.model.sharded import gathered, local_part, second, shard, shards
 from palate.types import Record
 from palate.world import current, own_part
 
@@ -84,7 +85,10 @@ class Learner:
         cls, cfg: LearnerConfig, *, total_steps: int, seed: int = 0, head: Head = "lm", name: str = POLICY
     ) -> Self:
         """Load a model for training; see `load_model` for the values of `cfg.model` and the errors raised."""
-        return cls(load_model(cfg, head=head, seed=seed), cfg, total_steps=total_steps, name=name)
+        model = load_model(cfg, head=head, seed=seed)
+        if shards(cfg.sharding, model):
+            model = shard(model)
+        return cls(model, cfg, total_steps=total_steps, name=name)
 
     def update(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
         """Take one optimizer step on the mean loss of the records.
@@ -109,7 +113,10 @@ class Learner:
         self.optimizer.drop_gradients()  # an interrupted update may have left some
         current().agree("the batch of an update", batch_key(records, self.version))
         own, refs = own_part(records), reference_rows(needs.ref, records)
-        for batch in self.model.batches(own, self.micro_batch_tokens):
+        for batch in rounds(self.model, self.model.batches(own, self.micro_batch_tokens)):
+            if not batch:
+                self._pass_along(records[:1], needs)
+                continue
             micro = [own[i] for i in batch]
             with self._training():
                 computed = self._forward(micro, needs)
@@ -120,7 +127,7 @@ class Learner:
             self.observe("learn", meter.add_tokens(outputs, micro, self.version))
             if not bool(loss.isfinite().all()):
                 meter.problem = f"the loss is {float(loss.detach().sum())}"
-            if meter.problem or self._gap_is_wrong(meter):
+            if (meter.problem or self._gap_is_wrong(meter)) and not self.model.sharded:
                 break
         meter.share("metrics of an update")
         if meter.problem or self._gap_is_wrong(meter):
@@ -188,7 +195,11 @@ class Learner:
         meter = Meter()
         outcomes: list[tuple[float, str]] = []
         own, refs = own_part(records), reference_rows(needs.ref, records)
-        for batch in self.model.batches(own, self.micro_batch_tokens):
+        for batch in rounds(self.model, self.model.batches(own, self.micro_batch_tokens)):
+            if not batch:
+                with self.model.computing():
+                    self._forward(records[:1], needs)
+                continue
             micro = [own[i] for i in batch]
             with self.model.computing():
                 outputs = replace(self._forward(micro, needs), ref_logps=rows_at(refs, batch))
@@ -212,8 +223,13 @@ class Learner:
         return batched_values(self.model, records, self.micro_batch_tokens)
 
     def save(self, directory: Path) -> None:
-        """Write the model (or its adapter) in Hugging Face layout."""
-        self.model.save(directory)
+        """Write the model (or its adapter) in Hugging Face layout, in process 0.
+
+        All processes call it for a sharded model.
+        """
+        whole = gathered(self.model)
+        if current().leads:
+            whole.save(directory)
 
     def _gap_is_wrong(self, meter: Meter) -> bool:
         return meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32
@@ -230,6 +246,15 @@ class Learner:
         if needs.head == "value":
             return self.model.values(records)
         return self.model.outputs(records, statistics=True, top_logits=needs.top_logits)
+
+    def _pass_along(self, records: Sequence[Record], needs: Needs) -> None:
+        """Take part in a forward and backward pass of the other processes, without a gradient of its own."""
+        with self._training():
+            outputs = self._forward(records, needs)
+            for value in (outputs.scores, outputs.logps, outputs.values):
+                if value is not None:
+                    tensor = value if isinstance(value, Tensor) else value.values
+                    (tensor.sum() * 0.0).backward()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _training(self) -> Iterator[None]:
@@ -288,6 +313,9 @@ class Policy(Learner):
 
 def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextManager[LoadedModel]]:
     """Return the current weights in the cheapest form that does not change with the model."""
+    if model.peft is None and model.sharded:
+        copied = second(model)
+        return lambda: nullcontext(copied)
     if model.peft is None:
         # `requires_grad` stays on: otherwise torch uses another kernel, whose last bits differ.
         kept = replace(model, network=copy.deepcopy(model.network))
@@ -302,19 +330,21 @@ def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextMan
 
         return base
 
-    adapter = [parameter.detach().clone() for _, parameter in model.trained()]
+    adapter = [local_part(parameter.detach()).clone() for _, parameter in model.trained()]
 
     @contextmanager
     def swapped() -> Iterator[LoadedModel]:
-        live = [parameter.data for _, parameter in model.trained()]
+        # In place, since a sharded model gathers its weights from the same memory each time.
+        live = [local_part(parameter.detach()) for _, parameter in model.trained()]
+        kept = [tensor.clone() for tensor in live]
         try:
-            for (_, parameter), tensor in zip(model.trained(), adapter, strict=True):
-                parameter.data = tensor
+            for tensor, own in zip(live, adapter, strict=True):
+                tensor.copy_(own)
             model.revision += 1
             yield model
         finally:
-            for (_, parameter), tensor in zip(model.trained(), live, strict=True):
-                parameter.data = tensor
+            for tensor, own in zip(live, kept, strict=True):
+                tensor.copy_(own)
             model.revision += 1
 
     return swapped

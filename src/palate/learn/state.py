@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from palate.errors import RunError
 from palate.learn.learner import POLICY, Learner
-
-FILE = "state.safetensors"
-"""The file with the optimizer's weights and moments, in the directory of a checkpoint's model."""
+from palate.learn.shards import FILE, SavedState
+from palate.model.sharded import whole_tensor
+from palate.world import current
 
 
 def save_state(learner: Learner, directory: Path) -> dict[str, int]:
@@ -30,12 +29,8 @@ def require_fit(learner: Learner, directory: Path) -> None:
 
     It reads only the file's header, so all learners can be checked before the first one is restored.
     """
-    with safe_open(directory / FILE, framework="pt") as file:
-        saved = {
-            name.removeprefix("weight/"): tuple(file.get_slice(name).get_shape())
-            for name in file.keys()  # noqa: SIM118 (not a mapping)
-            if name.startswith("weight/")
-        }
+    shapes = SavedState(directory).shapes
+    saved = {n.removeprefix("weight/"): shape for n, shape in shapes.items() if n.startswith("weight/")}
     own = {n: tuple(m.shape) for n, m in zip(learner.optimizer.names, learner.optimizer.master, strict=True)}
     if saved != own:
         different = sorted(set(saved.items()) ^ set(own.items()))[0][0]
@@ -52,7 +47,9 @@ def restore_state(learner: Learner, directory: Path, numbers: Mapping[str, Any])
         RunError: the state belongs to another model or adapter.
     """
     require_fit(learner, directory)
-    tensors = load_file(directory / FILE)
+    saved, world = SavedState(directory), current()
+    place = (world.rank, world.size) if learner.model.sharded else (0, 1)
+    tensors = {name: saved.part(name, *place) for name in saved.shapes}
     learner.restore(tensors, version=numbers["version"], updates=numbers["updates"])
     learner.skipped, learner.skipped_in_a_row = numbers["skipped"], numbers["skipped_in_a_row"]
 
@@ -68,9 +65,11 @@ def state_bytes(learner: Learner) -> int:
 def fingerprint(learner: Learner) -> str:
     """Return the SHA-256 of a learner's weights, names and formats, including an adapter's."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(learner.model.network.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    model = learner.model
+    for name, parameter in sorted(model.network.named_parameters()):
+        dtype = model.dtype if model.sharded else parameter.dtype  # sharded weights may be wider
+        digest.update(f"{name} {dtype} {tuple(parameter.shape)}\n".encode())
+        raw = whole_tensor(parameter.detach()).to(dtype).cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy())
     return digest.hexdigest()
 

@@ -60,8 +60,8 @@ def _batched(
     def computed(part: Sequence[Record]) -> Rows:
         by_record: dict[int, list[Tensor]] = {}
         with model.computing():
-            for batch in model.batches(part, budget):
-                rows = iter(compute([part[i] for i in batch]))
+            for batch in rounds(model, model.batches(part, budget)):
+                rows = iter(compute([part[i] for i in batch] if batch else records[:1]))
                 for i in batch:
                     by_record[i] = [next(rows) for _ in part[i].completions]
         return [by_record[i] for i in range(len(part))]
@@ -74,3 +74,15 @@ def _batched(
         lambda own: [[row.cpu().numpy() for row in completions] for completions in computed(own)],
     )
     return [[torch.from_numpy(row).to(model.device) for row in completions] for completions in rows]
+
+
+def rounds(model: LoadedModel, batches: list[list[int]]) -> list[list[int]]:
+    """Return the micro-batches of this process, with empty ones to fill up to the longest list of all.
+
+    All processes gather a sharded model's weights at the same time, so each takes part in every pass: at an
+    empty micro-batch, with a record whose result does not count.
+    """
+    if not model.sharded:
+        return batches
+    most = max(current().gather("micro-batches", len(batches)))
+    return batches + [[]] * (most - len(batches))

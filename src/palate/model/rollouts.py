@@ -14,6 +14,7 @@ from palate.memory import Memory, Purpose, key_of
 from palate.model.loaded import LoadedModel
 from palate.model.rows import Row
 from palate.model.sampling import row_uniforms
+from palate.model.sharded import ShardedEngine
 from palate.types import Completion, Group, Prompt
 from palate.world import current, shared_rows
 
@@ -80,7 +81,7 @@ def sample(
         completions = None if memory is None else memory.completions(key)
         if completions is None:
             completions = _shared(
-                own, lambda part: _sampled(model, part, n, sampling, seed, version, observe)
+                model, own, lambda part: _sampled(model, part, n, sampling, seed, version, observe)
             )
             if memory is not None:
                 memory.keep_completions(key, version, [r.prompt for r in own], completions, purpose=purpose)
@@ -112,9 +113,13 @@ def unpacked(values: Sequence[Any]) -> Completion:
 
 
 def _shared(
-    requests: Sequence[_Request], sampled: Callable[[Sequence[_Request]], list[tuple[Completion, ...]]]
+    model: LoadedModel,
+    requests: Sequence[_Request],
+    sampled: Callable[[Sequence[_Request]], list[tuple[Completion, ...]]],
 ) -> list[tuple[Completion, ...]]:
     """Sample each process's own requests, and return the completions of all of them."""
+    if isinstance(model.engine, ShardedEngine):
+        model.engine.prepare(model)
     if current().size == 1:
         return sampled(requests)
     groups = shared_rows(

@@ -10,7 +10,7 @@ from palate.config import RunConfig
 from palate.journal import Journal
 from palate.run.checkpoints import Checkpoint
 from palate.run.directory import RunDirectory
-from palate.run.metrics import Metrics
+from palate.run.metrics import Metrics, MetricsLog
 from palate.world import current
 
 
@@ -65,6 +65,9 @@ class FollowedMetrics:
     count = 0
     last_step: Metrics | None = None
 
+    def restore(self) -> None:
+        """Rewrite nothing."""
+
     def begin(self) -> None:
         """Count nothing."""
 
@@ -80,3 +83,8 @@ class FollowedMetrics:
 
     def close(self) -> None:
         """Close nothing."""
+
+
+def open_metrics(directory: Path, journal: Journal, cfg: RunConfig) -> MetricsLog | FollowedMetrics:
+    """Return the metrics of a run for this process."""
+    return MetricsLog(directory, journal, cfg) if current().leads else FollowedMetrics()

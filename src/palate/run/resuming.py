@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 from palate.journal import Journal
 from palate.run.checkpoints import Checkpoint
-from palate.run.directory import RunDirectory
 from palate.run.files import writing
+from palate.run.following import FollowedMetrics, Place
 from palate.run.metrics import MetricsLog
 
 
 def resume(
-    place: RunDirectory,
+    place: Place,
     journal: Journal,
     latest: Checkpoint | None,
-    metrics: MetricsLog,
+    metrics: MetricsLog | FollowedMetrics,
     say: Callable[[str], None],
 ) -> None:
     """Rewind the journal and the metrics to a checkpoint, and write the resume into `config.json`.

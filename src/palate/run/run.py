@@ -20,14 +20,13 @@ from palate.run.accounts import write_accounts
 from palate.run.annotating import journaled
 from palate.run.checkpoints import Position
 from palate.run.clock import Clock
-from palate.run.directory import RunDirectory
 from palate.run.display import Display
 from palate.run.drift import KL, BoundReachedError, Drift
 from palate.run.ending import how_to_resume
 from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.facts import remember, require_same
-from palate.run.following import FollowedMetrics, open_directory
-from palate.run.metrics import Metrics, MetricsLog, without_step
+from palate.run.following import open_directory, open_metrics
+from palate.run.metrics import Metrics, without_step
 from palate.run.progress import Progress
 from palate.run.resuming import resume, resumed_at
 from palate.run.seeds import seed_of
@@ -81,8 +80,7 @@ class Run:
             self._checkpoints = open_checkpoints(self.directory, self._place.id, cfg)
             self.journal = self._place.journal(self._checkpoints.latest)
             undo.callback(self.journal.close)
-            leads = self.world.leads
-            self._metrics = MetricsLog(self.directory, self.journal, cfg) if leads else FollowedMetrics()
+            self._metrics = open_metrics(self.directory, self.journal, cfg)
             undo.pop_all()
         self._stage = self._base = self._done = self._new_steps = 0
         self._started = self._within = False
@@ -193,8 +191,7 @@ class Run:
         self._accounts[source] = account
         for line in (*account.overview(), *account.lines()):
             self.display.say(f"{source}: {line}")
-        if isinstance(self._place, RunDirectory):
-            write_accounts(self._place, self._accounts)
+        write_accounts(self._place, self._accounts)
 
     # -- clock -------------------------------------------------------------------------------------
 
@@ -273,8 +270,6 @@ class Run:
             RunError: too many steps in a row had nothing to learn from.
         """
         self._start()
-        if not self.world.leads:
-            return
         row: dict[str, float] = {"step": self._base + step + 1}
         for part in metrics:
             row |= part
@@ -294,7 +289,7 @@ class Run:
         key = f"{name} after step {self._done}"
         known = self.world.lead("measured before", lambda: self.journal.metrics_of(key))
         self._measured[key] = numbers = compute() if known is None else without_step(known)
-        if known is None and self.world.leads:
+        if known is None:
             self._write({"step": self._done, **numbers}, key=key)
         return numbers
 
@@ -342,8 +337,7 @@ class Run:
         if self._started:
             return
         self._started = True
-        if isinstance(self._place, RunDirectory) and self._place.resumed:
-            assert isinstance(self._metrics, MetricsLog)
+        if self._place.resumed and self.world.leads:
             resume(self._place, self.journal, self._checkpoints.latest, self._metrics, self.display.say)
             self._progress.restore()
         self._metrics.begin()

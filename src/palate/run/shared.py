@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,10 +13,14 @@ import numpy as np
 from palate.annotate import Annotator
 from palate.config import RunConfig
 from palate.learn import Learner
+from palate.learn.shards import save_part
 from palate.learn.shared import share_state
+from palate.learn.state import save_state
 from palate.memory import Logps, Memory, Purpose
 from palate.model.rollouts import packed, unpacked
 from palate.run.checkpoints import Checkpoint, Checkpoints, Position
+from palate.run.files import writing
+from palate.run.status import sync
 from palate.types import Completion, Group, Prompt
 from palate.world import current
 
@@ -109,9 +114,10 @@ class SharedMemory:
 
 
 class SharedCheckpoints:
-    """The checkpoints of several processes with a copy of the weights each; see `Checkpoints`.
+    """The checkpoints of several processes; see `Checkpoints`.
 
-    Process 0 writes and reads them; the others get the state of its learners.
+    Process 0 writes and reads the weights of learners with a copy in each process, and sends the others their
+    state. Of a sharded learner, each process writes and reads its own part, in a directory that all see.
 
     Args:
         own: the checkpoints in process 0; None in the others.
@@ -141,22 +147,62 @@ class SharedCheckpoints:
 
     def restore(self, stage: int, *learners: Learner) -> Position | None:
         """Restore learners in every process."""
-        return self._moved("restore", learners, lambda: self._checkpoints.restore(stage, *learners))
+        if not _any_sharded(learners):
+            return self._moved("restore", learners, lambda: self._checkpoints.restore(stage, *learners))
+        checkpoint = self._found("restore", lambda: self._checkpoints.of_stage(stage))
+        if checkpoint is None:
+            return None
+        checkpoint.restore(learners)
+        return checkpoint.position
 
     def end_within(self, metrics: int, *learners: Learner) -> Position:
         """Put the learners of every process back to the last checkpoint within the bound."""
-        position = self._moved("end", learners, lambda: self._checkpoints.end_within(metrics, *learners))
-        assert position is not None
+        if not _any_sharded(learners):
+            position = self._moved("end", learners, lambda: self._checkpoints.end_within(metrics, *learners))
+            assert position is not None
+            return position
+        checkpoint = self._found("end", lambda: self._checkpoints.within())
+        assert checkpoint is not None
+        checkpoint.restore(learners)
+        position = checkpoint.position.as_final(metrics)
+        self.save(position, *learners)
+        current().lead("end", lambda: self._checkpoints.drop_after(position))
         return position
 
     def save(self, position: Position, *learners: Learner) -> Path:
-        """Write a checkpoint, in process 0."""
-        return Path(current().lead("save", lambda: str(self._checkpoints.save(position, *learners))))
+        """Write a checkpoint."""
+        world = current()
+        if not _any_sharded(learners):
+            return Path(world.lead("save", lambda: str(self._checkpoints.save(position, *learners))))
+        parts = Path(world.lead("save", lambda: str(self._checkpoints.prepare(position, *learners))))
+        for learner in learners:
+            _write_part(learner, parts / learner.name)
+        world.gather("parts written", None)
+
+        def saved() -> str:
+            path = self._checkpoints.save(position, *learners, parts=parts)
+            shutil.rmtree(parts, ignore_errors=True)
+            return str(path)
+
+        return Path(world.lead("save", saved))
 
     @property
     def _checkpoints(self) -> Checkpoints:
         assert self._own is not None, "only process 0 has the files"
         return self._own
+
+    def _found(self, name: str, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """Return a checkpoint that process 0 finds and checks."""
+
+        def facts() -> list[Any] | None:
+            c = find()
+            return None if c is None else [str(c.path), asdict(c.position), c.learner, c.run, dict(c.beside)]
+
+        found = current().lead(name, facts)
+        if found is None:
+            return None
+        path, position, learner, run, beside = found
+        return Checkpoint(Path(path), Position(**position), learner, run, {}, beside)
 
     def _moved(
         self, name: str, learners: Sequence[Learner], move: Callable[[], Position | None]
@@ -173,6 +219,20 @@ class SharedCheckpoints:
         for learner in learners:
             share_state(learner)
         return Position(**position)
+
+
+def _any_sharded(learners: Sequence[Learner]) -> bool:
+    return any(learner.model.sharded for learner in learners)
+
+
+def _write_part(learner: Learner, directory: Path) -> None:
+    """Write this process's files of a learner, and wait until they are on disk."""
+    with writing(directory):
+        learner.save(directory)
+        if learner.model.sharded:
+            sync(save_part(learner, directory))
+        elif current().leads:
+            save_state(learner, directory)
 
 
 def open_checkpoints(directory: Path, run: str, cfg: RunConfig) -> Checkpoints | SharedCheckpoints:

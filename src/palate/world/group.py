@@ -91,8 +91,10 @@ class Processes:
                 store=PrefixStore("group", store),
                 rank=rank,
                 world_size=size,
-                timeout=timedelta(seconds=limit),
+                timeout=timedelta(seconds=limit + LATE),
             )
+            # `_wait` has the limits of this group: a process that leads may take longer than others.
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         except (RuntimeError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise ProcessError(
@@ -171,7 +173,10 @@ class Processes:
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
                 # Gloo's mean was a sum in some versions of torch, so only sums are used.
-                self._run(name, partial(dist.all_reduce, flat, dist.ReduceOp.SUM, async_op=True))
+                self._run(
+                    name,
+                    partial(dist.all_reduce, flat, dist.ReduceOp.SUM, self._group_of(flat), async_op=True),
+                )
                 for tensor, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
                     tensor.copy_(part.view_as(tensor))
                 traffic.bytes += flat.numel() * flat.element_size()
@@ -183,7 +188,7 @@ class Processes:
         with self._measured(name) as traffic:
             for tensor in tensors:
                 whole = tensor.detach().contiguous()
-                self._run(name, partial(dist.broadcast, whole, 0, async_op=True))
+                self._run(name, partial(dist.broadcast, whole, 0, self._group_of(whole), async_op=True))
                 tensor.detach().copy_(whole)
                 traffic.bytes += whole.numel() * whole.element_size()
 
@@ -220,18 +225,18 @@ class Processes:
     def _send(self, name: str, raw: bytes) -> bytes:
         """Return the bytes that process 0 has."""
         header = _header(name, raw)
-        self._run(name, lambda: dist.broadcast(header, 0, async_op=True))
+        self._run(name, lambda: dist.broadcast(header, 0, self._group, async_op=True))
         self._check_header(name, 0, header)
         length = _length(header)
         if length <= INLINE:
             return bytes(header[16 : 16 + length].numpy())
         whole = torch.frombuffer(bytearray(raw.ljust(length, b"\0")), dtype=torch.uint8)
-        self._run(name, lambda: dist.broadcast(whole, 0, async_op=True))
+        self._run(name, lambda: dist.broadcast(whole, 0, self._group, async_op=True))
         return bytes(whole.numpy())
 
     def _all(self, name: str, own: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(own) for _ in range(self._count)]
-        self._run(name, lambda: dist.all_gather(parts, own, async_op=True))
+        self._run(name, lambda: dist.all_gather(parts, own, self._group, async_op=True))
         return parts
 
     def _run(self, name: str, start: Callable[[], Any]) -> None:
@@ -252,6 +257,10 @@ class Processes:
                 self._check_others(name, now - began)
                 look = now + LOOK
         work.wait()
+
+    def _group_of(self, tensor: Tensor) -> Any:
+        """Return the group that a tensor travels in: for one on a GPU, that of NCCL."""
+        return self._group if tensor.device.type == "cpu" else None
 
     def _note(self, name: str, *, ahead: int = 0) -> None:
         try:

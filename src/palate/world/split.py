@@ -27,8 +27,8 @@ def shared_rows(name: str, items: Sequence[T], compute: Callable[[Sequence[T]], 
     Args:
         name: of the collective, in messages.
         items: the same in every process.
-        compute: returns one result per item, of the types of `World.gather`.
+        compute: returns one result per item, of the types of `World.gather`; it also gets an empty part.
     """
     own = own_part(items)
-    parts = current().gather(name, list(compute(own)) if own else [])
+    parts = current().gather(name, list(compute(own)))
     return join(parts, len(items))

@@ -1,0 +1,214 @@
+"""Work of one process or of several; `python scenarios.py PLACE LIMIT NAME...` does it in one of several.
+
+Each function returns what the process ends with, and a test compares the results of processes, or those of
+several with that of one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from palate.cli import main
+from palate.config import Sampling
+from palate.errors import PalateError
+from palate.learn import CachedReference, Optimizer, Pairwise, Policy
+from palate.losses import PAIR_LOSSES
+from palate.model.sharded import whole_tensor
+from palate.run import led
+from palate.testing import tiny_policy
+from palate.types import Completion, Group, Pair, Prompt
+from palate.world import current
+from palate.world.start import Together
+from palate.world.wire import encode
+
+Result = dict[str, Any]
+
+
+def pairs_for(policy: Policy, count: int) -> list[Pair]:
+    made = []
+    for i in range(count):
+        prompt = Prompt(f"prompt {i} " + "x" * (i % 5))
+        texts = ("yes " * (1 + i % 3), "no" * (1 + i % 4))
+        made.append(Pair(prompt, *(policy.model.codec.completion(prompt, text) for text in texts)))
+    return made
+
+
+def weights(policy: Policy) -> dict[str, np.ndarray]:
+    return {k: whole_tensor(t.detach()).float().numpy().copy() for k, t in policy.optimizer.state().items()}
+
+
+def train(place: Path, **options: Any) -> Result:
+    """Three updates of which the batches are odd, then one with a single record."""
+    policy = tiny_policy(place / "model", lr=1e-3, **options)
+    pairs = pairs_for(policy, 7)
+    objective = Pairwise(PAIR_LOSSES["dpo"], 0.5, CachedReference(policy.snapshot()))
+    metrics = [policy.update(batch, objective) for batch in (pairs[:5], pairs[2:], pairs[:3], pairs[3:4])]
+    held_out = policy.measure(pairs, objective)
+    return {"weights": weights(policy), "metrics": metrics, "held_out": held_out}
+
+
+def full_fast(place: Path) -> Result:
+    return train(place)
+
+
+def full_plain(place: Path) -> Result:
+    return train(place, fast=False)
+
+
+def lora_fast(place: Path) -> Result:
+    return train(place, lora=True)
+
+
+def lora_plain(place: Path) -> Result:
+    return train(place, lora=True, fast=False)
+
+
+def sharded_full_fast(place: Path) -> Result:
+    return train(place, sharding="full")
+
+
+def sharded_full_plain(place: Path) -> Result:
+    return train(place, fast=False, sharding="full")
+
+
+def sharded_lora_fast(place: Path) -> Result:
+    return train(place, lora=True, sharding="full")
+
+
+def sharded_lora_plain(place: Path) -> Result:
+    return train(place, lora=True, fast=False, sharding="full")
+
+
+def sampled(place: Path) -> Result:
+    policy = tiny_policy(place / "model")
+    prompts = [Prompt(f"prompt {i} " + "x" * (i % 5)) for i in range(5)]
+    groups = policy.snapshot().sample(prompts, 3, Sampling(max_new_tokens=9), seed=1)
+    return {
+        "tokens": [[c.token_ids for c in group.completions] for group in groups],
+        "logps": [[c.logps for c in group.completions] for group in groups],
+        "scored": policy.logps(groups).values.numpy(),
+    }
+
+
+class Spoilt:
+    """An objective that has no finite loss for one record."""
+
+    def __init__(self, inner: Pairwise, spoilt: Pair) -> None:
+        self.inner, self.spoilt, self.needs = inner, spoilt, inner.needs
+
+    def __call__(self, outputs: Any, records: Sequence[Pair]) -> Any:
+        loss, numbers = self.inner(outputs, records)
+        bad = torch.tensor([record is self.spoilt for record in records])
+        return torch.where(bad, loss * torch.nan, loss), numbers
+
+
+def not_finite(place: Path) -> Result:
+    policy = tiny_policy(place / "model", lr=1e-3)
+    pairs, before = pairs_for(policy, 4), weights(policy)
+    objective = Pairwise(PAIR_LOSSES["dpo"], 0.5, policy.snapshot())
+    metrics = policy.update(pairs, Spoilt(objective, pairs[1]))  # process 1 of 2 has it
+    same = all(np.array_equal(before[k], v) for k, v in weights(policy).items() if k.startswith("weight"))
+    policy.update(pairs, objective)
+    return {"skipped": metrics["skipped_updates"], "same": same, "version": policy.version}
+
+
+def other_batch(place: Path) -> Result:
+    policy = tiny_policy(place / "model")
+    pairs = pairs_for(policy, 4)
+    own = pairs[: 3 + current().rank]
+    return said(lambda: policy.update(own, Pairwise(PAIR_LOSSES["rso_hinge"], 0.5)))
+
+
+def other_place(place: Path) -> Result:
+    world = current()
+    return said(lambda: world.gather(f"corner {world.rank}", None))
+
+
+def leader_fails(place: Path) -> Result:
+    def fail() -> None:
+        raise PalateError("row 3 is empty; fill it")
+
+    return said(lambda: current().lead("rows", fail))
+
+
+def random_reward(place: Path) -> Result:
+    calls = []
+
+    def annotate(groups: Sequence[Group]) -> list[Group]:
+        calls.append(len(groups))
+        draw = random.SystemRandom().random
+        return [replace(g, rewards=(draw(), None), parts={"a": (draw(), None)}) for g in groups]
+
+    annotator = led(lambda: annotate)
+    assert annotator is not None
+    two = (Completion("a", (1,)), Completion("b", (2, 3)))
+    groups = annotator([Group(Prompt("p"), two), Group(Prompt("q"), two)])
+    return {"rewards": [[g.rewards, dict(g.parts)] for g in groups], "calls": calls}
+
+
+def said(act: Callable[[], Any]) -> Result:
+    try:
+        act()
+    except PalateError as error:
+        return {"error": type(error).__name__, "said": str(error)}
+    return {"error": None}
+
+
+# ---- These leave no world behind -------------------------------------------------------------------
+
+
+def late(place: Path) -> Result:
+    if current().rank == 1:
+        time.sleep(8)
+        return {}
+    return said(lambda: current().gather("the meeting", None))
+
+
+def killed(place: Path) -> Result:
+    if current().rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return said(lambda: current().gather("the meeting", None))
+
+
+# ---- A run that is killed ----------------------------------------------------------------------------
+
+
+def die_at_step(rank: int, step: int) -> None:
+    """Kill this process in an optimizer step, if it has this rank."""
+    plain = Optimizer.step
+
+    def dying(self: Optimizer) -> float:
+        if self.steps + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self)
+
+    if os.environ["RANK"] == str(rank):
+        Optimizer.step = dying  # type: ignore[method-assign]
+
+
+def work(place: Path, names: Sequence[str], limit: float) -> None:
+    with Together(limit=limit) as world:
+        for name in names:
+            result = globals()[name](place)
+            (place / f"{name}.{world.rank}").write_bytes(encode(result))
+    os._exit(0)  # without a wait for processes that do not answer
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "palate":
+        if "DIE" in os.environ:
+            die_at_step(*(int(part) for part in os.environ["DIE"].split(":")))
+        sys.exit(main(sys.argv[2:]))
+    work(Path(sys.argv[1]), sys.argv[3:], float(sys.argv[2]))

@@ -1,0 +1,117 @@
+"""Two processes do what one does: the same weights, samples and metrics, and the same errors."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from palate.testing import tiny_model
+from palate.world.wire import decode, encode
+
+TRAINED = ("full_fast", "full_plain", "lora_fast", "lora_plain")
+OTHERS = ("sampled", "not_finite", "other_batch", "other_place", "leader_fails", "random_reward")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("together")
+    tiny_model(directory / "model")
+    return directory
+
+
+@pytest.fixture
+def both(place: Path, start: Any) -> dict[str, list[Any]]:
+    """The results of two processes, rank by rank; computed once for all tests."""
+    names = (*TRAINED, *OTHERS)
+    if not (place / f"{names[-1]}.1").exists():
+        for ended in start(str(place), "60", *names):
+            assert ended.returncode == 0, ended.stderr
+    return {name: [decode((place / f"{name}.{rank}").read_bytes()) for rank in (0, 1)] for name in names}
+
+
+def alone(place: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location("scenarios", Path(__file__).with_name("scenarios.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return decode(encode(getattr(module, name)(place)))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_processes_train_as_one_does(place: Path, both: dict[str, list[Any]], name: str) -> None:
+    one, (first, second) = alone(place, name), both[name]
+    assert first["weights"].keys() == one["weights"].keys()
+    moved = 0.0
+    for key, expected in one["weights"].items():
+        assert np.array_equal(first["weights"][key], second["weights"][key]), key
+        if key.startswith("weight"):
+            np.testing.assert_allclose(first["weights"][key], expected, rtol=0, atol=1e-5, err_msg=key)
+            moved = max(moved, float(np.abs(one["weights"][f"exp_avg/{key[7:]}"]).max()))
+    assert moved > 1e-4  # the updates have changed something
+    assert first["metrics"] == second["metrics"]
+    assert first["held_out"] == second["held_out"]
+    held_out = (first["held_out"], one["held_out"])
+    for ours, theirs in [*zip(first["metrics"], one["metrics"], strict=True), held_out]:
+        assert ours.keys() == theirs.keys()
+        for metric, value in theirs.items():
+            assert ours[metric] == pytest.approx(value, rel=1e-3, abs=1e-5), metric
+
+
+def test_the_first_loss_of_dpo_is_log_2_to_the_last_bit(both: dict[str, list[Any]]) -> None:
+    for name in TRAINED:
+        assert both[name][0]["metrics"][0]["rewards/margins"] == 0.0
+
+
+def test_two_processes_sample_the_rows_of_one(place: Path, both: dict[str, list[Any]]) -> None:
+    one, (first, second) = alone(place, "sampled"), both["sampled"]
+    assert first["tokens"] == second["tokens"] == one["tokens"]
+    for ours, theirs in zip(first["logps"], one["logps"], strict=True):
+        for row, expected in zip(ours, theirs, strict=True):
+            assert row == pytest.approx(expected, abs=1e-5)
+    assert np.array_equal(first["scored"], second["scored"])
+    np.testing.assert_allclose(first["scored"], one["scored"], atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_skipped_by_both(both: dict[str, list[Any]]) -> None:
+    assert both["not_finite"] == [{"skipped": 1, "same": True, "version": 1}] * 2
+
+
+def test_a_process_with_another_batch_is_refused_by_name(both: dict[str, list[Any]]) -> None:
+    for result in both["other_batch"]:
+        assert result["error"] == "RunError"
+        assert "the batch of an update differs between the processes: process 1 of 2" in result["said"]
+
+
+def test_processes_at_different_places_say_where_they_are(both: dict[str, list[Any]]) -> None:
+    for rank, result in enumerate(both["other_place"]):
+        assert result["error"] == "ProcessError"
+        assert f"process {rank} at 'corner {rank}'" in result["said"]
+
+
+def test_an_error_of_the_leader_is_that_of_all(both: dict[str, list[Any]]) -> None:
+    assert both["leader_fails"] == [{"error": "PalateError", "said": "row 3 is empty; fill it"}] * 2
+
+
+def test_a_reward_is_asked_in_one_process_and_known_in_all(both: dict[str, list[Any]]) -> None:
+    first, second = both["random_reward"]
+    assert first["rewards"] == second["rewards"]
+    assert (first["calls"], second["calls"]) == ([2], [])
+
+
+def test_a_process_that_does_not_come_is_named(tmp_path: Path, start: Any) -> None:
+    first, _ = start(str(tmp_path), "2", "late")
+    assert first.returncode == 0, first.stderr
+    said = decode((tmp_path / "late.0").read_bytes())["said"]
+    assert said.startswith("process 1 of 2 did not reach 'the meeting' within 2 s, it is at ")
+
+
+def test_a_process_that_is_killed_is_named(tmp_path: Path, start: Any) -> None:
+    first, second = start(str(tmp_path), "60", "killed")
+    assert (first.returncode, second.returncode) == (0, -9), first.stderr
+    said = decode((tmp_path / "killed.0").read_bytes())["said"]
+    assert said.startswith("process 1 of 2 ended without an error message")
