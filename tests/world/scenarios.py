@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from palate.cli import main
-from palate.config import Sampling
+from palate.config import LearnerConfig, Sampling
 from palate.errors import PalateError
-from palate.learn import CachedReference, Optimizer, Pairwise, Policy
+from palate.learn import CachedReference, Learner, Optimizer, Pairwise, Policy, Ranking
 from palate.losses import PAIR_LOSSES
+from palate.model import Snapshot, device
 from palate.model.sharded import whole_tensor
 from palate.run import led
 from palate.testing import tiny_policy
@@ -35,7 +36,7 @@ from palate.world.wire import encode
 Result = dict[str, Any]
 
 
-def pairs_for(policy: Policy, count: int) -> list[Pair]:
+def pairs_for(policy: Learner, count: int) -> list[Pair]:
     made = []
     for i in range(count):
         prompt = Prompt(f"prompt {i} " + "x" * (i % 5))
@@ -44,7 +45,7 @@ def pairs_for(policy: Policy, count: int) -> list[Pair]:
     return made
 
 
-def weights(policy: Policy) -> dict[str, np.ndarray]:
+def weights(policy: Learner) -> dict[str, np.ndarray]:
     return {k: whole_tensor(t.detach()).float().numpy().copy() for k, t in policy.optimizer.state().items()}
 
 
@@ -90,10 +91,76 @@ def sharded_lora_plain(place: Path) -> Result:
     return train(place, lora=True, fast=False, sharding="full")
 
 
-def sampled(place: Path) -> Result:
-    policy = tiny_policy(place / "model")
+def sharded_checkpointing(place: Path) -> Result:
+    return train(place, sharding="full", checkpointing=True)
+
+
+def rewards(place: Path, sharding: str = "none") -> Result:
+    """A reward model: three updates, then the scores of all pairs; and the values of another head."""
+    options = {"model": str(place / "model"), "dtype": "float32", "device": "cpu", "sharding": sharding}
+    cfg = LearnerConfig.model_validate({**options, "lr": 1e-3, "lora": False})
+    learner = Learner.load(cfg, total_steps=10, head="scalar", name="reward-model")
+    pairs = pairs_for(learner, 7)
+    metrics = [learner.update(batch, Ranking()) for batch in (pairs[:5], pairs[2:], pairs[:1])]
+    critic = Learner.load(cfg, total_steps=10, head="value", name="critic")
+    critic.model.network.score.weight.data.fill_(0.5)
+    values = critic.values(pairs).values.numpy()
+    scores = learner.scores(pairs).numpy()
+    return {"weights": weights(learner), "metrics": metrics, "scores": scores, "values": values}
+
+
+def sharded_rewards(place: Path) -> Result:
+    return rewards(place, sharding="full")
+
+
+def sharded_bfloat16(place: Path) -> Result:
+    return train(place, dtype="bfloat16", sharding="full")
+
+
+def bfloat16(place: Path) -> Result:
+    return train(place, dtype="bfloat16")
+
+
+def sharded_alone(place: Path) -> Result:
+    policy = tiny_policy(place / "model", sharding="full")
+    return said(lambda: current().lead("a judge", lambda: len(drawn(policy.snapshot()))))
+
+
+def sharded_sampled(place: Path) -> Result:
+    return sampled(place, sharding="full")
+
+
+def sharded_lora_sampled(place: Path) -> Result:
+    """Samples of the live policy and of its start after updates, which read two versions of the adapter."""
+    policy = tiny_policy(place / "model", lr=1e-2, lora=True, sharding="full")
+    return after_updates(policy)
+
+
+def lora_sampled(place: Path) -> Result:
+    return after_updates(tiny_policy(place / "model", lr=1e-2, lora=True))
+
+
+def after_updates(policy: Policy) -> Result:
+    start, pairs = policy.snapshot(), pairs_for(policy, 4)
+    objective = Pairwise(PAIR_LOSSES["rso_hinge"], 0.5)
+    policy.update(pairs, objective)
+    middle = policy.snapshot()
+    policy.update(pairs, objective)
+    snapshots = (start, middle, policy.snapshot())
+    return {
+        "tokens": [[c.token_ids for g in drawn(snapshot) for c in g.completions] for snapshot in snapshots],
+        "scored": [snapshot.logps(pairs).values.numpy() for snapshot in snapshots],
+    }
+
+
+def drawn(snapshot: Snapshot) -> list[Group]:
     prompts = [Prompt(f"prompt {i} " + "x" * (i % 5)) for i in range(5)]
-    groups = policy.snapshot().sample(prompts, 3, Sampling(max_new_tokens=9), seed=1)
+    return snapshot.sample(prompts, 3, Sampling(max_new_tokens=9), seed=1)
+
+
+def sampled(place: Path, **options: Any) -> Result:
+    policy = tiny_policy(place / "model", **options)
+    groups = drawn(policy.snapshot())
     return {
         "tokens": [[c.token_ids for c in group.completions] for group in groups],
         "logps": [[c.logps for c in group.completions] for group in groups],
@@ -206,6 +273,7 @@ def work(place: Path, names: Sequence[str], limit: float) -> None:
 
 
 if __name__ == "__main__":
+    device.has_bfloat16 = lambda _: True  # slow without units for it, but right
     torch.set_num_threads(1)
     if sys.argv[1] == "palate":
         if "DIE" in os.environ:

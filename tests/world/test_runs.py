@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from palate.testing import tiny_model
 
@@ -44,9 +46,11 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(started, env=environ, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.parametrize("sharding", [["--sharding", "none"], ["--sharding", "full", "--no-lora"]])
 def test_a_run_whose_process_is_killed_ends_as_one_that_is_not(
-    tmp_path: Path, command: list[str], start: Any
+    tmp_path: Path, command: list[str], start: Any, sharding: list[str]
 ) -> None:
+    command = [*command, *sharding]
     # Three ways to start: torchrun, the environment of any launcher, and palate itself.
     whole = run(
         *("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "palate"),
@@ -65,17 +69,29 @@ def test_a_run_whose_process_is_killed_ends_as_one_that_is_not(
     assert states(tmp_path / "cut") == states(tmp_path / "whole")
 
 
-def test_a_run_resumes_in_another_number_of_processes_and_says_so(
+def test_a_sharded_run_resumes_in_one_process_and_says_so(
     tmp_path: Path, command: list[str], start: Any
 ) -> None:
-    cut = ["--output", str(tmp_path / "cut")]
+    cut = ["--output", str(tmp_path / "cut"), "--sharding", "full"]
     first, second = start("palate", *command, *cut, DIE="0:3")
     assert (first.returncode, second.returncode) == (-9, 2), second.stderr
     assert "palate: process 0 of 2 ended without an error message" in second.stderr
+    written = tmp_path / "cut" / "checkpoints" / "step-2"
+    assert len(list(written.glob("state-*-of-00002.safetensors"))) == 2
+    cut[-1] = "none"
     resumed = run("palate", *command, *cut)
     assert resumed.returncode == 0, resumed.stderr
     assert "processes was 2 and is 1" in resumed.stderr
-    assert states(tmp_path / "cut")
+    assert "sharding was 'full' and is 'none'" in resumed.stderr
+    whole = run("palate", *command, "--output", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    expected, reached = (
+        load_file(tmp_path / name / "checkpoints" / f"step-{STEPS}" / "state.safetensors")
+        for name in ("whole", "cut")
+    )
+    assert expected.keys() == reached.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(reached[name], tensor, rtol=0, atol=1e-5)
 
 
 def test_a_process_with_other_data_is_refused_by_name(tmp_path: Path, command: list[str], start: Any) -> None:

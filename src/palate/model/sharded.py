@@ -218,7 +218,7 @@ def _with_weights(model: LoadedModel, compute: Callable[[], Outputs]) -> Outputs
         outputs = compute()
         version = outputs.version
         return {
-            name: (value.values, value.mask) if isinstance(value, TokenValues) else value
+            name: (_own(value.values), value.mask) if isinstance(value, TokenValues) else _own(value)
             for name, value in vars(outputs).items()
             if isinstance(value, TokenValues | Tensor)
         }
@@ -226,6 +226,11 @@ def _with_weights(model: LoadedModel, compute: Callable[[], Outputs]) -> Outputs
     made = getattr(model.network, _METHOD)(computed)
     fields = {n: TokenValues(*v) if isinstance(v, tuple) else v for n, v in made.items()}
     return Outputs(**fields, version=version)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return a tensor that is no view: an operation in place on a view would cut the way back to FSDP."""
+    return tensor.clone() if tensor._is_view() else tensor
 
 
 def _require_all(model: LoadedModel) -> None:
