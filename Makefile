@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: setup demo check test generate soak compare benchmarks clean
+.PHONY: setup demo check test generate soak soak-distributed compare benchmarks clean
 
 setup: .venv/.ready
 
@@ -41,6 +41,10 @@ generate: setup
 # Kill runs at random moments and resume them; takes ten minutes. The figures are in docs/durability.md.
 soak: setup
 	$(BIN)/python experiments/soak.py --output experiments/results/soak.json
+
+# Kill one of two processes of a run at random moments, and resume; takes ten minutes. See docs/scale.md.
+soak-distributed: setup
+	$(BIN)/python experiments/soak_distributed.py --output experiments/results/soak_distributed.json
 
 # Compare all methods on one task at equal cost with three seeds; takes several hours. The table is in README.md.
 compare: setup
