@@ -229,7 +229,7 @@ def _with_weights(model: LoadedModel, compute: Callable[[], Outputs]) -> Outputs
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Return a tensor that is no view: an operation in place on a view would cut the way back to FSDP."""
+    """Return a copy of a view: an operation in place on a view would cut the way back to FSDP."""
     return tensor.clone() if tensor._is_view() else tensor
 
 

@@ -139,11 +139,11 @@ class SharedCheckpoints:
         """Return the latest checkpoint that has these learners."""
 
         def path() -> str | None:
-            found = self._checkpoints.holding(*learners)
-            return None if found is None else str(found)
+            own = self._checkpoints.holding(*learners)
+            return None if own is None else str(own)
 
-        found = current().lead("checkpoint there", path)
-        return None if found is None else Path(found)
+        there = current().lead("checkpoint there", path)
+        return None if there is None else Path(there)
 
     def restore(self, stage: int, *learners: Learner) -> Position | None:
         """Restore learners in every process."""
@@ -198,10 +198,10 @@ class SharedCheckpoints:
             c = find()
             return None if c is None else [str(c.path), asdict(c.position), c.learner, c.run, dict(c.beside)]
 
-        found = current().lead(name, facts)
-        if found is None:
+        values = current().lead(name, facts)
+        if values is None:
             return None
-        path, position, learner, run, beside = found
+        path, position, learner, run, beside = values
         return Checkpoint(Path(path), Position(**position), learner, run, {}, beside)
 
     def _moved(

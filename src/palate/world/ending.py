@@ -46,17 +46,17 @@ class Ending:
         return Ending(**there)
 
     def publish(self, store: Store) -> bool:
-        """Tell the other processes; return True if this process is the one to report the error."""
+        """Publish it to the other processes; return True if this process is the one to report the error."""
         if self.rank > 0:
-            self._tell(store)
+            self._write(store)
             until = time.monotonic() + PATIENCE
             while time.monotonic() < until and not store.check([_SPEAKER]):
                 time.sleep(0.05)
         speaker = store.compare_set(_SPEAKER, "", str(self.rank))
-        self._tell(store)
+        self._write(store)
         return speaker.decode() == str(self.rank)
 
-    def _tell(self, store: Store) -> None:
+    def _write(self, store: Store) -> None:
         if self.own:
             store.compare_set(_KEY, "", json.dumps(asdict(self)))
 

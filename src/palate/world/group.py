@@ -195,7 +195,7 @@ class Processes:
     # -- the end of the processes ------------------------------------------------------------------
 
     def close(self, error: BaseException | None) -> bool:
-        """Tell the other processes that this one ends; return True if it is the one to report its error."""
+        """Publish that this process ends; return True if it is the one to report its error."""
         if error is None:
             self.gather("end", None)
         self._stop.set()

@@ -73,7 +73,7 @@ def _start(command: Sequence[str], rank: int, count: int, port: int) -> subproce
 def _wait(running: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     """Wait for all processes; after the first failure, for a limited time."""
     failed: float | None = None
-    asked = False
+    signalled = False
     while any(process.poll() is None for process in running):
         try:
             time.sleep(_PAUSE)
@@ -82,8 +82,8 @@ def _wait(running: Sequence[subprocess.Popen[bytes]]) -> list[int]:
         if failed is None and any(process.returncode for process in running):
             failed = time.monotonic()
         late = 0.0 if failed is None else time.monotonic() - failed
-        if late > GRACE and not asked:
-            asked = True
+        if late > GRACE and not signalled:
+            signalled = True
             _signal(running, signal.SIGTERM)
         if late > GRACE + LAST:
             _signal(running, signal.SIGKILL)

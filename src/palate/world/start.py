@@ -25,17 +25,17 @@ def processes_around(environ: Mapping[str, str] = os.environ) -> int:
     return int(environ.get("WORLD_SIZE", "1")) if "RANK" in environ else 1
 
 
-def threads_of(asked: int | None, environ: Mapping[str, str] = os.environ) -> int | None:
+def threads_of(total: int | None, environ: Mapping[str, str] = os.environ) -> int | None:
     """Return the threads of this process: its share of those of the machine; None for torch's default.
 
     Args:
-        asked: number of threads of all processes on this machine; None for the number of cores.
+        total: number of threads of all processes on this machine; None for the number of cores.
         environ: the environment, with the number of processes on this machine.
     """
     here = int(environ.get("LOCAL_WORLD_SIZE", "1")) if processes_around(environ) > 1 else 1
     if here == 1:
-        return asked
-    return max(1, (asked or len(os.sched_getaffinity(0))) // here)
+        return total
+    return max(1, (total or len(os.sched_getaffinity(0))) // here)
 
 
 class Together:
@@ -45,7 +45,7 @@ class Together:
     process joins the others; later runs use the same world.
 
     Args:
-        asked: number of processes that the configuration names; None for any.
+        processes: number of processes that the configuration names; None for any.
         limit: longest wait for another process, in seconds; see `Processes`.
 
     Raises:
@@ -53,12 +53,12 @@ class Together:
         ProcessError: the others cannot be reached.
     """
 
-    def __init__(self, asked: int | None = None, limit: float = LIMIT) -> None:
+    def __init__(self, processes: int | None = None, limit: float = LIMIT) -> None:
         size = processes_around()
-        if asked is not None and asked != size:
+        if processes is not None and processes != size:
             raise ConfigError(
-                f"processes is {asked}, but {size} {'is' if size == 1 else 'are'} running; use `palate run "
-                f"METHOD --processes {asked}`, or `torchrun --nproc-per-node {asked} ...`"
+                f"processes is {processes}, but {size} {'is' if size == 1 else 'are'} running; use `palate run "
+                f"METHOD --processes {processes}`, or `torchrun --nproc-per-node {processes} ...`"
             )
         if size > 1 and isinstance(current(), Alone):
             use(_joined(size, limit))
