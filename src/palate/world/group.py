@@ -326,17 +326,30 @@ class Processes:
             return 0.0
         return now - since
 
-    def _lost(self) -> BaseException:
-        """Return the error for a closed connection: that of the process behind it, if it left one."""
+    def lost(self) -> BaseException | None:
+        """Return the error of a process that has ended, or that a process has died; None if all live.
+
+        It takes some seconds, since a dead process is known by its silence.
+        """
         dead: list[int] = []
         with suppress(RuntimeError):  # process 0 may have had the store
             for _ in range(3):
                 if (ending := Ending.published(self._store)) is not None:
                     return raised(ending, self._count)
-                dead = [rank for rank in self._others() if self._silent_for(rank) > BEAT]
+                for rank in self._others():
+                    self._silent_for(rank)
                 time.sleep(BEAT)
             dead = [rank for rank in self._others() if self._silent_for(rank) > 1.5 * BEAT]
-        named = " and ".join(f"process {rank}" for rank in dead) or "another process"
+            if not dead:
+                return None
+        return self._dead(dead)
+
+    def _lost(self) -> BaseException:
+        """Return the error for a closed connection: that of the process behind it, if it left one."""
+        return self.lost() or self._dead([])
+
+    def _dead(self, ranks: list[int]) -> ProcessError:
+        named = " and ".join(f"process {rank}" for rank in ranks) or "another process"
         return ProcessError(
             f"{named} of {self._count} ended without an error message, as a process does that is killed or "
             f"out of memory; {AGAIN} to resume"

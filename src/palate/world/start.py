@@ -35,7 +35,8 @@ def threads_of(total: int | None, environ: Mapping[str, str] = os.environ) -> in
     here = int(environ.get("LOCAL_WORLD_SIZE", "1")) if processes_around(environ) > 1 else 1
     if here == 1:
         return total
-    return max(1, (total or len(os.sched_getaffinity(0))) // here)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, (total or cores) // here)
 
 
 class Together:
@@ -57,8 +58,8 @@ class Together:
         size = processes_around()
         if processes is not None and processes != size:
             raise ConfigError(
-                f"processes is {processes}, but {size} {'is' if size == 1 else 'are'} running; use `palate run "
-                f"METHOD --processes {processes}`, or `torchrun --nproc-per-node {processes} ...`"
+                f"processes is {processes}, but {size} {'is' if size == 1 else 'are'} running; use "
+                f"`palate run METHOD --processes {processes}`, or `torchrun --nproc-per-node {processes} ...`"
             )
         if size > 1 and isinstance(current(), Alone):
             use(_joined(size, limit))
@@ -77,9 +78,14 @@ class Together:
         from palate.world.group import Processes
 
         assert isinstance(world, Processes)
-        if not world.close(error):
-            ending = ending_of(error, world.rank)
+        # A collective inside of torch fails as a RuntimeError if another process has died.
+        lost = world.lost() if isinstance(error, RuntimeError) else None
+        ended = lost or error
+        if not world.close(ended):
+            ending = ending_of(ended, world.rank)
             raise SystemExit(INTERRUPTED if ending.interrupted else MISTAKE) from error
+        if lost is not None:
+            raise lost from error
 
 
 def _joined(size: int, limit: float) -> World:
