@@ -6,6 +6,7 @@ several with that of one.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -19,11 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
+import palate
 from palate.cli import main
 from palate.config import LearnerConfig, Sampling
 from palate.errors import PalateError
 from palate.learn import CachedReference, Learner, Optimizer, Pairwise, Policy, Ranking
 from palate.losses import PAIR_LOSSES
+from palate.methods import METHODS
 from palate.model import Snapshot, device
 from palate.model.sharded import whole_tensor
 from palate.run import led
@@ -119,6 +122,79 @@ def sharded_bfloat16(place: Path) -> Result:
 
 def bfloat16(place: Path) -> Result:
     return train(place, dtype="bfloat16")
+
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "prompts": [{"prompt": f"question {i}"} for i in range(6)],
+    "pairs": [
+        {"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"oh no {i * i}"} for i in range(7)
+    ],
+    "demonstrations": [{"prompt": f"question {i}", "completion": f"yes {i}"} for i in range(7)],
+}
+REWARD = """
+def letters(completions, completion_ids):
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    return [sum(map(ord, t)) % 101 + len(ids) / 7 for t, ids in zip(texts, completion_ids)]
+"""
+OWN: dict[str, dict[str, Any]] = {
+    "rso": {"n": 6, "keep": 4},
+    "click": {"n": 6, "threshold": 50.0},
+    "rest": {"thresholds": [0.0]},
+}
+"""Options for methods whose defaults do not suit the few rows."""
+
+
+def methods(place: Path) -> Result:
+    """A whole run of every method, and of one that ends at a bound of its KL."""
+    ends = {f"{name}": trained(place, name) for name in sorted(METHODS)}
+    return {"weights": ends | {"bounded": trained(place, "oaif", max_kl=1e-9, kl_every=1)}}
+
+
+def sharded_methods(place: Path) -> Result:
+    """Runs with sharded weights: with samples and a reference, with a value function, with a bound."""
+    arms: dict[str, Any] = {"dpo": {"lora": False}, "oaif": {}, "rlhf": {}, "reward-model": {"lora": False}}
+    ends = {name: trained(place, name, sharding="full", **more) for name, more in arms.items()}
+    bounded = trained(place, "oaif", max_kl=1e-9, kl_every=1, sharding="full", lora=False)
+    return {"weights": ends | {"bounded": bounded}}
+
+
+def whole_methods(place: Path) -> Result:
+    """The runs of `sharded_methods` without sharding."""
+    arms: dict[str, Any] = {"dpo": {"lora": False}, "oaif": {}, "rlhf": {}, "reward-model": {"lora": False}}
+    ends = {name: trained(place, name, **more) for name, more in arms.items()}
+    return {"weights": ends | {"bounded": trained(place, "oaif", max_kl=1e-9, kl_every=1, lora=False)}}
+
+
+def trained(place: Path, name: str, **changes: Any) -> dict[str, np.ndarray]:
+    """Run a method in a new directory; return the weights that it ends with."""
+    world, way = current(), METHODS[name].variant(None)
+    rows = place / f"rows-{world.size}-{world.rank}"
+    if world.leads:
+        rows.mkdir(exist_ok=True)
+        for part, some in (("train", ROWS[way.learns_from]), ("held_out", ROWS[way.learns_from][:3])):
+            (rows / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        (rows / "rewards.py").write_text(REWARD)
+    rows = Path(world.lead("rows", lambda: str(rows)))
+    fixed = {
+        "model": str(place / "model"),
+        "data": str(rows / "train.jsonl"),
+        "eval_data": str(rows / "held_out.jsonl"),
+        "output": rows / "run",
+        "overwrite": True,
+        "reward": f"{rows / 'rewards.py'}:letters",
+        "rounds": 1,
+        "steps": 3,
+        "batch_size": 4,
+        "max_new_tokens": 6,
+        "lora_rank": 2,
+        "dtype": "float32",
+        "device": "cpu",
+        "lr": 1e-3,
+    }
+    known = {**fixed, **OWN.get(name, {})}
+    options = {key: value for key, value in known.items() if key in way.config.model_fields} | changes
+    outcome = palate.train(name, METHODS[name].configure(options), display=None)
+    return {k: v for k, v in weights(outcome.learner).items() if k.startswith("weight")}
 
 
 def sharded_alone(place: Path) -> Result:

@@ -34,6 +34,8 @@ SAMPLED = {
     "sharded_lora_sampled": "lora_sampled",
 }
 
+METHODS = {"methods": "methods", "sharded_methods": "whole_methods"}
+
 OTHERS = (
     *("sharded_bfloat16", "not_finite", "other_batch", "other_place", "leader_fails", "random_reward"),
     "sharded_alone",
@@ -50,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def both(place: Path, start: Any) -> dict[str, list[Any]]:
     """The results of two processes, rank by rank; computed once for all tests."""
-    names = (*TRAINED, *SAMPLED, *OTHERS)
+    names = (*TRAINED, *SAMPLED, *METHODS, *OTHERS)
     if not (place / f"{names[-1]}.1").exists():
         for ended in start(str(place), "60", *names):
             assert ended.returncode == 0, ended.stderr
@@ -95,6 +97,19 @@ def same(ours: Any, theirs: Any, within: float) -> None:
         assert ours.keys() == theirs.keys()
         ours, theirs = (np.array([values[key] for key in sorted(values)]) for values in (ours, theirs))
     np.testing.assert_allclose(ours, theirs, rtol=within, atol=within)
+
+
+@pytest.mark.parametrize(("name", "single"), METHODS.items())
+def test_a_method_needs_no_change_for_two_processes(
+    place: Path, both: dict[str, list[Any]], name: str, single: str
+) -> None:
+    one, (first, second) = alone(place, single), both[name]
+    assert one["weights"].keys() == first["weights"].keys()
+    for method, expected in one["weights"].items():
+        for key, weight in expected.items():
+            ours, theirs = (result["weights"][method][key] for result in (first, second))
+            assert np.array_equal(ours, theirs), (method, key)
+            np.testing.assert_allclose(ours, weight, rtol=0, atol=1e-5, err_msg=f"{method} {key}")
 
 
 def test_the_first_loss_of_dpo_is_log_2_to_the_last_bit(both: dict[str, list[Any]]) -> None:
