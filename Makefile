@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: setup demo check test generate soak soak-data compare benchmarks clean
+.PHONY: setup demo check test generate soak soak-data soak-distributed compare benchmarks clean
 
 setup: .venv/.ready
 
@@ -45,6 +45,10 @@ soak: setup
 # Train on 2,000 damaged data files; takes about half an hour. The figures are in docs/data.md.
 soak-data: setup
 	$(BIN)/python benchmarks/damage.py --files 2000 --output benchmarks/results/damage.json
+
+# Kill one of two processes of a run at random moments, and resume; takes ten minutes. See docs/scale.md.
+soak-distributed: setup
+	$(BIN)/python experiments/soak_distributed.py --output experiments/results/soak_distributed.json
 
 # Compare all methods on one task at equal cost with three seeds; takes several hours. The table is in README.md.
 compare: setup

@@ -19,7 +19,7 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding=
 
 LAYERS = (
     ("errors", "types", "metrics", "declared", "near", "given", "quiet", "beside"),
-    ("config", "memory", "rundir"),
+    ("config", "memory", "rundir", "world"),
     ("settings",),
     ("losses", "advantages", "select", "data", "journal", "statistics", "winrates", "bestofn", "textstats"),
     ("model", "effects"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from palate.config import Sampling
 from palate.errors import RunError
@@ -12,7 +15,9 @@ from palate.memory import Memory, Purpose, key_of
 from palate.model.loaded import LoadedModel
 from palate.model.rows import Row
 from palate.model.sampling import row_uniforms
+from palate.model.sharded import ShardedEngine
 from palate.types import Completion, Group, Prompt
+from palate.world import current, shared_rows
 
 CHUNK = 4
 """Size of a chunk as a multiple of the completions sampled in parallel. It is small, since an interrupted run
@@ -45,7 +50,7 @@ def sample(
 
     Prompts of similar length form a chunk, which is sampled together, `sampling.sampling_rows` completions at
     a time. A memory stores whole chunks. The composition of a chunk depends only on the arguments, so
-    sampling it again gives the same completions.
+    sampling it again gives the same completions. Several processes sample each a part of its prompts.
 
     Args:
         model: the model to sample from.
@@ -86,7 +91,9 @@ def sample(
                 "version is gone; start over with --overwrite"
             )
         if completions is None:
-            completions = _sampled(model, own, n, sampling, seed, version, observe, finished)
+            completions = _shared(
+                model, own, lambda part: _sampled(model, part, n, sampling, seed, version, observe, finished)
+            )
             if memory is not None:
                 memory.keep_completions(key, version, [r.prompt for r in own], completions, purpose=purpose)
         by_index |= dict(zip(chunk, completions, strict=True))
@@ -100,6 +107,36 @@ class _Request:
     prompt: Prompt
     ids: tuple[int, ...]
     seen: int
+
+
+def packed(completion: Completion) -> list[Any]:
+    """Return a completion as values that travel between processes; `unpacked` reverses it."""
+    c = completion
+    logps, sampling = (None if p is None else np.asarray(p, np.float32) for p in (c.logps, c.sampling_logps))
+    return [c.text, c.finish, c.policy_version, np.asarray(c.token_ids, np.int32), logps, sampling]
+
+
+def unpacked(values: Sequence[Any]) -> Completion:
+    """Return the completion of `packed`."""
+    text, finish, version, ids, *logps = values
+    first, second = (None if p is None else tuple(p.tolist()) for p in logps)
+    return Completion(text, tuple(ids.tolist()), finish, version, first, second)
+
+
+def _shared(
+    model: LoadedModel,
+    requests: Sequence[_Request],
+    sampled: Callable[[Sequence[_Request]], list[tuple[Completion, ...]]],
+) -> list[tuple[Completion, ...]]:
+    """Sample each process's own requests, and return the completions of all of them."""
+    if isinstance(model.engine, ShardedEngine):
+        model.engine.prepare(model)
+    if current().size == 1:
+        return sampled(requests)
+    groups = shared_rows(
+        "sample", requests, lambda own: [[packed(c) for c in group] for group in sampled(own)]
+    )
+    return [tuple(unpacked(c) for c in group) for group in groups]
 
 
 def _sampled(
