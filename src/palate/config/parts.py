@@ -137,8 +137,9 @@ class Sampling(Config):
     """Maximum number of tokens per completion; longer completions are truncated."""
     stop: Names = ()
     """Texts that end a completion."""
-    sampling_rows: int = Field(64, ge=1)
-    """Completions sampled in parallel; changes memory use and speed, not results (in float32)."""
+    sampling_rows: int | None = Field(None, ge=1)
+    """Completions sampled in parallel; changes memory use and speed, not results (in float32). Default: 64,
+    and up to 256 with 16 or more completions per prompt, if their keys and values fit in 2 GiB."""
 
     @model_validator(mode="after")
     def _limits(self) -> Self:

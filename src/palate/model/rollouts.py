@@ -23,6 +23,13 @@ CHUNK = 4
 """Size of a chunk as a multiple of the completions sampled in parallel. It is small, since an interrupted run
 loses its last chunk; it is more than one, since finished rows are refilled only from their own chunk."""
 
+FEW_ROWS, MOST_ROWS = 64, 256
+"""Default numbers of completions sampled in parallel: of a few per prompt, and at most of many."""
+MANY = 16
+"""Number of completions per prompt from which more rows are sampled in parallel: a pool of candidates."""
+MOST_BYTES = 2 << 30
+"""Largest size of the keys and values for which the default is more than `FEW_ROWS`."""
+
 Observer = Callable[[str, int], None]
 """Receives the kind and the amount of finished work, such as `("sample", tokens)`."""
 
@@ -76,7 +83,10 @@ def sample(
         requests.append(_Request(prompt, tuple(model.codec.prompt_ids(prompt)), occurrence[prompt.id]))
         occurrence[prompt.id] += 1
     by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].ids))
-    size = max(1, CHUNK * sampling.sampling_rows // n)
+    longest = max((len(request.ids) for request in requests), default=0)
+    rows = sampling.sampling_rows or parallel_rows(model.network.config, n, longest + sampling.max_new_tokens)
+    sampling = sampling.model_copy(update={"sampling_rows": rows})
+    size = max(1, CHUNK * rows // n)
     options = sampling.model_dump(exclude={"sampling_rows"})
     by_index: dict[int, tuple[Completion, ...]] = {}
     for start in range(0, len(requests), size):
@@ -98,6 +108,26 @@ def sample(
                 memory.keep_completions(key, version, [r.prompt for r in own], completions, purpose=purpose)
         by_index |= dict(zip(chunk, completions, strict=True))
     return [Group(prompt, by_index[i]) for i, prompt in enumerate(prompts)]
+
+
+def parallel_rows(config: Any, n: int, tokens: int) -> int:
+    """Return the default number of completions sampled in parallel.
+
+    It depends on the arguments alone, not on free memory, so a resumed run samples in the same chunks.
+
+    Args:
+        config: the network's configuration.
+        n: number of completions of each prompt.
+        tokens: most tokens of a row, prompt included.
+    """
+    if n < MANY:
+        return FEW_ROWS
+    text = config.get_text_config()
+    all_heads = getattr(text, "num_attention_heads", None) or 1  # some architectures have none
+    heads = getattr(text, "num_key_value_heads", None) or all_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // all_heads
+    row = 2 * 4 * text.num_hidden_layers * heads * size * tokens  # keys and values in float32
+    return max(FEW_ROWS, min(MOST_ROWS, MOST_BYTES // row) // FEW_ROWS * FEW_ROWS)
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,8 @@ class Run:
         row = self._metrics.sum_tokens(row) | dict(self.meter()) | self._clock.metrics()
         self._write(row)
         self.display.metrics(row, samples)
+        if (slow := self._clock.explain_slow_step()) is not None:
+            self.display.say(slow)
         self._metrics.require_pairs(row)
 
     def measure(self, name: str, compute: Callable[[], Metrics]) -> Metrics:
