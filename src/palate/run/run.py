@@ -209,8 +209,7 @@ class Run:
         """Yield the indices of the steps of one stage of a method, without steps finished earlier.
 
         Checkpoints save all learners together. In a resumed run, the learners are restored from the stage's
-        last checkpoint, and its steps are skipped. The first learner is the run's model; checkpoints save the
-        others, such as a critic, in subdirectories.
+        last checkpoint, and its steps are skipped. Learners after the first are saved in subdirectories.
 
         Raises:
             RunError: the stage's checkpoint is damaged or has other learners.
