@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from palate.errors import RunError
 from palate.learn.learner import POLICY, Learner
@@ -76,7 +75,7 @@ def fingerprint(learner: Learner) -> str:
     return weights_hash(learner.model.network)
 
 
-def weights_hash(network: nn.Module) -> str:
+def weights_hash(network: Any) -> str:
     """Return the SHA-256 of a network's weights, names and formats."""
     digest = hashlib.sha256()
     for name, parameter in sorted(network.named_parameters()):
