@@ -40,7 +40,7 @@ def test_mistakes_read_as_on_the_command_line(settings: dict[str, Any], message:
 
 
 def test_a_setting_of_another_variant() -> None:
-    with pytest.raises(ConfigError, match=r"variant is direct, .* keep would have no effect; leave it out"):
+    with pytest.raises(ConfigError, match=r"variant is direct, .* accept would have no effect; leave it out"):
         configured(METHODS["rso"], None, {**DATA, "variant": "direct", "accept": 9})
 
 
