@@ -173,6 +173,8 @@ def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
         name: made.get(value, value) if isinstance(value, str) else value
         for name, value in ARMS[method].items()
     }
+    if method == "rso":
+        arm["accept"] = arm.pop("keep")  # the name that the option had when the first rows were made
     output = work / f"{method}-{asks(method, reward)}-{seed}"
     cfg = palate.METHODS[method].config.model_validate({**COMMON, **arm, "seed": seed, "output": output})
     began = time.process_time()

@@ -199,4 +199,4 @@ def _residual(table: np.ndarray) -> float:
     if seeds < 2:
         return 0.0
     rest = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
-    return float((rest**2).sum()) / ((seeds - 1) * (prompts - 1))
+    return float((rest**2).sum()) / float((seeds - 1) * (prompts - 1))

@@ -11,6 +11,7 @@ from palate.errors import RunError
 from palate.launch import train
 from palate.report.compared import QUALITY, matrix, table, write_comparison
 from palate.settings import load_config
+from palate.testing import FaultyServer, judge_reply
 
 
 def config(tiny: str, output: Path, **settings: Any) -> CompareConfig:
@@ -24,7 +25,8 @@ def config(tiny: str, output: Path, **settings: Any) -> CompareConfig:
         "lr": 0.01,
         "model": tiny, "max_new_tokens": 6, "points": 2, "device": "cpu", "dtype": "float32",
     }  # fmt: skip
-    return load_config(CompareConfig, file=None, flags={**base, **settings}, python=True)
+    given = {name: value for name, value in {**base, **settings}.items() if value is not None}
+    return load_config(CompareConfig, file=None, flags=given, python=True)
 
 
 @pytest.fixture
@@ -71,8 +73,8 @@ def test_methods_by_seeds_with_a_report(tiny: str, tmp_path: Path, in_process: l
 
 def test_a_second_call_trains_only_what_is_new(tiny: str, tmp_path: Path, in_process: list[str]) -> None:
     first = compare_methods(config(tiny, tmp_path / "c", methods="oaif", seeds=1))
-    again = compare_methods(config(tiny, tmp_path / "c", methods="oaif,sft", seeds=1))
-    assert in_process == ["oaif-0", "sft-0"]
+    again = compare_methods(config(tiny, tmp_path / "c", methods="oaif,dpo", seeds=1))
+    assert in_process == ["oaif-0", "dpo-0"]
     old, new = first.result["methods"][0], again.result["methods"][0]
     assert old["reward"] == new["reward"]
     assert old["kl"] == new["kl"]
@@ -108,3 +110,27 @@ def test_a_reward_model_is_trained_once_and_on_the_bill(
     assert rows["rft"]["completions"] > rows["dpo"]["completions"]
     values = (tmp_path / "c" / "runs" / "rft-0" / "config.json").read_text()
     assert "model:" in values
+
+
+def test_a_judge_with_a_budget_of_verdicts(
+    tiny: str, tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with FaultyServer(
+        lambda body, _: judge_reply(body, lambda one, other: 0.5 + 0.4 * (one > other))
+    ) as server:
+        done = compare_methods(
+            config(
+                tiny, tmp_path / "c", seeds=1, reward=(), gold=(), budget_steps=None, points=1,
+                budget_verdicts=48,
+                passed={"judge": f"server:m@{server.url}", "price_in": "1", "price_out": "1"},
+            )
+        )  # fmt: skip
+    rows = {row["name"]: row for row in done.result["methods"]}
+    assert done.result["pairwise"]
+    for row in rows.values():
+        assert row["verdicts"] <= 48  # 4 groups of 4: 12 questions each
+        assert row["verdicts"] >= 40
+        assert row["cost"] > 0
+        assert 0 <= row["win_rate"] <= 1
+    assert write_comparison(done.result, done.samples, tmp_path / "report.html").exists()

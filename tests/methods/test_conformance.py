@@ -58,7 +58,7 @@ UNPAIRED = {name for name, method in METHODS.items() if method.batches_of not in
 UNREFERRED = {name for name, method in METHODS.items() if "reference" not in method.recipe.networks}
 """Methods without a reference."""
 OWN: dict[str, dict[str, Any]] = {
-    "rso": {"n": 6, "keep": 4},
+    "rso": {"n": 6, "accept": 4},
     "click": {"n": 6, "threshold": 50.0},
     "rest": {"thresholds": [0.0]},
     "rlhf": {"ppo_epochs": 1},  # so that steps and optimizer steps are as many
