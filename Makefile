@@ -52,7 +52,7 @@ compare: setup
 # VLLM=... names an environment with vLLM's CPU build, to include it in the sampling benchmark.
 benchmarks: setup
 	$(BIN)/python benchmarks/sampling.py $(if $(VLLM),--vllm $(VLLM)) --output benchmarks/results/sampling.json
-	for name in online_dpo scaling operations; do \
+	for name in online_dpo ppo scaling operations; do \
 		$(BIN)/python benchmarks/$$name.py --output benchmarks/results/$$name.json || exit 1; \
 	done
 	for shape in short long; do \
