@@ -86,9 +86,11 @@ def test_it_learns_what_the_judge_likes(config: Callable[..., Any]) -> None:
     agreed = [row["eval_reward_model/accuracy"] for row in rows if "eval_reward_model/accuracy" in row]
     assert len(agreed) == 2
     assert agreed[1] > 0.7
-    stages = [("reward_model/loss" in row, "objective/rlhf_reward" in row) for row in rows if row["step"]]
-    assert stages == sorted(stages, reverse=True)  # the reward model learns first, then the policy
-    assert rows[-1]["objective/scores"] > rows[-12]["objective/scores"]
+    first = [row["step"] for row in rows if "reward_model/loss" in row]
+    then = [row for row in rows if "loss" in row]
+    assert max(first) < min(row["step"] for row in then)  # the reward model learns first, then the policy
+    scores = [row["objective/scores"] for row in then]
+    assert fmean(scores[-4:]) > fmean(scores[:4])
     assert reward.version == run.step_count - 12
 
 
