@@ -64,7 +64,7 @@ def judge_pairs(
         if (pair := _pair(dispute, battle_scores(results, len(dispute.texts), weights), policy)) is not None
     ]
     decided = [result for results in battles for result in results.values() if result]
-    numbers = {"meta/disputed": len(disputed), "meta/pairs": len(pairs)}
+    numbers: dict[str, float] = {"meta/disputed": len(disputed), "meta/pairs": len(pairs)}
     if decided:
         numbers["meta/first_wins"] = decided.count(1) / len(decided)
     return pairs, numbers
