@@ -70,7 +70,7 @@ def fingerprint(learner: Learner) -> str:
         dtype = model.dtype if model.sharded else parameter.dtype  # sharded weights may be wider
         digest.update(f"{name} {dtype} {tuple(parameter.shape)}\n".encode())
         raw = whole_tensor(parameter.detach()).to(dtype).cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy())
+        digest.update(raw.numpy().data)
     return digest.hexdigest()
 
 
