@@ -135,7 +135,16 @@ def _write_pairs(file: Path, groups: Sequence[Group], select: Callable[[Group], 
     pairs, _ = palate.select_pairs(groups, select)
     palate.write_rows(
         file,
-        ({"prompt": p.prompt.content, "chosen": p.chosen.text, "rejected": p.rejected.text} for p in pairs),
+        (
+            {
+                "prompt": p.prompt.content,
+                "chosen": p.chosen.text,
+                "rejected": p.rejected.text,
+                "chosen_finish": p.chosen.finish,
+                "rejected_finish": p.rejected.finish,
+            }
+            for p in pairs
+        ),
     )
 
 
@@ -149,8 +158,8 @@ def outside_in(group: Group) -> palate.Selected:
 
 
 def _best(group: Group) -> dict[str, Any]:
-    best = palate.top_k(group, 1)
-    return {"prompt": group.prompt.content, "completion": best.completions[0].text}
+    best = palate.top_k(group, 1).completions[0]
+    return {"prompt": group.prompt.content, "completion": best.text, "finish": best.finish}
 
 
 # ---- One run ---------------------------------------------------------------------------------------

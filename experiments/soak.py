@@ -70,6 +70,7 @@ def child(arguments: list[str]) -> int:
 
     from palate import cli
     from palate.annotate import FunctionScorer
+    from palate.annotate.judges.ledger import Ledger
     from palate.journal import Journal
     from palate.learn import Learner, Optimizer
     from palate.model.fast.decode import Decoder
@@ -101,6 +102,7 @@ def child(arguments: list[str]) -> int:
     wrap(Journal, "add_metrics", "journal")
     wrap(Decoder, "run", "sample")
     wrap(FunctionScorer, "__call__", "annotate")
+    wrap(Ledger, "done", "judge")
     wrap(Learner, "update", "learn")
     wrap(Learner, "measure", "evaluate")
     wrap(Optimizer, "step", "learn", lambda *_: note("step"))
@@ -169,9 +171,10 @@ class Trial:
                 return set()
 
     def weights(self) -> dict[str, bytes]:
-        """Return the files of the last checkpoint, without the parts that name the run."""
+        """Return the files of all learners in the last checkpoint, without the parts that name the run."""
         last = max((self.directory / "checkpoints").glob("step-*"), key=lambda p: int(p.name.split("-")[1]))
-        return {p.name: p.read_bytes() for p in last.glob("*.safetensors")}
+        files = last.rglob("*.safetensors")
+        return {path.relative_to(last).as_posix(): path.read_bytes() for path in files}
 
 
 def kill_often(trial: Trial, whole: Trial, times: int, draw: random.Random) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Kill one of two processes of a run many times, and check that the other ends and that no work is lost.
 
 An `oaif` run with a copy of the weights in each process, and one with sharded weights, lose process 0 or
-process 1 (SIGKILL) at random moments: while they sample, annotate, learn, write a checkpoint. The same command
-resumes, and the result is compared with an undisturbed run of two processes. Then Ctrl-C reaches one process
-only, and the run continues in one process.
+process 1 (SIGKILL) at random moments: while they sample, annotate, learn, write a checkpoint. The same
+command resumes, and the result is compared with an undisturbed run of two processes. Then Ctrl-C reaches one
+process only, and the run continues in one process.
 
     python experiments/soak_distributed.py --output experiments/results/soak_distributed.json
 

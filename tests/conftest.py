@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `palate.spinning`, for pytest may load torch before it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,6 +28,8 @@ from palate.testing import tiny_model, tiny_policy
 
 MakeRun = Callable[..., Path]
 SameGradients = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], None]
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 torch.set_num_threads(1)
 quiet_libraries()
@@ -176,3 +181,16 @@ def describe(directory: Path, *, method: str = "oaif", started: str | None = Non
     found = {"method": method, "config": config, "versions": {}} | ({"started": started} if started else {})
     (directory / "config.json").write_text(json.dumps(found))
     return directory
+
+
+@pytest.fixture(scope="module")
+def soak() -> Iterator[ModuleType]:
+    """The script that kills runs, for its `Trial`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXPERIMENTS))
+        spec = importlib.util.spec_from_file_location("soak", EXPERIMENTS / "soak.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 FIELDS = frozenset(
-    {"data", "eval_data", "model", "base", "chat_template", "judge_template"}
-    | {"reward", "eval_reward", "judge"}
+    {"data", "eval_data", "probe_data", "model", "base", "chat_template", "judge_template"}
+    | {"reward", "eval_reward", "judge", "judge_panel", "judge_expert"}
 )
 """The fields with the path of something that is read. Others are relative to the working directory."""
 
@@ -37,7 +37,7 @@ def beside(field: str, value: Any, folder: Path) -> Any:
         return [beside(field, item, folder) for item in value]
     if field not in FIELDS or not isinstance(value, str) or not value:
         return value
-    if field not in ("reward", "eval_reward", "judge"):
+    if not field.startswith(("reward", "eval_reward", "judge")) or field == "judge_template":
         return _found(value, folder)
     match = _SPEC.fullmatch(value)
     if match is None:

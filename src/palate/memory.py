@@ -14,8 +14,9 @@ import numpy as np
 
 from palate.types import Completion, Group, Prompt
 
-Purpose = Literal["completion", "verdict", "prompt"]
-"""The use of sampled text: a completion of the policy, a judge's verdict, or a new prompt."""
+Purpose = Literal["completion", "verdict", "prompt", "probe"]
+"""The use of sampled text: a completion of the policy, a judge's verdict, a new prompt, or a completion that
+only probes the judge."""
 
 Logps = np.ndarray[Any, np.dtype[np.float32]]
 """Log-probabilities of the tokens of one completion. float32 (T,)"""

@@ -44,6 +44,8 @@ def config(model: str, prompts: Path, method: str = "oaif", **changes: Any) -> A
              "device": "cpu", "lora": False, "max_new_tokens": 6, "steps": 2, "batch_size": 3,
              "fresh_prompts": 0,
              "price_in": 1.0, "price_out": 1.0}  # fmt: skip
+    if "judge" in changes:
+        fixed["probe_pairs"] = 0
     return METHODS[method].configure({**fixed, **changes})
 
 
@@ -78,7 +80,8 @@ def test_a_limit_stops_a_run_that_can_be_resumed(
 ) -> None:
     words = ["run", "oaif", "--model", model, "--data", str(prompts), "--output", str(prompts.parent / "run"),
              "--dtype", "float32", "--device", "cpu", "--no-lora", "--max-new-tokens", "6", "--steps", "3",
-             "--batch-size", "3", "--fresh-prompts", "0", "--judge", spec(server)]  # fmt: skip
+             "--batch-size", "3", "--fresh-prompts", "0", "--judge", spec(server),
+             "--probe-pairs", "0"]  # fmt: skip
     assert main([*words, "--max-verdicts", "8"]) == 130
     said = capfd.readouterr().err
     assert "the judge's limit of 8 verdicts is reached: 8 verdicts took" in said

@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-
-import pytest
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
-
-@pytest.fixture(scope="module")
-def soak() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXPERIMENTS))
-        spec = importlib.util.spec_from_file_location("soak", EXPERIMENTS / "soak.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
 
 
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(soak: ModuleType, tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from .base import Scorer as Scorer
 from .base import judged as judged
 from .base import penalised as penalised
 from .base import scored as scored
+from .early import Early as Early
+from .early import beginning as beginning
 from .function import FunctionScorer as FunctionScorer
 from .function import load_function as load_function
 from .identity import code_key as code_key
+from .noise import with_label_noise as with_label_noise
 from .ranker import Ranker as Ranker
 from .ranker import against_first as against_first
 from .ranker import labels as labels

@@ -126,7 +126,7 @@ def _add(app: App, command: Command) -> None:
     from palate.cli.flags import command as with_flags
 
     action = with_flags(
-        command.config,
+        command.config if isinstance(command.config, type) else command.config(),
         command.call,
         name=command.name,
         help=command.help,
@@ -137,6 +137,7 @@ def _add(app: App, command: Command) -> None:
 
 
 def _dispatch(tokens: list[str], commands: Commands) -> int:
+    tokens = _with_default(tokens, commands)
     try:
         app = build_app(tokens, commands)
         code = app(
@@ -149,6 +150,18 @@ def _dispatch(tokens: list[str], commands: Commands) -> int:
     except CycloptsError as error:
         raise ConfigError(explain(error, commands)) from None
     return code or 0
+
+
+def _with_default(tokens: list[str], commands: Commands) -> list[str]:
+    """Name the default subcommand of a group in a command line that has a flag in its place."""
+    group = commands.get(tokens[0]) if tokens and tokens[0] in commands else None
+    if not isinstance(group, Group) or group.default is None or len(tokens) == 1:
+        return tokens
+    return (
+        [tokens[0], group.default, *tokens[1:]]
+        if tokens[1].startswith("-") and tokens[1] not in HELP
+        else tokens
+    )
 
 
 def _version() -> str:

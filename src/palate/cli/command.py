@@ -26,7 +26,8 @@ class Command:
         help: one line.
         call: does the work and returns the exit code (None means 0). It takes the configuration; without
             `config`, its own parameters become the flags, as cyclopts reads them.
-        config: the configuration class whose fields become flags; the command also gets `--config FILE`.
+        config: the configuration class whose fields become flags, or a function that builds it; the command
+            also gets `--config FILE`.
         choose: if `config` combines the fields of several classes, returns the class for the given values
             (by field name).
         first: the field whose value is the command's first word instead of a flag.
@@ -37,7 +38,7 @@ class Command:
     name: str
     help: str
     call: Callable[..., int | None]
-    config: type[Config] | None = None
+    config: type[Config] | Callable[[], type[Config]] | None = None
     choose: Callable[[Mapping[str, Any]], type[Config]] | None = None
     first: str | None = None
     usage: str | None = None
@@ -54,6 +55,8 @@ class Group:
         noun: the word for a subcommand in messages, such as "method".
         title: the heading above the subcommands in the help.
         listed_by: the command line that lists the subcommands.
+        default: the subcommand that a flag right after the group's name belongs to; None if a subcommand
+            must be named.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Group:
     title: str
     listed_by: str
     usage: str | None = None
+    default: str | None = None
     order: int = 0
 
 

@@ -3,6 +3,8 @@ from .account import RowError as RowError
 from .formats import read_comparisons as read_comparisons
 from .formats import read_demonstrations as read_demonstrations
 from .formats import read_prompts as read_prompts
+from .ranked import Ranking as Ranking
+from .ranked import read_rankings as read_rankings
 from .row import Row as Row
 from .rows import read_rows as read_rows
 from .stream import Stream as Stream

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,16 @@ from palate.data import read_comparisons, read_demonstrations, read_prompts
 from palate.errors import AnnotatorError, ConfigError
 from palate.evaluate import Evaluation, compare
 from palate.journal import key_of
-from palate.launch.measure import held_out_numbers, measure_fresh, report_weights, shown_prompts, watch_kl
+from palate.launch.measure import (
+    held_out_numbers,
+    hold_contests,
+    keep_best,
+    measure_fresh,
+    report_weights,
+    shown_prompts,
+    watch_kl,
+)
+from palate.launch.probe import probe_judge
 from palate.launch.rewards import annotator_of, held_out_annotator
 from palate.launch.rows import read_rows, report_rows, with_room
 from palate.learn import Learner, Policy
@@ -26,7 +35,7 @@ from palate.loops import PairRounds, content_key, pairs_of, records_of
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.quiet import quieted
-from palate.run import BoundReachedError, Display, Run, led
+from palate.run import BoundReachedError, Display, JudgeAnnotator, Run, led
 from palate.types import Example, Pair, Prompt
 from palate.world.start import Together, threads_of
 
@@ -139,7 +148,8 @@ def train(
         with quieted(), Run(config, method=method, display=shown) as run:
             own_judge = None if isinstance(judge, str) else judge
             annotate = led(lambda: annotator_of(config, run, own_judge))
-            return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
+            with closing(annotate) if isinstance(annotate, JudgeAnnotator) else nullcontext():
+                return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
 
 
 def _judged(
@@ -176,9 +186,12 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = shown_prompts(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
     measure_fresh(policy, shown, cfg, run)
-    watch_kl(policy, prompts, cfg, run)
+    watch_kl(policy, prompts, cfg, run, annotate)
+    probe_judge(annotate, policy, prompts, cfg, run)
+    hold_contests(held_out, held_out_annotator(annotate, cfg, run), cfg, run)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(policy, annotate, prompts, cfg, run, *beside)
+    keep_best(run, policy, *beside)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
     judge = led(lambda: held_out_annotator(annotate, cfg, run))
     evaluation = _compared(start, policy, held_out, judge, cfg, run)
@@ -237,9 +250,10 @@ def _on_records(
     others = [record.prompt.to_sample() for record in records]
     shown = shown_prompts(method, learner, prompts, others, cfg, all_held_out=start is not None)
     measure_fresh(learner, shown, cfg, run)
-    watch_kl(learner, others, cfg, run)
+    watch_kl(learner, others, cfg, run, annotate)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
+    keep_best(run, learner)
     summarise = held_out_numbers if method.summarise is None else method.summarise
     numbers = {**counts, **summarise(learner, run, held_out)}
     judge = led(lambda: held_out_annotator(annotate, cfg, run))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from palate.annotate import Annotator, Judge, annotator, code_key, files_of
+from palate.annotate import Annotator, Judge, annotator, code_key, files_of, with_label_noise
 from palate.config import MethodConfig, RewardConfig
 from palate.given import GivenReward
 from palate.journal import key_of
@@ -24,7 +24,8 @@ def annotator_of(cfg: MethodConfig, run: Run, judge: Judge | None) -> Annotator 
         return None
     if cfg.judge is not None:
         return judge_annotator(cfg, run)
-    return run.annotator(_rewards(cfg, cfg.reward, run))
+    annotate = _rewards(cfg, cfg.reward, run)
+    return run.annotator(with_label_noise(annotate, cfg.label_noise, seed=run.seed("label noise")))
 
 
 def held_out_annotator(annotate: Annotator | None, cfg: Any, run: Run) -> Annotator | None:
@@ -38,7 +39,7 @@ def _rewards(cfg: RewardConfig, specs: Sequence[str], run: Run) -> Annotator:
     """Return the annotator of rewards; refuse files of functions that changed since the run began."""
     annotate = annotator(
         specs,
-        missing_eos_penalty=cfg.missing_eos_penalty or 0.0,
+        missing_eos_penalty=cfg.annotator_penalty,
         kept=run.ledger(),
         say=run.display.say,
         **model_options(cfg),

@@ -13,6 +13,7 @@ from .objective import Reference as Reference
 from .optim import Optimizer as Optimizer
 from .ranking import RankedGroups as RankedGroups
 from .ranking import Ranking as Ranking
+from .ranking import SoftRanking as SoftRanking
 from .rollout import PolicyGradient as PolicyGradient
 from .rollout import Rollout as Rollout
 from .rollout import ValueRegression as ValueRegression

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from palate.errors import RunError
 from palate.learn.learner import POLICY, Learner
@@ -64,12 +65,22 @@ def state_bytes(learner: Learner) -> int:
 
 def fingerprint(learner: Learner) -> str:
     """Return the SHA-256 of a learner's weights, names and formats, including an adapter's."""
-    digest = hashlib.sha256()
     model = learner.model
-    for name, parameter in sorted(model.network.named_parameters()):
-        dtype = model.dtype if model.sharded else parameter.dtype  # sharded weights may be wider
-        digest.update(f"{name} {dtype} {tuple(parameter.shape)}\n".encode())
-        raw = whole_tensor(parameter.detach()).to(dtype).cpu().contiguous().reshape(-1).view(torch.uint8)
+    return weights_hash(model.network, model.dtype if model.sharded else None)
+
+
+def weights_hash(network: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """Return the SHA-256 of a network's weights, names and formats.
+
+    Args:
+        network: the network.
+        dtype: the format that counts for all weights; that of each by default. Sharded weights may be wider.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(network.named_parameters()):
+        own = dtype or parameter.dtype
+        digest.update(f"{name} {own} {tuple(parameter.shape)}\n".encode())
+        raw = whole_tensor(parameter.detach()).to(own).cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().data)
     return digest.hexdigest()
 

@@ -12,9 +12,10 @@ from palate.errors import RunError
 from palate.loops.config import PairRounds
 from palate.loops.report import group_numbers
 from palate.loops.rounds import prompts_of_round
+from palate.loops.stage import annotated_samples
 from palate.model import Snapshot
 from palate.run import Run
-from palate.select import best_vs_worst, select_pairs
+from palate.select import Rule, best_vs_worst, select_pairs
 from palate.types import Group, Pair, Prompt
 
 
@@ -43,8 +44,18 @@ def pairs_of_round(
     if index == 0 and human:
         return list(human), {"round": 1}
     batch = prompts_of_round(prompts, index - bool(human), cfg, run)
-    groups = label(policy.sample(batch, cfg.n, cfg.sampling, seed=run.seed("sample", index)))
-    pairs, dropped = select_pairs(groups, partial(best_vs_worst, tie=cfg.tie))
+    groups = annotated_samples(policy, label, batch, cfg.n, cfg.sampling, seed=run.seed("sample", index))
+    pairs, numbers = some_pairs(groups, partial(best_vs_worst, tie=cfg.tie), index)
+    return [*pairs, *human] if cfg.mix_pairs else pairs, numbers
+
+
+def some_pairs(groups: Sequence[Group], rule: Rule, index: int) -> tuple[list[Pair], dict[str, float]]:
+    """Return the pairs of a round's annotated groups, and the metrics of its samples.
+
+    Raises:
+        RunError: no group gave a pair.
+    """
+    pairs, dropped = select_pairs(groups, rule)
     if not pairs:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise RunError(
@@ -52,8 +63,7 @@ def pairs_of_round(
             "tie: use a finer reward, a larger --n or a smaller --tie; identical: raise --temperature or "
             "--max-new-tokens; unusable: check why the reward returns no number"
         )
-    numbers = {"round": index + 1, **group_numbers(groups, dropped)}
-    return [*pairs, *human] if cfg.mix_pairs else list(pairs), numbers
+    return list(pairs), {"round": index + 1, **group_numbers(groups, dropped)}
 
 
 def labeller(

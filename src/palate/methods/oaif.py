@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from palate import data, learn, loops, losses, select
+from palate import learn, loops, losses, select
 from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Sampling
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Prompt
 
 if TYPE_CHECKING:
@@ -39,9 +39,12 @@ class OAIFConfig(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfig):
     """Loss on a pair. The paper's "SLiC" is `hinge_norm`."""
     beta: float = Field(0.1, gt=0)
     """Strength of the KL constraint to the reference: higher stays closer. Default: the paper's value for the
-    loss, 0.1 for dpo, 1.0 for ipo (its tau), 0.002 for hinge_norm."""
+    loss: 0.1 for dpo, 1.0 for ipo (its tau), 0.002 for hinge_norm."""
     n: int = Field(2, ge=2)
     """Number of completions per prompt; with more than two, the best and the worst form the pair."""
+    ahead: int = Field(0, ge=0, le=1)
+    """1 samples each batch one step early, from the policy before its last update, so that a judge on a
+    server works while the policy samples and learns."""
     tie: float = Field(0.0, ge=0)
     """Largest reward difference that counts as a tie; tied pairs are dropped."""
     temperature: float = Field(0.9, gt=0)
@@ -59,13 +62,13 @@ def oaif(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: OA
     """Train `policy` in place on its own annotated completions."""
     ref = policy.snapshot()  # pi_theta_0, fixed
     objective = learn.Pairwise(losses.PAIR_LOSSES[cfg.loss], cfg.beta, ref)
-    stream = data.Stream(prompts, seed=run.seed("prompts"))
+    batches = loops.Ahead(
+        policy, annotate, prompts, n=cfg.n, batch_size=cfg.batch_size, steps=cfg.steps, sampling=cfg.sampling,
+        ahead=cfg.ahead, run=run,
+    )  # fmt: skip
 
     for step in run.steps(cfg.steps, policy):
-        batch = stream.batch(step, cfg.batch_size)  # x ~ D
-        seed = run.seed("sample", step)
-        groups = policy.snapshot().sample(batch, cfg.n, cfg.sampling, seed=seed)  # y_1..n ~ pi_theta_t
-        groups = annotate(groups)  # the preferred completion
+        groups = batches.groups(step)  # x ~ D, y_1..n ~ pi_theta_t, the preferred completion
         pairs, dropped = select.select_pairs(groups, partial(select.best_vs_worst, tie=cfg.tie))  # (y+, y-)
         metrics = policy.update(pairs, objective) if pairs else {}  # theta_t -> theta_t+1
         passed = {"beta": cfg.beta, "epoch": (step + 1) * cfg.batch_size / len(prompts)}
@@ -80,5 +83,7 @@ METHOD = Method(
     group="online",
     learns_from="prompts",
     batches_of="prompt",
+    spends=loops.spends_each_step,
     recipe=Recipe("model", "current", "each step", ("policy", "reference"), ("policy",), external=True),
+    share=Share("each step"),
 )

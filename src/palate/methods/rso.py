@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, losses, select
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
+from palate.spending import Annotations, Rows, Spending, drawn, learnt
 from palate.types import Pair, Prompt
 
 if TYPE_CHECKING:
@@ -117,6 +118,26 @@ def _objective(policy: Policy, cfg: Common) -> learn.Pairwise:
     )
 
 
+def spends(cfg: RSOConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending."""
+    rejects = cfg.variant == "rso-sample-rank"
+    n = cfg.n if rejects else cfg.keep
+    pairs = rows.distinct * loops.pairs_of_candidates(cfg.pairing, cfg.keep)
+    compares = cfg.ask == "comparisons"
+    sampled = drawn(rows.distinct, n, size=n if rejects or not compares else 0)
+    annotations = Spending(annotations=(Annotations(pairs, 2),)) if compares else Spending()
+    return sampled + annotations + _learnt(cfg, cfg.total_steps(pairs), cfg.batch_size, pairs)
+
+
+def spends_direct(cfg: RSODirectConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending on pairs of the data."""
+    return _learnt(cfg, cfg.total_steps(rows.records), cfg.batch_size, rows.records)
+
+
+def _learnt(cfg: Common, steps: int, batch: int, pairs: int) -> Spending:
+    return learnt(steps, batch, 2, referenced=2 * pairs * losses.PAIR_LOSSES[LOSSES[cfg.loss]].needs_ref)
+
+
 METHOD = Method(
     train=rso,
     config=RSOConfig,
@@ -124,6 +145,8 @@ METHOD = Method(
     paper="Liu et al. 2023, arXiv:2309.06657",
     group="online",
     learns_from="prompts",
-    others=(Way(rso_direct, RSODirectConfig, "pairs"),),
+    spends=spends,
+    others=(Way(rso_direct, RSODirectConfig, "pairs", spends=spends_direct),),
     recipe=Recipe("human", "start", "once", ("policy", "reference"), ("policy",)),
+    share=Share("once", n=16, fixed={"keep": 8}),
 )

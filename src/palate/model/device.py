@@ -10,6 +10,7 @@ from palate.config import ModelConfig
 from palate.errors import ModelError
 from palate.given import GivenModel
 from palate.model.given import place_of
+from palate.near import near
 from palate.world import current
 
 
@@ -70,6 +71,15 @@ def _device(name: str) -> str:
             "that each process uses a GPU of its own"
         )
     if name != "auto":
+        try:
+            torch.device(name)
+        except RuntimeError as error:
+            kind, colon, number = name.partition(":")
+            meant = near(kind, ("auto", "cpu", "cuda"))
+            advice = f"; did you mean {meant}{colon}{number}?" if meant not in (None, kind) else ""
+            raise ModelError(
+                f"device {name!r} is unknown, expected auto, cpu, cuda or cuda:N, such as cuda:1{advice}"
+            ) from error
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:

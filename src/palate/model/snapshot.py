@@ -43,6 +43,7 @@ class Snapshot:
         self._observe = observe
         self._memory = memory
         self._name = name
+        self._known_only = False
 
     @torch.no_grad()
     def sample(
@@ -53,6 +54,7 @@ class Snapshot:
         *,
         seed: int,
         purpose: Purpose = "completion",
+        finished: Callable[[Group], None] | None = None,
     ) -> list[Group]:
         """Sample n completions of each prompt, with log-probabilities.
 
@@ -65,9 +67,11 @@ class Snapshot:
             sampling: the options.
             seed: seed of the draws.
             purpose: the use of the texts; a run exports only completions of the policy.
+            finished: receives each group as soon as its completions are finished, unless they were stored.
 
         Raises:
             DataError: a prompt is too long to leave room for new tokens.
+            RunError: the snapshot is `recalled`, and the memory lacks the completions.
         """
         with self._weights() as model:
             return sample(
@@ -81,7 +85,22 @@ class Snapshot:
                 memory=self._memory(),
                 name=self._name,
                 purpose=purpose,
+                finished=finished,
+                known_only=self._known_only,
             )
+
+    def recalled(self, version: int) -> Snapshot:
+        """Return an earlier version, whose weights are gone: it only returns completions from the memory."""
+        earlier = Snapshot(
+            version,
+            self._weights,
+            micro_batch_tokens=self._budget,
+            observe=self._observe,
+            memory=self._memory,
+            name=self._name,
+        )
+        earlier._known_only = True
+        return earlier
 
     @torch.no_grad()
     def logps(self, records: Sequence[Record], *, kept: bool = False) -> TokenValues:

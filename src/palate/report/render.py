@@ -101,7 +101,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
             part.unlink()
         raise RunError(
             f"the report {str(target)!r} cannot be written: {error.strerror or error}; "
-            "give --output another file"
+            "choose another file with --output"
         ) from None
     return target
 
@@ -129,9 +129,9 @@ def render(records: Sequence[RunRecord]) -> str:
         "title": views[0].name if len(views) == 1 else f"{len(views)} runs",
         "version": importlib.metadata.version("palate"),
         "style": style,
-        "style_hash": _hash(style),
+        "style_hash": style_hash(style),
         "script": script,
-        "script_hash": _hash(script),
+        "script_hash": style_hash(script),
         "signs": _signs(records, views),
         "looked_for": len(SIGNS),
         "unread": list(_unread(records, views)),
@@ -170,7 +170,8 @@ def environment() -> Environment:
     )
 
 
-def _hash(text: str) -> str:
+def style_hash(text: str) -> str:
+    """Return the hash of an inline style or script for the page's content security policy."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 

@@ -28,3 +28,8 @@ def write_accounts(place: Place, accounts: Mapping[str, Account]) -> None:
     rows = [asdict(row) for account in accounts.values() for row in account.skipped]
     if rows:
         write_rows(place.path / "skipped.jsonl", rows)
+
+
+def warnings(accounts: Mapping[str, Account]) -> list[str]:
+    """Return the lines on the data that are worth repeating at the end of a run."""
+    return [f"{source}: {line}" for source, account in accounts.items() for line in account.warnings()]

@@ -22,7 +22,7 @@ def journaled(
     annotate: Annotator,
     journal: Journal,
     *,
-    name: str,
+    name: str | Callable[[], str],
     start: Callable[[], None],
     observe: Callable[[str, int], None],
     say: Callable[[str], None],
@@ -32,7 +32,7 @@ def journaled(
     Args:
         annotate: annotates the groups that the journal does not know.
         journal: the run's journal.
-        name: distinguishes the annotators of a run.
+        name: distinguishes the annotators of a run; a function if it changes, as for a policy that judges.
         start: called before the first question, which starts the run.
         observe: receives reports of work, in completions.
         say: shows warnings about prompts without usable rewards.
@@ -41,11 +41,12 @@ def journaled(
 
     def annotated(groups: Sequence[Group]) -> list[Group]:
         start()
+        own = name if isinstance(name, str) else name()
         slices = math.ceil(len(groups) / SLICE)
         results: list[Group] = []
         for i in range(slices):
             part = groups[i * len(groups) // slices : (i + 1) * len(groups) // slices]
-            results += _slice(annotate, journal, name, part)
+            results += _slice(annotate, journal, own, part)
             observe("annotate", sum(len(group.completions) for group in part))
         for group in results:
             _warn(group, warned, say)

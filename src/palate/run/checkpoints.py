@@ -7,22 +7,20 @@ a subdirectory with its name.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from safetensors import SafetensorError
 
 from palate.config import RunConfig
 from palate.errors import AGAIN, RunError
-from palate.journal import key_of
 from palate.learn import Learner
-from palate.learn.state import require_fit, restore_state, save_state, state_bytes
+from palate.learn.state import save_state, state_bytes
+from palate.run.checkpoint import Checkpoint, Position, note_of, places, read_note
 from palate.run.files import writing
 from palate.run.moves import NOTE, digest_of, put_aside, remove, sync_tree, tidy
 from palate.run.status import sync, write_json
@@ -32,98 +30,6 @@ PATIENCE = 50
 
 SPARE = 32 << 20
 """Free space to leave for the journal and the metrics, in bytes."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """A position of a run within its method.
-
-    A method is a sequence of stages, each a loop of steps. Every finished stage has a checkpoint of its end,
-    so a resumed run, which starts the method from the beginning, skips finished stages immediately.
-    """
-
-    stage: int
-    """Index of the stage from 0, in the order of the method."""
-    step: int
-    """Number of finished steps in the stage."""
-    steps_before: int
-    """Number of steps in all earlier stages."""
-    metrics: int
-    """Number of rows of metrics written."""
-    ended: bool
-    """True if the stage is finished."""
-    within: bool = False
-    """True if the KL was measured here and lies within its bound."""
-    final: bool = False
-    """True if training ended here, because the KL passed its bound later."""
-
-    @property
-    def steps(self) -> int:
-        """Number of finished steps in the run."""
-        return self.steps_before + self.step
-
-    def as_final(self, metrics: int) -> Position:
-        """Return the position as the end of training, after so many rows of metrics."""
-        return replace(self, metrics=metrics, ended=True, final=True)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk."""
-
-    path: Path
-    position: Position
-    learner: dict[str, int]
-    """Numbers of the first learner, for `restore_state`."""
-    run: str
-    files: dict[str, tuple[int, str]]
-    """Size and SHA-256 of every other file."""
-    beside: Mapping[str, dict[str, int]] = field(default_factory=dict)
-    """Numbers of the other learners by name."""
-
-    def holds(self, learners: Sequence[Learner]) -> bool:
-        """Return whether the checkpoint has these learners with their current number of updates."""
-        first, *others = learners
-        return self.learner["version"] == first.version and all(
-            other.name in self.beside and self.beside[other.name]["version"] == other.version
-            for other in others
-        )
-
-    def restore(self, learners: Sequence[Learner]) -> None:
-        """Restore all learners, or none of them if there is an error.
-
-        Raises:
-            RunError: the checkpoint has other learners, or a state does not fit its learner.
-        """
-        first, *others = learners
-        names = {other.name for other in others}
-        if names != self.beside.keys():
-            held, expected = (", ".join([first.name, *sorted(others)]) for others in (self.beside, names))
-            raise RunError(
-                f"checkpoint {str(self.path)!r} holds the learners {held}, expected {expected}; start over "
-                "with --overwrite, or use another --output"
-            )
-        numbers = {first.name: self.learner, **self.beside}
-        for learner, place in _places(self.path, learners):
-            require_fit(learner, place)
-        for learner, place in _places(self.path, learners):
-            restore_state(learner, place, numbers[learner.name])
-
-    def check(self, run: str) -> None:
-        """Raise RunError unless the checkpoint is complete, intact and part of this run."""
-        if self.run != run:
-            raise RunError(
-                f"checkpoint {str(self.path)!r} belongs to another run; move it away to resume without it"
-            )
-        for name, (size, digest) in self.files.items():
-            path = self.path / name
-            actual = path.stat().st_size if path.is_file() else None
-            if actual != size or digest_of(path) != digest:
-                problem = "is missing" if actual is None else "has changed"
-                raise RunError(
-                    f"checkpoint {str(self.path)!r} is damaged: {name} {problem}; restore a good copy, or "
-                    "delete that directory to resume from the previous checkpoint"
-                )
 
 
 class Checkpoints:
@@ -146,7 +52,9 @@ class Checkpoints:
         self._every = every
         self._saved = time.perf_counter()
         tidy(directory)
-        self._existing = sorted((_read(p) for p in directory.glob("step-*")), key=lambda c: c.position.steps)
+        self._existing = sorted(
+            (read_note(p) for p in directory.glob("step-*")), key=lambda c: c.position.steps
+        )
         self._cost = 0.0  # seconds to write the last checkpoint
         if self._existing:
             self._existing[-1].check(run)
@@ -191,6 +99,21 @@ class Checkpoints:
         for later in [c for c in self._existing if c.position.steps > position.steps]:
             remove(put_aside(later.path))
             self._existing.remove(later)
+
+    def restore_best(self, *learners: Learner) -> Position | None:
+        """Restore learners from the checkpoint with the best measured reward; None if none was measured.
+
+        Later checkpoints stay. The earliest of equal ones counts.
+
+        Raises:
+            RunError: it is damaged or does not fit the learners.
+        """
+        best = self.best()
+        if best is None:
+            return None
+        best.check(self._run)
+        best.restore(learners)
+        return best.position
 
     def is_due(self, step: int) -> bool:
         """Return whether to save now, after a step of the stage (counted from 1)."""
@@ -266,7 +189,7 @@ class Checkpoints:
             sync(self.directory.parent)
             self._require_room(learners, target)
             scratch.mkdir()
-            numbers = [_write(learner, place, parts) for learner, place in _places(scratch, learners)]
+            numbers = [_write(learner, place, parts) for learner, place in places(scratch, learners)]
             files = {
                 p.relative_to(scratch).as_posix(): (p.stat().st_size, digest_of(p))
                 for p in sorted(scratch.rglob("*"))
@@ -274,7 +197,7 @@ class Checkpoints:
             }
             beside = {learner.name: own for learner, own in zip(learners[1:], numbers[1:], strict=True)}
             checkpoint = Checkpoint(target, position, numbers[0], self._run, files, beside)
-            write_json(scratch / NOTE, _note(checkpoint))
+            write_json(scratch / NOTE, note_of(checkpoint))
             sync_tree(scratch)
             aside = put_aside(target) if target.exists() else None
             os.replace(scratch, target)
@@ -295,6 +218,11 @@ class Checkpoints:
         return target
 
     # -- inside ------------------------------------------------------------------------------------
+
+    def best(self) -> Checkpoint | None:
+        """Return the checkpoint with the best measured reward; None if none was measured."""
+        rated = [c for c in self._existing if c.position.reward is not None]
+        return max(rated, key=lambda c: (c.position.reward or 0.0, -c.position.steps), default=None)
 
     def _last_within(self) -> Checkpoint | None:
         within = [c for c in self._existing if c.position.within]
@@ -317,20 +245,14 @@ class Checkpoints:
     def _prune(self) -> None:
         """Remove old checkpoints.
 
-        The ends of stages stay, since a later stage may start from them, and so does the last checkpoint
-        within the bound of the KL.
+        The ends of stages stay, since a later stage may start from them, and so do the last checkpoint within
+        the bound of the KL and the one with the best reward.
         """
-        passing = [c for c in self._existing if not c.position.ended and c is not self._last_within()]
+        kept = (self._last_within(), self.best())
+        passing = [c for c in self._existing if not c.position.ended and c not in kept]
         for old in passing[: -self._keep]:
             remove(put_aside(old.path))
             self._existing.remove(old)
-
-
-def _places(directory: Path, learners: Sequence[Learner]) -> Iterator[tuple[Learner, Path]]:
-    """Yield each learner with its directory in a checkpoint."""
-    first, *others = learners
-    yield first, directory
-    yield from ((other, directory / other.name) for other in others)
 
 
 def _write(learner: Learner, directory: Path, parts: Path | None) -> dict[str, int]:
@@ -341,40 +263,3 @@ def _write(learner: Learner, directory: Path, parts: Path | None) -> dict[str, i
     for file in (parts / learner.name).iterdir():
         os.replace(file, directory / file.name)
     return learner.numbers()
-
-
-def _note(checkpoint: Checkpoint) -> dict[str, Any]:
-    note = {
-        "run": checkpoint.run,
-        "position": asdict(checkpoint.position),
-        "learner": checkpoint.learner,
-        "files": {name: list(facts) for name, facts in checkpoint.files.items()},
-    }
-    if checkpoint.beside:
-        note["beside"] = dict(checkpoint.beside)
-    return note | {"key": key_of(note)}
-
-
-def _read(path: Path) -> Checkpoint:
-    try:
-        note = json.loads((path / NOTE).read_text(encoding="utf-8"))
-        if note.pop("key") != key_of(note):
-            raise ValueError("its content has changed")
-        return Checkpoint(
-            path,
-            Position(**note["position"]),
-            note["learner"],
-            note["run"],
-            {name: (int(size), str(digest)) for name, (size, digest) in note["files"].items()},
-            note.get("beside", {}),
-        )
-    except FileNotFoundError:
-        raise RunError(
-            f"checkpoint {str(path)!r} is incomplete or not from Palate: it has no {NOTE}; move it away to "
-            "resume without it"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"checkpoint {str(path)!r} is damaged: {NOTE} cannot be read ({error}); delete that directory to "
-            "resume from the previous checkpoint"
-        ) from None

@@ -8,7 +8,7 @@ from typing import Any
 
 from palate.config import RunConfig
 from palate.journal import Journal
-from palate.run.checkpoints import Checkpoint
+from palate.run.checkpoint import Checkpoint
 from palate.run.directory import RunDirectory
 from palate.run.metrics import Metrics, MetricsLog
 from palate.world import current

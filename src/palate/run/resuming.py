@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from palate.journal import Journal
-from palate.run.checkpoints import Checkpoint
+from palate.run.checkpoint import Checkpoint
 from palate.run.files import writing
 from palate.run.following import FollowedMetrics, Place
 from palate.run.metrics import MetricsLog

@@ -16,13 +16,13 @@ from palate.errors import BudgetError, NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.state import fingerprint, label_of
 from palate.model.rollouts import unobserved
-from palate.run.accounts import write_accounts
+from palate.run.accounts import warnings, write_accounts
 from palate.run.annotating import journaled
-from palate.run.checkpoints import Position
+from palate.run.checkpoint import Position
 from palate.run.clock import Clock
 from palate.run.display import Display
-from palate.run.drift import KL, BoundReachedError, Drift
-from palate.run.ending import how_to_resume
+from palate.run.drift import KL, BoundReachedError, Contest, Drift
+from palate.run.ending import how_to_resume, refuses
 from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.facts import remember, require_same
 from palate.run.following import open_directory, open_metrics
@@ -42,17 +42,18 @@ class Run:
 
     `config.json` is written first, with versions, processor and seed. `journal.db` stores samples, rewards
     and measurements as soon as they exist; `metrics.jsonl` has a row per step; `checkpoints/step-N/` are
-    written completely or not at all; `summary.json` is written at the end.
-
-    A run in a directory with a run of the same configuration resumes it: the method starts from its
-    beginning, the journal answers repeated requests, and `steps` skips finished steps. On the same processor
-    with the same settings, the final weights are bit-identical.
+    written completely or not at all; `summary.json` is written at the end. A run in a directory with a run of
+    the same configuration resumes it: the method starts from its beginning, the journal answers repeated
+    requests, and `steps` skips finished steps. On the same processor with the same settings, the final
+    weights are bit-identical.
 
     Attributes:
         directory: the run's directory.
+        checkpoints: the run's checkpoints, which `steps` and `save` write.
         journal: the run's journal; `attach` and `annotator` connect it to learners and annotators.
         meter: returns further numbers of each step, such as the cost of a judge.
         drift: measures the KL between steps, and ends training where it passes a bound; None for neither.
+        contest: compares two policies on the held-out prompts; None without held-out prompts or a reward.
 
     Args:
         cfg: the run's configuration; all fields are written, those of `RunConfig` are used.
@@ -60,31 +61,31 @@ class Run:
         display: shows progress; silent by default.
 
     Raises:
-        RunError: the directory holds another run or a damaged run, another process works on it, or it cannot
-            be written.
+        RunError: the directory holds another or a damaged run, is in use, or cannot be written.
         ConfigError: a tracker of `report_to` is unknown or not installed.
     """
 
     def __init__(self, cfg: RunConfig, *, method: str, display: Display | None = None) -> None:
-        self.cfg = cfg
-        self.method = method
+        self.cfg, self.method = cfg, method
         self.directory = cfg.output or Path("runs") / method
         self.world = current()
         self.display = display if display is not None and self.world.leads else Display(quiet=True)
+        self.display.penalised = bool(getattr(cfg, "missing_eos_penalty", 0.0))
         check_trackers(cfg.report_to)  # before anything replaces an existing run
         self._clock = Clock()
         self._progress = Progress(self.directory, self._clock, kept=self.world.leads)
         with ExitStack() as undo:
             self._place = open_directory(self.directory, method, cfg)
             undo.callback(self._place.release)
-            self._checkpoints = open_checkpoints(self.directory, self._place.id, cfg)
-            self.journal = self._place.journal(self._checkpoints.latest)
+            self.checkpoints = open_checkpoints(self.directory, self._place.id, cfg)
+            self.journal = self._place.journal(self.checkpoints.latest)
             undo.callback(self.journal.close)
             self._metrics = open_metrics(self.directory, self.journal, cfg)
             undo.pop_all()
         self._stage = self._base = self._done = self._new_steps = 0
         self._started = self._within = False
         self.drift: Drift | None = None
+        self.contest: Contest | None = None
         self._attached: list[Learner] = []
         self._measured: dict[str, Metrics] = {}
         self._ledger: Ledger | None = None
@@ -104,7 +105,7 @@ class Run:
     ) -> None:
         """Close all files; written data stays."""
         with ExitStack() as closing:  # a failure in one does not prevent the others
-            closing.callback(self._place.release)
+            closing.callback(self._place.release, refused=refuses(error))
             closing.callback(self.journal.close)
             if self._ledger is not None:
                 closing.callback(self._ledger.close)
@@ -138,7 +139,7 @@ class Run:
             self.require_same(f"the weights of {learner.name}", fingerprint(learner), label_of(learner))
         self._start()
 
-    def annotator(self, annotate: Annotator, *, name: str = "reward") -> Annotator:
+    def annotator(self, annotate: Annotator, *, name: str | Callable[[], str] = "reward") -> Annotator:
         """Return the annotator with its answers stored in the journal; `name` distinguishes annotators."""
         return journaled(
             annotate, self.journal, name=name, start=self._start, observe=self.observe, say=self.display.say
@@ -213,14 +214,12 @@ class Run:
 
         Raises:
             RunError: the stage's checkpoint is damaged or has other learners.
-            BoundReachedError: the KL passed its bound (`drift`); the learners are at the last checkpoint
-                within it.
+            BoundReachedError: the KL passed its bound; the learners are at the last checkpoint within it.
         """
         self._start()
-        stage, self._stage = self._stage, self._stage + 1
-        base = self._base
+        stage, base, self._stage = self._stage, self._base, self._stage + 1
         self.display.expect(base + count)
-        first, there = 0, self._checkpoints.restore(stage, *learners) if learners else None
+        first, there = 0, self.checkpoints.restore(stage, *learners) if learners else None
         if there is not None:
             first = there.step
             self.display.step(there.steps)
@@ -236,9 +235,9 @@ class Run:
             self._within = False
             self._progress.set(step=self._done)
             last = step + 1 == count
-            near = self._is_near(last, *learners)
-            if learners and (last or near or self._checkpoints.is_due(step + 1)):
-                self._save(Position(stage, step + 1, base, self._metrics.count, last, near), *learners)
+            marks = self._measure_drift(last, *learners)
+            if learners and (last or marks or self.checkpoints.is_due(step + 1)):
+                self._save(Position(stage, step + 1, base, self._metrics.count, last, **marks), *learners)
         self._stop_at(base + max(first, count))
 
     @property
@@ -276,6 +275,8 @@ class Run:
         row = self._metrics.sum_tokens(row) | dict(self.meter()) | self._clock.metrics()
         self._write(row)
         self.display.metrics(row, samples)
+        if (slow := self._clock.explain_slow_step()) is not None:
+            self.display.say(slow)
         self._metrics.require_pairs(row)
 
     def measure(self, name: str, compute: Callable[[], Metrics]) -> Metrics:
@@ -309,7 +310,7 @@ class Run:
         assert not self._within, "a run cannot be resumed from the middle of a step"
         self._start()
         position = Position(self._stage, 0, self._base, self._metrics.count, ended=True)
-        return self._checkpoints.holding(*learners) or self._save(position, *learners)
+        return self.checkpoints.holding(*learners) or self._save(position, *learners)
 
     def finish(self, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """Write `summary.json`, held-out samples, and all completions as `completions.parquet`.
@@ -323,6 +324,8 @@ class Run:
                 return there
             self._place.keep()
             write_exports(self.directory, summary, samples, self.journal)
+            for line in warnings(self._accounts):
+                self.display.say(line)
             return dict(summary)
 
         return self.world.lead("finish", written)
@@ -338,7 +341,7 @@ class Run:
             return
         self._started = True
         if self._place.resumed and self.world.leads:
-            resume(self._place, self.journal, self._checkpoints.latest, self._metrics, self.display.say)
+            resume(self._place, self.journal, self.checkpoints.latest, self._metrics, self.display.say)
             self._progress.restore()
         self._metrics.begin()
         self._progress.write()
@@ -349,7 +352,7 @@ class Run:
         if isinstance(error, NonFiniteError) and self.world.leads:
             save_batch(self.directory / "nonfinite.jsonl", error)
         if isinstance(error, KeyboardInterrupt | BudgetError):
-            saved = latest.position.steps if (latest := self._checkpoints.latest) else None
+            saved = latest.position.steps if (latest := self.checkpoints.latest) else None
             self.display.say(how_to_resume(self._progress.status.step, saved, overwrite=self.cfg.overwrite))
         with nullcontext() if error is None else suppress(RunError):  # report the first error
             self._progress.end(error)
@@ -361,23 +364,21 @@ class Run:
         self.journal.place = f"step {step + 1}"
         self._progress.set(step=step, steps=steps)
         self._progress.write()
-        if (
-            self._new_steps == 0 and self.world.leads
-        ):  # the run is no longer finished, so its exports are outdated
+        if self._new_steps == 0 and self.world.leads:  # the run is not finished again, so exports are old
             remove_exports(self.directory)
         self._new_steps += 1
         self._done = step + 1
 
-    def _is_near(self, last: bool, *learners: Learner) -> bool:
-        """Measure the KL if it is due; True if it lies within a bound. Above it, BoundReachedError."""
+    def _measure_drift(self, last: bool, *learners: Learner) -> dict[str, Any]:
+        """Measure KL and reward if due; return marks for a checkpoint. Above the bound, BoundReachedError."""
         if not learners or self.drift is None or not self.drift.is_due(self._done, last=last):
-            return False
+            return {}
         drift, done = self.drift, self._done
-        kl = self.measure("kl", lambda: {KL: drift.measure(done)})[KL]
-        if drift.allows(kl):
-            return drift.most is not None
-        step = self._checkpoints.end_within(self._metrics.count, *learners).steps
-        self.display.say(drift.explain(kl, done, step))
+        numbers = self.measure("kl", lambda: drift.numbers(done))
+        if drift.allows(numbers[KL]):
+            return drift.marks(numbers)
+        step = self.checkpoints.end_within(self._metrics.count, *learners).steps
+        self.display.say(drift.explain(numbers[KL], done, step))
         raise self._stopped_by_bound(step)
 
     def _stop_at(self, step: int) -> None:
@@ -391,7 +392,7 @@ class Run:
         return BoundReachedError(f"training ended after step {step}")
 
     def _save(self, position: Position, *learners: Learner) -> Path:
-        path = self._checkpoints.save(position, *learners)
+        path = self.checkpoints.save(position, *learners)
         self._place.keep()
         return path
 

@@ -18,7 +18,8 @@ from palate.learn.shared import share_state
 from palate.learn.state import save_state
 from palate.memory import Logps, Memory, Purpose
 from palate.model.rollouts import packed, unpacked
-from palate.run.checkpoints import Checkpoint, Checkpoints, Position
+from palate.run.checkpoint import Checkpoint, Position
+from palate.run.checkpoints import Checkpoints
 from palate.run.files import writing
 from palate.run.status import sync
 from palate.types import Completion, Group, Prompt
@@ -147,13 +148,21 @@ class SharedCheckpoints:
 
     def restore(self, stage: int, *learners: Learner) -> Position | None:
         """Restore learners in every process."""
-        if not _any_sharded(learners):
-            return self._moved("restore", learners, lambda: self._checkpoints.restore(stage, *learners))
-        checkpoint = self._found("restore", lambda: self._checkpoints.of_stage(stage))
-        if checkpoint is None:
-            return None
-        checkpoint.restore(learners)
-        return checkpoint.position
+        return self._restored(
+            "restore",
+            learners,
+            lambda: self._checkpoints.restore(stage, *learners),
+            lambda: self._checkpoints.of_stage(stage),
+        )
+
+    def restore_best(self, *learners: Learner) -> Position | None:
+        """Restore learners in every process from the checkpoint with the best measured reward."""
+        return self._restored(
+            "best",
+            learners,
+            lambda: self._checkpoints.restore_best(*learners),
+            lambda: self._checkpoints.best(),
+        )
 
     def end_within(self, metrics: int, *learners: Learner) -> Position:
         """Put the learners of every process back to the last checkpoint within the bound."""
@@ -190,6 +199,22 @@ class SharedCheckpoints:
     def _checkpoints(self) -> Checkpoints:
         assert self._own is not None, "only process 0 has the files"
         return self._own
+
+    def _restored(
+        self,
+        name: str,
+        learners: Sequence[Learner],
+        move: Callable[[], Position | None],
+        find: Callable[[], Checkpoint | None],
+    ) -> Position | None:
+        """Restore learners in every process: with their whole state, or each with its own part."""
+        if not _any_sharded(learners):
+            return self._moved(name, learners, move)
+        checkpoint = self._found(name, find)
+        if checkpoint is None:
+            return None
+        checkpoint.restore(learners)
+        return checkpoint.position
 
     def _found(self, name: str, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
         """Return a checkpoint that process 0 finds and checks."""

@@ -13,5 +13,6 @@ from .thin import distinct as distinct
 from .thin import rejection_sample as rejection_sample
 from .thin import select_completions as select_completions
 from .thin import top_k as top_k
+from .tiers import tiered as tiered
 from .tournament import first_round_pairs as first_round_pairs
 from .tournament import tournament_pairs as tournament_pairs

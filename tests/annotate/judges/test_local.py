@@ -117,7 +117,9 @@ def test_the_end_token_closes_labels_where_one_begins_another(directory: str) ->
 def test_a_rubric_is_written_and_read(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = court(directory, "rubric")
     replies = iter(["Good.\nScore: 3", "Fine.\nScore: 4", "Hm", "Score: 5\nreally"])
-    monkeypatch.setattr(LocalModel, "_write", lambda self, question, prompt: (next(replies), 5, "eos"))
+    monkeypatch.setattr(
+        LocalModel, "_write", lambda self, questions, prompts: [(next(replies), 5, "eos") for _ in questions]
+    )
     judge = RubricJudge(Bench(desk, template("rubric"), samples=4))
     assert judge([Prompt("Q")], [done("yes")]) == [3.5]  # half of the gradings are usable
     assert desk.ledger.counts() == {"ok": 2, "unparsed": 2}

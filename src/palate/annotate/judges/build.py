@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from palate.annotate.base import Annotator, judged, penalised, scored
+from palate.annotate.base import Annotator, Judge, judged, penalised, scored
 from palate.annotate.judges.budget import Budget, Limits
 from palate.annotate.judges.desk import Desk, JudgeModel
-from palate.annotate.judges.judging import JUDGES, Bench, PairwiseJudge
+from palate.annotate.judges.judging import JUDGES, Bench, PairwiseJudge, metrics_of
 from palate.annotate.judges.ledger import Ledger
-from palate.annotate.judges.prices import price_of
-from palate.annotate.judges.template import Template
+from palate.annotate.judges.prices import FREE, price_of
+from palate.annotate.judges.records import POINTS, SCORES, Amount, Question, labels_of
+from palate.annotate.judges.several import Cascade, Panel
+from palate.annotate.judges.template import Mode, Template
 from palate.annotate.registry import Registry
 from palate.config import JudgeConfig
 from palate.errors import ConfigError
+from palate.types import Group
 
 if TYPE_CHECKING:
     from palate.annotate.judges.local import LocalModel
 
 RUBRIC_TOKENS = 256
-"""Tokens for a grading, which explains itself in at most 100 words."""
+"""Tokens for a grading, which explains itself in at most 100 words, unless `judge_reasoning` sets them."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +51,65 @@ class Judging:
 
     Attributes:
         annotate: groups in, groups with rewards out.
-        judge: the judge, which asks through the desk.
+        judge: the judge, which compares or scores; None for several judges that score.
+        benches: the bench of each model that is asked. They share one budget and one ledger.
         template: the template of its questions.
     """
 
     annotate: Annotator
     judge: Any
-    desk: Desk
+    benches: Sequence[Bench]
     template: Template
+
+    @property
+    def compares(self) -> bool:
+        """True for a judge that compares two completions."""
+        return self.template.mode == "pairwise"
+
+    @property
+    def remote(self) -> bool:
+        """True if all models compute elsewhere, so that this process can do other work meanwhile."""
+        return all(getattr(bench.desk.model, "remote", False) for bench in self.benches)
 
     def metrics(self) -> dict[str, float]:
         """Return the counts since the last call and the total spending."""
-        values: dict[str, float] = self.judge.bench.metrics()
-        return values
+        return metrics_of(self.benches)
+
+    def questions(self, group: Group) -> list[Question]:
+        """Return the questions about a group's completions: each two in both orders, or each one."""
+        bench, prompt = self.benches[0], group.prompt
+        texts = [completion.text for completion in group.completions]
+        if self.compares:
+            return [
+                bench.question(prompt, two, labels_of(prompt.content, two)) for two in permutations(texts, 2)
+            ]
+        labels = SCORES if self.template.mode == "score" else POINTS
+        return [bench.question(prompt, (text,), labels) for text in texts]
+
+    def expected(self, questions: Sequence[Question], cfg: JudgeConfig) -> tuple[int, Amount]:
+        """Return the largest likely number of verdicts on questions, and their cost, if all models are asked.
+
+        A token has about four bytes; three are assumed here.
+        """
+        sampled = self.template.mode == "rubric" or not cfg.judge_logprobs
+        repeats = cfg.judge_samples if sampled else 1
+        count, amount = 0, Amount()
+        for bench in self.benches:
+            price = getattr(bench.desk.model, "price", FREE)
+            for question in questions:
+                length = len(question.render(cfg.judge_max_text).encode()) // 3
+                written = max(cfg.judge_max_tokens, question.reasoning)
+                count += repeats
+                amount += price.amount(repeats * length, repeats * written)
+        return count, amount
+
+    def amounts(self, questions: Sequence[Question]) -> list[tuple[int, Amount]]:
+        """Return the number of saved verdicts on each question, and their cost, summed over the models."""
+        by_model = [bench.amounts(questions) for bench in self.benches]
+        return [
+            (sum(count for count, _ in own), sum((amount for _, amount in own), Amount()))
+            for own in zip(*by_model, strict=True)
+        ]
 
 
 def judging(
@@ -90,19 +141,66 @@ def judging(
             "score or rubric"
         )
     template = Template.load(mode, cfg.judge_template)
-    model = judge_model(context)
-    limits = Limits(cfg.max_verdicts, cfg.max_judge_tokens, cfg.max_cost)
-    desk = Desk(model, ledger, Budget(limits, ledger.spent()), say)
-    bench = Bench(
-        desk,
-        template,
-        criteria=cfg.criteria or "",
-        samples=cfg.judge_samples,
-        reasoning=max(cfg.judge_reasoning, RUBRIC_TOKENS if mode == "rubric" else 0),
-    )
-    judge = JUDGES[mode](bench)
-    annotate = judged(judge) if isinstance(judge, PairwiseJudge) else scored(judge, may_be_silent=True)
-    return Judging(penalised(annotate, missing_eos=missing_eos_penalty), judge, desk, template)
+    if cfg.judge_expert is not None and mode != "pairwise":
+        raise ConfigError(
+            f"judge_expert is {cfg.judge_expert!r} with --judge-mode {mode}; a second judge for unsure pairs "
+            "needs --judge-mode pairwise"
+        )
+    experts = () if cfg.judge_expert is None else (cfg.judge_expert,)
+    models = [judge_model(context), *(_further(spec, context) for spec in (*cfg.judge_panel, *experts))]
+    budget = Budget(Limits(cfg.max_verdicts, cfg.max_judge_tokens, cfg.max_cost), ledger.spent())
+    benches = [
+        Bench(
+            Desk(model, ledger, budget, say),
+            template,
+            criteria=cfg.criteria or "",
+            samples=cfg.judge_samples,
+            reasoning=cfg.judge_reasoning or (RUBRIC_TOKENS if mode == "rubric" else 0),
+        )
+        for model in models
+    ]
+    judge, annotate = _annotating(mode, benches, cfg)
+    return Judging(penalised(annotate, missing_eos=missing_eos_penalty), judge, benches, template)
+
+
+def _annotating(mode: Mode, benches: Sequence[Bench], cfg: JudgeConfig) -> tuple[Any, Annotator]:
+    """Return the judge over all models, and its annotator."""
+    if mode != "pairwise":
+        scorers: list[Any] = [JUDGES[mode](bench) for bench in benches]
+        weights = [1 / len(scorers)] * len(scorers)
+        return scorers[0] if len(scorers) == 1 else None, scored(
+            *scorers, weights=weights, may_be_silent=True
+        )
+    members = [PairwiseJudge(bench) for bench in benches]
+    expert = None if cfg.judge_expert is None else members.pop()
+    judge: Judge = members[0] if len(members) == 1 else Panel(members)
+    if expert is not None:
+        judge = Cascade(judge, expert, unsure=cfg.judge_unsure)
+    return judge, judged(judge)
+
+
+def _further(spec: str, context: JudgeContext) -> JudgeModel:
+    """Return the model of another judge than the first.
+
+    Raises:
+        ConfigError: it needs a key of its own. The first judge's key must not reach another host.
+    """
+    cfg = context.cfg
+    env = cfg.judge_key_env
+    if spec.startswith("server:"):
+        host, first = (_host(one) for one in (spec, cfg.judge or ""))
+        env = cfg.judge_keys.get(host, env if host == first else "")
+        if not env and "@https:" in spec.lower():
+            raise ConfigError(
+                f"the judge at {host} needs a key, and the key of another host is not sent there; name the "
+                f"environment variable with its key: --judge-keys {host}=NAME"
+            )
+    own = cfg.model_copy(update={"judge": spec, "judge_key_env": env})
+    return judge_model(replace(context, cfg=own))
+
+
+def _host(spec: str) -> str:
+    return urlsplit(spec[spec.find("@http") + 1 :]).netloc
 
 
 def judge_model(context: JudgeContext) -> JudgeModel:
@@ -139,6 +237,7 @@ def _server(argument: str, context: JudgeContext) -> JudgeModel:
     options = server.ServerOptions(
         longest=cfg.judge_max_text,
         max_tokens=cfg.judge_max_tokens,
+        temperature=cfg.judge_temperature,
         mass=cfg.judge_label_mass,
         logprobs=cfg.judge_logprobs,
         at_once=cfg.judge_concurrency,
@@ -162,7 +261,7 @@ def _local(argument: str, context: JudgeContext) -> JudgeModel:
 def _self(argument: str, context: JudgeContext) -> JudgeModel:
     if context.own is None:
         raise ConfigError(
-            "judge 'self' is the policy that is trained, and this method trains none; name another judge"
+            "judge 'self' is the policy in training, but this method trains no policy; name another judge"
         )
     return context.own()
 
@@ -171,6 +270,7 @@ def local_options(cfg: JudgeConfig) -> dict[str, Any]:
     """Return a local model's options."""
     return {
         "max_tokens": cfg.judge_max_tokens,
+        "temperature": cfg.judge_temperature,
         "mass": cfg.judge_label_mass,
         "longest": cfg.judge_max_text,
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from palate.annotate.judges.desk import Desk
-from palate.annotate.judges.records import POINTS, SCORES, Question, Verdict, labels_of
+from palate.annotate.judges.records import POINTS, SCORES, Amount, Question, Verdict, labels_of
 from palate.annotate.judges.template import Template
 from palate.types import Completion, Prompt
 
@@ -55,9 +55,16 @@ class Bench:
 
     def shares(self, questions: Sequence[Question]) -> list[tuple[float, ...] | None]:
         """Return the mean of `samples` verdicts on each question; None if fewer than half are usable."""
-        samples = [_sample(question, repeat) for question in questions for repeat in range(self.samples)]
+        samples = [self.sampled(question, i) for question in questions for i in range(self.samples)]
         drawn, n = self.desk.verdicts(samples), self.samples
         return [_mean_of(drawn[i * n : (i + 1) * n]) for i in range(len(questions))]
+
+    def sampled(self, question: Question, repeat: int) -> Question:
+        """Return a sample of the question, with its own labels; the verdict on it is read from text."""
+        labels = question.labels
+        if question.template.mode == "pairwise":
+            labels = labels_of(question.prompt, (question.texts[0], question.texts[1]), repeat)
+        return replace(question, labels=labels, sampled=True, repeat=repeat)
 
     def count(self, shares: Sequence[tuple[float, ...] | None]) -> None:
         """Count the questions, and those without a usable verdict."""
@@ -66,18 +73,54 @@ class Bench:
 
     def metrics(self) -> dict[str, float]:
         """Return the counts since the last call, and the spending since the run began."""
-        counts, self.counts = self.counts, Counter()
-        budget = self.desk.budget
-        values: dict[str, float] = {
-            "judge/verdicts": budget.verdicts,
-            "judge/tokens": budget.spent.tokens,
-            "judge/cost": round(budget.spent.cost, 6),
-        }
-        if counts["asked"]:
-            values["judge/unusable"] = counts["unusable"] / counts["asked"]
-        if counts["pairs"]:
-            values["judge/orders_disagree"] = counts["disagree"] / counts["pairs"]
-        return values
+        return metrics_of([self])
+
+    def amounts(self, questions: Sequence[Question]) -> list[tuple[int, Amount]]:
+        """Return the number of saved verdicts on each question, samples included, and their cost."""
+        identity, n = self.desk.model.identity, self.samples
+        every = [[q, *(self.sampled(q, repeat) for repeat in range(n))] for q in questions]
+        keys = [[question.key(identity) for question in own] for own in every]
+        known = self.desk.ledger.known([key for own in keys for key in own])
+        saved = [[known[key] for key in own if key in known] for own in keys]
+        return [
+            (
+                len(own),
+                Amount(sum(v.prompt_tokens + v.completion_tokens for v in own), sum(v.cost for v in own)),
+            )
+            for own in saved
+        ]
+
+
+def metrics_of(benches: Sequence[Bench]) -> dict[str, float]:
+    """Return the counts of judges since the last call, and their total spending since the run began.
+
+    Args:
+        benches: the benches of all judges, which share one budget.
+    """
+    counts: Counter[str] = Counter()
+    for bench in benches:
+        # Another thread may be counting (`palate.annotate.early`), so the counter is replaced, not emptied.
+        taken, bench.counts = bench.counts, Counter()
+        counts.update(dict(taken))
+    budget = benches[0].desk.budget
+    values: dict[str, float] = {
+        "judge/verdicts": budget.verdicts,
+        "judge/tokens": budget.spent.tokens,
+        "judge/cost": round(budget.spent.cost, 6),
+    }
+    for name, (part, whole) in _SHARES.items():
+        if counts[whole]:
+            values[name] = counts[part] / counts[whole]
+    return values
+
+
+_SHARES = {
+    "judge/unusable": ("unusable", "asked"),
+    "judge/orders_disagree": ("disagree", "pairs"),
+    "judge/members_disagree": ("split", "voted"),
+    "judge/expert_asked": ("unsure", "first"),
+}
+"""Metrics that are shares: the count, and the count of which it is a part."""
 
 
 class PairwiseJudge:
@@ -160,14 +203,6 @@ JUDGES: Mapping[str, type[PairwiseJudge | ScoreJudge | RubricJudge]] = {
     "score": ScoreJudge,
     "rubric": RubricJudge,
 }
-
-
-def _sample(question: Question, repeat: int) -> Question:
-    """Return another sample of the question, with its own labels."""
-    labels = question.labels
-    if question.template.mode == "pairwise":
-        labels = labels_of(question.prompt, (question.texts[0], question.texts[1]), repeat)
-    return replace(question, labels=labels, sampled=True, repeat=repeat)
 
 
 def _mean_of(verdicts: Sequence[Verdict | None]) -> tuple[float, ...] | None:

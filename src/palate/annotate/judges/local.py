@@ -20,8 +20,8 @@ from palate.errors import BudgetError, DataError
 from palate.model import Codec, LoadedModel, Snapshot, load_model
 from palate.types import Completion, Content, Group, Prompt
 
-TOGETHER = 32
-"""Number of questions between two writes to the ledger."""
+TOGETHER = 96
+"""Number of questions between two writes to the ledger; their answers are sampled together."""
 
 OPENING = "\n\nAnswer:\n"
 """The text after the question if no chat template opens the model's turn."""
@@ -39,6 +39,7 @@ class LocalModel:
         name: the name in messages.
         identity: returns everything that distinguishes the model from others, for keys.
         max_tokens: the most tokens for a verdict in text.
+        temperature: the temperature of a verdict in text.
         mass: the lowest total probability of the labels for a usable verdict.
         longest: the most characters shown of each text.
     """
@@ -51,13 +52,17 @@ class LocalModel:
         name: str,
         identity: Callable[[], Mapping[str, Any]],
         max_tokens: int = 16,
+        temperature: float = 1.0,
         mass: float = MASS,
         longest: int = 8000,
     ) -> None:
         self.name, self._snapshot, self._get_codec = name, snapshot, codec
         self._identity = identity
         self._options = {"max_tokens": max_tokens, "mass": mass, "longest": longest}
+        if temperature != 1.0:
+            self._options["temperature"] = temperature
         self._max_tokens, self._mass, self._longest = max_tokens, mass, longest
+        self._temperature = temperature
 
     @classmethod
     def load(cls, name: str, *, model_options: Mapping[str, Any], **options: Any) -> LocalModel:
@@ -91,7 +96,7 @@ class LocalModel:
 
     def _ask(self, part: Sequence[tuple[str, Question]], desk: Desk) -> None:
         started = time.perf_counter()
-        prompts = [self._fitted(question) for _, question in part]
+        prompts = [self.prompt_of(question) for _, question in part]
         taken, exhausted = self._reserved(part, prompts, desk)
         part, prompts = part[: len(taken)], prompts[: len(taken)]
         requests = [desk.ledger.sent(key, amount) for (key, _), amount in zip(part, taken, strict=True)]
@@ -145,13 +150,11 @@ class LocalModel:
         """Return the reading, text and number of written tokens of each question."""
         if not questions:
             return []
-        texts: list[tuple[str, int, str]] = [("", 0, "")] * len(questions)
-        final_prompts = list(prompts)
-        for i, question in enumerate(questions):
-            if question.reasoning or not question.wants_logprobs:
-                texts[i] = self._write(question, prompts[i])
-                if question.wants_logprobs:
-                    final_prompts[i] = self._second(prompts[i], texts[i][0], question)
+        texts = self._write(questions, prompts)
+        final_prompts = [
+            self._second(prompt, text, question) if question.wants_logprobs and question.reasoning else prompt
+            for question, prompt, (text, _, _) in zip(questions, prompts, texts, strict=True)
+        ]
         by_label = [i for i, question in enumerate(questions) if question.wants_logprobs]
         by_logps = self._labels([questions[i] for i in by_label], [final_prompts[i] for i in by_label])
         readings = dict(zip(by_label, by_logps, strict=True))
@@ -162,15 +165,28 @@ class LocalModel:
             verdicts.append((reading, text, tokens + (i in readings)))
         return verdicts
 
-    def _write(self, question: Question, prompt: Prompt) -> tuple[str, int, str]:
-        """Generate an answer: its text, its number of tokens, and its finish reason."""
-        limit = self._written(question) - question.wants_logprobs
-        temperature = 0.0 if question.wants_logprobs else 1.0
-        sampling = Sampling.model_validate({"temperature": temperature, "max_new_tokens": limit})
-        seed = int(question.nonce[:8], 16)
-        (group,) = self._snapshot().sample([prompt], 1, sampling, seed=seed, purpose="verdict")
-        (written,) = group.completions
-        return written.text, len(written.token_ids), written.finish
+    def _write(self, questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[tuple[str, int, str]]:
+        """Sample the answers: text, number of tokens and finish reason of each; empty if none is needed.
+
+        Answers of one kind are sampled together. The samples of one question have different seeds, since a
+        template may not distinguish them.
+        """
+        texts = [("", 0, "")] * len(questions)
+        kinds: dict[tuple[int, float, int], list[int]] = {}
+        for i, question in enumerate(questions):
+            if question.reasoning or not question.wants_logprobs:
+                limit = self._written(question) - question.wants_logprobs
+                temperature = 0.0 if question.wants_logprobs else self._temperature
+                kinds.setdefault((limit, temperature, question.repeat), []).append(i)
+        for (limit, temperature, repeat), own in kinds.items():
+            sampling = Sampling.model_validate({"temperature": temperature, "max_new_tokens": limit})
+            groups = self._snapshot().sample(
+                [prompts[i] for i in own], 1, sampling, seed=repeat, purpose="verdict"
+            )
+            for i, group in zip(own, groups, strict=True):
+                (answer,) = group.completions
+                texts[i] = (answer.text, len(answer.token_ids), answer.finish)
+        return texts
 
     def _second(self, prompt: Prompt, thought: str, question: Question) -> Prompt:
         """Return the question with the model's reasoning and the request for a label."""
@@ -201,7 +217,7 @@ class LocalModel:
             return Reading("unparsed", None, mass, None, note)
         return Reading("ok", tuple(float(p) for p in logps.softmax(-1)), mass, None)
 
-    def _fitted(self, question: Question) -> Prompt:
+    def prompt_of(self, question: Question) -> Prompt:
         """Return the question as a prompt that leaves room for the answer.
 
         Raises:
@@ -215,8 +231,9 @@ class LocalModel:
         longest = min(longest, max(map(len, (*question.texts, str(question.prompt)))))
         if len(self._codec.prompt_ids(self._prompt(question, 0))) > room:
             raise DataError(
-                f"the judge {self.name} takes {self._codec.max_length} tokens, fewer than its question has "
-                "without any text; use a judge with a longer context, or a shorter --judge-template"
+                f"the judge {self.name} takes at most {self._codec.max_length} tokens, and its question has "
+                "more, even without the texts to judge; use a judge with a longer context, or a shorter "
+                "--judge-template"
             )
         while longest - fits > 1:  # the most characters that fit
             middle = (fits + longest) // 2

@@ -19,6 +19,10 @@ MARKS = " \t\n▁ĠĊ"
 """Characters that tokenizers put in front of a word, or that servers write for them."""
 
 
+_SCORE_LINE = re.compile(r"\W*score\W*:", re.IGNORECASE)
+"""The beginning of a line that gives a score, in any spelling; only the plain spelling is a verdict."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """A verdict as read: its status, the labels' probabilities, and the reason if there are none."""
@@ -98,15 +102,20 @@ def read_text(text: str, finish: str, labels: Sequence[str]) -> Reading:
 
 
 def read_points(text: str, finish: str, labels: Sequence[str]) -> Reading:
-    """Read a verdict that ends with the line `Score: N`, the only such line."""
+    """Read a verdict that ends with the line `Score: N`, the only line that begins with `Score:`.
+
+    A score within a sentence is part of the explanation. Two lines of scores, a score that is not a label,
+    and words after the score leave it open which score is meant; such a text counts as unparsed.
+    """
     if finish == "length":
-        return Reading("cut", note="the judge's answer was truncated; raise --judge-max-tokens")
+        return Reading("cut", note="the judge's answer was truncated; raise --judge-reasoning")
     lines = [line.strip() for line in text.strip().splitlines()]
-    scores = [match for line in lines if (match := re.fullmatch(r"Score:\s*(\d+)", line))]
-    if len(scores) != 1 or not lines or scores[0][0] != lines[-1] or scores[0][1] not in labels:
+    scores = [line for line in lines if _SCORE_LINE.match(line)]
+    final = re.fullmatch(r"Score:\s*(\d+)", lines[-1]) if lines else None
+    if final is None or len(scores) != 1 or final[1] not in labels:
         end = lines[-1][-40:] if lines else ""
-        return Reading("unparsed", note=f"expected a last line such as `Score: 3`, got {end!r}")
-    return Reading("ok", _certain(scores[0][1], labels))
+        return Reading("unparsed", note=f"expected one last line such as `Score: 3`, got {end!r}")
+    return Reading("ok", _certain(final[1], labels))
 
 
 def _certain(label: str, labels: Sequence[str]) -> tuple[float, ...]:

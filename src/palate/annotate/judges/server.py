@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,9 @@ from palate.errors import ConfigError
 FATAL = frozenset({401, 402, 403, 404})
 """Statuses after which further requests would fail in the same way."""
 
+NO_KEY = "none"
+"""The placeholder that is sent to a server without keys."""
+
 
 @dataclass(frozen=True)
 class ServerOptions:
@@ -31,6 +35,7 @@ class ServerOptions:
     Attributes:
         longest: the most characters shown of each text.
         max_tokens: the most tokens for a verdict in text.
+        temperature: the temperature of a verdict in text.
         mass: the lowest total probability of the labels for a usable verdict.
         logprobs: read label probabilities if the server gives them.
         at_once, requests_per_minute, tokens_per_minute: the rate limits; see `Pace`.
@@ -42,6 +47,7 @@ class ServerOptions:
 
     longest: int = 8000
     max_tokens: int = 16
+    temperature: float = 1.0
     mass: float = MASS
     logprobs: bool = True
     at_once: int = 16
@@ -77,6 +83,7 @@ class ServerModel:
 
     Attributes:
         options, price: as given.
+        remote: True, because it computes elsewhere, so that this process can do other work meanwhile.
         client, pace: send requests and limit their rate.
         dialect: the parameters that the server has accepted so far.
 
@@ -88,9 +95,12 @@ class ServerModel:
         options: the options of the requests.
     """
 
+    remote = True
+
     def __init__(self, model: str, url: str, *, key: str, price: Price, options: ServerOptions) -> None:
         self.name = f"server:{model}@{url}"
         own = {"longest": options.longest, "max_tokens": options.max_tokens, "mass": options.mass}
+        own |= {"temperature": options.temperature} if options.temperature != 1.0 else {}
         self.identity: Mapping[str, Any] = {"model": model, "url": url, **own}
         self._model, self.price, self.options = model, price, options
         self.client = Client(url, key, timeout=options.timeout, connections=options.at_once)
@@ -99,9 +109,16 @@ class ServerModel:
         self._gives_logprobs: bool | None = None if options.logprobs else False
         self._without = 0
         self._served: set[str] = set()
+        self._exposed = key != NO_KEY and unprotected(url)
 
     def ask(self, questions: Mapping[str, Question], desk: Desk) -> None:
         """Answer questions; see `JudgeModel.ask`."""
+        if self._exposed:
+            self._exposed = False
+            desk.say(
+                f"judge {self.name}: the key and all texts are sent without encryption (http) to another "
+                "machine; use https if the server offers it"
+            )
         loop.run(self._ask_all(questions, desk))
 
     def close(self) -> None:
@@ -208,4 +225,16 @@ def key_from(name: str, url: str) -> str:
             f"the judge at {url} needs a key: set the environment variable {name}, or name another with "
             "--judge-key-env"
         )
-    return "none"
+    return NO_KEY
+
+
+def unprotected(url: str) -> bool:
+    """Return True if requests to `url` leave this machine without encryption."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    if parts.scheme.lower() == "https" or host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True  # a name, which may be any machine's

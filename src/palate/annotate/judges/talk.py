@@ -58,7 +58,8 @@ class Talk:
             limit = max(options.max_tokens, question.reasoning)
         else:
             limit = options.max_tokens if question.sampled else 1
-        reply = await self._say(messages, limit, logprobs=question.wants_logprobs, temperature=1.0)
+        temperature = 1.0 if question.wants_logprobs else options.temperature
+        reply = await self._say(messages, limit, logprobs=question.wants_logprobs, temperature=temperature)
         reading = read(question, reply, mass=options.mass)
         return Verdict(
             reading.status,

@@ -1,0 +1,149 @@
+"""`palate make eft`: make examples that teach a model to grade answers, from answers that people ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from palate.cli.command import Command
+from palate.config import DataConfig, JudgeConfig, ModelConfig, RunConfig, Source
+from palate.errors import DataError
+
+if TYPE_CHECKING:
+    from palate.data.ranked import Ranking
+    from palate.making.eft import Asking, Made
+
+GOLD = "gold"
+"""The writer that composes gradings from the ranks."""
+
+
+class EFTConfig(JudgeConfig):
+    """Examples"""
+
+    unoffered: ClassVar = frozenset(
+        {"judge", "judge_samples", "judge_logprobs", "judge_label_mass", "verdict_cache"}
+    )
+    """Fields of a judge that do not matter for its written gradings."""
+    judge_mode: Literal["rubric", "score"] = "rubric"
+    """`rubric` adds up to 5 points with a justification, `score` gives a number from 1 to 10 alone."""
+    data: Source
+    """Answers with ranks or scores: a row per prompt with `completions` and `scores` (or `ranks`), a row per
+    answer with `completion` and `score` (or `rank`), or pairs with `chosen` and `rejected`."""
+    split: str = DataConfig.model_fields["split"].default
+    """Split of the data."""
+    map: Mapping[str, str] = Field(default_factory=dict)
+    """Columns of the data by field, such as `prompt=instruction`."""
+    limit: int | None = Field(None, ge=1)
+    """Number of rows to use, from the start of the data. Default: all."""
+    eft_writer: str = GOLD
+    """Writer of the gradings. `local:MODEL` or `server:MODEL@URL` writes them, and those whose scores order
+    the answers of a prompt as people do are kept. `gold` composes them from the ranks by template, for models
+    that are too small to write their own."""
+    attempts: int = Field(3, ge=1)
+    """Most gradings of an answer by a model, until those of a prompt agree with the ranks."""
+    per_score: int | None = Field(None, ge=1)
+    """Most examples of each score. Default: twice the median number of examples per score."""
+    held_out: float = Field(0.2, ge=0, lt=1)
+    """Share of the prompts that is held out to measure the judge, in FILE-held-out.jsonl."""
+    chat: bool = True
+    """The model that learns has a chat template; with --no-chat, questions end in `Answer:`, as a judge asks
+    a model without a template."""
+    output: Path = Path("eft.jsonl")
+    """File to write. The gradings of a model are kept beside it in FILE.journal.db, so that an interrupted
+    command resumes."""
+    device: str = ModelConfig.model_fields["device"].default
+    """Device of a local writer."""
+    seed: int = RunConfig.model_fields["seed"].default
+    """Random seed of the held-out part and of the order."""
+
+
+def make(config: EFTConfig) -> int:
+    """Write the examples and the held-out part, then print the counts."""
+    from palate.data import check_target, write_rows
+    from palate.data.ranked import read_rankings
+
+    mode = config.judge_mode
+    output = config.output.expanduser()
+    check_target(output)
+    rankings = read_rankings(config.data, split=config.split, columns=config.map, limit=config.limit)
+
+    from palate.annotate.judges.build import RUBRIC_TOKENS
+    from palate.annotate.judges.template import Template
+    from palate.making.eft import Asking, balanced, divided, from_gold
+
+    asking = Asking(
+        Template.load(mode, config.judge_template),
+        config.criteria or "",
+        config.judge_max_text,
+        config.chat,
+        config.judge_reasoning or (RUBRIC_TOKENS if mode == "rubric" else 0),
+    )
+    learnt, unseen = divided(rankings, config.held_out, config.seed)
+    made = (
+        from_gold(learnt, asking) if config.eft_writer == GOLD else _written(config, learnt, asking, output)
+    )
+    made = balanced(made, most=config.per_score, rng=Random(config.seed))
+    if not made.gradings:
+        reasons = ", ".join(f"{number}: {reason}" for reason, number in made.left_out.most_common())
+        raise DataError(
+            f"no example is left of {len(learnt)} prompts ({reasons or 'all are held out'}); use a better "
+            "--eft-writer, more --attempts, or --eft-writer gold"
+        )
+    write_rows(output, (grading.row() for grading in made.gradings))
+    _report(output, made, len(learnt))
+    if unseen:
+        other = output.with_name(f"{output.stem}-held-out{output.suffix}")
+        write_rows(other, _rows(unseen))
+        print(f"{other}: {len(unseen)} held-out prompts with ranked answers")
+    return 0
+
+
+def _written(config: EFTConfig, rankings: Sequence[Ranking], asking: Asking, output: Path) -> Made:
+    """Return the gradings of a model that agree with the ranks."""
+    from palate.annotate.judges.build import JudgeContext, judging
+    from palate.annotate.judges.ledger import Ledger
+    from palate.making.eft import agreeing
+    from palate.quiet import quiet_libraries
+
+    quiet_libraries()
+    fields = {name: getattr(config, name) for name in JudgeConfig.model_fields}
+    own: dict[str, Any] = {**fields, "judge": config.eft_writer, "judge_mode": asking.template.mode}
+    context = JudgeContext(JudgeConfig.model_validate(own), {"device": config.device})
+    with closing(Ledger(output.with_name(f"{output.name}.journal.db"))) as ledger:
+        court = judging(context, ledger=ledger, say=print)
+        return agreeing(rankings, asking, court.judge.bench, attempts=config.attempts)
+
+
+def _report(output: Path, made: Made, prompts: int) -> None:
+    from collections import Counter
+
+    counts = Counter(grading.score for grading in made.gradings)
+    scores = ", ".join(f"{counts[score]} of score {score}" for score in sorted(counts))
+    print(f"{output}: {len(made.gradings)} examples from {prompts} prompts ({scores})")
+    for reason, number in made.left_out.most_common():
+        print(f"left out {number}: {reason}")
+
+
+def _rows(rankings: Sequence[Ranking]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the held-out part, a prompt each."""
+    for ranking in rankings:
+        content = ranking.prompt.content
+        prompt = content if isinstance(content, str) else [dict(turn) for turn in content]
+        numbers = (
+            {"scores": list(ranking.gold)} if ranking.comparable else {"ranks": [-g for g in ranking.gold]}
+        )
+        yield {"prompt": prompt, "completions": list(ranking.answers), **numbers}
+
+
+COMMAND = Command(
+    name="eft",
+    help="Make examples that teach a model to grade, from ranked answers.",
+    call=make,
+    config=EFTConfig,
+    order=2,
+)

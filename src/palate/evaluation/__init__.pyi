@@ -1,0 +1,2 @@
+from .config import EvaluateConfig as EvaluateConfig
+from .work import evaluate as evaluate

@@ -1,0 +1,142 @@
+"""The numbers of an evaluation, from annotated completions. Rates are in [0, 1]; KL is in nats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from palate.evaluation.sides import Side
+from palate.statistics import rate_interval
+from palate.textstats import distinct, repetition
+from palate.types import Completion, Group
+from palate.winrates import Verdict, length_controlled, standard_error
+
+INTERVAL = 1.96
+"""Standard errors in half of a 95 % interval of a mean."""
+
+
+def text_numbers(side: Side) -> dict[str, float]:
+    """Return the statistics of a side's texts, and its perplexity on the user's own text if measured."""
+    completions = [c for group in side.groups for c in group.completions]
+    tokens = [c.token_ids for c in completions]
+    numbers = {
+        "tokens": _mean([float(len(ids)) for ids in tokens]),
+        "characters": _mean([float(len(c.text)) for c in completions]),
+        "ended": _mean([float(c.finish != "length") for c in completions]),
+        **{f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)},
+        "repetition": repetition(tokens),
+    }
+    return numbers | ({"perplexity": side.perplexity} if side.text_logps is not None else {})
+
+
+def preferences(groups: Sequence[Group], n: int) -> list[list[float | None]]:
+    """Return P(model preferred) of each pair of each prompt.
+
+    Args:
+        groups: for each pair, in the order prompt by prompt: the baseline's completion, then the model's,
+            with rewards. The higher reward wins; equal rewards are a tie.
+        n: pairs of a prompt.
+    """
+    outcomes = [_outcome(*(group.rewards or (None, None))) for group in groups]
+    return [outcomes[i : i + n] for i in range(0, len(outcomes), n)]
+
+
+def win_numbers(groups: Sequence[Group], n: int, *, pairwise: bool) -> dict[str, float]:
+    """Return the win rate of a model over the baseline, with its errors, and the length-controlled one.
+
+    Args:
+        groups, n: as in `preferences`.
+        pairwise: the rewards are probabilities to win, which the length-controlled rate uses as they are.
+    """
+    by_prompt = preferences(groups, n)
+    outcomes = [(i, o) for i, own in enumerate(by_prompt) for o in own if o is not None]
+    won = [o for _, o in outcomes]
+    rate, low, high, _ = rate_interval(won, [i for i, _ in outcomes])
+    means = [_mean([o for o in own if o is not None]) for own in by_prompt]
+    numbers = {
+        "win_rate": rate,
+        "win_rate_low": low,
+        "win_rate_high": high,
+        "standard_error": standard_error([m for m in means if math.isfinite(m)]),
+        "wins": sum(o == 1 for o in won),
+        "ties": sum(o == 0.5 for o in won),
+        "losses": sum(o == 0 for o in won),
+        "unusable": sum(o is None for own in by_prompt for o in own),
+    }
+    verdicts = [v for group in groups if (v := _verdict(group, pairwise=pairwise)) is not None]
+    if verdicts:
+        controlled = length_controlled(verdicts)
+        numbers |= {
+            "length_controlled_win_rate": controlled.rate,
+            "length_controlled_standard_error": controlled.standard_error,
+            "length_controlled_low": controlled.low,
+            "length_controlled_high": controlled.high,
+        }
+    return numbers
+
+
+def reward_numbers(groups: Sequence[Group], place: int, prefix: str = "reward") -> dict[str, float]:
+    """Return the mean reward of the completion at a place of each group, with its standard error."""
+    rewards = [r for group in groups if (r := (group.rewards or ())[place]) is not None]
+    return {prefix: _mean(rewards), f"{prefix}_standard_error": standard_error(rewards)}
+
+
+def kl_numbers(side: Side, ref_logps: Sequence[float]) -> dict[str, float]:
+    """Return the estimate of KL(model || baseline) per completion, with its standard error."""
+    ratios = [a - b for a, b in zip(side.own_logps, ref_logps, strict=True)]
+    return {"kl": _mean(ratios), "kl_standard_error": standard_error(ratios)}
+
+
+def best_numbers(groups: Sequence[Group], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return for each of k sides: the share of prompts where its completion has the best reward.
+
+    Args:
+        groups: the k completions of a prompt with rewards; sides that share the best reward share the choice.
+        names: the sides, in the order of the completions.
+    """
+    rows = []
+    usable = [group for group in groups if None not in (group.rewards or (None,))]
+    for place, name in enumerate(names):
+        shares, scores = [], []
+        for group in usable:
+            rewards = [float(r or 0.0) for r in group.rewards or ()]
+            best = max(rewards)
+            shares.append((rewards[place] == best) / rewards.count(best))
+            scores.append(rewards[place])
+        rate, low, high, _ = rate_interval(shares)
+        rows.append(
+            {"name": name, "best": rate, "best_low": low, "best_high": high}
+            | {"score": _mean(scores), "score_standard_error": standard_error(scores), "prompts": len(usable)}
+        )
+    return rows
+
+
+def finite(value: Any) -> Any:
+    """Return the value with None for numbers that JSON cannot express."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _outcome(baseline: float | None, model: float | None) -> float | None:
+    return None if baseline is None or model is None else 0.5 * ((model > baseline) + (model >= baseline))
+
+
+def _verdict(group: Group, *, pairwise: bool) -> Verdict | None:
+    rewards = group.rewards or (None, None)
+    outcome = _outcome(*rewards)
+    if outcome is None:
+        return None
+    baseline, model = group.completions
+    return Verdict(float(rewards[1] or 0.0) if pairwise else outcome, _length(model), _length(baseline))
+
+
+def _length(completion: Completion) -> float:
+    return float(len(completion.text))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

@@ -1,0 +1,5 @@
+"""Label data with any annotator: the work of `palate annotate`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,116 @@
+"""Meta-rewarding (Wu et al. 2024, arXiv:2407.19594): the policy judges its gradings, and learns from that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from statistics import pvariance
+
+from palate.annotate import Annotator
+from palate.annotate.judges.judging import Bench, PairwiseJudge, RubricJudge
+from palate.annotate.judges.local import LocalModel
+from palate.annotate.judges.records import POINTS
+from palate.annotate.judges.template import Template
+from palate.learn import Policy
+from palate.run import JudgeAnnotator
+from palate.select.battles import Results, battle_scores, position_weights
+from palate.types import Completion, Group, Pair, Prompt
+
+
+@dataclass(frozen=True)
+class Disputed:
+    """The answer of a prompt on whose score its gradings differ most.
+
+    Attributes:
+        prompt: the question of the judge, in the wording of the first grading.
+        texts: the distinct gradings with a clear score.
+        scores: their scores.
+    """
+
+    prompt: Prompt
+    texts: tuple[str, ...]
+    scores: tuple[int, ...]
+
+
+def judge_pairs(
+    groups: Sequence[Group], policy: Policy, annotate: Annotator
+) -> tuple[list[Pair], dict[str, float]]:
+    """Return pairs of a better and a worse grading, by the policy's own verdicts, and their metrics.
+
+    For each prompt, the gradings of the answer whose scores vary most are compared in pairs and in both
+    orders. A win counts less in the position that wins more often. The gradings with the highest and the
+    lowest score of these battles form a pair.
+
+    Args:
+        groups: groups whose completions the policy has graded; its gradings are read from the run's ledger.
+        policy: the judge.
+        annotate: the annotator of that judge.
+    """
+    assert isinstance(annotate, JudgeAnnotator), "meta-rewarding has a judge"
+    judge = annotate.court.judge
+    assert isinstance(judge, RubricJudge), "meta-rewarding grades by a rubric"
+    desk = judge.bench.desk
+    model = desk.model
+    assert isinstance(model, LocalModel), "meta-rewarding trains its judge"
+    disputes = (most_disputed(group, judge.bench, model) for group in groups)
+    disputed = [dispute for dispute in disputes if dispute is not None]
+    bench = Bench(desk, Template.load("pairwise", name="meta"))
+    battles = _battles(PairwiseJudge(bench), disputed)
+    weights = position_weights(battles)
+    pairs = [
+        pair
+        for dispute, results in zip(disputed, battles, strict=True)
+        if (pair := _pair(dispute, battle_scores(results, len(dispute.texts), weights), policy)) is not None
+    ]
+    decided = [result for results in battles for result in results.values() if result]
+    numbers = {"meta/disputed": len(disputed), "meta/pairs": len(pairs)}
+    if decided:
+        numbers["meta/first_wins"] = decided.count(1) / len(decided)
+    return pairs, numbers
+
+
+def most_disputed(group: Group, bench: Bench, model: LocalModel) -> Disputed | None:
+    """Return the answer of a group whose scores vary most; None if no answer has two different scores."""
+    most: Disputed | None = None
+    spread = 0.0
+    for completion in group.completions:
+        question = bench.question(group.prompt, (completion.text,), POINTS)
+        verdicts = bench.desk.verdicts([bench.sampled(question, i) for i in range(bench.samples)])
+        clear = {
+            v.raw.strip(): v.probabilities.index(1.0)
+            for v in verdicts
+            if v is not None and v.probabilities is not None
+        }
+        own = pvariance(clear.values()) if len(clear) > 1 else 0.0
+        if own > spread:
+            spread = own
+            question_text = model.prompt_of(bench.sampled(question, 0))
+            most = Disputed(question_text, tuple(clear), tuple(clear.values()))
+    return most
+
+
+def _battles(judge: PairwiseJudge, disputed: Sequence[Disputed]) -> list[Results]:
+    """Let all gradings of each answer meet in both orders."""
+    meetings = [
+        (d, m, n) for d, one in enumerate(disputed) for m, n in permutations(range(len(one.texts)), 2)
+    ]
+    completions = [[Completion(text, (0,)) for text in one.texts] for one in disputed]
+    chances = judge(
+        [disputed[d].prompt for d, _, _ in meetings],
+        [(completions[d][m], completions[d][n]) for d, m, n in meetings],
+    )
+    results: list[dict[tuple[int, int], int]] = [{} for _ in disputed]
+    for (d, m, n), p in zip(meetings, chances, strict=True):
+        results[d][m, n] = 0 if p is None else (p > 0.5) - (p < 0.5)
+    return list(results)
+
+
+def _pair(dispute: Disputed, scores: Sequence[float], policy: Policy) -> Pair | None:
+    """Return the gradings with the highest and the lowest score as a pair in tokens; None for a tie."""
+    best, worst = scores.index(max(scores)), scores.index(min(scores))
+    if scores[best] == scores[worst]:
+        return None
+    codec = policy.model.codec
+    chosen, rejected = (codec.completion(dispute.prompt, dispute.texts[i]) for i in (best, worst))
+    return Pair(dispute.prompt, chosen, rejected, scores[best] - scores[worst])

@@ -1,0 +1,120 @@
+"""New prompts, written by a model after examples.
+
+Yuan et al. 2024, arXiv:2401.10020, write them in the way of Self-Instruct (Wang et al. 2022).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from palate.config import Sampling
+from palate.errors import RunError
+from palate.making.filters import Left, PromptFilter
+from palate.memory import key_of
+from palate.model import Snapshot
+from palate.types import Prompt
+
+TOGETHER = 16
+"""Number of replies that are sampled together; the next ones also see the prompts kept so far."""
+
+BARREN = 8
+"""Number of times in a row that no prompt may be kept before the maker gives up."""
+
+REQUEST = (
+    "Here are requests that different people sent to an assistant. Add further requests to the list: other "
+    "people, other subjects, other kinds of request. Number them."
+)
+
+_NUMBERED = re.compile(r"^\s*\d{1,4}\s*[.):]\s*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Written:
+    """New prompts, and the number of sampled replies that they come from."""
+
+    prompts: tuple[Prompt, ...]
+    replies: int
+
+
+def write_prompts(
+    writer: Snapshot,
+    seeds: Sequence[str],
+    count: int,
+    sieve: PromptFilter,
+    sampling: Sampling,
+    *,
+    seed: int,
+    shots: int = 6,
+    own_shots: int = 2,
+) -> Written:
+    """Let a model write new prompts, and keep those that pass the filter.
+
+    A request shows a numbered list of `shots` seeds and up to `own_shots` kept prompts in random order, and
+    the model continues the list. With a memory in the snapshot, an interrupted call with the same arguments
+    does not sample again.
+
+    Args:
+        writer: the model.
+        seeds: prompts to show; the filter should exclude them.
+        count: the number of prompts to write.
+        sieve: keeps or leaves out, and counts.
+        sampling: the options.
+        seed: the seed of shots and samples.
+
+    Raises:
+        RunError: the model writes no prompt that passes.
+    """
+    kept: list[str] = []
+    replies = barren = 0
+    while len(kept) < count:
+        rng = Random(f"{seed} {replies}")
+        batch = [_request(seeds, kept, rng, shots, own_shots) for _ in range(TOGETHER)]
+        groups = writer.sample(batch, 1, sampling, seed=int(key_of(seed, replies)[:8], 16), purpose="prompt")
+        replies += len(groups)
+        before = len(kept)
+        for group in groups:
+            (reply,) = group.completions
+            for text in listed(reply.text, truncated=reply.finish == "length", sieve=sieve):
+                if len(kept) < count and sieve.takes(text):
+                    kept.append(text)
+        barren = barren + 1 if len(kept) == before else 0
+        if barren == BARREN:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in sieve.left_out.most_common())
+            raise RunError(
+                f"the model wrote no usable prompt in {BARREN * TOGETHER} replies in a row, after "
+                f"{len(kept)} of {count} (left out: {reasons or 'nothing'}); ask for fewer, give more and "
+                "more varied seed prompts, raise the temperature, or use a larger model"
+            )
+    return Written(tuple(Prompt(text, where=f"written {i}") for i, text in enumerate(kept, 1)), replies)
+
+
+def listed(reply: str, *, truncated: bool, sieve: PromptFilter | None = None) -> list[str]:
+    """Return the items of a reply that continues a numbered list; white space within an item is collapsed.
+
+    The last item of a truncated reply is left out, and counted in the filter.
+    """
+    items = [" ".join(item.split()) for item in _NUMBERED.split(reply)]
+    if truncated and items:
+        items.pop()
+        if sieve is not None:
+            sieve.left_out[Left.TRUNCATED] += 1
+    return [item for item in items if item]
+
+
+def _request(seeds: Sequence[str], kept: Sequence[str], rng: Random, shots: int, own_shots: int) -> Prompt:
+    """Return a prompt whose answer is begun: a numbered list of examples, up to the next number."""
+    own = _drawn(kept, own_shots, rng)
+    shown = _drawn(seeds, shots + own_shots - len(own), rng) + own
+    shown = _drawn(shown, len(shown), rng)
+    items = "\n".join(f"{i}. {' '.join(text.split())}" for i, text in enumerate(shown, 1))
+    begun = f"{items}\n{len(shown) + 1}."
+    return Prompt(({"role": "user", "content": REQUEST}, {"role": "assistant", "content": begun}))
+
+
+def _drawn(texts: Sequence[str], count: int, rng: Random) -> list[str]:
+    """Return `count` texts in random order; only `random()` is stable across versions of Python."""
+    keys = [rng.random() for _ in texts]
+    return [texts[i] for i in sorted(range(len(texts)), key=keys.__getitem__)[:count]]

@@ -1,0 +1,127 @@
+"""`palate make prompts` and `palate make eft`, with a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from palate.cli import main
+from palate.testing import tiny_model
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model with room for a list of prompts, or for the question of a judge."""
+    return tiny_model(tmp_path_factory.mktemp("chatty"), chat=True, max_position_embeddings=4096)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, *content: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return str(path)
+
+
+RANKED = [
+    {"prompt": f"question {i}", "completions": [f"a{i}", f"b{i}", f"c{i}"], "scores": [i, 2 * i, 3 * i + 1]}
+    for i in range(40)
+]
+
+
+def test_prompts_resume_and_grow(
+    chatty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = write(tmp_path / "seeds.jsonl", *({"prompt": f"What is number {i}?"} for i in range(8)))
+    output = tmp_path / "new.jsonl"
+    command = ["make", "prompts", "--data", seeds, "--model", chatty, "--output", str(output), "--count", "4"]
+    command += ["--max-new-tokens", "24", "--dtype", "float32", "--device", "cpu", "--min-words", "1"]
+    command += ["--temperature", "1", "--top-p", "1"]
+    assert main(command) == 0
+    first = rows(output)
+    assert len(first) == 4
+    said = capsys.readouterr().out
+    assert "4 new prompts from" in said
+    assert "begins with a mark" in said
+
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("a reply was sampled again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("palate.model.rollouts._sampled", never)
+        assert main(command) == 0
+    assert rows(output) == first
+    assert main([part if part != "4" else "6" for part in command]) == 0
+    assert rows(output)[:4] == first
+
+
+def test_gold_examples_and_the_held_out_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, output = write(tmp_path / "ranked.jsonl", *RANKED), tmp_path / "eft.jsonl"
+    assert main(["make", "eft", "--data", data, "--output", str(output), "--held-out", "0.3"]) == 0
+    made, unseen = rows(output), rows(tmp_path / "eft-held-out.jsonl")
+    assert {row["score"] for row in made} == set(range(6))
+    assert all(row["completion"].endswith(f"\nScore: {row['score']}") for row in made)
+    assert 3 * (len(RANKED) - len(unseen)) == len(made)
+    assert all(row in RANKED for row in unseen)
+    shown = "".join(row["prompt"] for row in made)
+    assert not any(f"{row['prompt']}\n" in shown for row in unseen)
+    said = capsys.readouterr().out
+    assert f"{len(made)} examples from {40 - len(unseen)} prompts" in said
+
+
+def test_the_questions_are_those_of_the_judge(tmp_path: Path) -> None:
+    data, output = write(tmp_path / "ranked.jsonl", *RANKED), tmp_path / "eft.jsonl"
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ criteria }}|{{ prompt }}|{{ completion }}|{{ labels[-1] }}")
+    command = ["make", "eft", "--data", data, "--output", str(output), "--held-out", "0", "--no-chat"]
+    assert (
+        main([*command, "--judge-mode", "score", "--judge-template", str(template), "--criteria", "Be kind"])
+        == 0
+    )
+    made = rows(output)
+    assert {row["completion"] for row in made} == set(map(str, range(1, 11)))
+    assert all(row["prompt"].startswith("Be kind|question ") for row in made)
+    assert all(row["prompt"].endswith("|10\n\nAnswer:\n") for row in made)
+    assert not (tmp_path / "eft-held-out.jsonl").exists()
+
+
+def test_a_writer_that_cannot_grade(
+    chatty: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output = write(tmp_path / "ranked.jsonl", *RANKED[:4]), tmp_path / "eft.jsonl"
+    command = ["make", "eft", "--data", data, "--output", str(output), "--held-out", "0", "--device", "cpu"]
+    command += ["--eft-writer", f"local:{chatty}", "--attempts", "1", "--judge-reasoning", "8"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "no example is left of 4 prompts (4: a grading has no clear score)" in error
+    assert "--eft-writer gold" in error
+    assert not output.exists()
+
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("a grading was sampled again")
+
+    monkeypatch.setattr("palate.model.rollouts._sampled", never)
+    assert main(command) == 2  # the verdicts are in the journal
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--output", "eft.csv"], "rows are written to .jsonl or .parquet"),
+        (["--judge-mode", "pairwise"], "--judge-mode"),
+        (["--eft-writer", "nobody"], "judge 'nobody' is unknown"),
+        (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
+    ],
+)
+def test_mistakes(
+    change: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "ranked.jsonl", *RANKED[:4])
+    values = {"--data": data, "--output": str(tmp_path / "eft.jsonl"), "--held-out": "0"}
+    values |= dict([change])  # type: ignore[list-item]
+    assert main(["make", "eft", *(part for pair in values.items() for part in pair)]) == 2
+    assert message in capsys.readouterr().err
