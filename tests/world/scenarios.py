@@ -140,6 +140,7 @@ OWN: dict[str, dict[str, Any]] = {
     "rso": {"n": 6, "keep": 4},
     "click": {"n": 6, "threshold": 50.0},
     "rest": {"thresholds": [0.0]},
+    "rlaif": {"reward_steps": 1},
 }
 """Options for methods whose defaults do not suit the few rows."""
 

@@ -143,6 +143,11 @@ def train(
     with Together(config.processes, config.process_limit) as world:
         if (threads := threads_of(config.threads)) is not None:
             torch.set_num_threads(threads)
+        if world.size > 1 and getattr(config, "variant", None) == "meta":
+            raise ConfigError(
+                f"variant is meta, which runs in one process, but {world.size} are running; leave "
+                "--processes out, or use another variant"
+            )
         world.agree("the configuration", key_of(method, config.model_dump(mode="json")))
         shown = Display(titled=True) if display == "auto" else display
         with quieted(), Run(config, method=method, display=shown) as run:

@@ -81,7 +81,7 @@ def weights_hash(network: nn.Module, dtype: torch.dtype | None = None) -> str:
         own = dtype or parameter.dtype
         digest.update(f"{name} {own} {tuple(parameter.shape)}\n".encode())
         raw = whole_tensor(parameter.detach()).to(own).cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy())
+        digest.update(raw.numpy().data)
     return digest.hexdigest()
 
 

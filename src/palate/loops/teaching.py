@@ -114,7 +114,7 @@ def _loaded(name: str, cfg: RoundsConfig, run: Run) -> Snapshot:
         0,
         lambda: nullcontext(model),
         micro_batch_tokens=8192,
-        memory=lambda: run.journal,
+        memory=lambda: run.memory,
         name=f"writer:{name}",
     )
 

@@ -123,7 +123,7 @@ class LoadedModel:
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the layers; that of the live weights, unless they are sharded."""
-        return self.computes_in or next(self.network.parameters()).dtype  # type: ignore[no-any-return]
+        return self.computes_in or next(self.network.parameters()).dtype
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Return the names and parameters that training changes."""

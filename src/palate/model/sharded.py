@@ -141,7 +141,7 @@ def shards(sharding: str, model: LoadedModel) -> bool:
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
     trained = sum(p.numel() for _, p in model.trained())
     total = torch.cuda.get_device_properties(model.device).total_memory
-    return weights + TRAINED_BYTES * trained > ROOM * total
+    return bool(weights + TRAINED_BYTES * trained > ROOM * total)
 
 
 TRAINED_BYTES = 16
@@ -224,7 +224,7 @@ def _with_weights(model: LoadedModel, compute: Callable[[], Outputs]) -> Outputs
         }
 
     made = getattr(model.network, _METHOD)(computed)
-    fields = {n: TokenValues(*v) if isinstance(v, tuple) else v for n, v in made.items()}
+    fields: dict[str, Any] = {n: TokenValues(*v) if isinstance(v, tuple) else v for n, v in made.items()}
     return Outputs(**fields, version=version)
 
 

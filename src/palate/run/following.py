@@ -40,7 +40,7 @@ class FollowedDirectory:
     def keep(self) -> None:
         """Delete nothing."""
 
-    def release(self) -> None:
+    def release(self, *, refused: bool = False) -> None:
         """Unlock nothing."""
 
 

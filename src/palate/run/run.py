@@ -15,6 +15,7 @@ from palate.data import Account
 from palate.errors import BudgetError, NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.state import fingerprint, label_of
+from palate.memory import Memory
 from palate.model.rollouts import unobserved
 from palate.run.accounts import warnings, write_accounts
 from palate.run.annotating import journaled
@@ -50,7 +51,7 @@ class Run:
     Attributes:
         directory: the run's directory.
         checkpoints: the run's checkpoints, which `steps` and `save` write.
-        journal: the run's journal; `attach` and `annotator` connect it to learners and annotators.
+        journal: the run's journal; `memory` is its part for models, which all processes of the run share.
         meter: returns further numbers of each step, such as the cost of a judge.
         drift: measures the KL between steps, and ends training where it passes a bound; None for neither.
         contest: compares two policies on the held-out prompts; None without held-out prompts or a reward.
@@ -90,7 +91,7 @@ class Run:
         self._measured: dict[str, Metrics] = {}
         self._ledger: Ledger | None = None
         self._accounts: dict[str, Account] = {}
-        self._memory = self.journal if self.world.size == 1 else SharedMemory(self.journal)
+        self.memory: Memory = self.journal if self.world.size == 1 else SharedMemory(self.journal)
         self.meter: Callable[[], Metrics] = dict
         if not self._place.resumed:
             self._start()
@@ -117,8 +118,6 @@ class Run:
             self.display.stop()
             self._end(error)
 
-    # -- randomness --------------------------------------------------------------------------------
-
     def seed(self, *names: str | int) -> int:
         """Return the seed of one purpose, such as `run.seed("sample", step)`; each has its own stream."""
         return seed_of(self.cfg.seed, *names)
@@ -134,7 +133,7 @@ class Run:
             RunError: the run started with other weights of a learner.
         """
         for learner in learners:
-            learner.observe, learner.memory = self.observe, self._memory
+            learner.observe, learner.memory = self.observe, self.memory
             self._attached.append(learner)
             self.require_same(f"the weights of {learner.name}", fingerprint(learner), label_of(learner))
         self._start()
