@@ -167,8 +167,8 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
 def _move_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:
     def move(live: Tensor) -> None:
         assert live.grad is not None
-        gradient = live.grad.float()
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        # `add_` widens by itself, without a float32 copy of the gradient.
+        master.grad = live.grad.float() if master.grad is None else master.grad.add_(live.grad)
         live.grad = None
 
     return move

@@ -16,7 +16,7 @@ SHAPES: dict[str, Shape] = {
     "of one token": ((1, (1, 1)), (1, (1,))),
     "unlike": ((5, (4, 1)), (1, (3,)), (30, (2, 12))),
     "prompts": ((12, ()), (11, ()), (12, ())),
-    "a long prompt": ((300, (20, 20)), (310, (20, 20))),
+    "a long prompt": ((300, (20, 20)), (310, (20, 20))),  # alone, its completions as a batch
 }
 
 

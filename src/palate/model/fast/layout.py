@@ -30,7 +30,7 @@ class PackedLayout:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
         """See `Layout`."""
-        if how.shares_keys(query):
+        if how.shares_keys(query) and query.dtype.itemsize < 4:
             return self._batches.attend(query, key, value, how)
         way = self._blocks if self._many and trusted(query, key, how) else self._segments
         return way.attend(query, key, value, how)
