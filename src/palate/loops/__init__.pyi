@@ -59,6 +59,7 @@ from .spending import pairs_of_candidates as pairs_of_candidates
 from .spending import prompts_each_round as prompts_each_round
 from .spending import spends_each_step as spends_each_step
 from .spending import spends_on_demonstrations as spends_on_demonstrations
+from .spending import spends_on_learnt_reward as spends_on_learnt_reward
 from .spending import spends_on_pair_rounds as spends_on_pair_rounds
 from .spending import spends_on_pairs as spends_on_pairs
 from .spending import spends_on_pairs_alone as spends_on_pairs_alone
@@ -69,6 +70,7 @@ from .teaching import contest as contest
 from .teaching import fine_tune as fine_tune
 from .teaching import held_out_prompts as held_out_prompts
 from .teaching import likelihood as likelihood
+from .teaching import most_replies as most_replies
 from .teaching import positives as positives
 from .teaching import prompt_source as prompt_source
 from .teaching import read_lessons as read_lessons
