@@ -123,10 +123,10 @@ def parallel_rows(config: Any, n: int, tokens: int) -> int:
     if n < MANY:
         return FEW_ROWS
     text = config.get_text_config()
-    all_heads = getattr(text, "num_attention_heads", None) or 1  # some architectures have none
-    heads = getattr(text, "num_key_value_heads", None) or all_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // all_heads
-    row = 2 * 4 * text.num_hidden_layers * heads * size * tokens  # keys and values in float32
+    all_heads: int = getattr(text, "num_attention_heads", None) or 1  # some architectures have none
+    heads: int = getattr(text, "num_key_value_heads", None) or all_heads
+    size: int = getattr(text, "head_dim", None) or text.hidden_size // all_heads
+    row: int = 2 * 4 * text.num_hidden_layers * heads * size * tokens  # keys and values in float32
     return max(FEW_ROWS, min(MOST_ROWS, MOST_BYTES // row) // FEW_ROWS * FEW_ROWS)
 
 
