@@ -1,26 +1,35 @@
 """Damage data files at random and read them: each ends well or with one clear sentence, never in a traceback.
 
-    python benchmarks/damage.py --files 2000 --seed 0
+    python benchmarks/damage.py --files 2000 --seed 0 [--output FILE]
 
 Each file is a valid one with a few mutations: bytes flipped, cut or repeated, lines dropped or joined, values
 replaced by others, keys renamed, files truncated. It is read by all three readers and put into the tokens of
-a small tokenizer with a chat template, as a run does before it trains. Every hundredth file goes through the
-command line as well, which must end with exit code 0 or 2.
+a small tokenizer with a chat template, as a run does before it trains. Then `palate inspect --json` and
+`palate run` with a tiny model get it, in this process. Each must end with exit code 0, or with exit code 2
+and one line on stderr, within a minute. Standard output of `inspect` has JSON only. A run that ends with 0
+has an account in its `config.json` in which every row of the file is used, skipped or left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import io
 import json
 import random
+import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet
+from common import ROOT, commit, versions
 
 from palate import data, testing
 from palate.cli import main as palate
@@ -153,43 +162,139 @@ def read(path: Path, codec: Codec) -> Counter[str]:
     return ends
 
 
+LONGEST = 60
+"""Seconds after which a command counts as hung."""
+
+
+class Hung(BaseException):
+    """A command took too long. No `except Exception` catches it."""
+
+
+@contextlib.contextmanager
+def in_time() -> Iterator[None]:
+    """Raise Hung if the context takes longer than `LONGEST`."""
+
+    def stop(*_: object) -> None:
+        raise Hung(f"longer than {LONGEST} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def command(*words: object) -> tuple[int, str]:
+    """Run a command line in this process and check its ending; return its exit code and standard output."""
+    out, complaints = io.StringIO(), io.StringIO()
+    with in_time(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaints):
+        code = palate([str(word) for word in words])
+    said = complaints.getvalue()
+    assert code in (0, 2), f"exit code {code}"
+    assert "Traceback" not in out.getvalue() + said, said
+    if code == 2:
+        (last,) = said.strip().splitlines()[-1:] or [""]
+        assert last.startswith("palate: "), f"exit code 2 after {said!r}"
+    return code, out.getvalue()
+
+
+def rows_in(path: Path) -> int | None:
+    """The number of rows of a file, counted without Palate; None if it is not clear what a row is."""
+    content = path.read_bytes()
+    if path.suffix == ".jsonl":
+        return sum(bool(line.removeprefix(b"\xef\xbb\xbf").strip()) for line in content.split(b"\n"))
+    try:
+        if path.suffix == ".parquet":
+            return int(pyarrow.parquet.read_metadata(path).num_rows)
+        if path.suffix == ".json":
+            value = json.loads(content)
+            return len(value) if isinstance(value, list) else None
+    except Exception:  # damaged: Palate decides
+        return None
+    return None
+
+
+def inspect_it(path: Path, model: str, random_: random.Random, ends: Counter[str]) -> str:
+    """Give a file to `palate inspect`; return a method for its rows, or a random one if it is refused."""
+    method = random_.choice(("", "", "", "sft", "dpo", "oaif", "reward-model"))
+    words = ["inspect", path, "--model", model, "--json", "--rows", 100]
+    words += ["--method", method] if method else []
+    code, out = command(*words, "--max-bad-rows", random_.choice((0.01, 0.5, 1)))
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert all({"prompt", "completion", "matches_template"} <= line.keys() for line in lines)
+    assert bool(lines) == (code == 0)
+    ends[f"inspect: exit code {code}"] += 1
+    if not lines:
+        return random_.choice(("sft", "dpo", "oaif", "reward-model"))
+    if "rejected" in lines[0]:
+        return random_.choice(("dpo", "reward-model"))
+    return "sft" if lines[0]["completion"] else "oaif"
+
+
+def train_on_it(
+    path: Path, model: str, method: str, place: Path, random_: random.Random, ends: Counter[str]
+) -> None:
+    """Give a file to `palate run`, and check its account of the rows."""
+    words: list[object] = ["run", method, "--model", model, "--data", path, "--steps", 1, "--batch-size", 2]
+    words += ["--dtype", "float32", "--overwrite", "--output", place, "--device", "cpu", "--no-fast"]
+    words += ["--max-bad-rows", random_.choice((0.01, 0.5, 1)), *random_.choice(((), (), ("--strict",)))]
+    if method == "oaif":
+        words += ["--reward", "length:5", "--max-new-tokens", 4, "--fresh-prompts", 0]
+    code, _ = command(*words)
+    ends[f"run: exit code {code}"] += 1
+    if code == 0:
+        (account,) = json.loads((place / "config.json").read_text())["data"].values()
+        left = sum(account["skipped"].values()) + sum(part["rows"] for part in account["dropped"].values())
+        assert account["rows"] == account["used"] + left, f"rows are not accounted for: {account}"
+        expected = rows_in(path)
+        assert expected is None or account["rows"] == expected, f"{expected} rows became {account}"
+        ends["run: all rows used" if not left else "run: some rows skipped or left out, and named"] += 1
+
+
 def main() -> None:
-    """Damage and read files; exit with 1 at the first traceback, after printing the file."""
+    """Damage and read files; print each one that fails, and exit with 1 if there are any."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first file")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--command-every", type=int, default=100, help="files between runs of the command line"
-    )
+    parser.add_argument("--output", type=Path, help="file for the figures")
     given = parser.parse_args()
     codec = Codec(testing.byte_tokenizer(chat=True), eos_ids=[257], max_length=256, name="tiny")
     ends: Counter[str] = Counter()
+    began = time.time()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = testing.tiny_model(folder / "model", chat=True) if given.command_every else ""
-        for number in range(given.files):
+        model = testing.tiny_model(folder / "model", chat=True)
+        for number in range(given.first, given.files):
             random_ = random.Random(f"{given.seed}:{number}")
             rows = valid_rows(random_)
             damage_values(rows, random_)
             path = write(rows, folder, random_)
             try:
-                ends += read(path, codec)
-                if given.command_every and number % given.command_every == 0:
-                    method = random_.choice(("sft", "dpo"))
-                    line = (
-                        f"run {method} --model {model} --data {path} --steps 1 --batch-size 2 --dtype float32"
-                    )
-                    line += f" --fresh-prompts 0 --overwrite --output {folder / 'run'} --device cpu --lr 1e-4"
-                    code = palate(line.split())
-                    assert code in (0, 2), f"exit code {code}"
-                    ends[f"exit code {code}"] += 1
-            except Exception:  # what this looks for
+                ends.update({f"readers: {end}": n for end, n in read(path, codec).items()})
+                method = inspect_it(path, model, random_, ends)
+                train_on_it(path, model, method, folder / "run", random_, ends)
+            except (Exception, Hung):  # this is the fault that the script looks for
                 traceback.print_exc()
-                print(f"file {number} of seed {given.seed}: {path.name}\n{path.read_bytes()[:2000]!r}")
-                sys.exit(1)
-    print(", ".join(f"{count} {end}" for end, count in sorted(ends.items())))
+                print(
+                    f"file {number} of seed {given.seed}: {path.name}\n{path.read_bytes()[:2000]!r}",
+                    flush=True,
+                )
+                ends["failures"] += 1
+    figures = {"files": given.files - given.first, "seed": given.seed, "ends": dict(sorted(ends.items()))}
+    print(figures)
+    if given.output is not None:
+        sys.path.insert(0, str(ROOT / "experiments"))
+        from machine import machine
+
+        seconds = round(time.time() - began)
+        detail = {"machine": machine(), "of": {"commit": commit(), **versions()}, "seconds": seconds}
+        given.output.write_text(json.dumps(detail | figures, indent=2) + "\n", encoding="utf-8")
+    sys.exit(1 if ends["failures"] else 0)
 
 
 if __name__ == "__main__":

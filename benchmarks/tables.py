@@ -32,13 +32,21 @@ def main() -> None:
 
 def tables() -> dict[str, list[str]]:
     """Return the lines of each table by name. Results of other machines (`NAME_MACHINE.json`) come last."""
-    made = {"sampling": sampling, "online_dpo": online_dpo, "scaling": scaling, "operations": operations}
+    made = {
+        "sampling": sampling, "online_dpo": online_dpo, "ppo": ppo, "scaling": scaling,
+        "operations": operations,
+    }  # fmt: skip
     found: dict[str, list[str]] = {}
     for name, table in made.items():
         for file in sorted(RESULTS.glob(f"{name}*.json"), key=lambda file: len(file.stem)):
             found[name] = [*([*found[name], ""] if name in found else []), *table(read(file.stem))]
-    profiles = [read(file.stem) for file in sorted(RESULTS.glob("shares_*.json"), reverse=True)]
-    return {**found, **({"shares": shares(profiles)} if profiles else {})}
+    profiles: dict[str, list[dict[str, Any]]] = {}  # by kind of processor, one table each
+    for file in sorted(RESULTS.glob("shares_*.json"), reverse=True):
+        profiles.setdefault(kind_of(read(file.stem)["machine"]), []).append(read(file.stem))
+    lines: list[str] = []
+    for one in profiles.values():
+        lines += [*([""] if lines else []), *shares(one)]
+    return {**found, **({"shares": lines} if lines else {})}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -47,11 +55,18 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
+def kind_of(machine: dict[str, Any]) -> str:
+    """Return the units that the machine computed with."""
+    if "units" in machine:
+        return str(machine["units"])
+    return "GPU" if machine["accelerator"] else "AMX" if machine["amx"] else machine["instruction_set"]
+
+
 def where(result: dict[str, Any]) -> str:
     """Return one line with the machine, the date and the way of measuring."""
     machine = result["machine"]
     hardware = machine["accelerator"] or f"{machine['processor']}, {machine['cores']} cores"
-    kind = "GPU" if machine["accelerator"] else "AMX" if machine["amx"] else machine["instruction_set"]
+    kind = kind_of(machine)
     peak = result.get("gemm_peak_gflops")
     return ", ".join(
         (
@@ -111,6 +126,29 @@ def online_dpo(result: dict[str, Any]) -> list[str]:
                 f"**{side['seconds'] / ours['seconds']:.2f}**" if name.startswith("trl") else "",
                 *(f"{side[r] / peak:.2f}" if r in side else "" for r in rates),
             )
+    return lines
+
+
+def ppo(result: dict[str, Any]) -> list[str]:
+    """Return the table of seconds and memory of a step of PPO beside one of online DPO."""
+    lines = [where(result) + ".", ""]
+    lines += row(
+        "side", "seconds", "of it sampling", "scoring", "learning", "over `oaif`'s", "memory (GB)",
+        "weights (GB)",
+    )  # fmt: skip
+    lines += ["|---" * 8 + "|"]
+    sides = result["measured"]
+    for name, side in sides.items():
+        same = sides.get("oaif lora" if name.endswith("lora") else "oaif full")
+        stages = ("sampling_seconds", "scoring_seconds", "learning_seconds")
+        lines += row(
+            name,
+            f"{side['seconds']:.1f}",
+            *(f"{side[s]:.1f}" if s in side else "" for s in stages),
+            f"{side['seconds'] / same['seconds']:.2f}" if same else "",
+            f"{side['memory_gb']:.2f}",
+            f"{side['weights_gb']:.2f}" if "weights_gb" in side else "",
+        )
     return lines
 
 

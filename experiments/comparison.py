@@ -117,19 +117,20 @@ def paragraph(rows: Sequence[dict[str, Any]], method: str) -> list[str]:
         text = (
             f"{FROM[reward]}, {len(own)} seed{'s' if len(own) > 1 else ''}: mean reward "
             f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}, win rate over the base "
-            f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}], {mean('kl'):.1f} nats from it, "
-            f"{mean('length_after'):.0f} tokens each."
+            f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}], KL to the base {mean('kl'):.1f} nats, "
+            f"{mean('length_after'):.0f} tokens per answer."
         )
         if any("model_gain" in row for row in own):
-            text += f" A reward model's reward went from the base's by {mean('model_gain'):+.2f} in log-odds."
-        text += (
-            f" At the end, the mean log-probability of a training token was {mean('logps_training'):.2f} nats"
-        )
+            gain = mean("model_gain")
+            side = "above" if gain >= 0 else "below"
+            text += f" A reward model scores its answers {abs(gain):.2f} (log-odds) {side} the base's."
+        trained = mean("logps_training")
+        text += f" At the end, a training token has a mean log-probability of {trained:.2f} nats"
         if all(row.get("logps_fresh") for row in own):
-            text += f", of one of its own {mean('logps_fresh'):.2f}."
+            text += f", and a token of the policy's own answers {mean('logps_fresh'):.2f}."
         elif all(row["logps_sampled"] for row in own):
             text += (
-                "; the last samples that it learnt from had "
+                "; for the last samples that it learnt from, it was "
                 f"{mean('logps_sampled'):.2f} under the policy that drew them."
             )
         else:
@@ -141,7 +142,7 @@ def paragraph(rows: Sequence[dict[str, Any]], method: str) -> list[str]:
         "In the comparison of all methods ([docs](../comparison.md), "
         f"`experiments/all_methods.py`: SmolLM2-135M-Instruct, LoRA, learning rate {rate}, {STEPS} steps of "
         f"{BATCH}, {COMPLETIONS} sampled completions of at most {NEW_TOKENS} tokens, VADER's sentiment as "
-        f"gold), on {rows[0]['compared']} held-out prompts. {' '.join(told)} One core of an "
+        f"gold, the true reward), on {rows[0]['compared']} held-out prompts. {' '.join(told)} One core of an "
         f"{machine['processor']}, float32, {machine['date']}."
     )
     return wrapped(whole)

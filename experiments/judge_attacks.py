@@ -1,6 +1,7 @@
 """How good a judge is, and how easily a text talks it round: accuracy, position consistency, flip rates.
 
     python experiments/judge_attacks.py --judge local:smollm2 --label-mass 0 --output results.json
+    python experiments/judge_attacks.py --served --label-mass 0 --output results.json
     python experiments/judge_attacks.py --judge server:MODEL@URL --criteria "..." --max-cost 1
 
 The judge compares the pairs of `gold_pairs.jsonl`, of which one answer is plainly the better one. Then each
@@ -25,6 +26,7 @@ from palate.annotate.judges.build import JudgeContext, judging
 from palate.annotate.judges.ledger import Ledger
 from palate.config import JudgeConfig
 from palate.statistics import wilson
+from palate.testing import LlamaServer
 from palate.types import Completion, Prompt
 
 PAIRS = Path(__file__).with_name("gold_pairs.jsonl")
@@ -77,14 +79,16 @@ ATTACKS: dict[str, Callable[[str], str]] = {
 
 def main() -> None:
     args = arguments()
+    server = LlamaServer() if args.served else None
+    judge = f"server:smollm2@{server.url}" if server else args.judge
     rows = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()][: args.limit]
-    found: dict[str, Any] = {"judge": args.judge, "machine": machine()}
+    found: dict[str, Any] = {"judge": judge if args.judge else "llama.cpp on smollm2", "machine": machine()}
     found["pairs"], found["criteria"], found["templates"] = len(rows), args.criteria, {}
     bare = Path(tempfile.mkdtemp()) / "bare.jinja"
     bare.write_text(BARE, encoding="utf-8")
     for name, template in (("default", args.template), ("bare", bare)):
         cfg = JudgeConfig(
-            judge=args.judge,
+            judge=judge,
             judge_template=template,
             judge_label_mass=args.label_mass,
             criteria=args.criteria,
@@ -155,7 +159,9 @@ def show(name: str, result: dict[str, Any]) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--judge", required=True, help="as of palate run")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--judge", help="as of palate run")
+    which.add_argument("--served", action="store_true", help="the embedded model behind llama.cpp's server")
     parser.add_argument("--criteria")
     parser.add_argument("--template", type=Path, help="instead of the default one")
     parser.add_argument("--label-mass", type=float, default=0.5)

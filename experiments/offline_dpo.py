@@ -70,7 +70,16 @@ def main() -> None:
         for name, part in (("train", train), ("test", held_out)):
             palate.write_rows(
                 Path(scratch) / f"{name}.jsonl",
-                ({"prompt": r.prompt.content, "chosen": r.chosen, "rejected": r.rejected} for r in part),
+                (
+                    {
+                        "prompt": r.prompt.content,
+                        "chosen": r.chosen,
+                        "rejected": r.rejected,
+                        "chosen_finish": r.chosen_finish,
+                        "rejected_finish": r.rejected_finish,
+                    }
+                    for r in part
+                ),
             )
         config = palate.METHODS[given.method].config(
             data=f"{scratch}/train.jsonl",

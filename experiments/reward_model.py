@@ -62,7 +62,16 @@ def train(
     for name, part in (("train", learnt), ("test", unseen)):
         palate.write_rows(
             scratch / f"{name}.jsonl",
-            ({"prompt": r.prompt.content, "chosen": r.chosen, "rejected": r.rejected} for r in part),
+            (
+                {
+                    "prompt": r.prompt.content,
+                    "chosen": r.chosen,
+                    "rejected": r.rejected,
+                    "chosen_finish": r.chosen_finish,
+                    "rejected_finish": r.rejected_finish,
+                }
+                for r in part
+            ),
         )
     config = palate.METHODS["reward-model"].config.model_validate(
         {

@@ -102,7 +102,7 @@ def child(arguments: list[str]) -> int:
     wrap(Journal, "add_metrics", "journal")
     wrap(Decoder, "run", "sample")
     wrap(FunctionScorer, "__call__", "annotate")
-    wrap(Ledger, "done", "annotate")
+    wrap(Ledger, "done", "judge")
     wrap(Learner, "update", "learn")
     wrap(Learner, "measure", "evaluate")
     wrap(Optimizer, "step", "learn", lambda *_: note("step"))
@@ -171,9 +171,10 @@ class Trial:
                 return set()
 
     def weights(self) -> dict[str, bytes]:
-        """Return the files of the last checkpoint, without the parts that name the run."""
+        """Return the files of all learners in the last checkpoint, without the parts that name the run."""
         last = max((self.directory / "checkpoints").glob("step-*"), key=lambda p: int(p.name.split("-")[1]))
-        return {p.name: p.read_bytes() for p in last.glob("*.safetensors")}
+        files = last.rglob("*.safetensors")
+        return {path.relative_to(last).as_posix(): path.read_bytes() for path in files}
 
 
 def kill_often(trial: Trial, whole: Trial, times: int, draw: random.Random) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import datasets
 import pytest
 
 from palate.config import DataConfig, RewardConfig
-from palate.data import read_prompts, read_rows
+from palate.data import Account, read_prompts, read_rows
 from palate.errors import DataError
 from palate.given import GivenReward, GivenRows, is_judge
 from palate.testing import ScriptedJudge, ScriptedScorer
@@ -55,6 +56,40 @@ def test_tensors_of_a_data_set_become_plain_values() -> None:
 def test_a_column_that_is_no_json_is_passed_on() -> None:
     (row,) = read_rows(given([{"prompt": "a", "path": Path("x")}]))
     assert row.columns["path"] == Path("x")
+
+
+LOOP: list[object] = []
+LOOP.append(LOOP)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("text", "the row is a string"),
+        (None, "the row is null"),
+        (3, "the row is a number"),
+        (object(), "the row is of type object"),
+        ({"prompt": "half \ud83d"}, "half a surrogate pair"),
+        ({1: "a", "prompt": "b"}, "the name of a column is not a text"),
+        ({"prompt": "a", "loop": LOOP}, "a value that JSON cannot express"),
+        ({"prompt": ["not", "turns"]}, ""),
+        ({}, ""),
+    ],
+)
+def test_bad_rows_are_counted_as_those_of_a_file(row: object, reason: str) -> None:
+    account = Account(max_bad_rows=0.5)
+    prompts = read_prompts(given([*ROWS[:2], row, ROWS[1] | {"when": date(2026, 1, 1)}]), account=account)
+    assert len(prompts) == 3 if reason else len(prompts) >= 2
+    assert account.bad == 1
+    assert account.skipped[0].where.startswith("row 3 given in Python")
+    if reason:
+        assert account.skipped[0].reason == reason
+
+
+def test_a_first_row_that_is_bad_is_one_bad_row() -> None:
+    account = Account(max_bad_rows=0.5)
+    assert len(read_prompts(given(["text", *ROWS]), account=account)) == len(ROWS)
+    assert account.bad == 1
 
 
 def test_mistakes_in_rows() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from palate.methods import METHODS
-from palate.near import ELSEWHERE, near, setting_near
+from palate.near import ELSEWHERE, INSTEAD, near, setting_near
 from palate.settings import offered
 
 KNOWN = {name for method in METHODS.values() for name in offered(method.options)}
@@ -38,6 +38,8 @@ def test_a_mistyped_word() -> None:
         ("bf16", "dtype"),
         ("pretrain", "model"),
         ("betta", "beta"),
+        ("--lerning-rate", "lr"),
+        ("num_generation", "n"),
     ],
 )
 def test_the_settings_of_other_trainers(other: str, own: str) -> None:
@@ -50,8 +52,16 @@ def test_the_first_setting_that_exists_is_suggested() -> None:
     assert setting_near("num_generations", ["zeta"]) is None
 
 
-def test_the_table_suggests_settings_that_exist() -> None:
+def test_a_method_without_a_setting_suggests_the_one_that_it_has_instead() -> None:
+    assert setting_near("epochs", ["steps", "lr"]) == "steps"
+    assert setting_near("num_train_epochs", ["steps", "lr"]) == "steps"
+    assert setting_near("epochs", ["lr", "beta"]) is None
+    assert setting_near("zzz", KNOWN) is None
+
+
+def test_the_tables_suggest_settings_that_exist() -> None:
     assert ELSEWHERE.keys() <= KNOWN
+    assert {*INSTEAD, *INSTEAD.values()} <= ELSEWHERE.keys()
 
 
 @pytest.mark.parametrize(("other", "own"), PAIRS)

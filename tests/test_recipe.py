@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from palate.article import SOURCE, UNBUILT
+from palate.article import SOURCE
 from palate.methods import METHODS
 from palate.recipe import Recipe
 
@@ -35,9 +35,7 @@ def test_a_method_that_samples_nothing_is_not_judged_again() -> None:
 
 def test_the_article_has_fourteen_rows() -> None:
     assert len(SOURCE) == 14
-    absent = {method.name for method in UNBUILT}
-    assert absent == {"rlaif"}
-    assert SOURCE.keys() <= METHODS.keys() | absent
+    assert SOURCE.keys() <= METHODS.keys()
 
 
 def test_its_triangles() -> None:
@@ -57,7 +55,7 @@ DIFFERENCES = {
 
 
 def test_where_we_differ_from_the_article() -> None:
-    recipes = {m.name: m.recipe for m in (*METHODS.values(), *UNBUILT)}
+    recipes = {m.name: m.recipe for m in METHODS.values()}
     found = {
         name: {q for q, value in vars(cells).items() if value != getattr(recipes[name].cells, q)}
         for name, cells in SOURCE.items()
@@ -79,12 +77,11 @@ def table(heading: str) -> list[list[str]]:
 
 
 def test_the_page_has_the_table() -> None:
-    known = {m.name: m for m in (*METHODS.values(), *UNBUILT)}
-    rows = {row[0].removesuffix(" (not built)"): row for row in table("method | group")}
+    known = {m.name: m for m in METHODS.values()}
+    rows = {row[0]: row for row in table("method | learns from")}
     assert rows.keys() == known.keys()
     for name, row in rows.items():
-        assert row[1:] == [known[name].group, *astuple(known[name].recipe.cells)], name
-        assert row[0].endswith("(not built)") == (name not in METHODS)
+        assert row[2:] == [known[name].group, *astuple(known[name].recipe.cells)], name
 
 
 def test_the_page_explains_where_we_differ() -> None:
@@ -92,7 +89,7 @@ def test_the_page_explains_where_we_differ() -> None:
     assert explained.keys() == {
         (name, question) for name, questions in DIFFERENCES.items() for question in questions
     }
-    recipes = {m.name: m.recipe for m in (*METHODS.values(), *UNBUILT)}
+    recipes = {m.name: m.recipe for m in METHODS.values()}
     for (name, question), (article, ours, why) in explained.items():
         assert article == getattr(SOURCE[name], question)
         assert ours == getattr(recipes[name].cells, question)

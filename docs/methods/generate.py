@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from palate.article import SOURCE, UNBUILT, Unbuilt
+from palate.article import SOURCE
 from palate.config import Config
 from palate.method import METHOD_GROUPS, VARIANT
 from palate.methods import METHODS, Method
@@ -43,21 +43,21 @@ def exports(text: str) -> str:
 
 def table(text: str) -> str:
     """The page of the methods, with its first table made again; cells unlike the article's are bold."""
-    start = text.index("| method | group |")
+    start = text.index("| method | learns from |")
     head = "\n".join(text[start:].splitlines()[:2])
     end = text.index("\n\n", start)
     return text[:start] + "\n".join([head, *_rows()]) + text[end:]
 
 
 def _rows() -> Iterator[str]:
-    known: list[Method | Unbuilt] = [*METHODS.values(), *UNBUILT]
-    for method in sorted(known, key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):
+    for method in sorted(METHODS.values(), key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):
         name = method.name
-        title = f"[`{name}`]({name}.md)" if name in METHODS else f"`{name}` (not built)"
+        title = f"[`{name}`]({name}.md)"
         ours = astuple(method.recipe.cells)
         article = astuple(SOURCE[name]) if name in SOURCE else ours
         cells = (cell if cell == other else f"**{cell}**" for cell, other in zip(ours, article, strict=True))
-        yield f"| {' | '.join([title, method.group, *cells])} |"
+        data = " or ".join(dict.fromkeys(way.learns_from for way in method.ways))
+        yield f"| {' | '.join([title, data, method.group, *cells])} |"
 
 
 PAGE = """\

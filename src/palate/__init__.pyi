@@ -39,6 +39,7 @@ from .learn import PairwiseCringe as PairwiseCringe
 from .learn import Policy as Policy
 from .learn import RankedGroups as RankedGroups
 from .learn import Ranking as Ranking
+from .learn import SoftRanking as SoftRanking
 from .methods import METHODS as METHODS
 from .methods import Method as Method
 from .methods.click import ClickConfig as ClickConfig
@@ -52,6 +53,8 @@ from .methods.pairwise_cringe import PairwiseCringeDirectConfig as PairwiseCring
 from .methods.rest import ReSTConfig as ReSTConfig
 from .methods.reward_model import RewardModelConfig as RewardModelConfig
 from .methods.rft import RFTConfig as RFTConfig
+from .methods.rlaif import DirectRLAIFConfig as DirectRLAIFConfig
+from .methods.rlaif import RLAIFConfig as RLAIFConfig
 from .methods.rlhf import RLHFConfig as RLHFConfig
 from .methods.rrhf import RRHFConfig as RRHFConfig
 from .methods.rrhf import RRHFDirectConfig as RRHFDirectConfig
@@ -92,5 +95,6 @@ from .types import Completion as Completion
 from .types import Demonstration as Demonstration
 from .types import Example as Example
 from .types import Group as Group
+from .types import LabelledPair as LabelledPair
 from .types import Pair as Pair
 from .types import Prompt as Prompt

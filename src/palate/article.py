@@ -1,4 +1,4 @@
-"""The table of the blog article that lists this family of methods, and its methods without implementation.
+"""The table of the blog article that lists this family of methods.
 
 docs/methods/README.md lists the cells in which our own table differs, with reasons.
 """
@@ -6,10 +6,9 @@ docs/methods/README.md lists the cells in which our own table differs, with reas
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
-from palate.recipe import Answer, Cells, Recipe
+from palate.recipe import Answer, Cells
 
 _ANSWERS: Mapping[str, Answer] = MappingProxyType({"O": "yes", "X": "no", "-": "partly"})
 
@@ -39,30 +38,3 @@ SOURCE: Mapping[str, Cells] = MappingProxyType(
     }
 )
 """The article's rows in its order, with our names."""
-
-
-@dataclass(frozen=True)
-class Unbuilt:
-    """A method of the article that Palate does not implement."""
-
-    name: str
-    group: str
-    paper: str
-    recipe: Recipe
-
-
-UNBUILT = (
-    Unbuilt(
-        "rlaif",
-        "RL",
-        "Lee et al. 2023, arXiv:2309.00267",
-        Recipe(
-            "model",
-            "current",
-            "each step",
-            ("policy", "reference", "reward model", "value"),
-            ("policy", "reference", "value"),  # d-RLAIF uses the labelling model itself as reward
-            external=True,
-        ),
-    ),
-)

@@ -105,12 +105,12 @@ def as_data(value: Any) -> Any:
     """Return rows as `GivenRows`, a path as text, and all other values as they are.
 
     Raises:
-        ValueError: it is a list whose items are not rows, or a container that is not a data set.
+        ValueError: it is a list without any row, or a container that is not a data set.
     """
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, list | tuple):
-        if value and not isinstance(value[0], Mapping):
+        if value and not any(isinstance(row, Mapping) for row in value):
             raise ValueError(f"the first row is a {type(value[0]).__name__}, expected {ROWS}")
         return GivenRows(value)
     datasets = sys.modules.get("datasets")  # it is imported if there is an object of one of its classes

@@ -25,13 +25,14 @@ from pydantic import create_model
 
 from palate.config import MethodConfig
 from palate.errors import ConfigError
-from palate.recipe import Recipe
+from palate.recipe import Recipe, Share
+from palate.spending import Rows, Spending
 
 if TYPE_CHECKING:
     from palate.learn import Learner
     from palate.run import Run
 
-__all__ = ["METHOD_GROUPS", "Data", "Method", "Recipe", "Unit", "Way"]
+__all__ = ["METHOD_GROUPS", "Data", "Method", "Recipe", "Share", "Unit", "Way"]
 
 METHOD_GROUPS = ("supervised", "RL", "offline", "online")
 
@@ -57,12 +58,14 @@ class Way:
             select this way.
         learns_from: prompts to sample from, preference pairs, or completions to imitate.
         batches_of: the records that `batch_size` counts.
+        spends: returns upper bounds of the way's spending from its configuration and its rows.
     """
 
     train: Callable[..., None]
     config: type[MethodConfig]
     learns_from: Data
     batches_of: Unit = "pair"
+    spends: Callable[[Any, Rows], Spending] | None = None
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -76,7 +79,7 @@ class Method:
     """One method of the family.
 
     Attributes:
-        train, config, learns_from, batches_of: the method's main way, see `Way`.
+        train, config, learns_from, batches_of, spends: the method's main way, see `Way`.
         summary: one line that helps people to choose a method.
         paper: the source.
         group: its place in the family.
@@ -98,10 +101,12 @@ class Method:
     learns_from: Data
     recipe: Recipe
     batches_of: Unit = "pair"
+    spends: Callable[[Any, Rows], Spending] | None = None
     others: tuple[Way, ...] = ()
     learner: Callable[..., Learner] | None = None
     beside: Callable[..., tuple[Learner, ...]] | None = None
     summarise: Callable[[Any, Run, Sequence[Any]], dict[str, float]] | None = None
+    share: Share | None = None
 
     @property
     def name(self) -> str:
@@ -111,7 +116,8 @@ class Method:
     @property
     def ways(self) -> tuple[Way, ...]:
         """All ways; the main way comes first."""
-        return (Way(self.train, self.config, self.learns_from, self.batches_of), *self.others)
+        main = Way(self.train, self.config, self.learns_from, self.batches_of, self.spends)
+        return (main, *self.others)
 
     def defaults(self) -> dict[str, Any]:
         """Return the default values of the main way, by field name."""

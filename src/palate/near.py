@@ -54,6 +54,9 @@ ELSEWHERE: Mapping[str, str] = {
 A name may stand under several settings, since methods differ. The first that exists is suggested.
 """
 
+INSTEAD: Mapping[str, str] = {"epochs": "steps"}
+"""Settings that some methods lack, with the setting that sets the same thing there."""
+
 
 def near(word: str, words: Iterable[str]) -> str | None:
     """Return the item of `words` closest to `word`; None if none is close."""
@@ -69,5 +72,10 @@ def setting_near(name: str, settings: Iterable[str]) -> str | None:
     """
     known = list(settings)
     bare = name.lstrip("-").replace("-", "_").lower()
-    meant = next((own for own, others in ELSEWHERE.items() if own in known and bare in others.split()), None)
-    return meant or near(bare, known)
+    named: dict[str, str] = {}
+    for own, others in ELSEWHERE.items():
+        instead = own if own in known else INSTEAD.get(own)
+        if instead in known:
+            for other in (own, *others.split()):
+                named.setdefault(other, instead)
+    return named.get(bare) or near(bare, known) or named.get(near(bare, named) or "")

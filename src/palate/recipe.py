@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Answer = Literal["yes", "no", "partly"]
 
@@ -68,3 +70,80 @@ class Recipe:
             no_external_api="no" if self.external else "yes",
             models=models if self.alternative is None else f"{models} ({len(self.alternative)})",
         )
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a method spends its share of a comparison: a number of completions and of optimizer steps.
+
+    Attributes:
+        when: the time of sampling. `pairs` and `demonstrations` come from a pool of the base model's
+            completions, which are labelled beforehand and paid for; `once` samples before training; `each
+            round` and `each step` sample the current policy.
+        n: completions per prompt: of a prompt of the pool, of a round or of a step.
+        rounds: rounds of sampling and training.
+        stages: training stages of a round, which divide its optimizer steps.
+        own: completions of each demonstration's prompt that the method samples in each round.
+        epochs: optimizer steps per batch of samples, for `each step`.
+        fixed: further settings that the comparison needs.
+    """
+
+    when: Literal["pairs", "demonstrations", "once", "each round", "each step"]
+    n: int = 4
+    rounds: int = 1
+    stages: int = 1
+    own: int = 0
+    epochs: int = 1
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def spent(self, completions: int, steps: int, prompts: int) -> Spent:
+        """Return the settings that spend a number of completions and optimizer steps.
+
+        Where the data have too few prompts, each prompt gets more completions.
+
+        Args:
+            completions: completions to sample, the pool's included.
+            steps: optimizer steps to take.
+            prompts: number of prompts in the data.
+
+        Raises:
+            ValueError: the budget is too small for the method.
+        """
+        training = self.rounds * self.stages * self.epochs
+        if steps < training:
+            raise ValueError(f"{steps} optimizer steps are fewer than its {training} stages of training")
+        fixed, each = dict(self.fixed), steps // training
+        if self.when == "each step":
+            batch = completions // (self.n * each)
+            if batch < 1:
+                raise ValueError(
+                    f"{completions} completions are fewer than {self.n} for each of {each} steps"
+                )
+            return Spent({**fixed, "n": self.n, "batch_size": batch, "steps": each}, 0, 0)
+        rounds = self.rounds if self.when == "each round" else 1
+        n = max(self.n, math.ceil(completions / (prompts * rounds)) - self.own * self.rounds)
+        rows = completions // ((n + self.own * self.rounds) * rounds)
+        if rows < 2:
+            raise ValueError(f"{completions} completions are fewer than {n} for each of two prompts")
+        if self.when in ("pairs", "demonstrations"):
+            own = {"rounds": self.rounds} if self.own else {}
+            return Spent({**fixed, **own, "limit": rows, "steps": each}, rows, n)
+        if self.when == "once":
+            return Spent({**fixed, "n": n, "limit": rows, "steps": each}, 0, 0)
+        own = {"n": n, "prompts_per_round": rows, "rounds": self.rounds, "steps": each}
+        return Spent({**fixed, **own}, 0, 0)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The settings of a method's share.
+
+    Attributes:
+        settings: values by field name.
+        pool_prompts: prompts of the pool that the method gets, from the start.
+        pool_n: completions of each of these prompts; 0 without a pool.
+    """
+
+    settings: Mapping[str, Any]
+    pool_prompts: int
+    pool_n: int

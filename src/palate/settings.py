@@ -95,6 +95,18 @@ def load_config(
     return config
 
 
+def read_values(cls: type[Config], file: Path) -> dict[str, Any]:
+    """Return the values of a YAML file by field name, not yet converted.
+
+    Raises:
+        ConfigError: the file cannot be read, or has a key that is not a field.
+    """
+    entries, mistakes = _from_file(cls, file.expanduser())
+    if mistakes:
+        raise ConfigError("; ".join(mistakes[:MOST_MISTAKES]))
+    return {name: entry.value for name, entry in entries.items()}
+
+
 def offered(cls: type[Config]) -> list[str]:
     """Return the fields that flags and files may set: all except those in `cls.unoffered`."""
     unoffered = getattr(cls, "unoffered", ())

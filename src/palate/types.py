@@ -136,6 +136,22 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class LabelledPair:
+    """Two completions of one prompt with a soft label, which a judge gave."""
+
+    prompt: Prompt
+    first: Completion
+    second: Completion
+    p: float
+    """Probability that the first is preferred, in [0, 1]."""
+
+    @property
+    def completions(self) -> tuple[Completion, Completion]:
+        """First and second, in the order of a learner's outputs."""
+        return (self.first, self.second)
+
+
+@dataclass(frozen=True)
 class Example:
     """A prompt with one completion to imitate or to score."""
 
@@ -169,9 +185,9 @@ class AnchoredPair:
 class Record(Protocol):
     """A prompt and its k completions: one row of an update.
 
-    A learner reads only these two attributes. `Group`, `Pair`, `Example` and `AnchoredPair` are records, and
-    so is any class with both attributes. Further attributes (rewards, a margin, advantages) are for the
-    objective.
+    A learner reads only these two attributes. `Group`, `Pair`, `LabelledPair`, `Example` and `AnchoredPair`
+    are records, and so is any class with both attributes. Further attributes (rewards, a margin, advantages)
+    are for the objective.
     """
 
     @property

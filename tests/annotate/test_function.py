@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def test_a_function_that_fails_on_the_batch_only_is_asked_one_by_one() -> None:
     scorer.say = said.append
     assert scorer(PROMPTS, COMPLETIONS) == [2.0, 4.0]
     assert "raised RuntimeError: too many" in said[0]
-    assert "called one by one, it gave a reward for each of 2 completions" in said[0]
+    assert "asked again row by row, it gave every reward that was missing" in said[0]
 
 
 class Flaky:
@@ -193,24 +193,101 @@ EIGHT = [Completion(str(i), (i + 1,)) for i in range(8)]
 def test_a_line_that_drops_once_costs_no_answer() -> None:
     flaky = Flaky(4)
     scorer = FunctionScorer(flaky)
-    scorer.kept = Ledger()
+    said: list[str] = []
+    scorer.kept, scorer.say = Ledger(), said.append
     assert scorer([Prompt("Q")] * 8, EIGHT) == [float(i) for i in range(8)]
-    assert len(flaky.asked) == 5 + 8
+    assert flaky.asked == [*"01234567", "4"]  # only the row without an answer
+    (line,) = said
+    assert "raised TimeoutError: no answer (prompt: 'Q', completion: '4')" in line
 
 
 def test_what_was_answered_before_a_failure_is_kept(tmp_path: Path) -> None:
-    first = Flaky(4, 5 + 6)  # in the whole call, and again when the seventh is asked alone
+    first = Flaky(6, 8)  # the seventh row, both times
     scorer = FunctionScorer(first, "judge")
     scorer.kept = Ledger(tmp_path / "j.db")
     with pytest.raises(AnnotatorError, match=r"judge raised TimeoutError: no answer .*completion: '6'\)"):
         scorer([Prompt("Q")] * 8, EIGHT)
+    assert first.asked == [*"01234567", "6"]
     resumed = Flaky()
     scorer = FunctionScorer(resumed, "judge")
     scorer.kept = Ledger(tmp_path / "j.db")
     assert scorer([Prompt("Q")] * 8, EIGHT) == [float(i) for i in range(8)]
     assert resumed.asked == ["6"]
-    assert scorer([Prompt("Q")] * 7, EIGHT[:7])[6] == 6.0  # other neighbours: asked anew
+    assert scorer([Prompt("Q")] * 7, EIGHT[:7])[6] == 6.0  # other neighbours: asked again
     assert len(resumed.asked) == 8
+
+
+def test_a_judge_that_is_down_is_not_asked_about_every_row() -> None:
+    flaky = Flaky(*range(2, 100))
+    scorer = FunctionScorer(flaky)
+    scorer.kept = kept = Ledger()
+    with pytest.raises(AnnotatorError, match="completion: '2'"):
+        scorer([Prompt("Q")] * 8, EIGHT)
+    assert flaky.asked == [*"01234", *"234"]
+    flaky.fails = ()
+    assert scorer([Prompt("Q")] * 8, EIGHT) == [float(i) for i in range(8)]
+    assert flaky.asked[8:] == [*"234567"]
+    assert scorer.kept is kept
+
+
+def test_ctrl_c_keeps_what_was_answered() -> None:
+    def judge(completions: list[str]) -> list[float]:
+        return [stopped(text) for text in completions]
+
+    asked: list[str] = []
+
+    def stopped(text: str) -> float:
+        asked.append(text)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return float(text)
+
+    scorer = FunctionScorer(judge)
+    scorer.kept = Ledger()
+    with pytest.raises(KeyboardInterrupt):
+        scorer([Prompt("Q")] * 8, EIGHT)
+    assert scorer([Prompt("Q")] * 8, EIGHT) == [float(i) for i in range(8)]
+    assert asked == [*"012345", *"567"]
+
+
+def lazily(flaky: Flaky) -> Callable[..., Any]:
+    return lambda completions: map(flaky.judge, completions)
+
+
+def yielding(flaky: Flaky) -> Callable[..., Any]:
+    def score(completions: list[str]) -> Iterator[float]:
+        yield from (flaky.judge(text) for text in completions)
+
+    return score
+
+
+def async_yielding(flaky: Flaky) -> Callable[..., Any]:
+    async def score(completions: list[str]) -> AsyncIterator[float]:
+        for text in completions:
+            yield flaky.judge(text)
+
+    return score
+
+
+def gathering(flaky: Flaky) -> Callable[..., Any]:
+    async def one(text: str) -> float:
+        return flaky.judge(text)
+
+    async def score(completions: list[str]) -> list[Any]:
+        return await asyncio.gather(*(one(text) for text in completions), return_exceptions=True)
+
+    return score
+
+
+@pytest.mark.parametrize("kind", [lazily, yielding, async_yielding, gathering])
+def test_answers_that_a_function_gives_before_it_fails_are_kept(kind: Callable[..., Any]) -> None:
+    flaky = Flaky(4)
+    scorer = FunctionScorer(kind(flaky))
+    said: list[str] = []
+    scorer.say = said.append
+    assert scorer([Prompt("Q")] * 8, EIGHT) == [float(i) for i in range(8)]
+    assert sorted(flaky.asked) == sorted([*"01234567", "4"])
+    assert "raised TimeoutError: no answer (prompt: 'Q', completion: '4')" in said[0]
 
 
 def test_async_functions_share_a_loop() -> None:
@@ -365,11 +442,11 @@ def failure(spec: str) -> str:
 @pytest.mark.parametrize("spec", ["no_such_module:f", "json.no_such:f", "no.such.module:f"])
 def test_a_module_that_is_not_there(folder: Path, spec: str) -> None:
     where = spec.partition(":")[0]
-    assert f"reward module {where!r} is not there" in failure(spec)
+    assert f"reward module {where!r} cannot be found" in failure(spec)
 
 
 def test_a_file_that_is_not_there(folder: Path) -> None:
-    assert "reward file 'no_such.py' is not there; expected file.py:function" in failure("no_such.py:f")
+    assert "reward file 'no_such.py' does not exist; expected file.py:function" in failure("no_such.py:f")
 
 
 @pytest.mark.parametrize("spec", ["my_rewards:shrot", "my_rewards.py:LIMIT", "my_rewards:"])
@@ -393,7 +470,7 @@ def test_an_import_that_raises(folder: Path, where: str, source: str, shown: str
     (folder / "bad.py").write_text(source)
     text = failure(f"{where}:f")
     assert shown.format(where) in text
-    assert "is not there" not in text
+    assert "cannot be found" not in text
 
 
 def test_a_builtin_without_a_signature() -> None:

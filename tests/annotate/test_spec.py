@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from palate.annotate import annotator, scorer
+from palate.annotate.judges.ledger import Ledger
+from palate.config import RewardConfig
 from palate.errors import PalateError
 from palate.types import Completion, Finish, Group, Prompt
 
@@ -77,11 +79,15 @@ def test_the_penalty_for_cut_completions() -> None:
     ("spec", "message"),
     [
         ("", "reward '' is unknown; expected sentiment, on-topic"),
-        ("sentimant", "reward 'sentimant' is unknown; did you mean `sentiment`?"),
-        ("Sentiment", "reward 'Sentiment' is unknown; did you mean `sentiment`?"),
-        ("on_topic", "reward 'on_topic' is unknown; did you mean `on-topic`?"),
+        ("sentimant", "reward 'sentimant' is unknown; expected sentiment, on-topic"),
+        ("Sentiment", "reward 'Sentiment' is unknown; expected sentiment, on-topic"),
+        ("on_topic", "reward 'on_topic' is unknown; expected sentiment, on-topic"),
+        ("sentimant", "or ranker:ID; did you mean `sentiment`?"),
+        ("Sentiment", "did you mean `sentiment`?"),
+        ("on_topic", "did you mean `on-topic`?"),
+        ("lenght:40", "did you mean `length:40`?"),
         ("0.5*sentimet", "did you mean `sentiment`?"),
-        ("lenght:40", "reward 'lenght:40' is unknown; did you mean `length:40`?"),
+        ("lenght:40", "reward 'lenght:40' is unknown; expected sentiment, on-topic"),
         ("modle:a/b", "did you mean `model:a/b`?"),
         ("rankr:a/b", "did you mean `ranker:a/b`?"),
         ("0.5*", "reward '0.5*' is unknown"),
@@ -103,10 +109,10 @@ def test_the_penalty_for_cut_completions() -> None:
         ("model:", "holds no model"),
         ("ranker", "reward 'ranker' is unknown"),
         ("ranker:", "holds no model"),
-        ("ranker:./no/such/model", "is not a directory"),
-        ("model:./no/such/model", "is not a directory"),
-        ("no_such_module:f", "reward module 'no_such_module' is not there"),
-        ("no_such.py:f", "reward file 'no_such.py' is not there"),
+        ("ranker:./no/such/model", "model' does not exist"),
+        ("model:./no/such/model", "model' does not exist"),
+        ("no_such_module:f", "reward module 'no_such_module' cannot be found"),
+        ("no_such.py:f", "reward file 'no_such.py' does not exist"),
         ("json:no_such", "json has no function 'no_such'; it has "),
         ("..mod:f", "reward '..mod:f'"),
         ("1e999*length:4", "has the weight inf; expected a finite number"),
@@ -134,3 +140,13 @@ def test_nothing_given() -> None:
 
 def test_a_spec_without_weight_is_a_scorer() -> None:
     assert scorer("length:40").name == "length:40"
+
+
+def test_functions_with_one_name_do_not_share_their_saved_rewards() -> None:
+    given = RewardConfig(reward=[lambda completions: [1.0], lambda completions: [5.0]]).reward
+    annotate = annotator(given, kept=Ledger())
+    group = Group(Prompt("a"), (Completion("x", (1,)),))
+    for _ in range(2):  # computed, then read from the ledger
+        assert annotate([group])[0].rewards == (6.0,)
+    twice = given[0]
+    assert annotator([twice, twice], kept=Ledger())([group])[0].rewards == (2.0,)

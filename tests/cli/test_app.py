@@ -18,7 +18,9 @@ from palate.cli import main
 from palate.cli.app import build_app
 from palate.cli.command import Command, Group
 from palate.cli.commands import COMMANDS
+from palate.cli.commands.annotate import COMMAND as ANNOTATE
 from palate.cli.commands.chat import COMMAND as CHAT
+from palate.cli.commands.compare import COMMAND as COMPARE
 from palate.cli.commands.evaluate import COMMAND as EVALUATE
 from palate.cli.commands.inspect import COMMAND as INSPECT
 from palate.cli.commands.make import COMMAND as MAKE
@@ -69,6 +71,8 @@ class Fake:
             "sample": Command("sample", "Sample.", self.configured("sample"), config=SampleConfig),
             "evaluate": replace(EVALUATE, members=dict),
             "inspect": replace(INSPECT, call=self.configured("inspect")),
+            "annotate": replace(ANNOTATE, call=self.configured("annotate")),
+            "compare": replace(COMPARE, call=self.configured("compare")),
             "chat": replace(CHAT, call=self.configured("chat"), config=ChatConfig),
             "make": MAKE,
             **{command.name: replace(command, call=self.called(command)) for command in (RUNS, REPORT, LIST)},
@@ -237,9 +241,20 @@ def test_only_what_is_asked_for_is_built(fake: Fake, line: str, names: set[str])
 
 
 def test_every_file_is_a_command() -> None:
-    assert list(COMMANDS) == [
-        "chat", "evaluate", "inspect", "make", "methods", "report", "run", "runs", "sample",
-    ]  # fmt: skip
+    names = [
+        "annotate",
+        "chat",
+        "compare",
+        "evaluate",
+        "inspect",
+        "make",
+        "methods",
+        "report",
+        "run",
+        "runs",
+        "sample",
+    ]
+    assert list(COMMANDS) == names
     assert all(COMMANDS[name].name == name for name in COMMANDS)
 
 
@@ -293,7 +308,7 @@ def test_every_file_is_a_command() -> None:
         ("chat a --sed 1", "unknown flag --sed; did you mean --seed? `palate chat --help` lists the flags"),
         (
             "chat a b",
-            "unexpected 'b': a value must follow a flag; `palate chat --help` lists the flags",
+            "unexpected 'b': a value must follow its flag; `palate chat --help` lists the flags",
         ),
         ("chat a --seed x", "--seed is 'x', expected a whole number"),
         ("report --output", "--output has no value, expected `--output FILE`"),
@@ -304,7 +319,7 @@ def test_every_file_is_a_command() -> None:
         ("runs --jsn", "unknown flag --jsn; did you mean --json? `palate runs --help` lists the flags"),
         (
             "runs a b",
-            "unexpected 'b': a value must follow a flag; `palate runs --help` lists the flags",
+            "unexpected 'b': a value must follow its flag; `palate runs --help` lists the flags",
         ),
         ("run dpo --data", "--data has no value, expected `--data TEXT`"),
         ("run dpo --beta --data x", "--beta has no value, expected `--beta FLOAT`"),
@@ -315,7 +330,8 @@ def test_every_file_is_a_command() -> None:
         ),
         (
             "run dpo a.jsonl",
-            "unexpected 'a.jsonl': a value must follow a flag; `palate run dpo --help` lists the flags",
+            "unexpected 'a.jsonl': a value must follow its flag, such as `--data a.jsonl`; "
+            "`palate run dpo --help` lists the flags",
         ),
         (
             "run dpo --lora false --data x",

@@ -94,6 +94,8 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         ("run oaiff --data prompts.jsonl", ["unknown method 'oaiff'", "did you mean 'oaif'?"]),
         ("trian oaif", ["unknown command 'trian'", "palate --help"]),
         ("run dpo --data pairs.jsonl --betta 1", ["unknown flag --betta", "did you mean --beta?"]),
+        (f"{short('prompts.jsonl')} --lerning-rate 1", ["unknown flag --lerning-rate", "did you mean --lr?"]),
+        (f"{short('prompts.jsonl')} --epochs 1", ["unknown flag --epochs", "did you mean --steps?"]),
         (f"{short('prompts.jsonl')} --beta -0.1", ["--beta is -0.1", "a number greater than 0"]),
         (f"{short('prompts.jsonl')} --n 1", ["--n is 1", "at least 2"]),
         (f"{short('prompts.jsonl')} --loss dpoo", ["--loss is 'dpoo'", "did you mean dpo?"]),
@@ -114,23 +116,25 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (short("question.jsonl") + " --strict", ["question.jsonl:2: prompt is missing", "prompt=question"]),
         (short("long.jsonl") + " --strict", ["long.jsonl:2: the prompt has 318 tokens", "no room for 4 new"]),
         (short("long_pair.jsonl", "", "dpo"), ["long_pair.jsonl:1: the prompt has 318 tokens"]),
-        (short("prompts.jsonl", "", "dpo"), ["prompts.jsonl:1: chosen is missing"]),
+        (short("prompts.jsonl", "", "dpo"),
+         ["no row can be used", "prompts.jsonl:1: chosen is missing", "Preference pairs need the columns"]),
+        (short("everyday", "", "dpo"), ["everyday: no row can be used. 400 x chosen is missing"]),
         (f"{short('prompts.jsonl')} --map prompt=qestion", ["no row has the column 'qestion'"]),
         (f"{short('prompts.jsonl')} --eval-data no.jsonl", ["no.jsonl does not exist"]),
         (f"{short('pairs.jsonl', '', 'ipo')} --eval-data prompts.jsonl", ["prompts.jsonl:1: chosen is mis"]),
         # Models.
         ("run oaif --data prompts.jsonl --reward length:3 --model no_model",
          ["directory 'no_model' holds no model", "found notes.txt"]),
-        ("run oaif --data prompts.jsonl --reward length:3 --model ./none", ["'./none' is not a directory"]),
+        ("run oaif --data prompts.jsonl --reward length:3 --model ./none", ["'./none' does not exist"]),
         ("run dpo --data pairs.jsonl --model broken_model", ["'broken_model' could not be loaded"]),
         ("run dpo --data pairs.jsonl --model cut_model", ["'cut_model' could not be loaded", "complete?"]),
-        ("run dpo --data pairs.jsonl --model tiny --device warp", ["device 'warp' is not available"]),
+        ("run dpo --data pairs.jsonl --model tiny --device cdua", ["device 'cdua' is unknown", "mean cuda?"]),
         (f"{short('prompts.jsonl')} --max-length 9999", ["max_length is 9999", "at most 256"]),
         # Rewards.
         (short("prompts.jsonl", ""), ["no reward is given", "--reward sentiment"]),
         (short("prompts.jsonl", "sentimant"), ["reward 'sentimant' is unknown", "did you mean `sentiment`?"]),
-        (short("prompts.jsonl", "no_such_module:f"), ["reward module 'no_such_module' is not there"]),
-        (short("prompts.jsonl", "no_such.py:f"), ["reward file 'no_such.py' is not there"]),
+        (short("prompts.jsonl", "no_such_module:f"), ["reward module 'no_such_module' cannot be found"]),
+        (short("prompts.jsonl", "no_such.py:f"), ["reward file 'no_such.py' does not exist"]),
         (short("prompts.jsonl", "rewards:leters"), ["rewards has no function 'leters'; it has letters,"]),
         (short("prompts.jsonl", "broken_import:f"), ["importing broken_import raised ModuleNotFoundError"]),
         (short("prompts.jsonl", "model:tiny"), ["model 'tiny' has no reward head"]),
@@ -139,7 +143,7 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         (short("prompts.jsonl", "rewards.py:few"), ["rewards.py:few gave 1 rewards for 4 completions"]),
         (short("prompts.jsonl", "rewards.py:words"), ["rewards.py:words gave 'good'; expected a number"]),
         (f"{short('prompts.jsonl', 'rewards.py:nothing')} --n 4", ["no usable reward for any of 8"]),
-        (f"{short('pairs.jsonl', 'no_such:f', 'dpo')} --eval-data pairs.jsonl", ["'no_such' is not there"]),
+        (f"{short('pairs.jsonl', 'no_such:f', 'dpo')} --eval-data pairs.jsonl", ["'no_such' cannot be"]),
         # Where the run goes.
         (f"{short('prompts.jsonl')} --output foreign", ["'foreign' exists but holds no run"]),
         (f"{short('prompts.jsonl')} --output no_model --overwrite", ["'no_model' exists but holds no run"]),
@@ -155,10 +159,10 @@ def short(data: str, reward: str = "rewards.py:letters", method: str = "oaif") -
         ("chat begun", ["the run 'begun' has no finished checkpoint yet; wait until it saves one"]),
         ("chat begun --step -1", ["--step is -1, expected a whole number of at least 0"]),
         ("chat begun --only both", ["--only is 'both', expected one of checkpoint, base"]),
-        ("chat begun --only base --device warp", ["of the run 'begun'", "device 'warp' is not available"]),
+        ("chat begun --only base --device warp", ["of the run 'begun'", "device 'warp' is unknown"]),
         ("chat begun/checkpoints/step-1", ["is a checkpoint; give the run's directory, 'begun'"]),
         ("chat foreign_step", ["directory 'foreign_step/checkpoints/step-1' holds no model"]),
-        ("chat lost", ["base model of the run 'lost' cannot be loaded: model './gone' is not a directory"]),
+        ("chat lost", ["base model of the run 'lost' cannot be loaded: model './gone' does not exist"]),
         ("chat lost --only base", ["base model of the run 'lost' cannot be loaded"]),
         ("chat odd", ["'odd/config.json' cannot be used: dtype is 'float8'"]),
         ("runs none", ["'none' does not exist; expected a directory with runs in it"]),
@@ -195,17 +199,22 @@ def test_a_mistake_is_one_line_that_names_it(
 def without_account(err: str) -> str:
     """What stderr has besides the two lines on each data set, with which a run starts."""
     return re.sub(
-        r"^\w+\.jsonl: (\d+ rows, all of them used|tokens per row: .*)\n", "", err, flags=re.MULTILINE
+        r"^\w+\.jsonl( \(held-out\))?: (\d+ rows, all of them used|tokens per row: .*)\n",
+        "",
+        err,
+        flags=re.MULTILINE,
     )
 
 
 def test_a_mistake_can_be_mended_and_the_command_given_again(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # What the failed run has left does not stand in the way of the next.
+    # A refused run leaves no directory, and one that failed later does not stand in the way of the next.
     assert main(short("promts.jsonl").split()) == 2
-    assert (folder / "runs" / "oaif" / "config.json").is_file()
-    assert main(short("prompts.jsonl").split()) == 0
+    assert not (folder / "runs").exists()
+    assert main(short("prompts.jsonl", "rewards.py:boom").split()) == 2
+    assert (folder / "runs" / "oaif" / "journal.db").is_file()
+    assert main([*short("prompts.jsonl").split(), "--overwrite"]) == 0
 
 
 def test_a_run_that_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,9 +252,10 @@ def test_run_oaif(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = f"run oaif --config run.yaml {TINY} --eval-data prompts.jsonl --output out/first --beta 0.2"
     assert main(line.split()) == 0
     out, err = capsys.readouterr()
-    assert err.count("prompts.jsonl: 2 rows, all of them used\n") == 2  # to train on, and held-out
+    for name in ("prompts.jsonl", "prompts.jsonl (held-out)"):
+        assert err.count(f"{name}: 2 rows, all of them used\n") == 1
     warning, *progress = without_account(err).splitlines()
-    assert warning.startswith("step 1: 100% of the completions were cut at max_new_tokens")
+    assert warning.startswith("step 1: 100% of the completions were truncated at max_new_tokens")
     assert len(progress) == 2
     assert progress[0].startswith("step 1/2  reward ")
     assert progress[1].startswith("step 2/2  reward ")
@@ -256,7 +266,9 @@ def test_run_oaif(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "out/first/checkpoints/step-2" in out
     assert "\nreport      out/first/report.html\n" in out
     assert (folder / "out/first/report.html").is_file()
-    config = json.loads((folder / "out/first/config.json").read_text())["config"]
+    description = json.loads((folder / "out/first/config.json").read_text())
+    assert description["data"].keys() == {"prompts.jsonl", "prompts.jsonl (held-out)"}
+    config = description["config"]
     assert (config["beta"], config["steps"]) == (0.2, 2)  # the flag's and the file's
     assert (folder / "out/first/checkpoints/step-2/adapter_model.safetensors").is_file()
 
@@ -291,8 +303,10 @@ def sampled(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[str],
     return sample
 
 
-def test_sample_as_json_lines(sampled: Callable[[str], str]) -> None:
-    rows = [json.loads(line) for line in sampled("--data prompts.jsonl --n 2 --json-lines").splitlines()]
+def test_sample_as_json(sampled: Callable[[str], str]) -> None:
+    lines = sampled("--data prompts.jsonl --n 2 --json")
+    assert lines == sampled("--data prompts.jsonl --n 2 --json-lines")
+    rows = [json.loads(line) for line in lines.splitlines()]
     assert [row["prompt"] for row in rows] == ["one", "one", "two", "two"]
     for row in rows:
         assert row.keys() == {"prompt", "completion", "finish", "tokens", "logp"}
@@ -302,12 +316,12 @@ def test_sample_as_json_lines(sampled: Callable[[str], str]) -> None:
 
 
 def test_sample_the_same_and_other(sampled: Callable[[str], str]) -> None:
-    one, same, other = (sampled(f"--prompt hi --json-lines --seed {seed}") for seed in (1, 1, 2))
+    one, same, other = (sampled(f"--prompt hi --json --seed {seed}") for seed in (1, 1, 2))
     assert one == same != other
 
 
 def test_sample_in_chat_form(sampled: Callable[[str], str]) -> None:
-    (line,) = sampled("--data chat.jsonl --json-lines").splitlines()
+    (line,) = sampled("--data chat.jsonl --json").splitlines()
     row = json.loads(line)
     assert row["prompt"] == [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
     assert [turn["role"] for turn in row["completion"]] == ["assistant"]
@@ -320,7 +334,7 @@ def test_sample_for_people_leaves_text_as_it_is(sampled: Callable[[str], str]) -
 
 
 def test_sample_to_a_file(sampled: Callable[[str], str], folder: Path) -> None:
-    expected = [json.loads(line) for line in sampled("--data prompts.jsonl --json-lines").splitlines()]
+    expected = [json.loads(line) for line in sampled("--data prompts.jsonl --json").splitlines()]
     assert sampled("--data prompts.jsonl --output rows.jsonl") == ""
     assert [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()] == expected
     sampled("--data prompts.jsonl --output rows.parquet")
@@ -331,7 +345,7 @@ def test_what_was_trained_can_be_sampled(folder: Path, capsys: pytest.CaptureFix
     assert main(short("prompts.jsonl").split()) == 0
     capsys.readouterr()
     checkpoint = folder / "runs/oaif/checkpoints/step-2"
-    line = f"sample --model {checkpoint} --device cpu --prompt hi --max-new-tokens 3 --json-lines"
+    line = f"sample --model {checkpoint} --device cpu --prompt hi --max-new-tokens 3 --json"
     assert main(line.split()) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "hi"
 

@@ -199,8 +199,8 @@ def test_help_has_panels_types_defaults_and_texts() -> None:
     data = panel(text, "Data")
     assert "(prompts that come with Palate). [required]" in data
     assert (
-        "--map KEY=VALUE Names of the columns in your data, such as `prompt=instruction`. Repeatable. --limit"
-        in data
+        "--map KEY=VALUE Names of the columns in your data, as OURS=YOURS, such as `prompt=instruction`. "
+        "Repeatable. --limit" in data
     )
     model = panel(text, "Model")
     assert "--lora --no-lora Train a LoRA adapter" in model
@@ -233,6 +233,36 @@ def test_help_shows_the_base_as_default() -> None:
 )
 def test_metavars(hint: Any, shown: str) -> None:
     assert metavar(hint) == shown
+
+
+class Stated(Config):
+    """Options"""
+
+    beta: float = 0.1
+    """Strength. Default: 0.1 for dpo, 1 for ipo."""
+    json_lines: bool = False
+    """Print JSON."""
+
+    flags: ClassVar[Mapping[str, str]] = {"json_lines": "--json"}
+
+
+def test_a_default_that_the_text_states_is_not_repeated() -> None:
+    text = panel(help_of(Stated), "Options")
+    assert "--beta FLOAT Strength. Default: 0.1 for dpo, 1 for ipo. --json Print JSON." in text
+    assert "[default: 0.2]" in panel(help_of(Stated, base={"beta": 0.2}), "Options")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "value"),
+    [([], False), (["--json"], True), (["--json-lines"], True), (["--no-json-lines"], False)],
+)
+def test_a_renamed_switch_keeps_the_name_of_its_field(tokens: list[str], value: bool) -> None:
+    app = App(name="palate")
+    app.command(command(Stated, lambda config: config.json_lines, name="toy", help="A toy."), name="toy")
+    assert (
+        app(["toy", *tokens], result_action="return_value", exit_on_error=False, print_error=False) is value
+    )
+    assert "json-lines" not in help_of(Stated)
 
 
 class Narrow(Toy):

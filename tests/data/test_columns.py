@@ -96,6 +96,7 @@ def test_limit_and_split(data, tmp_path):
         ),
         ({"promtp": "a"}, "Columns: promtp. Try --map prompt=promtp."),
         ({"n": 1}, "Columns: n. If it has another name, give --map prompt=NAME."),
+        ({"text": "a", "chosen": "b"}, "Columns: text, chosen. Try --map prompt=text."),
         ({}, "prompt is missing; expected a text or a list of chat turns to answer. Columns: none."),
         ({"prompt": None}, "prompt is null; expected a text or a list of chat turns to answer; fill it"),
         ({"prompt": " \n"}, "prompt is an empty text; expected something to answer. Columns: prompt."),

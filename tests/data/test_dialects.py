@@ -119,7 +119,7 @@ def test_demonstrations(data, row, prompt, completion):
 
 
 def test_a_question_with_a_context_is_not_read_unasked(data):
-    row = {"instruction": "A fish?", "context": "Of these: ling, whale.", "response": "A ling."}
+    row = {"query": "A fish?", "context": "Of these: ling, whale.", "response": "A ling."}
     account = Account(max_bad_rows=0.5)
     read_demonstrations(data(row, {"prompt": "a", "completion": "b"}), account=account)
     assert "completion is missing" in account.skipped[0].message
@@ -236,7 +236,10 @@ def test_lines_that_are_no_json_are_bad_rows(tmp_path):
     assert [prompt.content for prompt in read_prompts(str(path), account=account)] == ["a", "b"]
     assert sorted(account.reasons) == ["the line is not JSON", "the line is not UTF-8"]
     path.write_bytes(b"no\nno\n")
-    with pytest.raises(ValueError, match="so no row is left"):
+    with pytest.raises(
+        ValueError,
+        match=r"d.jsonl: no row can be used\. 2 x the line is not JSON .* Prompts need the column prompt",
+    ):
         read_prompts(str(path), account=Account())
 
 

@@ -202,8 +202,9 @@ def test_missing_file_hints_at_a_near_one_or_at_what_is_there(tmp_path):
     lines(path, {"a": 1})
     near = tmp_path / "prefs-trian.jsonl"
     assert said(near) == f"{near} does not exist. Did you mean prefs-train.jsonl?"
-    other = tmp_path / "zzz.parquet"
-    assert said(other) == f"{other} does not exist. In that folder there is prefs-train.jsonl."
+    for name in ("zzz.parquet", "zzz.jsonl"):  # a name is not near because of its suffix
+        other = tmp_path / name
+        assert said(other) == f"{other} does not exist. Data files in that folder: prefs-train.jsonl."
     astray = tmp_path / "no" / "p.jsonl"
     assert said(astray) == f"{astray} does not exist. The folder {tmp_path / 'no'} does not exist either."
 
@@ -292,7 +293,7 @@ def test_a_row_with_another_number_of_values_is_a_bad_row(tmp_path):
 
 def test_a_table_that_is_none(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_bytes(b"\xff\xfe\x00prompt,\n\xff,a\n")
+    path.write_bytes(b"\xff\x00prompt,\n\xff,a\n")
     assert said(path).startswith(f"{path} cannot be read as a table")
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from palate.methods import METHODS
 from palate.methods.rlhf import RLHFConfig, load_critic, rlhf
 from palate.model import weight_bytes
 from palate.run import Run
+from palate.testing import FaultyServer, judge_reply
 from palate.types import Example, Group, Prompt
 
 FIXED = {"data": "-", "dtype": "float32", "device": "cpu", "lora": False, "lr": 3e-3, "max_new_tokens": 5}
@@ -390,6 +394,113 @@ def test_a_run_that_was_cut_off_ends_in_the_same_two_learners(
     assert sorted({path.parent.name for path in states}) == ["", "critic"]
     for path in states:
         assert (one / path).read_bytes() == (other / path).read_bytes()
+
+
+def test_a_run_that_is_killed_ends_in_the_same_two_learners(files: dict[str, Any], tmp_path: Path) -> None:
+    soak = _soak()
+    kept = {**files, "device": "cpu", "threads": 1, "steps": 2, "lora": True, "fresh_prompts": 0}
+    named = {name.replace("_", "-"): value for name, value in kept.items() if name != "lora"}
+    command = ["run", "rlhf", *(text for name, value in named.items() for text in (f"--{name}", str(value)))]
+    whole = soak.Trial(tmp_path, "whole", command)
+    ended = whole.start()
+    assert ended.returncode == 0, ended.stderr
+    trial = soak.Trial(tmp_path, "killed", command)
+    kills = (
+        "sample:1:0",  # of the first phase
+        "journal:2:0",
+        "learn:2:0",  # the value function has learnt, the policy has not
+        "learn:7:0",  # in the last mini-batches of a phase
+        "checkpoint:1:0",
+    )
+    for kill in kills:
+        ended = trial.start(kill=kill)
+        assert ended.returncode == -signal.SIGKILL, (kill, ended.stderr)
+    ended = trial.start()
+    assert ended.returncode == 0, ended.stderr
+    weights = trial.weights()
+    assert weights == whole.weights()
+    assert {Path(name).parent.as_posix() for name in weights} == {".", "critic"}
+
+
+def _soak() -> ModuleType:
+    """The experiment that kills processes."""
+    experiments = Path(__file__).parents[2] / "experiments"
+    spec = importlib.util.spec_from_file_location("soak", experiments / "soak.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(experiments))
+        spec.loader.exec_module(module)
+    return module
+
+
+# ---- A judge -----------------------------------------------------------------------------------------
+
+
+def score_reply(body: dict[str, Any], number: int) -> dict[str, Any]:
+    """Give probabilities .8 and .2 to two neighbouring numbers, which depend on the question."""
+    low = sum(body["messages"][0]["content"].encode()) % 9 + 1
+    tops = [
+        {"token": str(i), "logprob": math.log({low: 0.8, low + 1: 0.2}.get(i, 1e-9))} for i in range(1, 11)
+    ]
+    place = {"token": str(low), "logprob": math.log(0.8), "top_logprobs": tops}
+    choice = {"message": {"content": str(low)}, "finish_reason": "length", "logprobs": {"content": [place]}}
+    return {"model": "m", "choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
+
+
+def test_a_judge_scores_each_completion(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    with FaultyServer(score_reply) as server:
+        options = {
+            **files, "reward": (), "judge": f"server:m@{server.url}", "price_in": 1, "price_out": 1,
+            "centre_on": "start", "missing_eos_penalty": 0, "output": tmp_path / "judged",
+        }  # fmt: skip
+        outcome = palate.train("rlhf", METHODS["rlhf"].configure(options))
+        assert set(server.delivered.values()) == {1}
+    lines = (outcome.directory / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "loss" in row]
+    assert len(rows) == 3
+    # The expectation of a number from 1 to 10, on a scale from -1 to 1.
+    possible = [(low + 0.2 - 5.5) / 4.5 for low in range(1, 10)]
+    journal = palate.Journal(outcome.directory / "journal.db")
+    given = [row["reward"] for row in journal.table() if row["reward"] is not None]
+    journal.close()
+    assert len(given) >= 12
+    for reward in given:
+        assert min(abs(reward - value) for value in possible) < 1e-6
+    assert outcome.summary["judge_verdicts"] == len(server.delivered)
+
+
+@pytest.mark.parametrize(("estimator", "compares"), [("gae", False), ("reinforce", False), ("rloo", True)])
+def test_a_judge_compares_completions_of_a_prompt_for_rloo_only(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimator: str, compares: bool
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+
+    def answer(body: dict[str, Any], number: int) -> dict[str, Any]:
+        pairwise = "[answer " in body["messages"][0]["content"] and "whole number" not in str(body)
+        assert pairwise == compares
+        return judge_reply(body, lambda first, second: 0.9) if pairwise else score_reply(body, number)
+
+    with FaultyServer(answer) as server:
+        options = {
+            **files, "reward": (), "judge": f"server:m@{server.url}", "price_in": 1, "price_out": 1,
+            "centre_on": "start", "estimator": estimator, "ppo_epochs": 1, "mini_batches": 1,
+            "missing_eos_penalty": 0, "steps": 1, "output": tmp_path / "judged",
+        }  # fmt: skip
+        outcome = palate.train("rlhf", METHODS["rlhf"].configure(options))
+    (row,) = (
+        row
+        for row in map(json.loads, (outcome.directory / "metrics.jsonl").read_text().splitlines())
+        if "loss" in row
+    )
+    assert row["rollouts/kept"] > 0
+    if compares:  # the judge always prefers the first place, so both orders cancel out
+        assert row["objective/scores"] == pytest.approx(0.5)
+        assert row["judge/orders_disagree"] == 1
 
 
 def test_with_lora_the_value_function_shares_the_base(config: Callable[..., RLHFConfig]) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,3 +79,25 @@ def test_other_devices_are_not_refused(units: SetUnits) -> None:
 def test_a_device_without_float64_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot be used"):
         resolve(ModelConfig(device="mps"))
+
+
+def test_processes_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = SimpleNamespace(size=2)
+    monkeypatch.setattr("palate.model.device.current", lambda: two)
+    with pytest.raises(ModelError, match="device is 'cuda:1', and all 2 processes would share it"):
+        resolve(ModelConfig(device="cuda:1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cdua", "such as cuda:1; did you mean cuda?"),
+        ("cdua:1", "such as cuda:1; did you mean cuda:1?"),
+        ("warp", "device 'warp' is unknown, expected auto, cpu, cuda or cuda:N, such as cuda:1"),
+        ("cuda:x", "device 'cuda:x' is unknown, expected auto, cpu, cuda or cuda:N, such as cuda:1"),
+    ],
+)
+def test_an_unknown_device(name: str, message: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve(ModelConfig(device=name))
+    assert str(caught.value).endswith(message)

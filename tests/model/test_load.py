@@ -255,9 +255,9 @@ def test_a_reward_models_head_is_trained(tiny: str) -> None:
 
 
 def test_no_directory(tmp_path: Path) -> None:
-    assert "is not a directory" in said(tmp_path / "none")
+    assert "none' does not exist; give a directory, a hub id or `smollm2`" in said(tmp_path / "none")
     (tmp_path / "file").write_text("")
-    assert "is not a directory" in said(tmp_path / "file")
+    assert "file' is a file; give a directory" in said(tmp_path / "file")
 
 
 def test_a_directory_without_model(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from palate.config import RunConfig
-from palate.errors import ConfigError, ModelError, RunError
+from palate.errors import BudgetError, ConfigError, DataError, ModelError, NonFiniteError, RunError
 from palate.methods.oaif import OAIFConfig
 from palate.run import Run
 from palate.run.directory import RunDirectory, describe, has_begun
-from palate.types import Completion, Prompt
+from palate.types import Completion, Example, Prompt
 
 
 def begin(directory: Path, *, method: str = "toy", **options: Any) -> Run:
@@ -198,6 +198,49 @@ def test_an_unknown_tracker_is_told_before_anything_is_replaced(tmp_path: Path) 
     with pytest.raises(ConfigError, match="report_to 'tensorbord' is unknown"):
         begin(directory, overwrite=True, report_to=["tensorbord"])
     assert (directory / "summary.json").is_file()
+
+
+# ---- A refused run ---------------------------------------------------------------------------------
+
+
+def refuse(directory: Path, error: type[BaseException] = DataError, **options: Any) -> None:
+    """A run that ends with an error before it did anything."""
+    with pytest.raises(error), Run(RunConfig(output=directory, **options), method="toy"):
+        raise error("the data")
+
+
+def test_a_refused_run_leaves_no_directory(tmp_path: Path) -> None:
+    refuse(tmp_path / "runs" / "toy")
+    assert list(tmp_path.iterdir()) == []
+    begun(tmp_path / "runs" / "other")
+    refuse(tmp_path / "runs" / "toy")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, BudgetError])
+def test_other_endings_keep_the_directory(tmp_path: Path, error: type[BaseException]) -> None:
+    refuse(tmp_path / "toy", error)
+    assert (tmp_path / "toy" / "status.json").is_file()
+
+
+def test_a_batch_that_stopped_a_run_is_kept(tmp_path: Path) -> None:
+    run = Run(RunConfig(output=tmp_path / "toy"), method="toy")
+    error = NonFiniteError("the loss is nan", [Example(Prompt("Q"), Completion("a", (1,)))])
+    run.__exit__(NonFiniteError, error, None)
+    assert (tmp_path / "toy" / "nonfinite.jsonl").is_file()
+
+
+def test_a_refused_run_removes_only_its_own(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty")
+    assert (tmp_path / "empty").is_dir()  # the user's
+    run = Run(RunConfig(output=tmp_path / "run"), method="toy")
+    run.log(0, {"loss": 1.0})
+    run.__exit__(DataError, DataError("a row of the second step"), None)
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()  # it has done something
+    files = contents(tmp_path / "run")
+    refuse(tmp_path / "run")
+    assert contents(tmp_path / "run").keys() == files.keys()
 
 
 # ---- Held by one -----------------------------------------------------------------------------------

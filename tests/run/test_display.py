@@ -69,12 +69,15 @@ def test_a_long_line_stays_one() -> None:
     assert len(out.getvalue().splitlines()[0]) > 80
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.2, 0), (0.21, 1)])
-def test_many_cut_completions_are_told_once(share: float, told: int) -> None:
+@pytest.mark.parametrize(
+    ("share", "penalised", "warnings"), [(0.2, False, 0), (0.21, False, 1), (0.21, True, 0)]
+)
+def test_many_truncated_completions_are_reported_once(share: float, penalised: bool, warnings: int) -> None:
     display, out = file_display()
+    display.penalised = penalised
     for step in (1, 2):
         display.metrics({**ROW, "step": step, "completions/clipped_ratio": share}, [])
-    assert out.getvalue().count("of the completions were cut at max_new_tokens") == told
+    assert out.getvalue().count("of the completions were truncated at max_new_tokens") == warnings
 
 
 def test_no_colours_in_a_file() -> None:

@@ -6,15 +6,35 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+import time
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from palate.annotate import loop
+from palate.annotate.rowwise import constants_of
 from palate.annotate.userfiles import import_file
 from palate.errors import AnnotatorError
 from palate.journal import content_key, key_of
 from palate.types import Completion, Prompt
+
+IN_A_ROW = 3
+"""Failures of a function, one row after the other, after which no further row is asked."""
+
+SAVE_SECONDS = 0.2
+"""Seconds after which rewards that arrive one by one are saved, so that quick ones share a write."""
+
+Row = tuple[Prompt, Completion]
+
+Rewards = dict[int, float | None]
+"""Rewards by the number of their row."""
+
+
+class _Raised(NamedTuple):
+    """An exception of a reward function: the error to report, and its cause."""
+
+    explained: AnnotatorError
+    cause: Exception
 
 
 class Answers(Protocol):
@@ -35,11 +55,16 @@ class FunctionScorer:
     function receives the arguments that its signature names, or all of them if it takes `**kwargs`. It may
     be `async`; all calls share one event loop, so a client can be created once and used in every call.
 
-    A call that raises is repeated completion by completion, so that one failure costs one reward. With
-    `kept` the other rewards are saved, and a resumed run repeats only the calls that failed.
+    One failure costs one reward. A function that handles its rows one after another, such as
+    `return [judge(c) for c in completions]`, is called row by row. Any other function is called with all
+    rows. If it raises, the rows without an answer are asked one by one: all of them, or those that follow if
+    the function yields its rewards, or those whose reward is an exception, as
+    `asyncio.gather(..., return_exceptions=True)` gives them. A row that fails is asked once more. With
+    `kept` the answers are saved, and a resumed run asks only the rows without one.
 
     Attributes:
         kept: saves rewards as they arrive; None saves nothing.
+        saved_as: the name under which rewards are saved.
         say: shows a message to the user.
 
     Raises:
@@ -50,111 +75,151 @@ class FunctionScorer:
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        self.saved_as = self.name
         parameters = inspect.signature(function).parameters
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._takes = set(parameters)
+        self._constants = constants_of(function)
         self.kept: Answers | None = None
         self.say: Callable[[str], None] = lambda text: None
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         """One reward per completion."""
+        rows = list(zip(prompts, completions, strict=True))
         if self.kept is None:
-            return self._asked(prompts, completions, lambda i, reward: None)
+            return self._asked(rows, lambda rewards: None)
         # The key covers the whole call: a function may compare a completion with its neighbours.
-        contents = [(content_key(p, c), dict(p.columns)) for p, c in zip(prompts, completions, strict=True)]
-        call = key_of("function", self.name, contents)
+        contents = [(content_key(prompt, completion), dict(prompt.columns)) for prompt, completion in rows]
+        call = key_of("function", self.saved_as, contents)
         keys = [key_of(call, i) for i in range(len(contents))]
         known = self.kept.answers(keys)
         left = [i for i, key in enumerate(keys) if key not in known]
         kept = self.kept
         if left:
-            known |= dict(
-                zip(
-                    [keys[i] for i in left],
-                    self._asked(
-                        [prompts[i] for i in left],
-                        [completions[i] for i in left],
-                        lambda j, reward: kept.keep_answers({keys[left[j]]: reward}),
-                    ),
-                    strict=True,
-                )
+            rewards = self._asked(
+                [rows[i] for i in left],
+                lambda rewards: kept.keep_answers({keys[left[j]]: reward for j, reward in rewards.items()}),
             )
-            kept.keep_answers(known)
+            known |= dict(zip([keys[i] for i in left], rewards, strict=True))
         return [known[key] for key in keys]
 
-    def _asked(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        keep: Callable[[int, float | None], None],
-    ) -> list[float | None]:
-        """Return the rewards of one call, or of single calls if it raises; `keep` saves the latter."""
-        try:
-            return self._rewards(prompts, completions)
-        except _Raised as error:
-            if len(prompts) == 1:
-                raise error.explained from error.cause
-            first = error
-        rewards: list[float | None] = []
-        failed: list[_Raised] = []
-        for i in range(len(prompts)):
-            try:
-                (reward,) = self._rewards(prompts[i : i + 1], completions[i : i + 1])
-            except _Raised as error:
-                failed.append(error)
-                continue
-            keep(i, reward)
-            rewards.append(reward)
-        if failed:
-            raise failed[0].explained from failed[0].cause
-        self.say(
-            f"{first.explained}; called one by one, it gave a reward for each of {len(rewards)} completions"
-        )
-        return rewards
+    def _asked(self, rows: Sequence[Row], keep: Callable[[Rewards], None]) -> list[float | None]:
+        """Return the reward of each row; `keep` saves rewards as they arrive, by the row's number."""
+        rewards: Rewards = {}
+        first: _Raised | None = None
+        if not self._is_rowwise(rows):
+            first = self._ask_together(rows, rewards)
+            keep(rewards)
+        failures: list[_Raised] = []
+        for attempt in range(2):
+            failures = self._ask_singly(rows, rewards, keep)
+            first = first or (failures[0] if failures else None)
+            if not failures:
+                break
+            if attempt:
+                raise failures[0].explained from failures[0].cause
+        if first is not None:
+            self.say(f"{first.explained}; asked again row by row, it gave every reward that was missing")
+        return [rewards[i] for i in range(len(rows))]
 
-    def _rewards(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        rewards = self._call(prompts, completions)
-        if len(rewards) != len(completions):
+    def _is_rowwise(self, rows: Sequence[Row]) -> bool:
+        """Return whether the function may be called with one row at a time."""
+        if self._constants is None:
+            return False
+        lists = {"prompts", "completions", "completion_ids"}.union(*(prompt.columns for prompt, _ in rows))
+        return not self._constants & lists
+
+    def _ask_together(self, rows: Sequence[Row], rewards: Rewards) -> _Raised | None:
+        """Call the function with all rows and store its rewards; return the error that it raises."""
+        values, raised = self._call(rows)
+        if raised is None and len(values) != len(rows):
             raise AnnotatorError(
-                f"reward function {self.name} gave {len(rewards)} rewards for {len(completions)} "
-                f"completions; expected one each (first prompt: {_shown(prompts[0])})"
+                f"reward function {self.name} gave {len(values)} rewards for {len(rows)} "
+                f"completions; expected one each (first prompt: {_shown(rows[0][0])})"
             )
-        return [self._number(reward, prompt) for reward, prompt in zip(rewards, prompts, strict=True)]
+        for i, (value, row) in enumerate(zip(values, rows, strict=False)):
+            if isinstance(value, Exception):
+                raised = raised or self._raised(value, [row])
+            else:
+                rewards[i] = self._number(value, row[0])
+        return raised
 
-    def _call(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Any]:
-        columns = sorted({name for prompt in prompts for name in prompt.columns})
+    def _ask_singly(
+        self, rows: Sequence[Row], rewards: Rewards, keep: Callable[[Rewards], None]
+    ) -> list[_Raised]:
+        """Call the function once for each row without a reward; return the errors that it raises.
+
+        It stops after `IN_A_ROW` failures in a row, because then the function fails for every row.
+        """
+        failures: list[_Raised] = []
+        unsaved: Rewards = {}
+        in_a_row, saved = 0, time.monotonic()
+        try:
+            for i in [i for i in range(len(rows)) if i not in rewards]:
+                single: Rewards = {}
+                error = self._ask_together([rows[i]], single)
+                in_a_row = in_a_row + 1 if error else 0
+                if error:
+                    failures.append(error)
+                    if in_a_row == IN_A_ROW:
+                        break
+                    continue
+                rewards[i] = unsaved[i] = single[0]
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    keep(unsaved)
+                    unsaved, saved = {}, time.monotonic()
+        finally:
+            keep(unsaved)
+        return failures
+
+    def _call(self, rows: Sequence[Row]) -> tuple[list[Any], _Raised | None]:
+        """Return the values that the function gives, and the error that it raises."""
+        columns = sorted({name for prompt, _ in rows for name in prompt.columns})
         arguments: dict[str, Any] = {
-            **{name: [prompt.columns.get(name) for prompt in prompts] for name in columns},
+            **{name: [prompt.columns.get(name) for prompt, _ in rows] for name in columns},
             "prompts": [
-                p.content if isinstance(p.content, str) else [dict(m) for m in p.content] for p in prompts
+                p.content if isinstance(p.content, str) else [dict(m) for m in p.content] for p, _ in rows
             ],
             "completions": [
                 c.text if isinstance(p.content, str) else [{"role": "assistant", "content": c.text}]
-                for p, c in zip(prompts, completions, strict=True)
+                for p, c in rows
             ],
-            "completion_ids": [list(c.token_ids) for c in completions],
+            "completion_ids": [list(c.token_ids) for _, c in rows],
         }
         if not self._takes_all:
             arguments = {name: value for name, value in arguments.items() if name in self._takes}
-        # A user's function may raise any exception.
+        values: list[Any] = []
+        # A user's function may raise any exception, and one that yields its rewards raises after some.
         try:
             result = self.function(**arguments)
             if inspect.isawaitable(result):
                 result = loop.run(_awaited(result))
-            if isinstance(result, Mapping | Set):
+            if inspect.isasyncgen(result):
+                loop.run(_gathered(result, values))
+            elif isinstance(result, Mapping | Set):
                 raise TypeError(f"it gave a {type(result).__name__}, expected a list with a number for each")
-            return list(result) if isinstance(result, Iterable) else [result]
+            elif isinstance(result, Iterable):
+                values.extend(result)
+            else:
+                values.append(result)
         except Exception as error:
-            # In a call with several completions, any of them may be the cause.
-            where = (
-                f"prompt: {_shown(prompts[0])}, completion: {completions[0].text[:80]!r}"
-                if len(prompts) == 1
-                else f"in a call with {len(prompts)} completions"
-            )
-            explained = AnnotatorError(
-                f"reward function {self.name} raised {type(error).__name__}: {error} ({where})"
-            )
-            raise _Raised(explained, error) from error
+            # A function that yields its rewards raises at the first row without one.
+            at = len(values)
+            return values, self._raised(error, rows[at : at + 1] if 0 < at < len(rows) else rows)
+        return values, None
+
+    def _raised(self, error: Exception, rows: Sequence[Row]) -> _Raised:
+        # In a call with several completions, any of them may be the cause.
+        prompt, completion = rows[0]
+        where = (
+            f"prompt: {_shown(prompt)}, completion: {completion.text[:80]!r}"
+            if len(rows) == 1
+            else f"in a call with {len(rows)} completions"
+        )
+        return _Raised(
+            AnnotatorError(f"reward function {self.name} raised {type(error).__name__}: {error} ({where})"),
+            error,
+        )
 
     def _number(self, reward: Any, prompt: Prompt) -> float | None:
         if reward is None:
@@ -168,14 +233,6 @@ class FunctionScorer:
                 f"reward function {self.name} gave {reward!r}; expected a number or None "
                 f"(prompt: {_shown(prompt)})"
             ) from error
-
-
-class _Raised(Exception):  # noqa: N818
-    """A reward function raised: the error to report, and its cause."""
-
-    def __init__(self, explained: AnnotatorError, cause: Exception) -> None:
-        super().__init__(str(explained))
-        self.explained, self.cause = explained, cause
 
 
 def load_function(path: str) -> FunctionScorer:
@@ -219,19 +276,25 @@ def _from_module(where: str) -> Any:
         if not f"{where}.".startswith(f"{error.name}."):
             raise  # the module exists, but one of its own imports does not
         raise AnnotatorError(
-            f"reward module {where!r} is not there ({error}); expected module:function on the Python path or "
-            "file.py:function"
+            f"reward module {where!r} cannot be found ({error}); expected module:function on the Python "
+            "path or file.py:function"
         ) from error
 
 
 def _from_file(path: Path) -> Any:
     if not path.is_file():
-        raise AnnotatorError(f"reward file {str(path)!r} is not there; expected file.py:function")
+        raise AnnotatorError(f"reward file {str(path)!r} does not exist; expected file.py:function")
     return import_file(path)
 
 
 async def _awaited(result: Any) -> Any:
     return await result
+
+
+async def _gathered(result: AsyncIterable[Any], values: list[Any]) -> None:
+    """Append the values of an asynchronous generator to a list as they arrive."""
+    async for value in result:
+        values.append(value)
 
 
 def _shown(prompt: Prompt) -> str:

@@ -18,9 +18,10 @@ class RewardModel:
     """Scores a prompt with its completion by a classifier with one output.
 
     The text is tokenised with the reward model's own tokenizer and chat template, because a policy's tokens
-    mean nothing to it. It ends with the end token, at which a reward model has learnt to give its score, even
-    if the completion was truncated; `missing_eos_penalty` handles that case. A text that does not fit the
-    model's context is truncated at its end, as in training, and scored at its last token.
+    mean nothing to it. The score is read at the last token of the rendered conversation that is not padding,
+    as the classifiers of transformers read it, even if the completion was truncated; `missing_eos_penalty`
+    handles that case. A text that does not fit the model's context is truncated at its end, as in training,
+    and scored at its last token.
     """
 
     def __init__(self, model: LoadedModel, *, micro_batch_tokens: int = 8192) -> None:

@@ -54,10 +54,22 @@ def annotator(
             raise AnnotatorError(f"reward {spec!r} has the weight {weight}; expected a finite number")
         weights.append(weight)
         scorers.append(scorer(name, **model_options))
+    _tell_apart([single for single in scorers if isinstance(single, FunctionScorer)])
     for single in scorers:
         if isinstance(single, FunctionScorer):
             single.kept, single.say = kept, say
     return penalised(scored(*scorers, weights=weights, say=say), missing_eos=missing_eos_penalty)
+
+
+def _tell_apart(functions: Sequence[FunctionScorer]) -> None:
+    """Number functions that share a name, such as lambdas, so that they share no saved rewards."""
+    by_name: dict[str, list[object]] = {}
+    for single in functions:
+        alike = by_name.setdefault(single.name, [])
+        if single.function not in alike:
+            alike.append(single.function)
+        if (number := alike.index(single.function)) > 0:
+            single.saved_as = f"{single.name} ({number + 1})"
 
 
 def files_of(specs: Sequence[str]) -> list[Path]:
@@ -104,15 +116,11 @@ def unknown(spec: str) -> AnnotatorError:
     """Return the error for an unknown spec, with the kind of reward that is probably meant."""
     kind, colon, argument = _split(spec)[1].strip().partition(":")
     meant = _meant(kind)
-    if meant is not None:
-        advice = f"did you mean `{meant}{colon}{argument}`?"
-        return AnnotatorError(
-            f"reward {spec!r} is unknown; {advice} `palate run oaif --help` lists the rewards"
-        )
+    advice = f"; did you mean `{meant}{colon}{argument}`?" if meant is not None else ""
     others = "".join(f", {kind}" for kind in REWARDS if kind not in _OWN)
     return AnnotatorError(
         f"reward {spec!r} is unknown; expected sentiment, on-topic, length:WORDS, regex:PATTERN, "
-        f"module:function, file.py:function, model:ID{others} or ranker:ID"
+        f"module:function, file.py:function, model:ID{others} or ranker:ID{advice}"
     )
 
 

@@ -26,7 +26,8 @@ class Command:
         help: one line.
         call: does the work and returns the exit code (None means 0). It takes the configuration; without
             `config`, its own parameters become the flags, as cyclopts reads them.
-        config: the configuration class whose fields become flags; the command also gets `--config FILE`.
+        config: the configuration class whose fields become flags, or a function that builds it; the command
+            also gets `--config FILE`.
         choose: if `config` combines the fields of several classes, returns the class for the given values
             (by field name).
         first: the field whose value is the command's first word instead of a flag.
@@ -37,7 +38,7 @@ class Command:
     name: str
     help: str
     call: Callable[..., int | None]
-    config: type[Config] | None = None
+    config: type[Config] | Callable[[], type[Config]] | None = None
     choose: Callable[[Mapping[str, Any]], type[Config]] | None = None
     first: str | None = None
     usage: str | None = None

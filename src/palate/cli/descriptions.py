@@ -19,7 +19,8 @@ from palate.config import Config
 def description(cls: type[Config], field: str) -> str:
     """Return the docstring under a field; a class that changes only the default inherits the docstring."""
     parts = (part for part in cls.__mro__ if issubclass(part, Config) and part is not Config)
-    return next((text for part in parts if (text := _texts(part).get(field))), "")
+    written = next((text for part in parts if (text := _texts(part).get(field))), "")
+    return written or cls.model_fields[field].description or ""
 
 
 def _texts(cls: type[Config]) -> Mapping[str, str]:

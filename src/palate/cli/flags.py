@@ -25,6 +25,9 @@ R = TypeVar("R")
 
 _METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", Path: "PATH"}
 
+_ALIAS = "__alias"
+"""The end of the name of a parameter for the second spelling of a field's flag."""
+
 
 def command(
     cls: type[C],
@@ -54,7 +57,8 @@ def command(
             if not words:
                 raise ConfigError(f"{first} is missing; write `palate {name} {first.upper()}`")
             given[first] = words[0]
-        flags = {field: _value(cls, field, value) for field, value in given.items()}
+        fields = {field.partition(_ALIAS)[0]: value for field, value in given.items()}
+        flags = {field: _value(cls, field, value) for field, value in fields.items()}
         file = Path(config) if config is not None else None
         return run(load_config(cls, file=file, flags=flags, base=base, choose=choose))
 
@@ -107,6 +111,8 @@ def _parameters(cls: type[Config], base: Mapping[str, Any]) -> Iterator[inspect.
             )
         for name in names:
             yield _field_parameter(cls, name, base, group)
+            if name in getattr(cls, "flags", {}):
+                yield _alias(name)
 
 
 def _field_parameter(
@@ -117,17 +123,27 @@ def _field_parameter(
     many = _is_many(hint)
     required = field.is_required() and name not in base
     notes = ["Repeatable."] * many + ["[required]"] * required
+    text = description(cls, name)
     default = base.get(name, None if field.is_required() else field.get_default(call_default_factory=True))
+    renamed = getattr(cls, "flags", {}).get(name)
+    # A default that depends on other options is in the text, and would be shown twice.
+    stated = renamed is not None or (name not in base and "efault: " in text)
     parameter = Parameter(
-        name=getattr(cls, "flags", {}).get(name, flag_name(name)),
-        negative=_negative(name) if hint is bool else (),
-        help=" ".join([*description(cls, name).split(), *notes]),
+        name=renamed or flag_name(name),
+        negative=_negative(name) if hint is bool and renamed is None else (),
+        help=" ".join([*text.split(), *notes]),
         metavar=None if hint is bool else metavar(hint),
-        show_default=_default(name, default) or False,
+        show_default=False if stated else _default(name, default) or False,
         json_list=False,
         group=group,
     )
     return _parameter(name, bool if hint is bool else list[str] if many else str, parameter)
+
+
+def _alias(name: str) -> inspect.Parameter:
+    """Return a switch with the field's own name: it works beside the renamed flag, and the help hides it."""
+    parameter = Parameter(name=flag_name(name), negative=_negative(name), show=False)
+    return _parameter(f"{name}{_ALIAS}", bool, parameter)
 
 
 def _parameter(name: str, hint: Any, parameter: Parameter) -> inspect.Parameter:

@@ -90,7 +90,8 @@ def _unexpected(word: str, path: str, error: CycloptsError) -> str:
     switch = _argument(before, error)
     if switch is not None and switch.is_flag():
         return f"unexpected {word!r}: {before} takes no value; write {' or '.join(switch.names)}"
-    return f"unexpected {word!r}: a value must follow a flag; `{path} --help` lists the flags"
+    example = f", such as `--data {word}`" if _argument("--data", error) is not None else ""
+    return f"unexpected {word!r}: a value must follow its flag{example}; `{path} --help` lists the flags"
 
 
 def _no_value(error: MissingArgumentError) -> str:

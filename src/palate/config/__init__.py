@@ -1,6 +1,6 @@
 """Configuration: frozen records of numbers, names and paths; a method has one flat class of these parts."""
 
-from palate.config.base import EMBEDDED, Config, Names, Numbers, Source, split_commas
+from palate.config.base import EMBEDDED, Config, ModelName, Names, Numbers, Source, split_commas
 from palate.config.judge import JudgeConfig, RewardConfig, judge_block
 from palate.config.parts import (
     BatchConfig,
@@ -25,6 +25,7 @@ __all__ = [
     "LearnerConfig",
     "MethodConfig",
     "ModelConfig",
+    "ModelName",
     "Names",
     "Numbers",
     "OptimConfig",

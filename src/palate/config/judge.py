@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -31,7 +31,7 @@ class JudgeConfig(Config):
     """`pairwise` compares two completions in both orders, `score` gives a number from 1 to 10, `rubric` adds
     up to 5 points. Default: `pairwise`, and `score` for one completion per prompt."""
     criteria: str | None = None
-    """Criteria for a good completion, in plain words: "Prefer the shorter answer when both say the same."."""
+    """Criteria for a good completion, in plain words, such as "Prefer the shorter answer"."""
     judge_template: Path | None = None
     """Jinja file that replaces the judge's question."""
     judge_reasoning: int = Field(0, ge=0)
@@ -81,7 +81,7 @@ class JudgeConfig(Config):
     """Dollars per million tokens that the judge reads; default: the price in the package genai-prices. With
     several judges, the given prices hold for all of them."""
     price_out: float | None = Field(None, ge=0)
-    """Dollars per million tokens that the judge writes."""
+    """Dollars per million tokens that the judge writes; default: the price in the same package."""
     judge_concurrency: int = Field(16, ge=1)
     """Maximum number of concurrent requests to the server."""
     judge_requests_per_minute: int | None = Field(None, ge=1)
@@ -121,6 +121,9 @@ def judge_block(block: Mapping[str, Any]) -> dict[str, Any]:
 
 class RewardConfig(JudgeConfig, Config):
     """Reward"""
+
+    compares_pairs: ClassVar[bool] = False
+    """True if the method asks its annotator only which of two completions is preferred."""
 
     reward: Rewards = ()
     """Source of the rewards: `sentiment`, `on-topic` (shares words with the prompt), `length:WORDS`,
@@ -169,6 +172,11 @@ class RewardConfig(JudgeConfig, Config):
                 "rewards of different prompts, and has no comparisons to swap; leave it out"
             )
         return self
+
+    @property
+    def annotator_penalty(self) -> float:
+        """Return the penalty that the annotator subtracts; there is none in a preference."""
+        return 0.0 if self.compares_pairs else self.missing_eos_penalty or 0.0
 
     @field_validator("reward", "eval_reward", mode="before")
     @classmethod

@@ -33,8 +33,8 @@ class ModelConfig(Config):
     """Model"""
 
     model: ModelName = EMBEDDED
-    """Model to train: a hub id, a directory in Hugging Face layout (a model or an adapter), or `smollm2`,
-    which needs no download. The model before training is also the reference."""
+    """Model to train: `smollm2`, which comes with Palate; a hub id; or the directory of a run, a model or an
+    adapter. The model before training is also the reference."""
     base: str | None = None
     """Base model of an adapter, if it has moved or has another name than the adapter states: a directory or a
     hub id."""
@@ -50,7 +50,7 @@ class ModelConfig(Config):
     `auto` is bfloat16 on hardware that computes in it (AVX512-BF16, AMX, recent GPUs), else float32.
     bfloat16 is an error on a CPU without bfloat16 units, where it would be slower than float32."""
     device: str = "auto"
-    """Device to train on: `cpu`, `cuda` or `cuda:1`; `auto` is `cuda` if available, else `cpu`."""
+    """Device of the model: `cpu`, `cuda` or `cuda:1`; `auto` is `cuda` if available, else `cpu`."""
     max_length: int | None = Field(None, ge=2)
     """Maximum length of prompt plus completion, in tokens; default: the model's own limit."""
     chat_template: Path | None = None
@@ -58,8 +58,8 @@ class ModelConfig(Config):
     turn. Without one, a text prompt stays as it is, and chat rows are written with the labels `User:` and
     `Assistant:`."""
     chat_template_kwargs: Values = Field(default_factory=dict)
-    """Values that the chat template reads besides the turns, as `enable_thinking=false`; a row's own column
-    `chat_template_kwargs` wins."""
+    """Values that the chat template reads besides the turns, such as `enable_thinking=false`; a row's own
+    column `chat_template_kwargs` overrides them."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: uses less memory and about a third more time."""
     fast: bool = True
@@ -92,6 +92,9 @@ class OptimConfig(Config):
     masters: Literal["float32", "live"] = "float32"
     """Number format of the optimizer's weights, gradients and moments. `live` uses the format of the model's
     weights: this saves memory, but in bfloat16 small updates are lost."""
+    sharding: Literal["auto", "none", "full"] = "auto"
+    """Division of the weights and of the optimizer among several processes: `none` has a copy in each, `full`
+    has a part in each, `auto` is `none` unless training needs more than an accelerator's memory."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Most tokens, padding included, in one forward and backward pass; changes memory use, not results.
     Default: 1024 on a CPU, where larger passes are not faster, and 8192 elsewhere."""
@@ -134,8 +137,9 @@ class Sampling(Config):
     """Maximum number of tokens per completion; longer completions are truncated."""
     stop: Names = ()
     """Texts that end a completion."""
-    sampling_rows: int = Field(64, ge=1)
-    """Completions sampled in parallel; changes memory use and speed, not results (in float32)."""
+    sampling_rows: int | None = Field(None, ge=1)
+    """Completions sampled in parallel; changes memory use and speed, not results (in float32). Default: 64,
+    and up to 256 with 16 or more completions per prompt, if their keys and values fit in 2 GiB."""
 
     @model_validator(mode="after")
     def _limits(self) -> Self:
@@ -169,6 +173,9 @@ class KLConfig(Config):
     kl_every: int | None = Field(None, ge=1)
     """Number of steps between measurements of that KL, on fresh samples at temperature 1 without top-k or
     top-p; default: 10 with max_kl, and no measurements without it."""
+    keep: Literal["last", "best"] = "last"
+    """Checkpoint that is the run's result: the last one, or the one with the best mean reward among those
+    measured every `kl_every` steps on `kl_prompts` training prompts, within `max_kl` if that is set."""
     kl_prompts: int = Field(32, ge=2)
     """Number of training prompts per measurement, with one completion each."""
 
@@ -177,12 +184,13 @@ class DataConfig(Config):
     """Data"""
 
     data: Source
-    """Training data: a .jsonl or .parquet file, a saved `datasets` directory, a hub id, or `everyday`
-    (prompts that come with Palate)."""
+    """Training data: a file (.jsonl, .json, .csv, .tsv, also with .gz; or .parquet), a folder of such files
+    or saved by `datasets`, a hub id (`owner/name` or `owner/name:config`), or `everyday` (prompts that come
+    with Palate)."""
     split: str = "train"
     """Split to train on, for data with splits."""
     map: Mapping[str, str] = Field(default_factory=dict)
-    """Names of the columns in your data, such as `prompt=instruction`."""
+    """Names of the columns in your data, as OURS=YOURS, such as `prompt=instruction`."""
     limit: int | None = Field(None, ge=1)
     """Use only this many rows, from the start of the data; default: all."""
     max_bad_rows: float = Field(0.01, ge=0, le=1)
@@ -218,11 +226,12 @@ class RunConfig(Config):
         }
         | {"judge_tokens_per_minute", "judge_timeout", "judge_retries", "judge_max_wait"}
         | {"probe_pairs", "probe_data"}
+        | {"processes", "process_limit"}
     )
     """Fields that may change when a run is resumed and that affect none of its numbers."""
     may_change_bits: ClassVar[frozenset[str]] = frozenset(
         {"steps", "epochs", "eval_every", "threads", "device", "fast"}
-        | {"micro_batch_tokens", "sampling_rows", "checkpointing"}
+        | {"micro_batch_tokens", "sampling_rows", "checkpointing", "sharding"}
     )
     """Fields that may change when a run is resumed, but whose change makes results not bit-identical."""
     may_grow: ClassVar[frozenset[str]] = frozenset()
@@ -242,7 +251,12 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0)
     """Random seed of the whole run."""
     threads: int | None = Field(None, ge=1)
-    """Number of CPU threads; default: the number of cores."""
+    """Number of CPU threads, divided among the processes on a machine; default: the number of cores."""
+    processes: int | None = Field(None, ge=1)
+    """Number of processes that train together; `palate run` starts them on this machine. Default: one, or
+    those that `torchrun` has started."""
+    process_limit: float = Field(1800.0, gt=0)
+    """Longest wait for another process, in seconds; a process that asks a judge may take longer."""
     report_to: Trackers = ()
     """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`. A run that resumes
     continues the same run there."""
@@ -276,6 +290,6 @@ class BatchConfig(Config):
     """Method"""
 
     batch_size: int = Field(16, ge=1)
-    """Number of prompts (online) or pairs (offline) per optimizer step."""
+    """Number of prompts per optimizer step."""
     steps: int = Field(100, ge=1)
     """Number of optimizer steps."""

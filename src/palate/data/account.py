@@ -20,6 +20,12 @@ QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.9
 """The quantiles of lengths that are shown."""
 
 
+TRUNCATED = "answers are truncated"
+"""The beginning of the notes on answers that do not fit the model's context."""
+MOSTLY_TRUNCATED = 0.2
+"""The share of truncated rows that a run warns about again at its end."""
+
+
 class RowError(DataError):
     """A row of data cannot be used. `where` names the row, `reason` is the kind of fault."""
 
@@ -151,12 +157,13 @@ class Account:
         """Return the number of rows that cannot be used."""
         return sum(self.reasons.values())
 
-    def check(self, source: str, kept: int) -> None:
+    def check(self, source: str, kept: int, needs: str = "Correct these rows.") -> None:
         """Refuse data with too few usable rows.
 
         Args:
             source: the name of the data, for the message.
             kept: the number of usable rows.
+            needs: advice if no row can be used, such as the columns of this kind of data.
 
         Raises:
             DataError: more rows are bad than `max_bad_rows` allows, or no usable row is left.
@@ -165,26 +172,26 @@ class Account:
         if self.bad and (self.bad > allowed or not kept):
             if self.bad == 1:
                 raise DataError(self.skipped[0].message)
-            left = (
-                "so no row is left" if not kept else f"--max-bad-rows {self.max_bad_rows:g} allows {allowed}"
-            )
+            if not kept:
+                raise DataError(f"{source}: no row can be used. {self._commonest()} {needs}")
             raise DataError(
-                f"{source}: {self.bad:,} of {self.rows:,} rows cannot be used ({left}). {self._commonest()} "
-                "Correct or remove these rows, or allow more with --max-bad-rows."
+                f"{source}: {self.bad:,} of {self.rows:,} rows cannot be used (--max-bad-rows "
+                f"{self.max_bad_rows:g} allows {allowed}). {self._commonest()} Correct or remove these rows, "
+                "or allow more with --max-bad-rows."
             )
-        for name, tally in self.lost.items():
-            if tally.count > allowed:
-                raise DataError(
-                    f"{source}: the chat template does not render {name} of the answers ({tally}), so it "
-                    "would not be learnt; choose a template that does with --chat-template, put it into the "
-                    "content, or take it out of the data."
-                )
+        if sum(tally.count for tally in self.lost.values()) > allowed:
+            parts = " and ".join(f"{name} of the answers ({tally})" for name, tally in self.lost.items())
+            raise DataError(
+                f"{source}: the chat template does not render {parts}, so it would not be learnt; choose "
+                "a template that does with --chat-template, put it into the content, or take it out of the "
+                "data."
+            )
 
     def _commonest(self) -> str:
         parts = []
         for reason, count in self.reasons.most_common(MOST_EXAMPLES):
             example = next((row.message for row in self.skipped if row.reason == reason), "")
-            parts.append(f"{count:,} x {reason} ({example})")
+            parts.append(f"{count:,} x {reason} ({example.rstrip('.')})")
         more = len(self.reasons) - len(parts)
         return "; ".join(parts) + (f"; and {more} other reasons." if more else ".")
 
@@ -194,8 +201,10 @@ class Account:
         yield f"{rows}, all of them used" if self.used == self.rows else f"{self.used:,} of {rows} are used"
         if self.lengths:
             lengths = quantiles(self.lengths)
-            parts = ", ".join(f"{name} {lengths[name]:,}" for name in ("median", "90 %", "longest"))
-            yield f"tokens per row: {parts}"
+            yield (
+                f"tokens per row: median {lengths['median']:,}, 90th percentile {lengths['90 %']:,}, "
+                f"longest {lengths['longest']:,}"
+            )
 
     def lines(self) -> Iterator[str]:
         """Yield one line for each thing that a user should know."""
@@ -210,6 +219,16 @@ class Account:
             parts = "; ".join(f"{name} ({tally})" for name, tally in self.unused.items())
             yield f"not used: {parts}"
         yield from (f"{text} ({tally})" for text, tally in self.notes.items())
+
+    def warnings(self) -> Iterator[str]:
+        """Yield one line for each thing that is worth saying again at the end of a run."""
+        for text, tally in self.notes.items():
+            if text.startswith(TRUNCATED) and tally.count > MOSTLY_TRUNCATED * self.used:
+                share = min(1.0, tally.count / max(1, self.used))
+                yield (
+                    f"{text} in {share:.0%} of the rows, and the model has learnt no end of these; raise "
+                    "--max-length, or shorten or drop these rows"
+                )
 
     def summary(self) -> dict[str, Any]:
         """Return the account as plain data, for config.json."""

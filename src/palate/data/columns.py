@@ -67,9 +67,11 @@ class Fields:
             return self.fault(f"{name} is null", f"{expected}; fill it or leave the row out")
         likely = next((name for name in _LIKELY.get(ours, ()) if name in there), None)
         likely = likely or next(iter(get_close_matches(theirs, there, n=1)), None)
-        hint = f"Try --map {ours}={likely}." if likely else f"If it has another name, give --map {ours}=NAME."
+        hint = f" Try --map {ours}={likely}." if likely else ""
+        if not likely and not there.keys() <= set(NAMES):  # a column of another name may hold it
+            hint = f" If it has another name, give --map {ours}=NAME."
         where = self.row.where
-        return RowError(f"{where}: {name} is missing; expected {expected}. {_has(there)} {hint}", where)
+        return RowError(f"{where}: {name} is missing; expected {expected}. {_has(there)}{hint}", where)
 
     def note(self, text: str) -> None:
         """Count this row with a change that the user should know about."""

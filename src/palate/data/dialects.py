@@ -2,6 +2,7 @@
 
 - Llama-Factory and Alpaca: `instruction`, `input`, `output` (a text, or the better and the worse text),
   `system`, `history`; ShareGPT: `conversations` of `from` and `value`, `system`, `tools`, `kto_tag`.
+- Dolly: `instruction`, `context`, `response`.
 - ms-swift: `messages` or `query` and `response`, `rejected_response`, `rejected_messages`, `system`,
   `history`, `label`.
 - OpenAI fine-tuning: `messages`, `tools`; `input` with messages, `preferred_output`, `non_preferred_output`.
@@ -109,7 +110,8 @@ MESSAGES, LAST_ANSWER = object(), object()
 def _alpaca(row: Foreign, done: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
     if not row.has("instruction"):
         return
-    names = ("instruction", "input") if row.has("input") else ("instruction",)
+    more = "context" if row.has("context", "response") and not row.has("input") else "input"  # as in Dolly
+    names = ("instruction", more) if row.has(more) else ("instruction",)
     yield "prompt", (Lines({name: row.columns[name] for name in names}), names)
     output = row.columns.get("output")
     if isinstance(output, list) and len(output) == 2:
@@ -127,7 +129,7 @@ def _answers(row: Foreign, done: Mapping[str, Value]) -> Iterator[tuple[str, Val
         and (known >= {"chosen", "rejected"} or row.has("generations"))
     ):
         yield "prompt", (row.columns["input"], ("input",))
-    if row.columns.get("context"):
+    if row.columns.get("context") and not (row.has("instruction", "response") and not row.has("input")):
         return  # the question is incomplete without it
     has_question = row.has("query") or row.has("instruction")
     answer = row.first("response", "generation") if has_question else row.first("generation")

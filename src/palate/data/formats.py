@@ -13,13 +13,14 @@ names the file and the line.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
 from palate.data.account import Account
+from palate.data.beginnings import agreement, shared_text
 from palate.data.columns import Fields, read_fields
 from palate.data.rows import scan_rows
 from palate.data.turns import Turns, is_marked
@@ -29,8 +30,14 @@ from palate.types import Comparison, Content, Demonstration, Prompt, said
 T = TypeVar("T")
 
 _AS_NAMED: Mapping[str, str] = MappingProxyType({})
-_HH_TURN = "\n\nAssistant:"
-"""The text before an answer in Anthropic's HH texts."""
+
+_LISTED = "; `palate methods` lists the data that each method needs."
+_NEEDS = {
+    "prompts": f"Prompts need the column prompt or messages{_LISTED}",
+    "pairs": f"Preference pairs need the columns chosen and rejected{_LISTED}",
+    "demonstrations": f"Demonstrations need the columns prompt and completion, or messages, or text{_LISTED}",
+}
+"""Advice for data without a usable row, by kind of data."""
 
 SAME = "chosen and rejected are the same"
 MARKED = "marked not to be learnt (label, weight, train or loss)"
@@ -50,7 +57,7 @@ def read_prompts(
     end in a user's turn), or the common beginning of `chosen` and `rejected`. If a prompt ends in a begun
     turn of the assistant, completions continue that turn.
     """
-    return _read(source, split, columns, limit, account or Account(strict=True), _prompt)
+    return _read(source, split, columns, limit, account or Account(strict=True), _prompt, "prompts")
 
 
 def read_comparisons(
@@ -72,7 +79,7 @@ def read_comparisons(
     unless `marked` includes them. Raises DataError too if no row is left.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, partial(_comparison, marked=marked))
+    kept = _read(source, split, columns, limit, account, partial(_comparison, marked=marked), "pairs")
     same = account.dropped[SAME].count if SAME in account.dropped else 0
     if not kept and MARKED in account.dropped:
         raise DataError(f"{source}: no pair is left to learn from: {_lost(account)}; expected at least one.")
@@ -98,7 +105,8 @@ def read_demonstrations(
     completion of the empty prompt. Rows with a false `label` are left out, unless `marked` includes them.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, partial(_demonstration, marked=marked))
+    read = partial(_demonstration, marked=marked)
+    kept = _read(source, split, columns, limit, account, read, "demonstrations")
     if not kept:
         raise DataError(f"{source}: no row is left to learn from: all are {MARKED}; expected at least one.")
     return kept
@@ -111,6 +119,7 @@ def _read(
     limit: int | None,
     account: Account,
     record: Callable[[Fields], T | None],
+    kind: str,
 ) -> list[T]:
     kept: list[T] = []
     sound = 0
@@ -125,7 +134,7 @@ def _read(
             kept.append(made)
             for name in _prompt_of(made).columns:
                 account.leave(f"column '{name}'", row.row.where)
-    account.check(source, sound)
+    account.check(source, sound, _NEEDS[kind])
     return kept
 
 
@@ -155,7 +164,7 @@ def _lost(account: Account) -> str:
 
 
 def _comparison(row: Fields, *, marked: bool) -> Comparison | None:
-    if not marked and _is_false(row.values.get("label")):
+    if not marked and _is_false(row.values.get("label"), number=False):
         row.account.drop(MARKED, row.row.where)
         return None
     for name in ("chosen", "rejected"):
@@ -190,7 +199,7 @@ def _comparison(row: Fields, *, marked: bool) -> Comparison | None:
 
 
 def _demonstration(row: Fields, *, marked: bool) -> Demonstration | None:
-    if not marked and _is_false(row.values.get("label")):
+    if not marked and _is_false(row.values.get("label"), number="text" not in row.values):
         row.account.drop(MARKED, row.row.where)
         return None
     content: Content
@@ -234,7 +243,7 @@ def _last_to_learn(row: Fields, turns: Turns) -> int | None:
         row.account.drop(MARKED, row.row.where)
         return None
     if free[-1] != answers[-1]:
-        row.note("the last answer is marked not to be learnt; one before it is learnt")
+        row.note("the last answer is marked not to be learnt; an earlier one is learnt")
     if free[-1] != len(turns) - 1:
         row.account.leave("turns after the answer that is learnt", row.row.where)
     return free[-1]
@@ -259,7 +268,7 @@ def _asked(row: Fields) -> Content:
     content = row.content("prompt")
     if not isinstance(content, str):
         if content[-1]["role"] == "assistant" and len(content) > 1 and said(content[-1]).strip():
-            row.note("prompts end in a begun answer, which is continued")
+            row.note("prompts end with the beginning of an answer, which completions continue")
             return content
         return _open(row, "prompt", content)
     if not content.strip():
@@ -316,37 +325,17 @@ def _answer(row: Fields, name: str, prompt: Turns) -> Turns:
 def _split(row: Fields, chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
     """Return the common prompt of chosen and rejected, and the rest of each."""
     if isinstance(chosen, str) and isinstance(rejected, str):
-        cut = _shared_text(chosen, rejected)
+        cut = shared_text(chosen, rejected)
         if not chosen[:cut].strip():
             raise row.missing("prompt", "one, or the same words at the start of chosen and rejected")
         return chosen[:cut], chosen[cut:], rejected[cut:]
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise row.missing("prompt", "one, where chosen or rejected is a text and the other is not")
-    cut = min(_agreement(chosen, rejected), len(chosen) - 1, len(rejected) - 1)  # leaves a turn in each
+    cut = min(agreement(chosen, rejected), len(chosen) - 1, len(rejected) - 1)  # leaves a turn in each
     if not cut:
         raise row.missing("prompt", "one, or the same first turns in chosen and rejected")
     prompt = _open(row, "chosen", chosen[:cut])
     return prompt, _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
-
-
-def _shared_text(chosen: str, rejected: str) -> int:
-    """Return the length of the shared prompt: to the last shared turn in HH's texts, else whole words."""
-    shared = _agreement(chosen, rejected)
-    if _HH_TURN in chosen and _HH_TURN in rejected:
-        turn = chosen.rfind(_HH_TURN, 0, shared)
-        return turn + len(_HH_TURN) if turn >= 0 else 0
-    cut = min(shared, len(chosen) - 1, len(rejected) - 1)  # leaves something of each
-
-    def ends_word(cut: int) -> bool:
-        return not chosen[cut - 1].isspace() and chosen[cut].isspace() and rejected[cut].isspace()
-
-    return next((at for at in range(cut, 0, -1) if ends_word(at)), 0)
-
-
-def _agreement(one: Sequence[object], other: Sequence[object]) -> int:
-    """Return the number of equal characters or turns at the start."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
 
 
 def _margin(row: Fields) -> float | None:
@@ -376,8 +365,14 @@ def _is_empty(content: Content) -> bool:
     return not said(content[0]).strip() and set(content[0]) <= {"role", "content"}
 
 
-def _is_false(label: object) -> bool:
-    return label is False or (isinstance(label, str) and label.strip().lower() == "false")
+def _is_false(label: object, *, number: bool) -> bool:
+    """Return whether a label marks a bad answer; 0 counts if `number`, as in files without truth values.
+
+    In rows of `text` a number is usually the class of the text, such as the mood of a review.
+    """
+    if isinstance(label, str):
+        return label.strip().lower() in ({"false", "0"} if number else {"false"})
+    return label is False or (number and isinstance(label, int | float) and label == 0)
 
 
 def _is_answer(content: Content) -> bool:

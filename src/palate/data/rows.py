@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 from palate.data.account import RowError
 from palate.data.hubs import hub_rows, saved_rows
 from palate.data.row import Row, near
-from palate.data.tables import parquet_rows, text_rows
+from palate.data.tables import parquet_rows, refuse_utf16, text_rows
 from palate.errors import DataError
 from palate.given import GivenRows
 
@@ -129,12 +129,20 @@ def _neighbour(path: Path) -> str:
     if not path.parent.is_dir():
         return f" The folder {path.parent} does not exist either."
     names = [entry.name for entry in path.parent.iterdir()]
-    return near(path.name, names) or _readable(names)
+    # Files of the same type are not close to each other because of their suffix.
+    alike = [name for name in names if near(_stem(path.name), [_stem(name)])]
+    return near(path.name, alike) or _readable(names)
+
+
+def _stem(name: str) -> str:
+    return name.partition(".")[0] or name
 
 
 def _readable(names: Iterable[str]) -> str:
     files = sorted(name for name in names if name.lower().endswith(_READ))
-    return f" In that folder there is {', '.join(files[:5])}{', ...' if files[5:] else ''}." if files else ""
+    return (
+        f" Data files in that folder: {', '.join(files[:5])}{', ...' if files[5:] else ''}." if files else ""
+    )
 
 
 def _given(source: GivenRows, split: str) -> Iterator[Row]:
@@ -143,14 +151,7 @@ def _given(source: GivenRows, split: str) -> Iterator[Row]:
         raise DataError(f"The data have no split '{split}'; they are {source}.")
     for number, value in enumerate(rows, 1):
         where = f"row {number} given in Python"
-        columns = dict(value) if isinstance(value, Mapping) else value
-        try:
-            row = _row(columns, where)
-        except (
-            TypeError
-        ):  # a column of dates or arrays, which JSON cannot express; reward functions may read it
-            row = Row(columns, where)
-        yield row
+        yield _checked(dict(value) if isinstance(value, Mapping) else value, where)
 
 
 def _built_in(split: str) -> Iterator[Row]:
@@ -163,14 +164,17 @@ def _built_in(split: str) -> Iterator[Row]:
 
 
 def _json(path: Path, source: str) -> Iterator[Row]:
-    """Yield rows of a JSON Lines file, or of a `.json` file with one array of objects."""
+    """Yield rows of a file with one JSON object per line, or with one array of objects."""
     packed = path.name.lower().endswith(".gz")
-    array = not path.name.lower().removesuffix(".gz").endswith(".jsonl")
+    lines = path.name.lower().removesuffix(".gz").endswith(".jsonl")
     try:
+        refuse_utf16(path, source)
         with gzip.open(path) if packed else path.open("rb") as file:
             head = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
             file.seek(0)
-            yield from (_array if array and head[:1] == b"[" else _lines)(cast(BinaryIO, file), source)
+            # Some programs write one array of objects into a file named .jsonl.
+            array = head[:1] == b"[" and not (lines and head[1:].lstrip()[:1] != b"{")
+            yield from (_array if array else _lines)(cast(BinaryIO, file), source)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{source} is not a complete gzip file ({error}); copy or compress it again."
@@ -211,13 +215,7 @@ def _array(file: BinaryIO, name: str) -> Iterator[Row]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is not JSON ({error}); expected one array of objects.") from error
-    for number, value in enumerate(values, 1):
-        where = f"{name} row {number}"
-        try:
-            row = _row(value, where)
-        except RowError as error:
-            row = Row({}, where, fault=error)
-        yield row
+    yield from (_checked(value, f"{name} row {number}") for number, value in enumerate(values, 1))
 
 
 def _decode(data: bytes, where: str) -> str:
@@ -230,16 +228,36 @@ def _decode(data: bytes, where: str) -> str:
         raise RowError(what, place, "the line is not UTF-8") from error
 
 
+def _checked(value: Any, where: str) -> Row:
+    """Return the row, or one with a fault."""
+    try:
+        return _row(value, where)
+    except RowError as error:
+        return Row({}, where, fault=error)
+
+
 def _row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        kind = {list: "an array", str: "a string", type(None): "null"}.get(type(value), "a number")
+        kind = {list: "an array", str: "a string", type(None): "null"}.get(type(value))
+        kind = kind or ("a number" if isinstance(value, int | float) else f"of type {type(value).__name__}")
         what = f'{where} is {kind}; expected an object such as {{"prompt": "..."}}.'
         raise RowError(what, where, f"the row is {kind}")
+    unnamed = next((name for name in value if not isinstance(name, str)), None)
+    if unnamed is not None:
+        what = f"{where} has a column with the name {unnamed!r}; expected texts as names."
+        raise RowError(what, where, "the name of a column is not a text")
     try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except (UnicodeEncodeError, RecursionError) as error:  # "\ud83d" alone: no tokenizer can take it
+        # Rows given in Python may have dates or arrays, which reward functions can read.
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:  # "\ud83d" alone: no tokenizer can take it
         what = f"{where} has half a surrogate pair (\\ud800-\\udfff); write whole characters."
         raise RowError(what, where, "half a surrogate pair") from error
+    except (TypeError, ValueError) as error:
+        what = f"{where} has a value that contains itself, or a key that is not a text: {error}."
+        raise RowError(what, where, "a value that JSON cannot express") from error
+    except RecursionError as error:
+        what = f"{where} is nested too deeply; expected a few levels."
+        raise RowError(what, where, "the row is nested too deeply") from error
     return Row(value, where)
 
 

@@ -7,7 +7,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from palate.data.account import RowError
 from palate.data.row import Row, first_line
@@ -54,12 +54,13 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
         return "skip"
 
     parse = csv.ParseOptions(
-        delimiter="\t" if name.endswith(".tsv") else ",",
+        delimiter=_delimiter(path) if name.endswith(".csv") else "\t",
         newlines_in_values=True,
         invalid_row_handler=keep_place,
     )
     number = 0
     try:
+        refuse_utf16(path, source)
         _check_text(path)
         names = _names(path, parse)
         convert = csv.ConvertOptions(
@@ -71,6 +72,8 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
                     number += 1
                     filled = {key: value or None for key, value in columns.items() if key}
                     yield Row(filled, f"{source} row {number}")
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, EOFError, zlib.error, ValueError) as error:
         place = f" after row {number}" if number else ""
         raise DataError(
@@ -85,10 +88,34 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
         )
 
 
+def refuse_utf16(path: Path, source: str) -> None:
+    """Raise DataError for a file in UTF-16, which some Windows programs write by default."""
+    with _opened(path) as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise DataError(f"{source} is in UTF-16; save it as UTF-8.")
+
+
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb"))
+
+
+def _delimiter(path: Path) -> str:
+    """Return the character between the names in the first line: a comma, or a semicolon or a tab without any.
+
+    Spreadsheets write semicolons in countries where the comma is the decimal point.
+    """
+    try:
+        with _opened(path) as file:
+            names = file.readline(1 << 16)
+    except (OSError, EOFError, zlib.error):
+        return ","  # reading the file explains it
+    return next((sign for sign in ",;\t" if sign.encode() in names), ",")
+
+
 def _check_text(path: Path) -> None:
     """Decode the whole file: pyarrow prints an error about invalid bytes and does not raise it."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+    with _opened(path) as file:
         while block := file.read(1 << 20):
             decoder.decode(block)
         decoder.decode(b"", final=True)

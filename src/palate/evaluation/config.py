@@ -21,6 +21,7 @@ class EvaluateConfig(RewardConfig, Sampling, RunConfig):
 
     unoffered: ClassVar = frozenset(
         {"eval_reward", "report_to", "checkpoint_every", "keep_checkpoints", "max_dead_steps"}
+        | {"probe_pairs", "probe_data"}
         | {"probe_pairs", "probe_data", "label_noise"}
     )
     """Fields of the parts that only matter for training."""
@@ -64,6 +65,10 @@ class EvaluateConfig(RewardConfig, Sampling, RunConfig):
             raise ValueError(
                 "no reward is given; name at least one, such as --reward sentiment, or a judge, such as "
                 "--judge local:MODEL"
+            )
+        if self.judge == "self":
+            raise ValueError(
+                "judge is self, but an evaluation trains no policy; name a model, as local:MODEL"
             )
         if len(self.model) == 1 and self.against is None:
             raise ValueError(

@@ -39,7 +39,7 @@ def _rewards(cfg: RewardConfig, specs: Sequence[str], run: Run) -> Annotator:
     """Return the annotator of rewards; refuse files of functions that changed since the run began."""
     annotate = annotator(
         specs,
-        missing_eos_penalty=cfg.missing_eos_penalty or 0.0,
+        missing_eos_penalty=cfg.annotator_penalty,
         kept=run.ledger(),
         say=run.display.say,
         **model_options(cfg),

@@ -44,10 +44,12 @@ def report_rows(run: Run, cfg: Any, account: Account, held_out: Account) -> None
     """Report unused rows and columns, without the columns that a reward function or the method reads."""
     functions = any(_is_function(spec) for spec in getattr(cfg, "reward", ()))
     named = {value for _, value in cfg if isinstance(value, str)}
-    for source, one in ((cfg.data, account), (cfg.eval_data, held_out)):
-        if source is not None:
+    # The held-out data may be another split of the same source, and needs an account of its own.
+    beside = f"{cfg.eval_data} (held-out)" if cfg.eval_data == cfg.data else cfg.eval_data
+    for name, one in ((cfg.data, account), (beside, held_out)):
+        if name is not None:
             one.use(None if functions else named)
-            run.report_data(source, one)
+            run.report_data(name, one)
 
 
 def _is_function(spec: Any) -> bool:

@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from palate.learn.likelihood import SUMMED, Likelihood, first_rows
 from palate.learn.objective import Needs, Numbers, accuracy
-from palate.losses import bradley_terry, rrhf
+from palate.losses import bradley_terry, rrhf, soft_preference
 from palate.model import Outputs
-from palate.types import Example, Group, Pair
+from palate.types import Example, Group, LabelledPair, Pair
 
 
 @dataclass(frozen=True)
@@ -114,4 +114,35 @@ class Ranking:
             "mean_reward": rewards.mean(-1),
             "min_reward": rewards.amin(-1),
             "max_reward": rewards.amax(-1),
+        }
+
+
+@dataclass(frozen=True)
+class SoftRanking:
+    """The loss of a reward model on soft labels: the cross-entropy with the judge's probabilities.
+
+    RLAIF, Lee et al. 2023, arXiv:2309.00267; see `soft_preference`. The labels are used as they are: none is
+    rounded to 0 or 1.
+
+    Metrics: `accuracy`, the share of pairs that the rewards order as the judge does; `margin`, the reward of
+    the preferred completion minus that of the other; `divergence`, the loss minus its minimum, which is the
+    KL from the judge's probability to the model's, in nats. Pairs with a probability of exactly one half
+    have no accuracy and no margin.
+    """
+
+    needs: ClassVar[Needs] = Needs(head="scalar")
+
+    def __call__(self, outputs: Outputs, records: Sequence[LabelledPair]) -> tuple[Tensor, Numbers]:
+        """Return the loss of each pair, and its metrics. (R,)"""
+        assert outputs.scores is not None
+        first, second = outputs.scores.view(-1, 2).unbind(-1)
+        p = torch.tensor([pair.p for pair in records], dtype=torch.float64).to(first)
+        loss = soft_preference(first, second, p)
+        prefers = torch.where(p == 0.5, torch.nan, torch.sign(p - 0.5))
+        margin = prefers * (first - second).detach()
+        least = torch.special.entr(p) + torch.special.entr(1 - p)
+        return loss, {
+            "accuracy": torch.where(margin.isnan(), torch.nan, accuracy(margin)),
+            "margin": margin,
+            "divergence": loss.detach() - least,
         }

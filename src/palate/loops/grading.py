@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
-from palate.agreement import score_agreement
 from palate.annotate import Annotator
 from palate.config import DataConfig
 from palate.data.ranked import Ranking, read_rankings
@@ -14,6 +12,7 @@ from palate.errors import RunError
 from palate.learn import Policy
 from palate.loops.records import account_of
 from palate.memory import key_of
+from palate.ranking import Ranked, judge_metrics
 from palate.run import Run
 from palate.types import Group
 
@@ -95,7 +94,7 @@ def read_ranked(policy: Policy, source: str, cfg: DataConfig, run: Run) -> list[
 def measure_judge(
     annotate: Annotator, ranked: Sequence[tuple[Ranking, Group]], gap: float, run: Run, *, perfect: float
 ) -> None:
-    """Measure the judge on held-out ranked answers, once after a step; see `palate.agreement`.
+    """Measure the judge on held-out ranked answers, once after a step; see `palate.ranking`.
 
     Args:
         annotate: the judge as it is now.
@@ -109,24 +108,14 @@ def measure_judge(
 
     def metrics() -> dict[str, float]:
         judged = annotate([group for _, group in ranked])
-        groups = [
-            (ranking.prompt.id, list(zip(group.rewards or (), ranking.gold, strict=True)))
+        items = [
+            Ranked(ranking.gold, group.rewards or ())
             for (ranking, _), group in zip(ranked, judged, strict=True)
         ]
-        agreement = score_agreement(groups, perfect=perfect, gap=gap)
-        scores = [score for _, rated in groups for score, _ in rated if score is not None]
-        numbers = {
-            "pairwise": agreement.pairwise.rate,
-            "pairwise_low": agreement.pairwise.low,
-            "pairwise_high": agreement.pairwise.high,
-            "ties": agreement.ties,
-            "best": agreement.best,
-            "exact": agreement.exact.rate,
-            "spearman": agreement.spearman,
-            "kendall": agreement.kendall,
-            "unclear": agreement.unusable / sum(len(rated) for _, rated in groups),
-            "mean": sum(scores) / len(scores) if scores else math.nan,  # its drift on the same answers
-        }
-        return {f"eval_judge/{name}": value for name, value in numbers.items() if math.isfinite(value)}
+        numbers = judge_metrics(items, gap=gap, perfect=perfect)
+        scores = [score for item in items for score in item.scores if score is not None]
+        if scores:
+            numbers["mean"] = sum(scores) / len(scores)  # a drift of the scores on the same answers
+        return {f"eval_judge/{name}": value for name, value in numbers.items()}
 
     run.measure("judge", metrics)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import math
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -115,7 +116,7 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfi
                     "need samples from the policy's own distribution"
                 )
         ranker = next((spec for spec in map(str, self.reward) if spec.startswith("ranker:")), None)
-        if ranker is not None and self.estimator != "rloo":
+        if ranker is not None and self.estimator != "rloo" and not self.compares_pairs:
             raise ValueError(
                 f"reward is {ranker!r}, which compares the completions of a prompt, and {self.estimator} "
                 "compares rewards of different prompts; use --estimator rloo, or a reward that scores, such "
@@ -140,3 +141,57 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfi
     def updates(self) -> int:
         """Return the number of optimizer steps per rollout phase."""
         return self.ppo_epochs * self.mini_batches
+
+
+class LearntReward(PolicyGradients):
+    """Fields of methods that first train a reward model on a judge's preferences.
+
+    A reward in place of a judge gives the preferences of Bradley and Terry: the log-odds that one completion
+    is preferred are the difference of the two rewards.
+    """
+
+    compares_pairs: ClassVar[bool] = True
+
+    pairs: Source | None = None
+    """Data with a prompt and two completions per row, which the judge compares; the preference in the data is
+    not used. Default: the starting model's own completions of the prompts."""
+    candidates: int = Field(2, ge=2)
+    """Number of completions per prompt that the starting model samples for the judge, which compares each
+    with each."""
+    preference_prompts: int | None = Field(None, ge=2)
+    """Number of prompts (or rows of `pairs`) whose completions the judge compares; default: all."""
+    preference_held_out: float = Field(0.1, ge=0, lt=1)
+    """Share of these prompts that the reward model does not learn from; they measure its agreement with the
+    judge."""
+    reward_lr: float | None = Field(None, gt=0)
+    """Learning rate of the reward model; default: 2e-4 with LoRA, 1e-5 without."""
+    reward_epochs: float = Field(2.0, gt=0)
+    """Number of passes of the reward model over its pairs."""
+    reward_steps: int | None = Field(None, ge=1)
+    """Number of optimizer steps of the reward model, instead of `reward_epochs`."""
+    reward_batch_size: int = Field(16, ge=1)
+    """Number of pairs per optimizer step of the reward model."""
+
+    @model_validator(mode="after")
+    def _of_a_judge(self) -> Self:
+        if self.judge_mode not in (None, "pairwise"):
+            raise ValueError(
+                f"judge_mode is {self.judge_mode!r}, but the reward model learns from comparisons; use "
+                "pairwise, or the variant d-rlaif, which uses the judge's scores themselves"
+            )
+        if self.pairs is not None and self.candidates != 2:
+            raise ValueError(
+                f"candidates is {self.candidates}, but the completions come from pairs; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fill_reward_lr(self) -> Self:
+        if self.reward_lr is None:
+            # The configuration is frozen for its users, but it is still under construction here.
+            object.__setattr__(self, "reward_lr", 2e-4 if self.lora else 1e-5)
+        return self
+
+    def reward_total_steps(self, pairs: int) -> int:
+        """Return the number of optimizer steps of the reward model."""
+        return self.reward_steps or max(1, math.ceil(self.reward_epochs * pairs / self.reward_batch_size))

@@ -50,7 +50,8 @@ def warn_of_long_texts(completions: Sequence[Completion], most: int, run: Run) -
     if longer > MANY * len(completions):
         run.display.say(
             f"{longer} of {len(completions)} texts of the data are longer than max_new_tokens ({most}), "
-            "where samples are truncated, so the policy learns from the difference in length; raise it"
+            "where samples are truncated, so the policy learns from the difference in length; raise "
+            "max_new_tokens"
         )
 
 

@@ -21,7 +21,8 @@ from pydantic import Field
 
 from palate import learn, loops, losses, select
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
+from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import AnchoredPair, Pair, Prompt
 
 if TYPE_CHECKING:
@@ -123,6 +124,24 @@ def _objective(batch: Sequence[Record], cfg: Common) -> learn.Anchored:
     return learn.Anchored(contrast, likelihood, pair_weight=cfg.pair_weight)
 
 
+def spends(cfg: ClickConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending."""
+    prompts = loops.prompts_each_round(cfg, rows)
+    each = cfg.n * cfg.n // 4 if cfg.partner == "all" else cfg.n - 1
+    steps = cfg.total_steps(prompts * each)
+    of_round = drawn(prompts, cfg.n) + learnt(steps, cfg.batch_size, _completions(cfg))
+    return sum((of_round for _ in range(cfg.rounds)), Spending())
+
+
+def spends_direct(cfg: ClickDirectConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending on pairs of the data."""
+    return learnt(cfg.total_steps(rows.records), cfg.batch_size, _completions(cfg))
+
+
+def _completions(cfg: Common) -> int:
+    return 2 if cfg.anchor == "positive" else 3
+
+
 METHOD = Method(
     train=click,
     config=ClickConfig,
@@ -130,6 +149,8 @@ METHOD = Method(
     paper="Zheng et al. 2023, arXiv:2306.03350",
     group="offline",
     learns_from="prompts",
-    others=(Way(click_direct, ClickDirectConfig, "pairs"),),
+    spends=spends,
+    others=(Way(click_direct, ClickDirectConfig, "pairs", spends=spends_direct),),
     recipe=Recipe("human", "start", "once", ("policy",), ("policy", "reward model")),
+    share=Share("once"),
 )

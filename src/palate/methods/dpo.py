@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from palate import learn, loops, losses
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Pair
 
 if TYPE_CHECKING:
@@ -53,5 +53,7 @@ METHOD = Method(
     paper="Rafailov et al. 2023, arXiv:2305.18290",
     group="offline",
     learns_from="pairs",
+    spends=loops.spends_on_pairs,
     recipe=Recipe("human", "data", "once", ("policy", "reference"), ("policy",)),
+    share=Share("pairs"),
 )

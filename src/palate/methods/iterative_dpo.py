@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from palate import learn, loops, losses
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
+from palate.spending import Rows, Spending
 from palate.types import Prompt
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ def iterative_dpo(
         del each, objective
 
 
+def spends(cfg: IterativeDPOConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending."""
+    return loops.spends_on_pair_rounds(cfg, rows, reference=True)
+
+
 METHOD = Method(
     train=iterative_dpo,
     config=IterativeDPOConfig,
@@ -72,7 +78,9 @@ METHOD = Method(
     paper="Xu et al. 2023, arXiv:2312.16682",
     group="online",
     learns_from="prompts",
+    spends=spends,
     recipe=Recipe(
         "human", "current", "each round", ("policy", "reference", "reward model"), ("policy", "reward model")
     ),
+    share=Share("each round", rounds=2),
 )

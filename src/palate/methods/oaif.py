@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, losses, select
 from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Sampling
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Prompt
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class OAIFConfig(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfig):
     """Loss on a pair. The paper's "SLiC" is `hinge_norm`."""
     beta: float = Field(0.1, gt=0)
     """Strength of the KL constraint to the reference: higher stays closer. Default: the paper's value for the
-    loss, 0.1 for dpo, 1.0 for ipo (its tau), 0.002 for hinge_norm."""
+    loss: 0.1 for dpo, 1.0 for ipo (its tau), 0.002 for hinge_norm."""
     n: int = Field(2, ge=2)
     """Number of completions per prompt; with more than two, the best and the worst form the pair."""
     ahead: int = Field(0, ge=0, le=1)
@@ -83,5 +83,7 @@ METHOD = Method(
     group="online",
     learns_from="prompts",
     batches_of="prompt",
+    spends=loops.spends_each_step,
     recipe=Recipe("model", "current", "each step", ("policy", "reference"), ("policy",), external=True),
+    share=Share("each step"),
 )

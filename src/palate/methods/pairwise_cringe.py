@@ -20,7 +20,7 @@ from pydantic import Field
 
 from palate import learn, loops
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.types import Pair, Prompt
 
 if TYPE_CHECKING:
@@ -106,6 +106,10 @@ METHOD = Method(
     paper="Xu et al. 2023, arXiv:2312.16682",
     group="online",
     learns_from="prompts",
-    others=(Way(pairwise_cringe_direct, PairwiseCringeDirectConfig, "pairs"),),
+    spends=loops.spends_on_pair_rounds,
+    others=(
+        Way(pairwise_cringe_direct, PairwiseCringeDirectConfig, "pairs", spends=loops.spends_on_pairs_alone),
+    ),
     recipe=Recipe("human", "current", "each round", ("policy", "reward model")),
+    share=Share("each round", rounds=2),
 )

@@ -21,7 +21,8 @@ from pydantic import Field, field_validator, model_validator
 
 from palate import learn, loops, select
 from palate.config import Numbers
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
+from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import Example, Group, Prompt
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
     for g in range(cfg.rounds):
         batch = loops.prompts_of_round(prompts, g, cfg, run)  # Grow
         reached = loops.mean_reward(policy, annotate, unseen, cfg, run)
-        groups = annotate(policy.snapshot().sample(batch, cfg.n, cfg.sampling, seed=run.seed("sample", g)))
+        seed = run.seed("sample", g)
+        groups = loops.annotated_samples(policy.snapshot(), annotate, batch, cfg.n, cfg.sampling, seed=seed)
         for i, given in enumerate(cfg.thresholds):  # Improve
             tau = loops.threshold([*groups, *shown], given, cfg.threshold_by, f"round {g + 1}")
             if i == 0:
@@ -121,6 +123,18 @@ def _likelihood(
     return learn.Likelihood.per_token(examples) if reduce == "token" else learn.Likelihood(reduce)
 
 
+def spends(cfg: ReSTConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending; `rows.others` counts the demonstrations."""
+    improvements = len(cfg.thresholds)
+    distinct = rows.distinct - cfg.validation
+    prompts = distinct if cfg.prompts_per_round is None else min(distinct, cfg.prompts_per_round)
+    steps = improvements * cfg.total_steps(prompts * cfg.n + rows.others)
+    of_round = drawn(prompts, cfg.n) + learnt(steps, cfg.batch_size, 1)
+    if cfg.validation:
+        of_round += drawn(cfg.validation * (improvements + 1), 1)
+    return sum((of_round for _ in range(cfg.rounds)), drawn(rows.others, 0, size=1))
+
+
 METHOD = Method(
     train=rest,
     config=ReSTConfig,
@@ -129,5 +143,7 @@ METHOD = Method(
     group="RL",
     learns_from="prompts",
     batches_of="completion",
+    spends=spends,
     recipe=Recipe("human", "mixed", "each round", ("policy", "reward model")),
+    share=Share("each round", n=8, stages=2, fixed={"threshold_by": "quantile", "thresholds": (0.5, 0.8)}),
 )

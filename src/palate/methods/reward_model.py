@@ -114,6 +114,7 @@ METHOD = Method(
     paper="Ouyang et al. 2022, arXiv:2203.02155",
     group="RL",
     learns_from="pairs",
+    spends=loops.spends_on_pairs_alone,
     recipe=Recipe("human", "data", "once", ("reward model",)),
     learner=load,
     summarise=lambda learner, run, held_out: before_and_after(run.measured),

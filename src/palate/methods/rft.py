@@ -21,7 +21,8 @@ from pydantic import BeforeValidator, Field
 from palate import learn, loops, select
 from palate.config import Sampling, split_commas
 from palate.errors import RunError
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
+from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import Example, Group, Prompt
 
 if TYPE_CHECKING:
@@ -114,6 +115,15 @@ def _pool_numbers(pool: Sequence[Group]) -> dict[str, float]:
     return {"pool/size": len(pool), "pool/scores": sum(map(_reward, pool)) / len(pool)}
 
 
+def spends(cfg: RFTConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending."""
+    prompts, total = loops.prompts_each_round(cfg, rows), Spending()
+    for t in range(cfg.rounds):
+        size = {"all": (t + 1) * prompts, "best": min((t + 1) * prompts, rows.distinct), "none": prompts}
+        total += drawn(prompts, cfg.n) + learnt(cfg.total_steps(size[cfg.pool]), cfg.batch_size, 1)
+    return total
+
+
 METHOD = Method(
     train=rft,
     config=RFTConfig,
@@ -122,5 +132,7 @@ METHOD = Method(
     group="online",
     learns_from="prompts",
     batches_of="completion",
+    spends=spends,
     recipe=Recipe("human", "current", "each round", ("policy", "reward model")),
+    share=Share("each round", n=8, rounds=2),
 )

@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from palate import data, loops
-from palate.method import Method, Recipe
+from palate import loops
+from palate.method import Method, Recipe, Share
 from palate.types import Prompt
 
 if TYPE_CHECKING:
@@ -45,27 +45,7 @@ def rlhf(
     critic: Learner | None = None,
 ) -> None:
     """Train `policy` in place on its own scored completions, together with `critic`."""
-    learners = [policy] if critic is None else [policy, critic]
-    for learner in learners:
-        learner.optimizer.total_steps = cfg.steps * cfg.updates
-    ref = policy.snapshot()  # pi_ref
-    texts = loops.pretraining(policy, cfg, run)
-    centre = loops.reward_centre(policy, annotate, prompts, cfg, run)
-    stream = data.Stream(prompts, seed=run.seed("prompts"))
-
-    for step in run.steps(cfg.steps, *learners):
-        batch = stream.batch(step, cfg.batch_size)  # x ~ D
-        groups = annotate(policy.snapshot().sample(batch, cfg.n, cfg.sampling, seed=run.seed("sample", step)))
-        kept, numbers = loops.usable(groups, cfg)
-        beta = loops.price_of_kl(cfg, run)
-        metrics: dict[str, float] = {}
-        if kept:
-            rollouts, of_phase = loops.roll_out(
-                policy, critic, ref, kept, cfg, run, step=step, beta=beta, centre=centre
-            )
-            metrics = loops.learn_phase(policy, critic, rollouts, texts, cfg, run, step=step) | of_phase
-        passed = {"beta": beta, "epoch": (step + 1) * cfg.batch_size / len(prompts)}
-        run.log(step, metrics, numbers, passed, samples=groups)
+    loops.maximise_reward(policy, annotate, prompts, cfg, run, critic)
 
 
 def load_critic(policy: Policy, cfg: RLHFConfig, *, seed: int) -> tuple[Learner, ...]:
@@ -86,7 +66,9 @@ METHOD = Method(
     group="RL",
     learns_from="prompts",
     batches_of="prompt",
+    spends=loops.spends_on_policy_gradients,
     recipe=Recipe("human", "current", "each step", ("policy", "reference", "reward model", "value")),
     beside=load_critic,
     summarise=summary,
+    share=Share("each step", n=1, epochs=4, fixed={"centre_on": "none"}),
 )

@@ -20,7 +20,8 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, select
 from palate.config import MethodConfig, Names
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
+from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import Group, Pair, Prompt
 
 if TYPE_CHECKING:
@@ -92,6 +93,14 @@ def rrhf_direct(
     loops.fit(policy, groups, lambda *_: objective, cfg, run, unseen)
 
 
+def spends(cfg: RRHFConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending."""
+    prompts, size = loops.prompts_each_round(cfg, rows), cfg.n + len(cfg.texts)
+    steps = cfg.total_steps(prompts)
+    of_round = drawn(prompts, cfg.n, size=size) + learnt(steps, cfg.batch_size, size)
+    return sum((of_round for _ in range(cfg.rounds)), Spending())
+
+
 METHOD = Method(
     train=rrhf,
     config=RRHFConfig,
@@ -100,6 +109,8 @@ METHOD = Method(
     group="offline",
     learns_from="prompts",
     batches_of="group",
-    others=(Way(rrhf_direct, RRHFDirectConfig, "pairs"),),
+    spends=spends,
+    others=(Way(rrhf_direct, RRHFDirectConfig, "pairs", spends=loops.spends_on_pairs_alone),),
     recipe=Recipe("human", "mixed", "once", ("policy",), ("policy", "reward model")),
+    share=Share("once"),
 )

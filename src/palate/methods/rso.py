@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, losses, select
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
+from palate.spending import Annotations, Rows, Spending, drawn, learnt
 from palate.types import Pair, Prompt
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class RSOConfig(Common, loops.OfflineConfig, loops.Batches):
     rejection (`rso-sample-rank`), or the data (`direct`)."""
     n: int = Field(64, ge=2)
     """Number of candidates per prompt to sample and score before rejection."""
-    keep: int = Field(8, ge=2)
+    accept: int = Field(8, ge=2)
     """Number of candidates per prompt that form pairs; sft-sample-rank samples only this many."""
     sample_beta: float = Field(0.5, ge=0)
     """Temperature of the rejection in units of reward (the paper's beta): 0 keeps the best candidates;
@@ -71,8 +72,10 @@ class RSOConfig(Common, loops.OfflineConfig, loops.Batches):
 
     @model_validator(mode="after")
     def _thins(self) -> Self:
-        if self.variant == "rso-sample-rank" and self.keep > self.n:
-            raise ValueError(f"keep is {self.keep}, but n is only {self.n} candidates; lower keep or raise n")
+        if self.variant == "rso-sample-rank" and self.accept > self.n:
+            raise ValueError(
+                f"accept is {self.accept}, but n is only {self.n} candidates; lower accept or raise n"
+            )
         return self
 
 
@@ -88,12 +91,14 @@ def rso(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RSO
     objective = _objective(policy, cfg)
     rng = Random(run.seed("select"))
     rejects = cfg.variant == "rso-sample-rank"
-    candidates = loops.draw(policy, prompts, cfg.n if rejects else cfg.keep, cfg.sampling, run)  # y ~ pi_sft
+    candidates = loops.draw(
+        policy, prompts, cfg.n if rejects else cfg.accept, cfg.sampling, run
+    )  # y ~ pi_sft
     if rejects or cfg.ask == "scores":
         candidates = candidates.annotated(annotate)  # r
     if rejects:  # y ~ pi_sft exp(r / beta)
         candidates = candidates.thinned(
-            lambda group: select.rejection_sample(group, cfg.keep, beta=cfg.sample_beta, rng=rng)
+            lambda group: select.rejection_sample(group, cfg.accept, beta=cfg.sample_beta, rng=rng)
         )
     pairs, dropped = loops.paired(  # (y_w, y_l)
         candidates.groups, annotate, pairing=cfg.pairing, ask=cfg.ask, tie=cfg.tie, rng=rng
@@ -117,6 +122,26 @@ def _objective(policy: Policy, cfg: Common) -> learn.Pairwise:
     )
 
 
+def spends(cfg: RSOConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending."""
+    rejects = cfg.variant == "rso-sample-rank"
+    n = cfg.n if rejects else cfg.accept
+    pairs = rows.distinct * loops.pairs_of_candidates(cfg.pairing, cfg.accept)
+    compares = cfg.ask == "comparisons"
+    sampled = drawn(rows.distinct, n, size=n if rejects or not compares else 0)
+    annotations = Spending(annotations=(Annotations(pairs, 2),)) if compares else Spending()
+    return sampled + annotations + _learnt(cfg, cfg.total_steps(pairs), cfg.batch_size, pairs)
+
+
+def spends_direct(cfg: RSODirectConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending on pairs of the data."""
+    return _learnt(cfg, cfg.total_steps(rows.records), cfg.batch_size, rows.records)
+
+
+def _learnt(cfg: Common, steps: int, batch: int, pairs: int) -> Spending:
+    return learnt(steps, batch, 2, referenced=2 * pairs * losses.PAIR_LOSSES[LOSSES[cfg.loss]].needs_ref)
+
+
 METHOD = Method(
     train=rso,
     config=RSOConfig,
@@ -124,6 +149,8 @@ METHOD = Method(
     paper="Liu et al. 2023, arXiv:2309.06657",
     group="online",
     learns_from="prompts",
-    others=(Way(rso_direct, RSODirectConfig, "pairs"),),
+    spends=spends,
+    others=(Way(rso_direct, RSODirectConfig, "pairs", spends=spends_direct),),
     recipe=Recipe("human", "start", "once", ("policy", "reference"), ("policy",)),
+    share=Share("once", n=16, fixed={"accept": 8}),
 )

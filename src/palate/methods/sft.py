@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from palate import learn, loops
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.types import Example
 
 if TYPE_CHECKING:
@@ -47,5 +47,7 @@ METHOD = Method(
     group="supervised",
     learns_from="demonstrations",
     batches_of="demonstration",
+    spends=loops.spends_on_demonstrations,
     recipe=Recipe("none", "data", "once", ("policy",)),
+    share=Share("demonstrations", n=16),
 )

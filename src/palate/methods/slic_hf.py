@@ -20,7 +20,8 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, losses
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
+from palate.spending import Annotations, Rows, Spending, drawn, learnt
 from palate.types import AnchoredPair, Group, Pair, Prompt
 
 if TYPE_CHECKING:
@@ -123,6 +124,25 @@ def _anchored(
     return list(pairs)  # the anchor is the chosen completion, or there is none
 
 
+def spends(cfg: SlicHFConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending."""
+    each = loops.pairs_of_candidates(cfg.pairing, cfg.n)
+    pairs = rows.distinct * each
+    annotations = Spending(annotations=(Annotations(pairs, 2),)) if cfg.ask == "comparisons" else Spending()
+    sampled = drawn(rows.distinct, cfg.n, size=cfg.n if cfg.ask == "scores" else 0)
+    return sampled + annotations + learnt(cfg.total_steps(pairs), cfg.batch_size, _completions(cfg))
+
+
+def spends_direct(cfg: SlicHFDirectConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending on pairs of the data."""
+    return learnt(cfg.total_steps(rows.records), cfg.batch_size, _completions(cfg))
+
+
+def _completions(cfg: Common) -> int:
+    """Return the most completions of a record: those of the pair, and an anchor that is another text."""
+    return 2 if cfg.anchor == "none" else 3
+
+
 METHOD = Method(
     train=slic_hf,
     config=SlicHFConfig,
@@ -130,6 +150,8 @@ METHOD = Method(
     paper="Zhao et al. 2023, arXiv:2305.10425",
     group="offline",
     learns_from="prompts",
-    others=(Way(slic_hf_direct, SlicHFDirectConfig, "pairs"),),
+    spends=spends,
+    others=(Way(slic_hf_direct, SlicHFDirectConfig, "pairs", spends=spends_direct),),
     recipe=Recipe("human", "start", "once", ("policy",), ("policy", "reward model")),
+    share=Share("once"),
 )

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from palate import learn, loops, losses, select
 from palate.errors import RunError
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
+from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import Example, Group, Pair
 
 if TYPE_CHECKING:
@@ -102,6 +103,17 @@ def _summary(policy: Policy, run: Run, held_out: Sequence[Example]) -> dict[str,
     return {"held_out": len(held_out), "held_out_logps_before": logps[0], "held_out_logps_after": logps[-1]}
 
 
+def spends(cfg: SPINConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending."""
+    total = Spending()
+    for t in range(cfg.rounds):
+        pairs = min(t, cfg.past_rounds) * rows.records + rows.records
+        steps = cfg.total_steps(pairs)
+        total += drawn(rows.records + rows.held_out, 1, size=0)
+        total += learnt(steps, cfg.batch_size, 2, referenced=2 * (pairs + rows.held_out))
+    return total
+
+
 METHOD = Method(
     train=spin,
     config=SPINConfig,
@@ -109,6 +121,8 @@ METHOD = Method(
     paper="Chen et al. 2024, arXiv:2401.01335",
     group="offline",
     learns_from="demonstrations",
+    spends=spends,
     recipe=Recipe("none", "mixed", "each round", ("policy", "reference"), ("policy",)),
     summarise=_summary,
+    share=Share("demonstrations", n=16, rounds=2, own=1),
 )

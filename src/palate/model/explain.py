@@ -44,4 +44,4 @@ def _hint(name: str) -> str:
         return "is it complete?"
     if difflib.get_close_matches(name, [EMBEDDED]):
         return f"did you mean `{EMBEDDED}`?"
-    return f"check the id and the connection, or use `{EMBEDDED}`, which needs none"
+    return f"check the id and the connection, or use `{EMBEDDED}`, which needs no connection"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -19,7 +20,7 @@ from transformers import (
 from palate.config import ModelConfig
 from palate.errors import ModelError
 from palate.given import GivenModel
-from palate.model.adapters import continued_adapter, embedding_rows, fresh_adapter, settle, untie
+from palate.model.adapters import CLASSIFIER, continued_adapter, embedding_rows, fresh_adapter, settle, untie
 from palate.model.codec import Codec
 from palate.model.device import resolve
 from palate.model.explain import explained
@@ -91,7 +92,10 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
     generation = network.generation_config if network.can_generate() else None
     codec = _codec(tokenizer, cfg, network.config, generation, template)
     if head != "lm":
-        _set_unused_pad(network, codec)
+        pad_id = _pad_id(network.config, codec, rows, adapter)
+        network.config.get_text_config().pad_token_id = network.config.pad_token_id = pad_id
+        if head == "scalar":
+            codec.read_to_the_end(pad_id)
     network.eval()
     if not trainable:
         network.requires_grad_(False)
@@ -122,7 +126,10 @@ def load_codec(cfg: ModelConfig, *, head: Head = "lm") -> Codec:
     rows = rows or getattr(config.get_text_config(), "vocab_size", None)
     if rows is not None:
         _check_vocabulary(rows, tokenizer, cfg.model, template)
-    return _codec(tokenizer, cfg, config, generation, template)
+    codec = _codec(tokenizer, cfg, config, generation, template)
+    if head == "scalar":
+        codec.read_to_the_end(_pad_id(config, codec, rows or 1, adapter))
+    return codec
 
 
 def _codec(tokenizer: Any, cfg: ModelConfig, config: Any, generation: Any, template: str | None) -> Codec:
@@ -263,18 +270,29 @@ def _check_vocabulary(rows: int, tokenizer: Any, name: str, template: str | None
         )
 
 
-def _set_unused_pad(network: Any, codec: Codec) -> None:
-    """Set a padding token other than the end tokens.
+def _pad_id(config: Any, codec: Codec, rows: int, adapter: str | None) -> int | None:
+    """Return the padding token of a classifier; a tokenizer that is saved with the model pads with it.
 
-    The classifiers of transformers read the last token that is not padding, which may be an end token.
+    The classifiers of transformers read the last token that is not padding. A classifier that has its head
+    was trained to be read so, whatever its padding token is. A new head gets a padding token other than the
+    end tokens, so that it is read at the end of a text.
     """
     tokenizer = codec.tokenizer
-    spare = [i for i in (tokenizer.pad_token_id, *reversed(tokenizer.all_special_ids)) if i is not None]
-    spare = [i for i in spare if i not in codec.end_ids]
-    if spare:  # the saved tokenizer must pad with the same token
+    if adapter is not None and PeftConfig.from_pretrained(adapter).task_type == CLASSIFIER:
+        # An adapter has no model configuration, so its tokenizer names the token.
+        own = (Path(adapter) / "tokenizer_config.json").is_file()
+        pad: int | None = tokenizer.pad_token_id if own else config.get_text_config().pad_token_id
+        return pad
+    if any("SequenceClassification" in name for name in config.architectures or ()):
+        known: int | None = config.get_text_config().pad_token_id
+        return known
+    named: list[int | None] = [tokenizer.pad_token_id, *reversed(tokenizer.all_special_ids)]
+    added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i < rows]
+    spare: list[int] = [i for i in (*named, *reversed(added)) if i is not None and i not in codec.end_ids]
+    if spare:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
-        pad = spare[0]
-    else:  # a text that is scored ends with an end token, so any other token can stand for padding
-        rows = network.get_input_embeddings().weight.shape[0]
-        pad = next(i for i in reversed(range(rows)) if i not in codec.end_ids)
-    network.config.get_text_config().pad_token_id = network.config.pad_token_id = pad
+        return spare[0]
+    # A text that is scored ends with an end token, so any other token can stand for padding. The tokenizer
+    # names none, since it would read this token in texts as padding.
+    tokenizer.pad_token = None
+    return next((i for i in reversed(range(rows)) if i not in codec.end_ids), None)

@@ -53,7 +53,8 @@ def _named(name: str, head: Head, *, trainable: bool, base: str | None) -> Sourc
         return Source(name, None)
     path = path.expanduser()
     if not path.is_dir():
-        raise ModelError(f"model {name!r} is not a directory; give a directory, a hub id or `{EMBEDDED}`")
+        problem = "is a file" if path.exists() else "does not exist"
+        raise ModelError(f"model {name!r} {problem}; give a directory, a hub id or `{EMBEDDED}`")
     path = model_in(path)
     if (path / "adapter_config.json").is_file():
         return _adapted(name, path, head, trainable=trainable, base=base)

@@ -36,7 +36,7 @@ def write_evaluation(result: Result, samples: Sequence[Mapping[str, Any]], targe
         rows=rows,
         plots=list(_plots(result)),
         shown=f"The first {len(shown)} of {len(samples)} prompts, with the first completion of each side.",
-        samples=[_sample(sample) for sample in shown],
+        samples=beside_rows(shown),
     )
 
 
@@ -164,6 +164,11 @@ def _plots(result: Result) -> Iterator[Drawn]:
 def short(name: str) -> str:
     """Return the end of a long path, for a plot's label."""
     return name if len(name) <= 22 else f"…{name[-21:]}"
+
+
+def beside_rows(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return samples side by side for the page, each output with its reward and length in words."""
+    return [_sample(sample) for sample in samples]
 
 
 def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:

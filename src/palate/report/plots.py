@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from palate.report import svg
-from palate.report.catalogue import Line, Panel
+from palate.report.curves import Line, Panel
 from palate.report.words import count, number, percent, ticks
 
 WIDTH, HEIGHT = 360.0, 208.0
@@ -64,7 +64,7 @@ def curves(panel: Panel) -> Markup:
     marked = len(lines) > 1 and not any(line.measured for line in lines)
     texts = [line.label[:LONGEST_LABEL] for line in lines]
     room = max((len(text) for text in texts), default=0) * LETTER
-    with _axes(HEIGHT, left=44, right=10 + room, top=16, bottom=30) as axes:
+    with framed(HEIGHT, left=44, right=10 + room, top=16, bottom=30) as axes:
         for line in lines:
             _line(axes, line, marked=marked)
         if panel.guide is not None:
@@ -94,7 +94,7 @@ def describe(panel: Panel) -> str:
 def intervals(rows: Sequence[Interval], key: str, title: str) -> Markup:
     """Draw rates with their intervals, one below the other, with a guide line at one half."""
     room = max(len(row.label) for row in rows) * LETTER
-    with _axes(46 + 24 * len(rows), left=12 + room, right=46, top=10, bottom=32) as axes:
+    with framed(46 + 24 * len(rows), left=12 + room, right=46, top=10, bottom=32) as axes:
         axes.axvline(0.5, color=svg.MUTED, linewidth=0.8, dashes=(2, 2), zorder=1)
         for i, row in enumerate(rows):
             colour = svg.series(row.style)
@@ -119,7 +119,7 @@ def intervals(rows: Sequence[Interval], key: str, title: str) -> Markup:
 def bars(rows: Mapping[str, Mapping[str, float]], stages: Sequence[str], key: str, title: str) -> Markup:
     """Draw one bar per run, divided into stages by share of time. `rows`: seconds by stage, by run."""
     room = max(len(name) for name in rows) * LETTER
-    with _axes(36 + 30 * len(rows), left=12 + room, right=18, top=6, bottom=24) as axes:
+    with framed(36 + 30 * len(rows), left=12 + room, right=18, top=6, bottom=24) as axes:
         for i, parts in enumerate(rows.values()):
             left, total = 0.0, sum(parts.values())
             for stage, seconds in parts.items():
@@ -139,7 +139,7 @@ def bars(rows: Mapping[str, Mapping[str, float]], stages: Sequence[str], key: st
 
 def patch(style: int, key: str) -> Markup:
     """Draw the pattern of a stage's part of a bar, for a table."""
-    with _axes(12, left=1, right=1, top=1, bottom=1, width=24) as axes:
+    with framed(12, left=1, right=1, top=1, bottom=1, width=24) as axes:
         axes.axis("off")
         _bar(axes, 0, 0, 1, style, height=1)
         axes.set_xlim(0, 1)
@@ -149,7 +149,7 @@ def patch(style: int, key: str) -> Markup:
 
 def swatch(style: int, key: str) -> Markup:
     """Draw the line and marker of a run, for a legend."""
-    with _axes(14, left=1, right=1, top=1, bottom=1, width=38) as axes:
+    with framed(14, left=1, right=1, top=1, bottom=1, width=38) as axes:
         axes.axis("off")
         axes.plot([0, 0.5, 1], [0, 0, 0], **_look(style), marker=MARKERS[style % len(MARKERS)], markevery=[1])
         axes.set_xlim(0, 1)
@@ -166,7 +166,7 @@ def _bar(axes: Axes, y: float, left: float, width: float, style: int, height: fl
 
 
 @contextmanager
-def _axes(
+def framed(
     height: float, *, left: float, right: float, top: float, bottom: float, width: float = WIDTH
 ) -> Iterator[Axes]:
     """Create axes with margins in points, and only tick labels and faint grid lines drawn."""

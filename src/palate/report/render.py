@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from palate.errors import RunError
 from palate.report import plots
-from palate.report.catalogue import Panel
+from palate.report.curves import Panel
 from palate.report.panels import letter, other_panels, panels, stage_seconds
 from palate.report.samples import chunked, left_out, shown
 from palate.report.sign import Sign
@@ -101,7 +101,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
             part.unlink()
         raise RunError(
             f"the report {str(target)!r} cannot be written: {error.strerror or error}; "
-            "give --output another file"
+            "choose another file with --output"
         ) from None
     return target
 

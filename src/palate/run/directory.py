@@ -9,6 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ from palate.config import ModelConfig, RunConfig
 from palate.errors import RunError
 from palate.journal import Journal
 from palate.model.device import resolve
-from palate.run.checkpoints import Checkpoint
+from palate.run.checkpoint import Checkpoint
 from palate.run.status import write_json
 from palate.rundir import LOCK, description_in
+from palate.world.start import processes_around
 
 _PACKAGES = ("palate", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+_BEFORE = {"processes": 1}
+"""Values of runs that were written before these entries existed."""
 
 _LEFT_EARLY = (LOCK, ".config.json.part")
 """The files of a run that is killed before it writes its description."""
@@ -50,6 +55,7 @@ class RunDirectory:
         self.path = path
         self.resumed = False
         self.changes: list[str] = []
+        self._created: list[Path] = []
         self._replaced: Path | None = None
         self._lock: FileLock | None = None
         description = describe(method, cfg)  # first, since it may raise errors
@@ -117,8 +123,17 @@ class RunDirectory:
             shutil.rmtree(self._replaced, ignore_errors=True)
             self._replaced = None
 
-    def release(self) -> None:
-        """Unlock the directory. If the new run did nothing, restore the replaced run."""
+    def release(self, *, refused: bool = False) -> None:
+        """Unlock the directory. If the new run did nothing, restore the replaced run.
+
+        Args:
+            refused: the run cannot start; if it did nothing, the directories that it created are removed.
+        """
+        if refused and self._created and self._lock is not None and not has_begun(self.path):
+            self._clear()
+            for parent in self._created[1:]:
+                with suppress(OSError):  # something else is in it
+                    parent.rmdir()
         if self._replaced is not None and has_begun(self.path):
             self.keep()
         if self._lock is not None:
@@ -145,6 +160,7 @@ class RunDirectory:
             raise RunError(f"{str(self.path)!r} exists but holds no run; use another --output")
         if self.path.is_symlink() and cfg.overwrite:
             raise OSError("it is a symbolic link to a run; use the path of the run itself")
+        self._created = [place for place in (self.path, *self.path.parents) if not place.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         self._hold()
         there = self._settle_replaced(there)
@@ -221,7 +237,7 @@ class RunDirectory:
             self.changes += [
                 f"{key} was {there[part].get(key)} and is {value}"
                 for key, value in description[part].items()
-                if there[part].get(key) != value
+                if there[part].get(key, _BEFORE.get(key)) != value
             ]
         dtype = there["resolved"].get("dtype")
         if dtype != description["resolved"].get("dtype"):
@@ -251,6 +267,7 @@ def describe(method: str, cfg: RunConfig) -> dict[str, Any]:
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "threads": torch.get_num_threads(),
+            "processes": processes_around(),
         },
         "started": now_text(),
     }

@@ -36,7 +36,7 @@ SHOWN = (
 """Metrics of the live view, with their formats."""
 
 MANY_CUT = 0.2
-"""Share of completions cut at `max_new_tokens` from which the display warns."""
+"""Share of completions truncated at `max_new_tokens` from which the display warns."""
 
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _UNSAFE = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -59,11 +59,15 @@ class Display:
         console: output; standard error by default, since standard output is for results.
         quiet: show nothing.
         titled: begin a log with the run's name and directory, since the first step may be minutes away.
+
+    Attributes:
+        penalised: truncated completions get a lower reward, so the display does not warn about them.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False, titled: bool = False) -> None:
         self.console = console or Console(stderr=True)
         self.quiet = quiet
+        self.penalised = False
         self._titled = titled
         self._live: Live | NotebookView | None = None
         self._total = self._step = 0
@@ -114,13 +118,14 @@ class Display:
         self._refresh()
 
     def _tell_cut(self, row: Mapping[str, float]) -> None:
-        """Say once that many completions are cut."""
+        """Warn once if many completions are truncated."""
         share = row.get("completions/clipped_ratio", 0.0)
-        if share > MANY_CUT and not self._reported_cut:
+        if share > MANY_CUT and not (self._reported_cut or self.penalised):
             self._reported_cut = True
             self.say(
-                f"step {int(row['step'])}: {share:.0%} of the completions were cut at max_new_tokens, so "
-                "their rewards are those of beginnings; raise --max-new-tokens, or give --missing-eos-penalty"
+                f"step {int(row['step'])}: {share:.0%} of the completions were truncated at max_new_tokens, "
+                "so the reward saw only their beginnings; raise max_new_tokens, or penalise them with "
+                "missing_eos_penalty"
             )
 
     def metrics(self, row: Mapping[str, float], samples: Sequence[Group]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from palate.errors import BudgetError
+from palate.errors import BudgetError, NonFiniteError, PalateError
 from palate.rundir import Status
 
 
@@ -15,6 +15,11 @@ def ended(status: Status, error: BaseException | None) -> Status:
     if isinstance(error, KeyboardInterrupt | BudgetError):
         return replace(status, state="interrupted", reason=str(error))
     return replace(status, state="failed", reason=str(error) or type(error).__name__)
+
+
+def refuses(error: BaseException | None) -> bool:
+    """Return True for a mistake of the user: a new run that has done nothing then leaves no directory."""
+    return isinstance(error, PalateError) and not isinstance(error, BudgetError | NonFiniteError)
 
 
 def how_to_resume(step: int, saved: int | None, *, overwrite: bool) -> str:

@@ -55,20 +55,30 @@ def judge_annotator(cfg: Any, run: Run) -> JudgeAnnotator:
         RunError: the run began with another template.
     """
     assert isinstance(cfg, JudgeConfig)
-    one_score = getattr(cfg, "n", 2) == 1 or getattr(cfg, "compares_rewards", None) is not None
-    court = judging(
-        JudgeContext(cfg, model_options(cfg), own=lambda: _policy(cfg, run)),
-        ledger=run.ledger(cfg.verdict_cache),
-        say=run.display.say,
-        one_completion=one_score,
-        missing_eos_penalty=getattr(cfg, "missing_eos_penalty", 0.0),
-    )
+    court = judge_court(cfg, run)
     run.require_same("the judge's question", court.template.hash, "the judge's template")
     run.meter = court.metrics
     noise = getattr(cfg, "label_noise", 0.0)
     early = Early(court.annotate) if court.remote else None
     annotate = with_label_noise(early or court.annotate, noise, seed=run.seed("label noise"))
     return JudgeAnnotator(run.annotator(annotate, name=_name(cfg, run)), court, early)
+
+
+def judge_court(cfg: JudgeConfig, run: Run) -> Judging:
+    """Return the judge that a run's configuration names, over the run's ledger.
+
+    Raises:
+        ConfigError, AnnotatorError, ModelError: the judge cannot be used.
+    """
+    one_score = getattr(cfg, "n", 2) == 1 or getattr(cfg, "compares_rewards", None) is not None
+    pairs = getattr(cfg, "compares_pairs", False)
+    return judging(
+        JudgeContext(cfg, model_options(cfg), own=lambda: _policy(cfg, run)),
+        ledger=run.ledger(cfg.verdict_cache),
+        say=run.display.say,
+        one_completion=one_score and not pairs,
+        missing_eos_penalty=getattr(cfg, "annotator_penalty", 0.0),
+    )
 
 
 def _name(cfg: JudgeConfig, run: Run) -> str | Callable[[], str]:

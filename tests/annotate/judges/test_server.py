@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from palate.annotate.base import in_both_orders, judged
+from palate.annotate.judges.desk import Desk
 from palate.annotate.judges.pace import Pace, retry_after
-from palate.annotate.judges.server import address, key_from
+from palate.annotate.judges.prices import Price
+from palate.annotate.judges.server import ServerModel, ServerOptions, address, key_from, unprotected
 from palate.errors import AnnotatorError, ConfigError
 from palate.testing import Fault, judge_reply
 from palate.types import Completion, Group, Prompt
@@ -435,6 +437,36 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         key_from("MY_KEY", "https://host/v1")
     monkeypatch.setenv("MY_KEY", " sk-1\n")
     assert key_from("MY_KEY", "https://host/v1") == "sk-1"
+
+
+@pytest.mark.parametrize(
+    ("url", "exposed"),
+    [
+        ("https://host/v1", False),
+        ("http://localhost:8000/v1", False),
+        ("http://127.0.0.1:8000/v1", False),
+        ("http://127.8.9.1/v1", False),
+        ("http://[::1]:8000/v1", False),
+        ("http://gpu-box:8000/v1", True),
+        ("http://10.0.0.7:8000/v1", True),
+        ("http://localhost.example.org/v1", True),
+        ("HTTP://0x7f.example/v1", True),
+    ],
+)
+def test_a_key_sent_without_encryption_is_detected(url: str, exposed: bool) -> None:
+    assert unprotected(url) is exposed
+
+
+@pytest.mark.parametrize(("key", "warned"), [("sk-12345", True), ("none", False)])
+def test_a_key_sent_without_encryption_is_warned_of_once(key: str, warned: bool) -> None:
+    lines: list[str] = []
+    model = ServerModel(
+        "m", "http://host.invalid/v1", key=key, price=Price(0.0, 0.0, "given"), options=ServerOptions()
+    )
+    desk = Desk(model, say=lines.append)
+    for _ in range(2):
+        model.ask({}, desk)
+    assert [("without encryption" in line, key in line) for line in lines] == [(True, False)] * warned
 
 
 def test_judges_can_be_asked_from_several_threads(open_court: Open) -> None:

@@ -176,7 +176,7 @@ def test_no_weights_are_needed(
         ("none.jsonl", "none.jsonl does not exist."),
         ("rows.jsonl --method sft", "completion is missing"),
         ("rows.jsonl --strict", "rejected is missing"),
-        ("rows.jsonl --model nowhere/at/all", "is not a directory"),
+        ("rows.jsonl --model nowhere/at/all", "'nowhere/at/all' does not exist"),
     ],
 )
 def test_mistakes(
@@ -197,4 +197,4 @@ def test_prompts_that_leave_no_room(data: Path, tiny: str, capsys: pytest.Captur
     assert main(words) == 0
     assert "leave no room for 256 new tokens" in " ".join(capsys.readouterr().out.split())
     assert main([*words, "--max-new-tokens", "256"]) == 2
-    assert "leaves no room for 256 new in the 256" in capsys.readouterr().err
+    assert "leaves no room for 256 new tokens, since " in capsys.readouterr().err

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from palate.article import SOURCE, UNBUILT
+from palate.article import SOURCE
 from palate.cli import main
 from palate.methods import METHODS
 
@@ -16,10 +16,19 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert err == ""
     rows = {row["name"]: row for row in json.loads(out)}
-    assert rows.keys() == METHODS.keys() | {"rlaif"}
-    for name, row in rows.items():
-        assert row.keys() == {"name", "group", "paper", "built", *QUESTIONS, "models", "source"}
-        assert row["built"] == (name in METHODS)
+    assert rows.keys() == METHODS.keys()
+    for row in rows.values():
+        assert row.keys() == {
+            "name",
+            "group",
+            "paper",
+            "built",
+            "learns_from",
+            *QUESTIONS,
+            "models",
+            "source",
+        }
+        assert row["built"] is True
         assert "arXiv:" in row["paper"]
         for cells in (row, row["source"] or row):
             assert {cells[question] for question in QUESTIONS} <= {"yes", "no", "partly"}
@@ -31,6 +40,13 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
         "no_external_api": "yes",
         "models": "2 (1)",
     }
+    learns_from = {name: rows[name]["learns_from"] for name in ("sft", "dpo", "oaif", "rso")}
+    assert learns_from == {
+        "sft": ["demonstrations"],
+        "dpo": ["pairs"],
+        "oaif": ["prompts"],
+        "rso": ["prompts", "pairs"],
+    }
     assert rows["sft"]["source"] is None
     assert {name for name, row in rows.items() if row["source"]} == SOURCE.keys() & rows.keys()
 
@@ -40,9 +56,9 @@ def test_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
     assert all(name in out and METHODS[name].paper.split(", arXiv")[0] in out for name in METHODS)
-    assert "Not implemented: rlaif." in out
+    assert "Not implemented" not in out
     (line,) = [line for line in out.splitlines() if line.startswith("oaif ")]
-    assert line.split()[1:8] == ["online", "yes", "yes", "yes", "no", "2", "(1)"]
+    assert line.split()[1:9] == ["prompts", "yes", "yes", "yes", "no", "2", "(1)", "online"]
 
 
 def test_it_fits_a_narrow_terminal(
@@ -50,10 +66,6 @@ def test_it_fits_a_narrow_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["methods"]) == 0
-    table = capsys.readouterr().out.split("For each")[0]
+    table = capsys.readouterr().out.split("Learns from:")[0]
     assert max(map(len, table.splitlines())) <= 80
     assert "…" not in table
-
-
-def test_what_is_not_built_is_not_there_to_run() -> None:
-    assert {absent.name for absent in UNBUILT} & METHODS.keys() == set()

@@ -261,7 +261,7 @@ def _local(argument: str, context: JudgeContext) -> JudgeModel:
 def _self(argument: str, context: JudgeContext) -> JudgeModel:
     if context.own is None:
         raise ConfigError(
-            "judge 'self' is the policy that is trained, and this method trains none; name another judge"
+            "judge 'self' is the policy in training, but this method trains no policy; name another judge"
         )
     return context.own()
 

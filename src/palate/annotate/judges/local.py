@@ -231,8 +231,9 @@ class LocalModel:
         longest = min(longest, max(map(len, (*question.texts, str(question.prompt)))))
         if len(self._codec.prompt_ids(self._prompt(question, 0))) > room:
             raise DataError(
-                f"the judge {self.name} takes {self._codec.max_length} tokens, fewer than its question has "
-                "without any text; use a judge with a longer context, or a shorter --judge-template"
+                f"the judge {self.name} takes at most {self._codec.max_length} tokens, and its question has "
+                "more, even without the texts to judge; use a judge with a longer context, or a shorter "
+                "--judge-template"
             )
         while longest - fits > 1:  # the most characters that fit
             middle = (fits + longest) // 2

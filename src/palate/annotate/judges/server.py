@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,9 @@ from palate.errors import ConfigError
 
 FATAL = frozenset({401, 402, 403, 404})
 """Statuses after which further requests would fail in the same way."""
+
+NO_KEY = "none"
+"""The placeholder that is sent to a server without keys."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,16 @@ class ServerModel:
         self._gives_logprobs: bool | None = None if options.logprobs else False
         self._without = 0
         self._served: set[str] = set()
+        self._exposed = key != NO_KEY and unprotected(url)
 
     def ask(self, questions: Mapping[str, Question], desk: Desk) -> None:
         """Answer questions; see `JudgeModel.ask`."""
+        if self._exposed:
+            self._exposed = False
+            desk.say(
+                f"judge {self.name}: the key and all texts are sent without encryption (http) to another "
+                "machine; use https if the server offers it"
+            )
         loop.run(self._ask_all(questions, desk))
 
     def close(self) -> None:
@@ -214,4 +225,16 @@ def key_from(name: str, url: str) -> str:
             f"the judge at {url} needs a key: set the environment variable {name}, or name another with "
             "--judge-key-env"
         )
-    return "none"
+    return NO_KEY
+
+
+def unprotected(url: str) -> bool:
+    """Return True if requests to `url` leave this machine without encryption."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    if parts.scheme.lower() == "https" or host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True  # a name, which may be any machine's

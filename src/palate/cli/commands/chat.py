@@ -1,4 +1,4 @@
-"""`palate chat`: talk in the terminal to a run's trained model and its base model."""
+"""`palate chat`: talk in the terminal to the model that a run trained, and to the model before training."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ class ChatConfig(Sampling):
     """Fields without a flag: `run` is the command's first word; `sampling_rows` has no effect in a chat."""
 
     run: Path
-    """Directory of the run."""
+    """Directory of the run, such as runs/oaif."""
     step: int | None = Field(None, ge=0)
-    """Step of the checkpoint. Default: the last one."""
+    """Step of the checkpoint to chat with; default: the last checkpoint."""
     only: Literal["checkpoint", "base"] | None = None
-    """Talk to only one of the two models."""
+    """Chat with only one of the two models: the trained one (`checkpoint`) or the one before training
+    (`base`). Default: both."""
     temperature: float = Field(0.7, ge=0)
     max_new_tokens: int = Field(256, ge=1)
     seed: int = Field(RunConfig.model_fields["seed"].default, ge=0)
     """Random seed for sampling."""
     device: str | None = None
-    """`cpu`, `cuda` or `cuda:1`. Default: the run's device."""
+    """Device of the models: `cpu`, `cuda` or `cuda:1`; default: the device of the run."""
     trust_remote_code: bool = ModelConfig.model_fields["trust_remote_code"].default
-    """Run Python code that comes with the model. The code can do anything on this machine. Needed here even
-    if the run was started with this flag."""
+    """Run Python code that comes with the model. Such code can do anything on this machine. If the run
+    needed this flag, give it again here."""
 
 
 def chat(config: ChatConfig) -> int:
@@ -68,7 +69,7 @@ def chat(config: ChatConfig) -> int:
 
 COMMAND = Command(
     name="chat",
-    help="Chat with a run's trained model and its base model.",
+    help="Chat with the model that a run trained, and with the model before training.",
     call=chat,
     config=ChatConfig,
     first="run",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from palate.cli.command import Command
-from palate.config import DataConfig, ModelConfig
+from palate.config import EMBEDDED, DataConfig, ModelConfig, ModelName
 from palate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ class InspectConfig(ModelConfig, DataConfig):
     )
     """`data` is the first word; the others change nothing about the tokens of a row."""
     flags: ClassVar[Mapping[str, str]] = {"json_lines": "--json"}
-    """Flags that are not named like their field."""
+    """Switches that are not named like their field; its own name works too, and is not in the help."""
+    model: ModelName = EMBEDDED
+    """Model whose tokenizer and template turn rows into tokens: `smollm2`, which comes with Palate; a hub id;
+    or the directory of a run, a model or an adapter."""
+    split: str = DataConfig.model_fields["split"].default
+    """Split to read, for data with splits."""
     method: str | None = None
     """Read the rows as this method does: `sft` takes the last answer of each row, `dpo` pairs, `oaif`
     prompts. Default: `dpo` for rows with chosen and rejected, `sft` for other answers, `oaif` for prompts."""

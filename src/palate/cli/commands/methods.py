@@ -22,11 +22,12 @@ QUESTIONS = {
 """The table's column titles by cell name."""
 
 WIDE = 100
-"""The terminal width, in columns, from which the paper is shown."""
+"""The terminal width, in columns, from which the group and the paper are shown."""
 
 NOTES = (
-    "For each method's standard recipe. Unbiased data: completions are sampled from the policy in training. "
-    "Models: number of models in memory; in brackets, with the alternative recipe.",
+    "Learns from: the kind of rows in --data (docs/data.md). Of two kinds, pairs need `--variant direct`.",
+    "The other columns describe each method's standard recipe. Unbiased data: completions are sampled from "
+    "the policy in training. Models: number of models in memory; in brackets, with the alternative recipe.",
     "`palate run METHOD --help` explains a method; docs/methods/README.md explains the table.",
 )
 
@@ -39,39 +40,39 @@ def methods(*, json: Json = False) -> int:
         return 0
     console = Console()
     table = Table(box=None, pad_edge=False)
-    titles = ["method", "group", *QUESTIONS.values(), *(["paper"] if console.width >= WIDE else [])]
+    wide = console.width >= WIDE
+    titles = ["method", "learns from", *QUESTIONS.values(), *(["group", "paper"] if wide else [])]
     for title in titles:
         table.add_column(title, no_wrap=True)
     for row in rows:
-        name = row["name"] if row["built"] else f"({row['name']})"
         cells = (
-            name,
-            row["group"],
+            row["name"],
+            " or ".join(row["learns_from"]),
             *(row[question] for question in QUESTIONS),
+            row["group"],
             row["paper"].split(", arXiv")[0],
         )
         table.add_row(*cells[: len(titles)])
     console.print(table)
-    unbuilt = ", ".join(row["name"] for row in rows if not row["built"])
-    for note in (*NOTES, f"Not implemented: {unbuilt}."):
+    for note in NOTES:
         console.print(note, soft_wrap=True, highlight=False)
     return 0
 
 
 def method_rows() -> Iterator[dict[str, Any]]:
     """Yield a row per method with Palate's cells and, under `source`, the article's cells or None."""
-    from palate.article import SOURCE, UNBUILT, Unbuilt
-    from palate.method import METHOD_GROUPS, Method
+    from palate.article import SOURCE
+    from palate.method import METHOD_GROUPS
     from palate.methods import METHODS
 
-    known: list[Method | Unbuilt] = [*METHODS.values(), *UNBUILT]
-    for method in sorted(known, key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):
+    for method in sorted(METHODS.values(), key=lambda m: (METHOD_GROUPS.index(m.group), m.name)):
         source = SOURCE.get(method.name)
         yield {
             "name": method.name,
             "group": method.group,
             "paper": method.paper,
-            "built": method.name in METHODS,
+            "built": True,
+            "learns_from": list(dict.fromkeys(way.learns_from for way in getattr(method, "ways", ()))),
             **asdict(method.recipe.cells),
             "source": None if source is None else asdict(source),
         }

@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from palate.data.account import Account, RowError
+from palate.data.account import TRUNCATED, Account, RowError
 from palate.errors import ModelError
 from palate.model.codec.encoder import Encoder
 from palate.model.codec.finished import Finished, Finisher
 from palate.model.codec.left_out import Witness
-from palate.model.codec.parts import Answered, Asked, closing, shared, turn_of
+from palate.model.codec.parts import Answered, Asked, closing, opening_of, other_start, shared, turn_of
 from palate.model.codec.shown import Shown, show
 from palate.model.codec.template import TEMPLATE_ERRORS, ChatTemplate, Refused, Rendering, Span
 from palate.types import (
@@ -95,8 +95,18 @@ class Codec:
         self._finisher.close_with(self._ends)
         not_said = {getattr(tokenizer, attribute, None) for attribute in _NOT_SAID}
         self._not_said = self.end_ids | {i for i in not_said if i is not None}
-        self._opening = self._find_opening()
+        self._opening = opening_of(self.template, self._encoder.pattern) if self.has_template else ""
         self._asked: dict[str, Asked] = {}
+        self._to_the_end = False
+        self._pad_id: int | None = None
+
+    def read_to_the_end(self, pad_id: int | None) -> None:
+        """Make answers from data end where the classifiers of transformers read a conversation.
+
+        That is the last token of the template's rendering that is not the padding token. Without a template,
+        the rendering is the text and an end token.
+        """
+        self._to_the_end, self._pad_id = self.has_template, pad_id
 
     def keep_date(self, now: datetime) -> None:
         """Set the date that the chat template prints."""
@@ -230,8 +240,8 @@ class Codec:
         if self.max_length - used < need:
             raise RowError(
                 f"{prompt.where or 'a prompt'}: the prompt has {used} tokens, which leaves no room for "
-                f"{need} new in the {self.max_length} that {self.name} takes; shorten or drop it "
-                f"(it begins {prompt.text[:40]!r})",
+                f"{need} new tokens, since {self.name} takes at most {self.max_length} in all; shorten or "
+                f"drop the prompt (it begins {prompt.text[:40]!r})",
                 prompt.where,
                 "the prompt leaves no room for a completion",
             )
@@ -279,7 +289,8 @@ class Codec:
         turn = self._without_end(turn_of(content), prompt)
         finished = self._finish(prompt, turn, opened)
         cut, lead = finish == "length", 0 if self.has_template else len(self._encoder.before)
-        text = finished.text[: finished.close if cut else finished.stop]
+        end = len(finished.text) if self._to_the_end else finished.stop
+        text = finished.text[: finished.close if cut else end]
         typed = [span for span in finished.typed if span[1] <= len(text)]
         before = () if self.has_template else self._encoder.before
         chars = opened.same_chars
@@ -295,10 +306,12 @@ class Codec:
         encoded = self._encoder.encode(text, typed)
         ids = (*before, *encoded.ids)
         start = len(before) + self._encoder.up_to(finished.start - chars, text, typed, encoded)
-        if not cut and (len(ids) == start or ids[-1] not in self.end_ids):
+        if not cut and (len(ids) == start or (ids[-1] not in self.end_ids and not self._to_the_end)):
             ids = (*ids, self.end_id)
+        while not cut and len(ids) > 1 and ids[-1] == self._pad_id:
+            ids, start = ids[:-1], min(start, len(ids) - 2)
         if ids[:start] != opened.ids and self.has_template:
-            self.account.note(self._other_start(opened, finished), prompt.where)
+            self.account.note(other_start(opened, finished, self.account.notes), prompt.where)
         words = said(turn)
         if set(turn) - {"role", "content"}:
             words = self.text(ids[start:])
@@ -339,9 +352,7 @@ class Codec:
         finish = answered.finish
         if len(ids) > room:
             finish = "length"
-            self.account.note(
-                f"answers are truncated at {self.max_length:,} tokens (--max-length)", prompt.where
-            )
+            self.account.note(f"{TRUNCATED} at {self.max_length:,} tokens (--max-length)", prompt.where)
         return Completion(text=answered.text, token_ids=ids[:room], finish=finish)
 
     def _turns(self, prompt: Prompt) -> tuple[Message, ...]:
@@ -361,20 +372,8 @@ class Codec:
         end = next((end for end in self._ends if words.rstrip().endswith(end)), None)
         if not self.has_template or end is None:
             return turn
-        self.account.note(f"answers already end with {end}; it is not doubled", prompt.where)
+        self.account.note(f"answers already end with {end}, so Palate adds no second one", prompt.where)
         return {**turn, "content": words.rstrip().removesuffix(end)}
-
-    def _find_opening(self) -> str:
-        """Return the text that the template puts before an answer, if it has control tokens."""
-        if not self.has_template:
-            return ""
-        turn = {"role": "user", "content": "?"}
-        try:
-            closed, opened = (self.template.text([turn], {}, ask=ask) for ask in (False, True))
-        except Refused:
-            return ""
-        opening = opened.removeprefix(closed).strip() if opened.startswith(closed) else ""
-        return opening if self._encoder.pattern.search(opening) else ""
 
     def _refuse_rendered(self, prompt: Prompt) -> None:
         content = prompt.content
@@ -389,10 +388,3 @@ class Codec:
     def _refusal(self, prompt: Prompt, error: Refused) -> RowError:
         where = prompt.where or "a prompt"
         return RowError(f"{where}: the chat template of {self.name} refuses it: {error}", prompt.where)
-
-    def _other_start(self, opened: Asked, finished: Finished) -> str:
-        key = "answers are learnt as the chat template renders them, which differs from the start of sampling"
-        if any(note.startswith(key) for note in self.account.notes):
-            return next(note for note in self.account.notes if note.startswith(key))
-        sampled, learnt = opened.rendering.text[-24:], finished.text[max(0, finished.start - 12) :][:36]
-        return f"{key}: sampling follows {sampled!r}, the rendering has {learnt!r}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from palate.model.codec.template import Rendering
+from palate.model.codec.finished import Finished
+from palate.model.codec.template import ChatTemplate, Refused, Rendering
 from palate.types import Content, Finish, Message
 
 
@@ -49,3 +51,22 @@ def shared(rows: Sequence[Sequence[int]]) -> int:
     """Return the number of first tokens that all rows share."""
     pairs = zip(*rows, strict=False)
     return next((n for n, tokens in enumerate(pairs) if len(set(tokens)) > 1), min(map(len, rows)))
+
+
+def other_start(opened: Asked, finished: Finished, notes: Collection[str]) -> str:
+    """Return the note on an answer that does not follow the start of sampling: the known one, if any."""
+    key = "answers are learnt as the chat template renders them, which differs from the start of sampling"
+    known = next((note for note in notes if note.startswith(key)), None)
+    sampled, learnt = opened.rendering.text[-24:], finished.text[max(0, finished.start - 12) :][:36]
+    return known or f"{key}: sampling follows {sampled!r}, the rendering has {learnt!r}"
+
+
+def opening_of(template: ChatTemplate, control: re.Pattern[str]) -> str:
+    """Return the text that the template puts before an answer, if it has control tokens."""
+    turn = {"role": "user", "content": "?"}
+    try:
+        closed, opened = (template.text([turn], {}, ask=ask) for ask in (False, True))
+    except Refused:
+        return ""
+    opening = opened.removeprefix(closed).strip() if opened.startswith(closed) else ""
+    return opening if control.search(opening) else ""

@@ -1,0 +1,181 @@
+"""The arms of a comparison: each method with its settings and its share of the budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from palate.arguments import method_named
+from palate.comparison.config import SET_BY_BUDGET, CompareConfig
+from palate.errors import ConfigError
+from palate.method import Method
+from palate.methods import METHODS
+from palate.recipe import Share, Spent
+from palate.settings import load_config, offered, read_values
+
+PAIR = 4
+"""Completions behind one record of an optimizer step, by which steps follow from completions."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method in a comparison.
+
+    Attributes:
+        name: name in the tables.
+        method: the method.
+        file: values of its own configuration file.
+        share: how it spends; with the file's `n` if it has one.
+        lr: the learning rate that tuning chose; None for the method's own.
+    """
+
+    name: str
+    method: Method
+    file: Mapping[str, Any]
+    share: Share
+    lr: float | None = None
+
+    @property
+    def asks_reward_model(self) -> bool:
+        """True if the method's recipe has a reward model, in either form."""
+        recipe = self.method.recipe
+        return "reward model" in (*recipe.networks, *(recipe.alternative or ()))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The share of every method: `completions` for n completions of a prompt, and optimizer steps."""
+
+    unit: str
+    amount: float
+    batch_size: int
+    pairwise: bool
+    mean_tokens: float = math.nan
+    """Mean tokens of the base model's completions."""
+    verdict_cost: float = math.nan
+    """Dollars of one question to the annotator."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+    def completions(self, share: Share) -> int:
+        """Return the number of completions that a method may sample, its pool's included."""
+        n = share.n + share.own * share.rounds
+        match self.unit:
+            case "prompts":
+                return int(self.amount) * n
+            case "tokens":
+                return int(self.amount / self.mean_tokens)
+            case "steps":
+                return int(self.amount) * self.batch_size * PAIR
+            case _:
+                verdicts = self.amount / self.verdict_cost if self.unit == "cost" else self.amount
+                # A pairwise judge answers two questions for each pair of a prompt's completions.
+                return int(verdicts / max(1, share.n - 1) if self.pairwise else verdicts)
+
+    @property
+    def steps(self) -> int:
+        """The number of optimizer steps of every method."""
+        if self.unit == "steps":
+            return int(self.amount)
+        usual = Share("pairs", n=PAIR)
+        return max(1, self.completions(usual) // (PAIR * self.batch_size))
+
+
+def arms_of(cfg: CompareConfig) -> list[Arm]:
+    """Return the arms that `methods` names.
+
+    Raises:
+        ConfigError: a method is unknown or cannot be compared, a name is given twice, or a file is wrong.
+    """
+    arms = [_arm(text) for text in cfg.methods]
+    names = [arm.name for arm in arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"methods names {name} twice; give one a name of its own, as other={name}")
+    return arms
+
+
+def _arm(text: str) -> Arm:
+    label, _, rest = text.strip().rpartition("=")
+    word, colon, file = rest.partition(":")
+    method = method_named(word, METHODS)
+    if method.share is None:
+        able = ", ".join(name for name, other in METHODS.items() if other.share is not None)
+        raise ConfigError(f"{word} does not declare how it spends a budget; methods that do are {able}")
+    values = read_values(method.options, Path(file)) if colon else {}
+    share = method.share
+    if "n" in values and share.when in ("once", "each round", "each step"):
+        share = replace(share, n=int(values["n"]))
+    if "rounds" in values and share.when == "each round":
+        share = replace(share, rounds=int(values["rounds"]))
+    return Arm(label or (Path(file).stem if colon else word), method, values, share)
+
+
+def spent(arm: Arm, budget: Budget, prompts: int) -> Spent:
+    """Return the settings of an arm's share.
+
+    Raises:
+        ConfigError: the budget is too small for the method.
+    """
+    try:
+        return arm.share.spent(budget.completions(arm.share), budget.steps, prompts)
+    except ValueError as error:
+        raise ConfigError(
+            f"the budget of {budget.amount:g} {budget.unit} is too small for {arm.name}: {error}; raise it, "
+            "or leave the method out"
+        ) from None
+
+
+def lacking(arms: Sequence[Arm], cfg: CompareConfig) -> list[str]:
+    """Return a sentence for each passed option that some methods lack."""
+    sentences = []
+    for name in cfg.passed:
+        without = [arm.name for arm in arms if name not in offered(arm.method.config)]
+        if without:
+            sentences.append(
+                f"--{name.replace('_', '-')} has no effect on {', '.join(without)}, which lack it"
+            )
+    return sentences
+
+
+def settings_of(
+    arm: Arm, cfg: CompareConfig, share: Spent, *, seed: int, data: Path, model: str, reward: Sequence[str]
+) -> dict[str, Any]:
+    """Return the values of an arm's configuration file for one seed, checked by the method.
+
+    Raises:
+        ConfigError: a value is wrong for the method.
+    """
+    known = offered(arm.method.config)
+    steps = int(share.settings["steps"])
+    stages = arm.share.rounds * arm.share.stages
+    common: dict[str, Any] = {
+        "model": model,
+        "batch_size": cfg.batch_size,
+        "max_new_tokens": cfg.max_new_tokens,
+        "temperature": cfg.temperature,
+        "top_k": 0,
+        "top_p": 1.0,
+        "reward": list(reward) or None,
+        "device": cfg.device,
+        "dtype": cfg.dtype,
+        "fresh_prompts": 0,
+        "checkpoint_every": max(1, steps // max(1, math.ceil(cfg.points / stages))),
+        "keep_checkpoints": 1000,
+        "lr": cfg.lr,
+    }
+    values = {**common, **cfg.passed, **arm.file, **({"lr": arm.lr} if arm.lr is not None else {})}
+    values |= {**share.settings, "data": str(data), "seed": seed}
+    for name in ("map", "split", "eval_data", "output"):
+        values.pop(name, None)
+    if share.pool_n:  # a method that learns from the pool asks no annotator itself
+        for name in [n for n in values if n.startswith(("judge", "reward", "price_", "max_cost", "max_ver"))]:
+            values.pop(name)
+    values = {name: value for name, value in values.items() if name in known and value is not None}
+    load_config(arm.method.options, file=None, flags=values, choose=arm.method.choose, python=True)
+    return values
+
+
+__all__ = ["SET_BY_BUDGET", "Arm", "Budget", "arms_of", "lacking", "settings_of", "spent"]

@@ -1,0 +1,230 @@
+"""The numbers of a comparison: a row for each method, win rates between all, and clear differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from palate.comparison.arms import Arm, Budget
+from palate.comparison.config import CompareConfig
+from palate.comparison.measure import Measured, Meter, outcomes, spending
+from palate.comparison.runs import usage
+from palate.comparison.shared import Pool
+from palate.effects import (
+    Difference,
+    Estimate,
+    Pooled,
+    contrast,
+    differences,
+    pooled_variance,
+    rate_of,
+)
+from palate.evaluation.numbers import finite, text_numbers
+from palate.winrates import Verdict, length_controlled
+
+BASE = "before training"
+"""Name of the model that all methods start from, in tables."""
+
+
+def results(
+    cfg: CompareConfig,
+    arms: Sequence[Arm],
+    budget: Budget,
+    pooled: Mapping[str, Pool],
+    reward_bill: Mapping[str, float],
+    meter: Meter,
+    measured: Sequence[Measured],
+) -> dict[str, Any]:
+    """Return the content of `summary.json`."""
+    by_arm = {arm.name: [row for row in measured if row.job.arm == arm.name] for arm in arms}
+    wins = {name: np.stack([_won(row) for row in rows]) for name, rows in by_arm.items()}
+    rewards = {name: np.stack([row.rewards for row in rows]) for name, rows in by_arm.items()}
+    judged = wins if meter.options.pairwise else rewards
+    # The base has one set of completions, whatever the seed: its own row has no seeds.
+    base = np.stack([measured[0].base])
+    tables = judged if meter.options.pairwise else {BASE: base, **judged}
+    quantity = "win rate over the base" if meter.options.pairwise else "mean reward"
+    contrasts = _differences(tables)
+    spread = {
+        "wins": pooled_variance(list(wins.values())),
+        "rewards": pooled_variance(list(rewards.values())),
+    }
+    unit, amount = cfg.budget
+    result: dict[str, Any] = {
+        "budget": {"unit": unit, "amount": amount, "steps": budget.steps},
+        "annotator": cfg.passed.get("judge") or " + ".join(map(str, cfg.reward)),
+        "gold": " + ".join(map(str, cfg.gold)),
+        "model": cfg.model,
+        "test_prompts": len(meter.prompts),
+        "seeds": cfg.seeds,
+        "base": {"name": BASE, "reward": float(np.nanmean(base)), **text_numbers(meter.base)},
+        "methods": [
+            _method_row(arm, by_arm[arm.name], pooled.get(arm.name), reward_bill, wins[arm.name], spread)
+            for arm in arms
+        ],
+        "matrix": _matrix(meter, by_arm),
+        "differences": [{**vars(d), "clear": d.clear} for d in contrasts],
+        "sentences": sentences(contrasts, quantity),
+        "frontier": [vars(point) for row in measured for point in row.points],
+        "tuned": cfg.tune is not None,
+        "pairwise": meter.options.pairwise,
+    }
+    if cfg.gold:
+        gold = {name: np.stack([_present(row.gold) for row in rows]) for name, rows in by_arm.items()}
+        gold_differences = _differences({BASE: np.stack([_present(measured[0].gold_base)]), **gold})
+        result["gold_differences"] = [{**vars(d), "clear": d.clear} for d in gold_differences]
+        result["gold_sentences"] = sentences(gold_differences, "mean hidden reward")
+        result["base"]["gold"] = float(np.nanmean(_present(measured[0].gold_base)))
+    cleaned: dict[str, Any] = finite(result)
+    return cleaned
+
+
+def _present(values: np.ndarray | None) -> np.ndarray:
+    assert values is not None, "a comparison with a hidden annotator asks it about every run"
+    return values
+
+
+def _won(row: Measured) -> np.ndarray:
+    mine, theirs = row.rewards, row.base
+    won = 0.5 * ((mine > theirs).astype(float) + (mine >= theirs))
+    return np.where(np.isnan(mine) | np.isnan(theirs), np.nan, won)
+
+
+def _differences(tables: Mapping[str, np.ndarray]) -> list[Difference]:
+    return differences(tables) if len(tables) > 1 else []
+
+
+def _method_row(
+    arm: Arm,
+    rows: Sequence[Measured],
+    pool: Pool | None,
+    reward_bill: Mapping[str, float],
+    wins: np.ndarray,
+    spread: Mapping[str, Pooled],
+) -> dict[str, Any]:
+    """Return the measured columns of a method: means with intervals over seeds and prompts."""
+    rewards = np.stack([row.rewards for row in rows])
+    rate, low, high = rate_of(wins, spread["wins"])
+    reward = _estimate(rewards, spread["rewards"])
+    ratios = np.stack([row.log_ratios for row in rows])
+    kl = _estimate(ratios, pooled_variance([ratios]))
+    texts = [_texts(row) for row in rows]
+    numbers: dict[str, Any] = {
+        "name": arm.name,
+        "method": arm.method.name,
+        "seeds": [row.job.seed for row in rows],
+        "lr": rows[0].job.values.get("lr"),
+        "reward": reward.mean,
+        "reward_low": reward.mean - reward.half,
+        "reward_high": reward.mean + reward.half,
+        "reward_by_seed": [float(np.nanmean(row.rewards)) for row in rows],
+        "win_rate": rate,
+        "win_rate_low": low,
+        "win_rate_high": high,
+        "win_rate_by_seed": [float(np.nanmean(_won(row))) for row in rows],
+        "length_controlled_win_rate": _controlled(rows),
+        "kl": kl.mean,
+        "kl_low": kl.mean - kl.half,
+        "kl_high": kl.mean + kl.half,
+        **{name: float(np.mean([text[name] for text in texts])) for name in texts[0]},
+        **_bill(arm, rows, pool, reward_bill),
+        "models": arm.method.recipe.cells.models,
+    }
+    if rows[0].gold is not None:
+        gold = np.stack([_present(row.gold) for row in rows])
+        estimate = _estimate(gold, pooled_variance([gold]))
+        numbers |= {"gold": estimate.mean, "gold_low": estimate.mean - estimate.half}
+        numbers |= {"gold_high": estimate.mean + estimate.half}
+    return numbers
+
+
+def _estimate(table: np.ndarray, pooled: Pooled) -> Estimate:
+    usable = table[:, ~np.isnan(table).any(0)]
+    return contrast([(1.0, usable)], pooled) if usable.size else Estimate(math.nan, 0.0, 1.0)
+
+
+def _controlled(rows: Sequence[Measured]) -> float:
+    verdicts = []
+    for row in rows:
+        for i, won in enumerate(_won(row)):
+            if not math.isnan(won):
+                mine = len(row.side.groups[i].completions[0].text)
+                verdicts.append(Verdict(float(won), mine, row.base_lengths[i]))
+    return length_controlled(verdicts).rate if verdicts else math.nan
+
+
+def _texts(row: Measured) -> dict[str, float]:
+    """Return the statistics of a run's texts; `tokens` is what the run sampled in all."""
+    numbers = text_numbers(row.side)
+    return {("tokens_each" if name == "tokens" else name): value for name, value in numbers.items()}
+
+
+def _bill(
+    arm: Arm, rows: Sequence[Measured], pool: Pool | None, reward_bill: Mapping[str, float]
+) -> dict[str, float]:
+    """Return what a run spent, as the mean over the seeds; the pool and a reward model are on the bill."""
+    own = [spending(row.job) for row in rows]
+    used = [usage(row.job) for row in rows]
+    total = {name: float(np.mean([spent[name] for spent in own])) for name in own[0]}
+    for name in ("completions", "tokens", "verdicts", "cost"):
+        total[name] += float(getattr(pool, name, 0.0))
+        if arm.asks_reward_model:
+            # The verdicts of a reward model are free; the annotator labelled its pairs.
+            if name == "verdicts" and reward_bill:
+                total[name] = 0.0
+            total[name] += reward_bill.get(name, 0.0)
+    peaks = [use["peak_memory_gb"] for use in used]
+    return total | {
+        "cpu_seconds": float(np.mean([use["cpu_seconds"] for use in used])),
+        "peak_memory_gb": max(peaks),
+    }
+
+
+def _matrix(meter: Meter, by_arm: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
+    """Return the win rate of each method (row) against each other (column), over pairs of runs by seed."""
+    names = list(by_arm)
+    tables: dict[tuple[str, str], np.ndarray] = {}
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            pairs = zip(by_arm[one], by_arm[other], strict=False)
+            tables[one, other] = np.stack([outcomes(meter, mine, theirs) for mine, theirs in pairs])
+    pooled = pooled_variance(list(tables.values()))
+    cells = []
+    for (one, other), table in tables.items():
+        rate, low, high = rate_of(table, pooled)
+        cells.append({"row": one, "column": other, "rate": rate, "low": low, "high": high})
+        cells.append({"row": other, "column": one, "rate": 1 - rate, "low": 1 - high, "high": 1 - low})
+    return {"names": names, "cells": cells}
+
+
+def sentences(contrasts: Sequence[Difference], quantity: str) -> list[str]:
+    """Return a plain summary: which differences exceed their uncertainty, and which do not."""
+    if not contrasts:
+        return []
+    lines = []
+    for d in sorted((d for d in contrasts if d.clear), key=lambda d: d.adjusted):
+        high, low = (d.one, d.other) if d.mean > 0 else (d.other, d.one)
+        ends = sorted((abs(d.low), abs(d.high)))
+        lines.append(
+            f"{high} has a higher {quantity} than {low}: the difference is {abs(d.mean):.3g} "
+            f"[{ends[0]:.3g}, {ends[1]:.3g}] (adjusted p {_p(d.adjusted)})."
+        )
+    unclear = [f"{d.one} and {d.other}" for d in contrasts if not d.clear]
+    if unclear:
+        listed = "; ".join(unclear[:6]) + (f"; and {len(unclear) - 6} more pairs" if len(unclear) > 6 else "")
+        lines.append(f"These data do not separate: {listed}.")
+    covers = "other seeds and other prompts" if contrasts[0].seeds else (
+        "other prompts only: with one seed per method, a difference may be the seed's"
+    )  # fmt: skip
+    lines.append(
+        f"The uncertainty covers {covers}. Holm's correction keeps the chance of any false claim among the "
+        f"{len(contrasts)} comparisons at 5 %."
+    )
+    return lines
+
+
+def _p(value: float) -> str:
+    return "below 0.001" if value < 0.001 else f"{value:.3f}"
