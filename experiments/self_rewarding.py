@@ -107,7 +107,7 @@ def run(arm: str, seed: int, work: Path) -> dict[str, Any]:
     except RunError as error:
         row["error"] = str(error)
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    row["judge"] = [_of(line, "eval_judge/") for line in lines if "eval_judge/unclear" in line]
+    row["judge"] = [_of(line, "eval_judge/") for line in lines if "eval_judge/pairs" in line]
     row["contests"] = [_of(line, "eval_round_") for line in lines if "eval_round_win_rate" in line]
     row["rounds"] = list({line["round"]: _of_round(line) for line in lines if line.get("round")}.values())
     return row
@@ -139,8 +139,8 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return ["There are no results yet."]
     lines = [
         "Pairwise accuracy is that of the policy as a judge, on held-out answers whose VADER scores differ "
-        "by at least 0.2, with its 95 % interval; a tie counts one half, and answers without a clear score "
-        "are left out.",
+        "by at least 0.2, with its 95 % interval; a tie counts one half, as does a pair with an answer that "
+        "has no clear score.",
         "",
         "| arm | seed | judge | pairwise | ties | unclear | exact | Spearman | Kendall | 5-best | mean |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
