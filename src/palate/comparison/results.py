@@ -208,8 +208,8 @@ def sentences(found: Sequence[Difference], quantity: str) -> list[str]:
         high, low = (d.one, d.other) if d.mean > 0 else (d.other, d.one)
         ends = sorted((abs(d.low), abs(d.high)))
         lines.append(
-            f"{_spoken(high)} has a higher {quantity} than {_spoken(low)}: the difference is {abs(d.mean):.3g} "
-            f"[{ends[0]:.3g}, {ends[1]:.3g}] (adjusted p {_p(d.adjusted)})."
+            f"{_spoken(high)} has a higher {quantity} than {_spoken(low)}: the difference is "
+            f"{abs(d.mean):.3g} [{ends[0]:.3g}, {ends[1]:.3g}] (adjusted p {_p(d.adjusted)})."
         )
     unclear = [f"{_spoken(d.one)} and {_spoken(d.other)}" for d in found if not d.clear]
     if unclear:
