@@ -162,6 +162,7 @@ def settings_of(
         "device": cfg.device,
         "dtype": cfg.dtype,
         "fresh_prompts": 0,
+        "probe_pairs": 0,
         "checkpoint_every": max(1, steps // max(1, math.ceil(cfg.points / stages))),
         "keep_checkpoints": 1000,
         "lr": cfg.lr,
