@@ -43,7 +43,10 @@ class Spending:
         annotations: groups that the annotator gets.
         steps: optimizer steps.
         learned: completions in updates; a completion counts in every pass.
-        referenced: completions whose log-probabilities under a reference are computed.
+        referenced: completions that are only scored by a model of the run, without a gradient: by a
+            reference, or by a reward model that the run has trained.
+        questions: questions to a pairwise judge besides those about the annotator's groups.
+        replies: replies in which a model writes new prompts, of at most `new_prompt_tokens` tokens each.
     """
 
     prompts: int = 0
@@ -52,6 +55,8 @@ class Spending:
     steps: int = 0
     learned: int = 0
     referenced: int = 0
+    questions: int = 0
+    replies: int = 0
 
     def __add__(self, other: Spending) -> Spending:
         """Return the sum of two parts of a run."""
@@ -62,6 +67,8 @@ class Spending:
             self.steps + other.steps,
             self.learned + other.learned,
             self.referenced + other.referenced,
+            self.questions + other.questions,
+            self.replies + other.replies,
         )
 
     @property

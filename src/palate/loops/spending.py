@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import comb
 from typing import Any
 
 from palate.loops.config import Batches, Pairing, PairRounds, RoundsConfig
-from palate.loops.rl_config import PolicyGradients
-from palate.spending import Rows, Spending, drawn, learnt
+from palate.loops.rl_config import LearntReward, PolicyGradients
+from palate.spending import Annotations, Rows, Spending, drawn, learnt
 
 
 def spends_on_pairs(cfg: Batches, rows: Rows) -> Spending:
@@ -44,6 +46,23 @@ def spends_on_policy_gradients(cfg: PolicyGradients, rows: Rows) -> Spending:
     if cfg.centre_on != "none":
         return drawn(cfg.centre_prompts, 0, size=1) + spending
     return spending
+
+
+def spends_on_learnt_reward(cfg: LearntReward, rows: Rows) -> Spending:
+    """Return the spending of a reward model from preferences, and of policy gradients on its rewards.
+
+    `rows.others` counts the rows of `cfg.pairs`.
+    """
+    available = rows.distinct if cfg.pairs is None else rows.others
+    prompts = min(cfg.preference_prompts or available, available)
+    each = comb(cfg.candidates, 2)
+    sampled = drawn(prompts, cfg.candidates, size=0) if cfg.pairs is None else Spending()
+    labels = Spending(annotations=(Annotations(prompts * each, 2),))
+    learning = (prompts - int(cfg.preference_held_out * prompts)) * each
+    reward = learnt(cfg.reward_total_steps(learning), cfg.reward_batch_size, 2)
+    gradients = spends_on_policy_gradients(cfg, rows)
+    own = replace(gradients, annotations=(), referenced=gradients.referenced + gradients.scored)
+    return sampled + labels + reward + own
 
 
 def _pretraining(cfg: PolicyGradients) -> int:

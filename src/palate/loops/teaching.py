@@ -18,10 +18,15 @@ from palate.loops.records import read_examples
 from palate.loops.report import group_numbers
 from palate.loops.rounds import prompts_of_round
 from palate.making.filters import PromptFilter
-from palate.making.prompts import write_prompts
+from palate.making.prompts import most_replies, write_prompts
 from palate.model import Snapshot, load_model
 from palate.run import Run
 from palate.types import Example, Group, Prompt
+
+__all__ = [
+    "contest", "fine_tune", "held_out_prompts", "likelihood", "most_replies", "positives", "prompt_source",
+    "read_lessons",
+]  # fmt: skip
 
 WRITING = {"temperature": 0.6, "top_p": 0.9}
 """How new prompts are sampled in Yuan et al. 2024."""
@@ -85,8 +90,8 @@ def prompt_source(
         return lambda t: prompts_of_round(prompts, t, cfg, run)
     by = policy.snapshot() if writer == "sft" else _loaded(writer, cfg, run)
     seeds = list(dict.fromkeys(prompt.text for prompt in prompts))
-    asked = [str(e.prompt.columns.get("asked", e.prompt.text)) for e in lessons]
-    sieve = PromptFilter([*seeds, *asked, *(prompt.text for prompt in others)])
+    learnt = [str(e.prompt.columns.get("about", e.prompt.text)) for e in lessons]
+    sieve = PromptFilter([*seeds, *learnt, *(prompt.text for prompt in others)])
     sampling = Sampling.model_validate(
         {**WRITING, "max_new_tokens": tokens, "sampling_rows": cfg.sampling_rows}
     )
@@ -114,7 +119,7 @@ def _loaded(name: str, cfg: RoundsConfig, run: Run) -> Snapshot:
         0,
         lambda: nullcontext(model),
         micro_batch_tokens=8192,
-        memory=lambda: run.journal,
+        memory=lambda: run.memory,
         name=f"writer:{name}",
     )
 

@@ -91,6 +91,14 @@ def write_prompts(
     return Written(tuple(Prompt(text, where=f"written {i}") for i, text in enumerate(kept, 1)), replies)
 
 
+def most_replies(count: int) -> int:
+    """Return the most replies that `write_prompts` samples for so many prompts.
+
+    At most `BARREN - 1` batches without a prompt come before each batch with at least one.
+    """
+    return count * BARREN * TOGETHER
+
+
 def listed(reply: str, *, truncated: bool, sieve: PromptFilter | None = None) -> list[str]:
     """Return the items of a reply that continues a numbered list; white space within an item is collapsed.
 

@@ -125,7 +125,8 @@ METHOD = Method(
     group="RL",
     learns_from="prompts",
     batches_of="prompt",
-    others=(Way(d_rlaif, DirectRLAIFConfig, "prompts", "prompt"),),
+    spends=loops.spends_on_learnt_reward,
+    others=(Way(d_rlaif, DirectRLAIFConfig, "prompts", "prompt", spends=loops.spends_on_policy_gradients),),
     recipe=Recipe(
         "model",
         "current",

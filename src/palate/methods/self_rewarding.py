@@ -26,6 +26,7 @@ from pydantic import Field, model_validator
 from palate import learn, loops, losses, select
 from palate.config import Source
 from palate.method import Method, Recipe
+from palate.spending import Rows, Spending, drawn, learnt
 from palate.types import Prompt
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def self_rewarding(
         if cfg.learn == "pairs":
             pairs, numbers = loops.some_pairs(groups, cfg.pair_rule, t)
             if cfg.variant == "meta" and t < cfg.meta_rounds:
-                gradings, meta = loops.judge_pairs(groups, policy, cfg, run)
+                gradings, meta = loops.judge_pairs(groups, policy, annotate)
                 pairs, numbers = [*pairs, *gradings], {**numbers, **meta}
             objective = learn.Pairwise(losses.PAIR_LOSSES["dpo"], cfg.beta, learn.CachedReference(now))
             policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)), lr=cfg.lr)
@@ -163,16 +164,42 @@ def self_rewarding(
 
 def _summary(policy: Policy, run: Run, held_out: Sequence[Prompt]) -> dict[str, float]:
     """Return the judge's agreement with ranked answers before and after training."""
-    name = "eval_judge/pairwise"
-    rates = [row for row in run.measured if name in row]
-    if not rates:
+    rows = [row for row in run.measured if "eval_judge/pairs" in row]
+    if not rows:
         return {}
-    return {
-        "judge_accuracy_before": rates[0][name],
-        "judge_accuracy_after": rates[-1][name],
-        "judge_accuracy_low": rates[-1][f"{name}_low"],
-        "judge_accuracy_high": rates[-1][f"{name}_high"],
+    first, last = rows[0], rows[-1]
+    figures = {
+        "judge_accuracy_before": first.get("eval_judge/pairwise"),
+        "judge_accuracy_after": last.get("eval_judge/pairwise"),
+        "judge_accuracy_low": last.get("eval_judge/pairwise_low"),
+        "judge_accuracy_high": last.get("eval_judge/pairwise_high"),
+        "judge_unclear_before": first.get("eval_judge/unclear"),
+        "judge_unclear_after": last.get("eval_judge/unclear"),
     }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def spends(cfg: SelfRewardingConfig, rows: Rows) -> Spending:
+    """Return the upper bounds of the spending; `rows.others` counts the demonstrations and gradings."""
+    prompts = loops.prompts_each_round(cfg, rows)
+    total = Spending()
+    if rows.others:
+        lessons = loops.Batches.model_validate({"batch_size": cfg.batch_size, "epochs": cfg.sft_epochs})
+        total += learnt(lessons.total_steps(rows.others), cfg.batch_size, 1)
+    if cfg.new_prompts is not None:
+        prompts = cfg.prompts_per_round or rows.records
+        total += Spending(replies=cfg.rounds * loops.most_replies(prompts))
+    for t in range(cfg.rounds):
+        meta = cfg.variant == "meta" and t < cfg.meta_rounds
+        records = 2 * prompts if meta else prompts
+        pairs = cfg.learn == "pairs"
+        total += drawn(prompts, cfg.n)
+        total += learnt(
+            cfg.total_steps(records), cfg.batch_size, 1 + pairs, referenced=2 * records if pairs else 0
+        )
+        if meta:
+            total += Spending(questions=prompts * cfg.judge_samples * (cfg.judge_samples - 1))
+    return total
 
 
 METHOD = Method(
@@ -182,6 +209,7 @@ METHOD = Method(
     paper="Yuan et al. 2024, arXiv:2401.10020",
     group="online",
     learns_from="prompts",
+    spends=spends,
     recipe=Recipe("human seed", "current", "each round", ("policy", "reference"), ("policy",)),
     summarise=_summary,
 )
