@@ -162,6 +162,7 @@ def settings_of(
         "device": cfg.device,
         "dtype": cfg.dtype,
         "fresh_prompts": 0,
+        "probe_pairs": 0,
         "checkpoint_every": max(1, steps // max(1, math.ceil(cfg.points / stages))),
         "keep_checkpoints": 1000,
         "lr": cfg.lr,
@@ -170,7 +171,8 @@ def settings_of(
     values |= {**share.settings, "data": str(data), "seed": seed}
     for name in ("map", "split", "eval_data", "output"):
         values.pop(name, None)
-    if share.pool_n:  # a method that learns from the pool asks no annotator itself
+    # A method that learns from the pool asks no annotator itself, except to choose its best checkpoint.
+    if share.pool_n and values.get("keep") != "best":
         for name in [n for n in values if n.startswith(("judge", "reward", "price_", "max_cost", "max_ver"))]:
             values.pop(name)
     values = {name: value for name, value in values.items() if name in known and value is not None}

@@ -88,7 +88,7 @@ def measuring(
     """Open the measurement and sample the base model."""
     options = asking(cfg, model, place)
     with Run(options, method="compare", display=display) as run:
-        annotate = annotator_of(options, run, None)  # type: ignore[arg-type]
+        annotate = annotator_of(options.annotating, run, None)  # type: ignore[arg-type]
         assert annotate is not None, "the configuration requires a reward or a judge"
         gold = None
         if cfg.gold:

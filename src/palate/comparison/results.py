@@ -209,10 +209,10 @@ def sentences(contrasts: Sequence[Difference], quantity: str) -> list[str]:
         high, low = (d.one, d.other) if d.mean > 0 else (d.other, d.one)
         ends = sorted((abs(d.low), abs(d.high)))
         lines.append(
-            f"{high} has a higher {quantity} than {low}: the difference is {abs(d.mean):.3g} "
-            f"[{ends[0]:.3g}, {ends[1]:.3g}] (adjusted p {_p(d.adjusted)})."
+            f"{_spoken(high)} has a higher {quantity} than {_spoken(low)}: the difference is "
+            f"{abs(d.mean):.3g} [{ends[0]:.3g}, {ends[1]:.3g}] (adjusted p {_p(d.adjusted)})."
         )
-    unclear = [f"{d.one} and {d.other}" for d in contrasts if not d.clear]
+    unclear = [f"{_spoken(d.one)} and {_spoken(d.other)}" for d in contrasts if not d.clear]
     if unclear:
         listed = "; ".join(unclear[:6]) + (f"; and {len(unclear) - 6} more pairs" if len(unclear) > 6 else "")
         lines.append(f"These data do not separate: {listed}.")
@@ -224,6 +224,10 @@ def sentences(contrasts: Sequence[Difference], quantity: str) -> list[str]:
         f"{len(contrasts)} comparisons at 5 %."
     )
     return lines
+
+
+def _spoken(name: str) -> str:
+    return "the model before training" if name == BASE else name
 
 
 def _p(value: float) -> str:

@@ -116,7 +116,7 @@ def pool_run(cfg: CompareConfig, model: str, display: Display) -> Iterator[tuple
     """Open the base model and the annotator in the run that makes the pool."""
     options = asking(cfg, model, "shared/pool")
     with Run(options, method="pool", display=display) as run:
-        annotate = annotator_of(options, run, None)  # type: ignore[arg-type]
+        annotate = annotator_of(options.annotating, run, None)  # type: ignore[arg-type]
         assert annotate is not None, "the configuration requires a reward or a judge"
         with opened(model, options, run) as one:
             yield one, annotate, run

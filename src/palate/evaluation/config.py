@@ -98,6 +98,11 @@ class EvaluateConfig(RewardConfig, Sampling, RunConfig):
             return self.judge_mode in (None, "pairwise")
         return any(is_judge(spec) for spec in self.reward)
 
+    @property
+    def annotating(self) -> EvaluateConfig:
+        """The options for the annotator, which always gets several completions of a prompt: one per side."""
+        return self.model_copy(update={"n": max(2, self.n)})
+
     def loading(self, model: str) -> ModelConfig:
         """Return the options to load a model."""
         shared = {name: getattr(self, name) for name in ("dtype", "device", "fast", "trust_remote_code")}
