@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from palate.model.fast.attention import Attention, Layout
+from palate.model.fast.layout import PackedLayout
 from palate.model.fast.lean import WINDOW, is_plain, kind_of, normalised
 
 MOST_BYTES = 2 << 30
@@ -81,7 +82,7 @@ class Fused:
         turns = torch.complex(cos[..., :half].float(), sin[..., :half].float()).flatten(0, 1)[:, None]
         first = self._layers[0]
         heads = turns.new_ones(first.query_heads + first.key_heads, 1)
-        if input_ids.shape[1] == 1:  # a step: its queries are scaled by the rotation
+        if not isinstance(layout, PackedLayout):  # a step: its queries are scaled by the rotation
             heads[: first.query_heads] = first.scaling
         turns = turns * heads
         hidden = embedded.flatten(0, 1)
@@ -126,7 +127,7 @@ class _Layer:
             turned = torch.cat([normalised(p, n) for p, n in zip(parts, self._norms, strict=True)], 1)
         turned = turned.float().unflatten(2, (-1, 2))
         turned = torch.view_as_real(torch.view_as_complex(turned) * turns).flatten(2)
-        step = shape[1] == 1
+        step = not isinstance(layout, PackedLayout)
         if not step:
             turned = turned.to(hidden.dtype)
         turned = turned.view(*shape, count, self.size).transpose(1, 2)
