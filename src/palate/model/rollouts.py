@@ -110,7 +110,8 @@ def parallel_rows(config: Any, n: int, tokens: int) -> int:
     heads = getattr(text, "num_key_value_heads", None) or all_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // all_heads
     row = 2 * 4 * text.num_hidden_layers * heads * size * tokens  # keys and values in float32
-    return max(FEW_ROWS, min(MOST_ROWS, MOST_BYTES // row) // FEW_ROWS * FEW_ROWS)
+    fitting = int(min(MOST_ROWS, MOST_BYTES // row))
+    return max(FEW_ROWS, fitting // FEW_ROWS * FEW_ROWS)
 
 
 @dataclass(frozen=True)
