@@ -82,11 +82,14 @@ def test_token_for_token_in_float32(name: str, lora: bool, policy_of: Callable[.
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no packed bfloat16 here")
 @pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("sizes", [(5, 1, 12), (1,)])
 @torch.no_grad()
-def test_bfloat16_up_to_its_rounding(lora: bool, policy_of: Callable[..., Policy]) -> None:
+def test_bfloat16_up_to_its_rounding(
+    sizes: tuple[int, ...], lora: bool, policy_of: Callable[..., Policy]
+) -> None:
     network = policy_of("llama", lora=lora, dtype="bfloat16").model.network
-    shape = ((5, ()), (1, ()), (12, ()))
-    ids, layout = torch.arange(3, 21)[None], PackedLayout(shape)
+    shape = [(size, ()) for size in sizes]
+    ids, layout = torch.arange(3, 3 + sum(sizes))[None], PackedLayout(shape)
     with following(network):
         theirs = states_of(network)(ids, positions(shape), layout)[0].float()
     ours = Fused(network).states(ids, positions(shape), layout)[0].float()

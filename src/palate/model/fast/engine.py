@@ -27,7 +27,7 @@ class FastEngine:
     def __init__(self) -> None:
         self._merged: MergedCopy | None = None
         self._fused: Fused | None = None
-        self._version: tuple[int, bool] | None = None
+        self._version: tuple[int, int, bool] | None = None
 
     @torch.no_grad()
     def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
@@ -67,7 +67,9 @@ class FastEngine:
         network = model.network
         if not can_fuse(network):
             return None
-        version = model.revision, model.adapter_off
+        # torch counts the changes of each tensor, too; `parameter.data = ...` is in the revision alone.
+        changes = sum(parameter._version for parameter in network.parameters())
+        version = model.revision, changes, model.adapter_off
         if self._fused is None or self._fused.network is not network or self._version != version:
             self._fused = None  # free the old copy first
             self._fused, self._version = Fused(network), version

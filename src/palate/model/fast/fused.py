@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from palate.model.fast.attention import Attention, Layout
+from palate.model.fast.layout import PackedLayout
 from palate.model.fast.lean import WINDOW, is_plain, kind_of, normalised
 
 MOST_BYTES = 2 << 30
@@ -44,13 +45,14 @@ class Joined:
             zero = [weight.new_zeros(base.out_features) for base in bases]
             biases = [base.bias if base.bias is not None else z for base, z in zip(bases, zero, strict=True)]
             self._bias = torch.cat([_sorted(bias, by) for bias, by in zip(biases, order, strict=True)])
-        self._down, self._up = _adapters(layers, bases, order)
+        self._adapters = _adapters(layers, bases, order)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the outputs of all layers, in order. x (M, K), result (M, N)"""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        if self._up is not None:
-            out.addmm_(linear(x, self._down), self._up)
+        if self._adapters is not None:
+            down, up = self._adapters
+            out.addmm_(linear(x, down), up)
         return out
 
 
@@ -81,7 +83,7 @@ class Fused:
         turns = torch.complex(cos[..., :half].float(), sin[..., :half].float()).flatten(0, 1)[:, None]
         first = self._layers[0]
         heads = turns.new_ones(first.query_heads + first.key_heads, 1)
-        if input_ids.shape[1] == 1:  # a step: its queries are scaled by the rotation
+        if not isinstance(layout, PackedLayout):  # a step: its queries are scaled by the rotation
             heads[: first.query_heads] = first.scaling
         turns = turns * heads
         hidden = embedded.flatten(0, 1)
@@ -120,13 +122,13 @@ class _Layer:
         joined = self._products(normalised(hidden, self._before))
         count = self.query_heads + self.key_heads
         turned, value = joined[:, : count * self.size], joined[:, count * self.size :]
-        turned = turned.unflatten(1, (count, self.size))
+        turned = turned.view(len(hidden), count, self.size)
         if self._norms[0] is not None:
             parts = turned[:, : self.query_heads], turned[:, self.query_heads :]
             turned = torch.cat([normalised(p, n) for p, n in zip(parts, self._norms, strict=True)], 1)
-        turned = turned.float().unflatten(2, (-1, 2))
+        turned = turned.float().view(len(hidden), count, -1, 2)
         turned = torch.view_as_real(torch.view_as_complex(turned) * turns).flatten(2)
-        step = shape[1] == 1
+        step = not isinstance(layout, PackedLayout)
         if not step:
             turned = turned.to(hidden.dtype)
         turned = turned.view(*shape, count, self.size).transpose(1, 2)
@@ -172,7 +174,7 @@ def can_fuse(network: Any) -> bool:
 
 def _packs(dtype: torch.dtype) -> bool:
     """Return whether this build of torch and this processor have packed products in a number format."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     return dtype == torch.float32 or (
         dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -203,8 +205,8 @@ def _sorted(tensor: Tensor, order: Tensor | None) -> Tensor:
 
 def _adapters(
     layers: Sequence[Any], bases: Sequence[Any], order: Sequence[Tensor | None]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the half-precision adapters of layers with the same input: (ranks, K) and (ranks, N)."""
+) -> tuple[Tensor, Tensor] | None:
+    """Return the half-precision adapters of layers with the same input: (ranks, K), (ranks, N); or None."""
     downs, ups = [], []
     sizes = [base.out_features for base in bases]
     for i, layer in enumerate(layers):
@@ -214,4 +216,4 @@ def _adapters(
         downs.append(layer.lora_A[adapter].weight.detach())
         own = _sorted(layer.lora_B[adapter].weight * layer.scaling[adapter], order[i]).t()
         ups.append(nn.functional.pad(own, (sum(sizes[:i]), sum(sizes[i + 1 :]))))
-    return (torch.cat(downs), torch.cat(ups)) if downs else (None, None)
+    return (torch.cat(downs), torch.cat(ups)) if downs else None
