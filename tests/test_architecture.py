@@ -33,7 +33,7 @@ LAYERS = (
     ("methods", "article"),
     ("arguments", "report"),
     ("launch", "testing", "inspection", "labelling"),
-    ("evaluation",),
+    ("evaluation", "planning"),
     ("comparison",),
     ("cli",),
 )

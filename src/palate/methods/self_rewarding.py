@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from palate import learn, loops, losses, select
 from palate.config import Source
 from palate.method import Method, Recipe
-from palate.spending import Rows, Spending, drawn, learnt
+from palate.spending import Annotations, Rows, Spending, drawn, learnt
 from palate.types import Prompt
 
 if TYPE_CHECKING:
@@ -197,6 +197,10 @@ def spends(cfg: SelfRewardingConfig, rows: Rows) -> Spending:
         total += learnt(
             cfg.total_steps(records), cfg.batch_size, 1 + pairs, referenced=2 * records if pairs else 0
         )
+        if rows.held_out:  # the contest of the round
+            restricted = cfg.sampling != cfg.sampling.unrestricted
+            total += drawn((2 + restricted) * rows.held_out, 1, size=0)
+            total += Spending(annotations=(Annotations(rows.held_out, 2),), referenced=2 * rows.held_out)
         if meta:
             total += Spending(questions=prompts * cfg.judge_samples * (cfg.judge_samples - 1))
     return total
