@@ -10,6 +10,7 @@ from typing import Any
 
 from palate.arguments import method_named
 from palate.comparison.config import SET_BY_BUDGET, CompareConfig
+from palate.config import RewardConfig
 from palate.errors import ConfigError
 from palate.method import Method
 from palate.methods import METHODS
@@ -162,7 +163,8 @@ def settings_of(
         "device": cfg.device,
         "dtype": cfg.dtype,
         "fresh_prompts": 0,
-        "probe_pairs": 0,
+        # The probing questions to a judge before a run are in no budget.
+        "probe_pairs": 0 if cfg.passed.get("judge") else None,
         "checkpoint_every": max(1, steps // max(1, math.ceil(cfg.points / stages))),
         "keep_checkpoints": 1000,
         "lr": cfg.lr,
@@ -173,8 +175,7 @@ def settings_of(
         values.pop(name, None)
     # A method that learns from the pool asks no annotator itself, except to choose its best checkpoint.
     if share.pool_n and values.get("keep") != "best":
-        for name in [n for n in values if n.startswith(("judge", "reward", "price_", "max_cost", "max_ver"))]:
-            values.pop(name)
+        values = {name: value for name, value in values.items() if name not in RewardConfig.model_fields}
     values = {name: value for name, value in values.items() if name in known and value is not None}
     load_config(arm.method.options, file=None, flags=values, choose=arm.method.choose, python=True)
     return values
