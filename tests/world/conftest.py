@@ -38,7 +38,7 @@ def start() -> Iterator[Start]:
             )
         ended = []
         for process in running:
-            out, err = process.communicate(timeout=300)
+            out, err = process.communicate(timeout=1200)
             ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
         running.clear()
         return ended

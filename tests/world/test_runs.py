@@ -43,7 +43,7 @@ def states(directory: Path) -> dict[str, bytes]:
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     started, environ = [sys.executable, "-m", *command], {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(started, env=environ, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(started, env=environ, capture_output=True, text=True, timeout=1200, check=False)
 
 
 @pytest.mark.parametrize("sharding", [["--sharding", "none"], ["--sharding", "full", "--no-lora"]])
