@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: setup demo check test generate soak soak-data compare benchmarks clean
+.PHONY: setup demo check test generate soak soak-data soak-distributed compare benchmarks clean
 
 setup: .venv/.ready
 
@@ -46,6 +46,10 @@ soak: setup
 soak-data: setup
 	$(BIN)/python benchmarks/damage.py --files 2000 --output benchmarks/results/damage.json
 
+# Kill one of two processes of a run at random moments, and resume; takes ten minutes. See docs/scale.md.
+soak-distributed: setup
+	$(BIN)/python experiments/soak_distributed.py --output experiments/results/soak_distributed.json
+
 # Compare all methods on one task at equal cost with three seeds; takes several hours. The table is in README.md.
 compare: setup
 	$(BIN)/python experiments/all_methods.py --work runs/all --jobs 2 --seeds 0 1 2
@@ -54,14 +58,17 @@ compare: setup
 
 # Compare speed and memory with other libraries; takes three to four hours on two cores of an idle machine.
 # VLLM=... names an environment with vLLM's CPU build, to include it in the sampling benchmark.
+# Results of each kind of processor have files and tables of their own.
 benchmarks: setup
-	$(BIN)/python benchmarks/sampling.py $(if $(VLLM),--vllm $(VLLM)) --output benchmarks/results/sampling.json
-	for name in online_dpo scaling operations; do \
-		$(BIN)/python benchmarks/$$name.py --output benchmarks/results/$$name.json || exit 1; \
-	done
+	kind=$$($(BIN)/python experiments/machine.py) && results=benchmarks/results && \
+	$(BIN)/python benchmarks/sampling.py $(if $(VLLM),--vllm $(VLLM)) --output $$results/sampling_$$kind.json && \
+	for name in online_dpo ppo scaling; do \
+		$(BIN)/python benchmarks/$$name.py --output $$results/$${name}_$$kind.json || exit 1; \
+	done && \
 	for shape in short long; do \
-		$(BIN)/python benchmarks/shares.py --shape $$shape --output benchmarks/results/shares_$$shape.json || exit 1; \
+		$(BIN)/python benchmarks/shares.py --shape $$shape --output $$results/shares_$${shape}_$$kind.json || exit 1; \
 	done
+	$(BIN)/python benchmarks/operations.py --output benchmarks/results/operations.json
 	$(BIN)/python benchmarks/tables.py --write
 
 clean:

@@ -16,9 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+with suppress(ImportError):  # the environment of vLLM has no Palate
+    import palate  # bounds the spinning of threads in all sides, before torch is loaded
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -277,8 +281,6 @@ def versions() -> dict[str, str]:
 
 def prompts(count: int, tokens: int) -> list[str]:
     """Return distinct English prompts of about `tokens` tokens, joined from prompts shipped with Palate."""
-    import palate
-
     texts = [prompt.text for prompt in palate.read_prompts("everyday")]
     each = max(1, round((tokens - 30) / 11))  # the chat template takes about 30, a prompt about 11
     return [" ".join(texts[(i * each + j) % len(texts)] for j in range(each)) for i in range(count)]

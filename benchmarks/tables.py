@@ -40,8 +40,13 @@ def tables() -> dict[str, list[str]]:
     for name, table in made.items():
         for file in sorted(RESULTS.glob(f"{name}*.json"), key=lambda file: len(file.stem)):
             found[name] = [*([*found[name], ""] if name in found else []), *table(read(file.stem))]
-    profiles = [read(file.stem) for file in sorted(RESULTS.glob("shares_*.json"), reverse=True)]
-    return {**found, **({"shares": shares(profiles)} if profiles else {})}
+    profiles: dict[str, list[dict[str, Any]]] = {}  # by kind of processor, one table each
+    for file in sorted(RESULTS.glob("shares_*.json"), reverse=True):
+        profiles.setdefault(kind_of(read(file.stem)["machine"]), []).append(read(file.stem))
+    lines: list[str] = []
+    for one in profiles.values():
+        lines += [*([""] if lines else []), *shares(one)]
+    return {**found, **({"shares": lines} if lines else {})}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -50,11 +55,18 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
+def kind_of(machine: dict[str, Any]) -> str:
+    """Return the units that the machine computed with."""
+    if "units" in machine:
+        return str(machine["units"])
+    return "GPU" if machine["accelerator"] else "AMX" if machine["amx"] else machine["instruction_set"]
+
+
 def where(result: dict[str, Any]) -> str:
     """Return one line with the machine, the date and the way of measuring."""
     machine = result["machine"]
     hardware = machine["accelerator"] or f"{machine['processor']}, {machine['cores']} cores"
-    kind = "GPU" if machine["accelerator"] else "AMX" if machine["amx"] else machine["instruction_set"]
+    kind = kind_of(machine)
     peak = result.get("gemm_peak_gflops")
     return ", ".join(
         (

@@ -46,10 +46,11 @@ REWARD_MODEL = RESULTS.with_name("all_methods_reward_model.json")
 STEPS, BATCH, NEW_TOKENS = 10, 16, 40
 COMPLETIONS = STEPS * BATCH * 4
 """Sampled by every method, of at most NEW_TOKENS tokens each."""
-SAMPLING = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, top_k=0, top_p=1.0)
+SAMPLING = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, top_k=0, top_p=1.0, sampling_rows=64)
+SAMPLED = SAMPLING.model_dump()
 POLICY = {"model": "smollm2", "lora_rank": 16, "lr": 5e-4}
 COMMON = {**POLICY, "batch_size": BATCH, "fresh_prompts": 0}  # measured on the evaluation's texts
-FRESH = {**SAMPLING.model_dump(), "data": "everyday", "reward": "GOLD"}
+FRESH = {**SAMPLED, "data": "everyday", "reward": "GOLD"}
 ASKED = {**FRESH, "reward": "REWARD"}
 
 # What each method does with its share. `given` is what was sampled for it beforehand.
@@ -64,7 +65,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "rrhf": {**ASKED, "limit": 160, "n": 4, "steps": STEPS},
     "click": {**FRESH, "limit": 160, "n": 4, "steps": STEPS},
     "spin": {
-        **SAMPLING.model_dump(), "data": "DEMONSTRATIONS", "limit": 35, "rounds": 2, "steps": STEPS // 2
+        **SAMPLED, "data": "DEMONSTRATIONS", "limit": 35, "rounds": 2, "steps": STEPS // 2
     },
     "rest": {
         **ASKED, "limit": 80, "n": 8, "rounds": 1, "steps": STEPS // 2,
@@ -172,6 +173,8 @@ def run(method: str, seed: int, work: Path, reward: str) -> dict[str, Any]:
         name: made.get(value, value) if isinstance(value, str) else value
         for name, value in ARMS[method].items()
     }
+    if method == "rso":
+        arm["accept"] = arm.pop("keep")  # the name that the option had when the first rows were made
     output = work / f"{method}-{asks(method, reward)}-{seed}"
     cfg = palate.METHODS[method].config.model_validate({**COMMON, **arm, "seed": seed, "output": output})
     began = time.process_time()

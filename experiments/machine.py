@@ -1,4 +1,7 @@
-"""A description of the machine, saved with each measured figure."""
+"""A description of the machine, saved with each measured figure.
+
+`python experiments/machine.py` prints the kind of its units as a part of a file name, such as `avx512_bf16`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,22 @@ import platform
 from pathlib import Path
 
 import torch
+
+
+def units() -> str:
+    """Return the fastest units for matrix products that torch uses: AMX, AVX512-BF16, AVX512, AVX2, or a GPU.
+
+    A limit that the environment sets is part of the name.
+    """
+    if torch.cuda.is_available():
+        return "GPU"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    capability = torch.backends.cpu.get_cpu_capability()
+    if limit is not None:
+        return f"{capability}, oneDNN limited to {limit}"
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else capability
 
 
 def machine() -> dict[str, object]:
@@ -24,7 +43,12 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "amx": torch.cpu._is_amx_tile_supported(),
+        "units": units(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
     }
+
+
+if __name__ == "__main__":
+    print(units().lower().replace(", ", "_").replace(" ", "_").replace("-", "_"))

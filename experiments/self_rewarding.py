@@ -135,11 +135,14 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the results as Markdown."""
+    if not rows:
+        return ["There are no results yet."]
     lines = [
         "Pairwise accuracy is that of the policy as a judge, on held-out answers whose VADER scores differ "
-        "by at least 0.2, with its 95 % interval; a tie or an unclear grading counts one half.",
+        "by at least 0.2, with its 95 % interval; a tie counts one half, as does a pair with an answer that "
+        "has no clear score.",
         "",
-        "| arm | seed | judge | pairs | pairwise | strict | unclear | exact | Spearman | Kendall | 5-best |",
+        "| arm | seed | judge | pairwise | ties | unclear | exact | Spearman | Kendall | 5-best | mean |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -147,11 +150,12 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if row["arm"] == "no eft":
             names = [f"M{i}" for i in (0, 2, 3)][: len(row["judge"])]
         for name, judge in zip(names, row["judge"], strict=True):
-            rate = f"{judge['pairwise']:.2f} [{judge['pairwise_low']:.2f}, {judge['pairwise_high']:.2f}]"
-            cells = [f"{judge[key]:.2f}" for key in ("pairwise_strict", "unclear", "exact")]
-            cells += [f"{judge[k]:.2f}" if k in judge else "none" for k in ("spearman", "kendall", "best")]
-            start = [row["arm"], str(row["seed"]), name, str(judge["pairs"])]
-            lines.append(f"| {' | '.join([*start, rate, *cells])} |")
+            rate = "none"
+            if "pairwise" in judge:
+                rate = f"{judge['pairwise']:.2f} [{judge['pairwise_low']:.2f}, {judge['pairwise_high']:.2f}]"
+            keys = ("ties", "unclear", "exact", "spearman", "kendall", "best", "mean")
+            cells = [f"{judge[key]:.2f}" if key in judge else "none" for key in keys]
+            lines.append(f"| {' | '.join([row['arm'], str(row['seed']), name, rate, *cells])} |")
     lines += [
         "",
         "The contests are on held-out prompts: mean VADER score, share of prompts on which a policy beats "

@@ -5,19 +5,8 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 
-from palate.agreement import (
-    Judged,
-    PairAgreement,
-    cohens_kappa,
-    length_effect,
-    pair_agreement,
-    score_agreement,
-    spearman,
-)
+from palate.agreement import Judged, PairAgreement, cohens_kappa, length_effect, pair_agreement
 
 PAIRS = 4000
 Planted = Callable[[Random, int], tuple[float, float]]
@@ -138,45 +127,3 @@ def test_kappa_with_ties_is_that_of_its_table() -> None:
     wins = [1.0] * 5 + [0.0] * 2 + [0.5] * 3
     observed, expected = 5 / 10, 0.5 * 0.35 + 0.5 * 0.35
     assert cohens_kappa(wins) == pytest.approx((observed - expected) / (1 - expected))
-
-
-# ---- Scores ----------------------------------------------------------------------------------------
-
-
-def test_scores_in_the_references_order() -> None:
-    groups = [(i, [(1.0, 3.0), (4.0, 4.0), (5.0, 9.0)]) for i in range(10)]
-    found = score_agreement(groups, perfect=5)
-    assert (found.pairwise.rate, found.best, found.exact.rate) == (1.0, 1.0, 1.0)
-    assert (found.spearman, found.kendall) == (pytest.approx(1.0), pytest.approx(1.0))
-    assert (found.prompts, found.perfect, found.ties) == (10, 10, 0.0)
-
-
-def test_ties_and_missing_scores() -> None:
-    groups = [
-        ("a", [(2.0, 1.0), (2.0, 2.0), (None, 3.0)]),  # a tie of the scores, and no score for the best
-        ("b", [(5.0, 1.0), (1.0, 1.0)]),  # a tie of the reference
-        ("c", [(5.0, 1.0), (1.0, 2.0)]),  # the wrong order
-        ("d", [(3.0, 1.0)]),
-    ]
-    found = score_agreement(groups, perfect=5)
-    assert (found.prompts, found.unusable) == (3, 1)
-    assert found.pairwise.rate == (0.5 + 0.0) / 2
-    assert found.ties == 0.5
-    assert found.exact.rate == 0.0
-    assert (found.best, found.perfect) == (0.5, 2)  # of b and c
-    assert (found.spearman, found.kendall) == (-0.5, -0.5)  # 0 and -1; b is left out
-
-
-def test_no_perfect_score_is_no_figure() -> None:
-    assert math.isnan(score_agreement([("a", [(1.0, 1.0), (2.0, 2.0)])], perfect=5).best)
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=8))
-def test_correlations_are_scipys(values: list[tuple[int, int]]) -> None:
-    one, other = zip(*values, strict=True)
-    if len(set(one)) > 1 and len(set(other)) > 1:
-        found = score_agreement([("a", [(float(a), float(b)) for a, b in values])], perfect=9)
-        assert found.spearman == pytest.approx(stats.spearmanr(one, other).statistic)
-        assert found.kendall == pytest.approx(stats.kendalltau(one, other).statistic)
-    else:
-        assert spearman(one, other) == 0.0

@@ -18,8 +18,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 LAYERS = (
-    ("errors", "types", "metrics", "declared", "near", "given", "quiet", "beside"),
-    ("config", "memory", "rundir"),
+    ("errors", "types", "metrics", "declared", "near", "given", "quiet", "beside", "spinning"),
+    ("config", "memory", "rundir", "world"),
     ("settings",),
     ("losses", "advantages", "select", "data", "journal", "statistics", "winrates", "bestofn", "textstats"),
     ("model", "effects"),
@@ -86,6 +86,8 @@ def faults(file: str, tree: ast.AST) -> list[str]:
         if module.split(".")[0] != "palate":
             continue
         theirs = module.split(".")[1] if "." in module else "__init__"
+        if (mine, theirs) == ("__init__", "spinning"):
+            continue  # the package's one effect on import: it must come before torch
         if theirs != mine and HEIGHT.get(theirs, 99) >= HEIGHT.get(mine, -1):
             found.append(f"{file}:{line} imports {module}")
     return found

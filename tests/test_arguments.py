@@ -40,8 +40,8 @@ def test_mistakes_read_as_on_the_command_line(settings: dict[str, Any], message:
 
 
 def test_a_setting_of_another_variant() -> None:
-    with pytest.raises(ConfigError, match=r"variant is direct, .* keep would have no effect; leave it out"):
-        configured(METHODS["rso"], None, {**DATA, "variant": "direct", "keep": 9})
+    with pytest.raises(ConfigError, match=r"variant is direct, .* accept would have no effect; leave it out"):
+        configured(METHODS["rso"], None, {**DATA, "variant": "direct", "accept": 9})
 
 
 def test_unknown_methods() -> None:

@@ -41,7 +41,7 @@ def test_each_begins_where_another_ended(folder: Path, tiny: str, lora: bool) ->
     first = f"run sft --config {CHAIN}/1-sft.yaml --model {tiny} --data demonstrations.jsonl {options}"
     second = f"run reward-model --config {CHAIN}/2-reward-model.yaml --data preferences.jsonl {options}"
     third = f"run rso --config {CHAIN}/3-rso.yaml --data prompts.jsonl {options} --n 4"
-    third += " --keep 4 --max-new-tokens 4"
+    third += " --accept 4 --max-new-tokens 4"
     for command in (first, second, third):
         assert main(command.split()) == 0
     rows = [json.loads(line) for line in (folder / "runs/chain/rso/metrics.jsonl").read_text().splitlines()]

@@ -150,7 +150,7 @@ def test_fresh_samples_before_and_after(
     draw = rollouts._sampled
 
     def counted(*arguments: Any) -> Any:
-        passes.append(arguments[-2])
+        passes.append(arguments[5])
         return draw(*arguments)
 
     monkeypatch.setattr(rollouts, "_sampled", counted)

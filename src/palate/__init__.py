@@ -6,4 +6,8 @@ so `palate --help` does not wait for torch.
 
 import lazy_loader
 
+from palate.spinning import bound_spinning
+
+bound_spinning()
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

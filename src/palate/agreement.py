@@ -1,23 +1,19 @@
-"""Agreement of an annotator with reference labels: of a judge on pairs, and of scores on groups.
+"""Agreement of an annotator with reference labels on pairs, and its biases of position and length.
 
 Pure statistics of numbers; `palate evaluate judge` reads them from a labelled file. Rates are in [0, 1].
+`palate.ranking` has the agreement of scores.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from palate.calibration import expected_calibration_error
 from palate.statistics import Rate, rate_interval
 from palate.winrates import logistic, sandwich
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class Judged(NamedTuple):
@@ -54,7 +50,7 @@ class PairAgreement:
         longer_share: share of pairs of unequal length in which the longer text wins; a tie counts one half.
         longer_reference: share of these pairs in which the reference prefers the longer text.
         length_coefficient: β of P(preferred wins) = logistic(α + β d), where d is `longer_by` in units of its
-            root mean square. At 0, length does not sway the judge beyond quality. None if there is no finite
+            root mean square. At 0, length does not sway the judge beyond quality. None without a finite
             estimate.
         length_standard_error: standard error of β, robust and clustered by prompt.
         kappa: Cohen's kappa with the reference (see `cohens_kappa`).
@@ -73,39 +69,6 @@ class PairAgreement:
     length_standard_error: float | None
     kappa: float
     ece: float
-
-
-@dataclass(frozen=True)
-class ScoreAgreement:
-    """Agreement of scores with a reference, by the five figures of Self-Rewarding (Yuan et al. 2024).
-
-    The paper does not state how ties count. Here:
-
-    Attributes:
-        prompts: number of prompts with at least two scored completions; `unusable` counts completions
-            without a score.
-        pairwise: share of pairs of a prompt that are in the reference's order. A pair that the reference ties
-            is left out; a pair that the scores tie counts one half.
-        best: share of completions with at least the `perfect` score that the reference ranks first; shared
-            first places count. NaN without such completions; `perfect` is their number.
-        exact: share of prompts whose whole order is that of the reference, ties included.
-        spearman, kendall: mean over prompts of Spearman's ρ and Kendall's τ-b. A prompt with equal
-            scores counts 0; a prompt that the reference ties as a whole is left out.
-        ties: share of the pairs of `pairwise` that the scores tie.
-    """
-
-    prompts: int
-    unusable: int
-    pairwise: Rate
-    best: float
-    perfect: int
-    exact: Rate
-    spearman: float
-    kendall: float
-    ties: float
-
-
-# ---- Pairs -----------------------------------------------------------------------------------------
 
 
 def pair_agreement(verdicts: Sequence[Judged]) -> PairAgreement:
@@ -171,7 +134,7 @@ def length_effect(
 
     Returns:
         (None, None) if all differences are equal, or if a threshold of the difference separates wins from
-        losses, because there is no finite estimate then.
+        losses, because the estimate is infinite then.
     """
     import numpy as np
 
@@ -192,80 +155,6 @@ def _is_separated(wins: Sequence[float], longer_by: Sequence[float]) -> bool:
     return not won or not lost or max(lost) <= min(won) or max(won) <= min(lost)
 
 
-# ---- Scores ----------------------------------------------------------------------------------------
-
-
-def score_agreement(
-    groups: Sequence[tuple[Hashable, Sequence[tuple[float | None, float]]]], *, perfect: float
-) -> ScoreAgreement:
-    """Return the agreement of scores with a reference.
-
-    Args:
-        groups: for each prompt its key, and the score and the reference score of each completion; higher is
-            better in both.
-        perfect: the lowest score that counts as perfect.
-    """
-    pairs: list[tuple[Hashable, float]] = []
-    exact: list[tuple[Hashable, float]] = []
-    rhos, taus, firsts = [], [], []
-    unusable = 0
-    for key, every in groups:
-        scored = [(score, gold) for score, gold in every if score is not None]
-        unusable += len(every) - len(scored)
-        top = max((gold for _, gold in every), default=0.0)
-        firsts += [float(gold == top) for score, gold in scored if score >= perfect]
-        if len(scored) < 2:
-            continue
-        signs = [(_sign(a[0] - b[0]), _sign(a[1] - b[1])) for a, b in itertools.combinations(scored, 2)]
-        pairs += [(key, 0.5 if mine == 0 else float(mine == gold)) for mine, gold in signs if gold]
-        exact.append((key, float(all(mine == gold for mine, gold in signs))))
-        if any(gold for _, gold in signs):
-            rhos.append(spearman(*zip(*scored, strict=True)))
-            taus.append(kendall(signs))
-    return ScoreAgreement(
-        prompts=len(exact),
-        unusable=unusable,
-        pairwise=rate_interval([value for _, value in pairs], [key for key, _ in pairs]),
-        best=_mean(firsts),
-        perfect=len(firsts),
-        exact=rate_interval([value for _, value in exact], [key for key, _ in exact]),
-        spearman=_mean(rhos),
-        kendall=_mean(taus),
-        ties=_mean([float(value == 0.5) for _, value in pairs]),
-    )
-
-
-def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return Spearman's ρ: the correlation of ranks, with mean ranks for ties; 0 if one side is constant."""
-    import numpy as np
-
-    ranks = np.stack([_ranks(one), _ranks(other)])
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    spread = math.sqrt(float((ranks**2).sum(axis=1).prod()))
-    return float((ranks[0] * ranks[1]).sum()) / spread if spread else 0.0
-
-
-def kendall(signs: Sequence[tuple[int, int]]) -> float:
-    """Return Kendall's τ-b from the signs of all differences; 0 if one side is constant."""
-    concordance = sum(mine * gold for mine, gold in signs)
-    spread = math.sqrt(sum(mine != 0 for mine, _ in signs) * sum(gold != 0 for _, gold in signs))
-    return concordance / spread if spread else 0.0
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-    """Return the ranks (N,) of numbers from 1, with the mean rank for equal ones."""
-    import numpy as np
-
-    counts = Counter(values)
-    below, seen = {}, 0
-    for value in sorted(counts):
-        below[value], seen = seen, seen + counts[value]
-    return np.array([below[value] + (counts[value] + 1) / 2 for value in values])
-
-
-# ---- Shared ----------------------------------------------------------------------------------------
-
-
 def _won(p: float) -> float:
     return 0.5 * ((p > 0.5) + (p >= 0.5))
 
@@ -273,10 +162,6 @@ def _won(p: float) -> float:
 def _same(first: float, second: float) -> float:
     """Return 1 if both orders prefer the same text, 0 if not, 0.5 if one of them is a tie."""
     return 0.5 if 0.5 in (first, second) else float((first > 0.5) == (second > 0.5))
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
 
 
 def _logit(p: float) -> float:

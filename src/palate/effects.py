@@ -95,16 +95,18 @@ def differences(tables: Mapping[str, np.ndarray]) -> list[Difference]:
     import numpy as np
 
     pooled = pooled_variance(list(tables.values()))
-    found = []
+    compared = []
     for (one, a), (other, b) in itertools.combinations(tables.items(), 2):
         usable = ~(np.isnan(a).any(0) | np.isnan(b).any(0))
         estimate = contrast([(1.0, a[:, usable]), (-1.0, b[:, usable])], pooled)
         low, high = estimate.mean - estimate.half, estimate.mean + estimate.half
-        found.append(Difference(one, other, estimate.mean, low, high, estimate.p, seeds=pooled.freedom > 0))
-    adjusted = holm([difference.p for difference in found])
+        compared.append(
+            Difference(one, other, estimate.mean, low, high, estimate.p, seeds=pooled.freedom > 0)
+        )
+    adjusted = holm([difference.p for difference in compared])
     return [
         Difference(**{**vars(difference), "adjusted": p})
-        for difference, p in zip(found, adjusted, strict=True)
+        for difference, p in zip(compared, adjusted, strict=True)
     ]
 
 
@@ -197,4 +199,4 @@ def _residual(table: np.ndarray) -> float:
     if seeds < 2:
         return 0.0
     rest = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
-    return float((rest**2).sum()) / ((seeds - 1) * (prompts - 1))
+    return float((rest**2).sum()) / float((seeds - 1) * (prompts - 1))

@@ -7,7 +7,8 @@ PalateError (ValueError)
 ├── AnnotatorError   a reward function, rule, judge or reward model that failed
 ├── BudgetError      a spending limit that is reached: the run stops as by Ctrl-C, and can be resumed
 └── RunError         a run directory, or training that cannot continue
-    └── NonFiniteError   a loss or gradient that is infinite or NaN
+    ├── NonFiniteError   a loss or gradient that is infinite or NaN
+    └── ProcessError     another process of the run has failed
 """
 
 from __future__ import annotations
@@ -57,3 +58,7 @@ class NonFiniteError(RunError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Include the records in the pickle, so that the exception can cross processes."""
         return type(self), (str(self), self.records)
+
+
+class ProcessError(RunError):
+    """A process of the run ended with an error, died, or does not answer; this process ends with it."""

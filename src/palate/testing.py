@@ -33,7 +33,9 @@ CHAT = (
 """A small chat template."""
 
 
-def byte_tokenizer(*, chat: bool = False, pad_is_end: bool = False) -> PreTrainedTokenizerFast:
+def byte_tokenizer(
+    *, chat: bool = False, pad_is_end: bool = False, length: int = 256
+) -> PreTrainedTokenizerFast:
     """Return a tokenizer of the 256 bytes and three special tokens; it preserves any text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*alphabet, PAD, END, BOS])}
@@ -51,7 +53,7 @@ def byte_tokenizer(*, chat: bool = False, pad_is_end: bool = False) -> PreTraine
         bos_token=BOS,
         pad_token=END if pad_is_end else PAD,
         additional_special_tokens=[PAD],
-        model_max_length=256,
+        model_max_length=length,
     )
     if chat:
         wrapped.chat_template = CHAT
@@ -96,7 +98,8 @@ def tiny_model(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(kind, **changes))
     model.save_pretrained(directory)
-    byte_tokenizer(chat=chat).save_pretrained(directory)
+    length = changes.get("max_position_embeddings", 256)
+    byte_tokenizer(chat=chat, length=length).save_pretrained(directory)
     return str(directory)
 
 

@@ -139,7 +139,8 @@ def sandwich(
         sums = np.zeros((len(number), scores.shape[1]))
         np.add.at(sums, [number[key] for key in clusters], scores)
         scores = sums
-    return bread @ (scores.T @ scores) @ bread
+    covariance: np.ndarray = bread @ (scores.T @ scores) @ bread
+    return covariance
 
 
 def _sigmoid(value: float) -> float:

@@ -18,7 +18,9 @@ from palate.cli import main
 from palate.cli.app import build_app
 from palate.cli.command import Command, Group
 from palate.cli.commands import COMMANDS
+from palate.cli.commands.annotate import COMMAND as ANNOTATE
 from palate.cli.commands.chat import COMMAND as CHAT
+from palate.cli.commands.compare import COMMAND as COMPARE
 from palate.cli.commands.evaluate import COMMAND as EVALUATE
 from palate.cli.commands.inspect import COMMAND as INSPECT
 from palate.cli.commands.make import COMMAND as MAKE
@@ -69,6 +71,8 @@ class Fake:
             "sample": Command("sample", "Sample.", self.configured("sample"), config=SampleConfig),
             "evaluate": replace(EVALUATE, members=dict),
             "inspect": replace(INSPECT, call=self.configured("inspect")),
+            "annotate": replace(ANNOTATE, call=self.configured("annotate")),
+            "compare": replace(COMPARE, call=self.configured("compare")),
             "chat": replace(CHAT, call=self.configured("chat"), config=ChatConfig),
             "make": MAKE,
             **{command.name: replace(command, call=self.called(command)) for command in (RUNS, REPORT, LIST)},
@@ -237,7 +241,19 @@ def test_only_what_is_asked_for_is_built(fake: Fake, line: str, names: set[str])
 
 
 def test_every_file_is_a_command() -> None:
-    names = ["chat", "evaluate", "inspect", "make", "methods", "report", "run", "runs", "sample"]
+    names = [
+        "annotate",
+        "chat",
+        "compare",
+        "evaluate",
+        "inspect",
+        "make",
+        "methods",
+        "report",
+        "run",
+        "runs",
+        "sample",
+    ]
     assert list(COMMANDS) == names
     assert all(COMMANDS[name].name == name for name in COMMANDS)
 

@@ -138,7 +138,7 @@ def test_a_base_model_that_is_gone(tmp_path: Path, tiny: str, make_run: MakeRun)
     run = make_run(model=str(model), lora=False)
     shutil.rmtree(model)
     with pytest.raises(
-        ModelError, match=r"the base model of the run '.*run' cannot be loaded: model '.*model' is"
+        ModelError, match=r"the base model of the run '.*run' cannot be loaded: model '.*model' does"
     ):
         speakers(run)
 

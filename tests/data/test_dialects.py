@@ -188,7 +188,7 @@ def test_marks_not_to_learn(data):
     assert found[0].prompt.content == (U,)
     assert [tally.count for tally in account.dropped.values()] == [2]
     assert "turns after the answer that is learnt" in account.unused
-    assert any("marked not to be learnt; one before it" in note for note in account.notes)
+    assert any("marked not to be learnt; an earlier one" in note for note in account.notes)
 
 
 def test_every_column_that_is_not_used_is_named_once(data):

@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from palate.data import read_comparisons, read_demonstrations, read_prompts
+from palate.data import Account, read_comparisons, read_demonstrations, read_prompts
 from palate.errors import DataError
 from palate.types import Comparison, Demonstration, Prompt
 
@@ -262,3 +264,14 @@ def test_bad_demonstrations(data, row, message):
     text = said(read_demonstrations, source)
     assert text.startswith(f"{source}:2: ")
     assert message in text
+
+
+def test_a_pair_that_is_marked_false_is_left_out(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+    path.write_text("".join(json.dumps({**row, "label": label}) + "\n" for label in (True, False, 0)))
+    account = Account()
+    kept, _ = read_comparisons(str(path), account=account)
+    assert len(kept) == 2  # a number is another column's business
+    assert account.dropped_rows == 1
+    assert len(read_comparisons(str(path), marked=True)[0]) == 3

@@ -46,6 +46,23 @@ def test_pairs(tmp_path: Path) -> None:
     assert (one.answers, one.gold) == (("good", "bad"), (1.0, 0.0))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "instruction": "q",
+            "completions": [{"response": "a", "overall_score": 4}, {"response": "b", "overall_score": 7.5}],
+        },
+        {"instruction": "q", "generations": ["a", "b"], "ratings": [4, 7.5]},
+        {"prompt": "q", "responses": ["a", "b"], "rewards": [4, 7.5]},
+        {"prompt": "q", "generations": ["a", "b"], "rating": [4, 7.5]},
+    ],
+)
+def test_forms_of_other_toolkits(tmp_path: Path, row: dict[str, Any]) -> None:
+    (one,) = read_rankings(source(tmp_path, row))
+    assert (one.prompt.text, one.answers, one.gold, one.comparable) == ("q", ("a", "b"), (4.0, 7.5), True)
+
+
 def test_a_prompt_of_turns(tmp_path: Path) -> None:
     prompt = [{"role": "user", "content": "q"}]
     (one,) = read_rankings(source(tmp_path, {"prompt": prompt, "completions": ["a", "b"], "scores": [0, 1]}))

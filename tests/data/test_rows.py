@@ -293,7 +293,7 @@ def test_a_row_with_another_number_of_values_is_a_bad_row(tmp_path):
 
 def test_a_table_that_is_none(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_bytes(b"\xff\xfe\x00prompt,\n\xff,a\n")
+    path.write_bytes(b"\xff\x00prompt,\n\xff,a\n")
     assert said(path).startswith(f"{path} cannot be read as a table")
 
 

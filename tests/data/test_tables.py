@@ -95,3 +95,14 @@ def test_dolly(tmp_path: Path) -> None:
         ("Who?\nIn a boat.", "Me."),
         ("Why?", "So."),
     ]
+
+
+@pytest.mark.parametrize("suffix", ["csv.gz", "tsv.gz", "jsonl.gz"])
+def test_a_packed_file_that_is_cut(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(gzip.compress(b"prompt;chosen;rejected\n" * 50)[:24])
+    with pytest.raises(DataError, match=r"cannot be read as a table|is not a complete gzip file"):
+        list(read_rows(str(path)))
+    path.write_bytes(b"")
+    with pytest.raises(DataError):
+        list(read_rows(str(path)))

@@ -10,7 +10,7 @@ from palate.errors import ConfigError, RunError
 from palate.evaluation import EvaluateConfig, evaluate
 from palate.report.evaluated import table, write_evaluation
 from palate.settings import load_config
-from palate.testing import tiny_model
+from palate.testing import FaultyServer, judge_reply, tiny_model
 
 TINY = {"dtype": "float32", "device": "cpu", "max_new_tokens": 6, "limit": 6, "reward": "length:3"}
 
@@ -121,3 +121,31 @@ def test_the_default_place_depends_on_the_settings() -> None:
     one, other = config(model=["a", "b"]), config(model=["a", "b"], seed=1)
     assert one.place == config(model=["a", "b"]).place != other.place
     assert one.place.parent == Path("runs")
+
+
+def test_a_judge_is_asked_in_both_orders_and_paid_once(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with FaultyServer(
+        lambda body, _: judge_reply(body, lambda one, other: 0.5 + 0.4 * (one > other))
+    ) as server:
+        judge = f"server:m@{server.url}"
+        cfg = config(
+            model=models[:2], against=models[2], judge=judge, reward=(), output=tmp_path / "e", kl=False
+        )
+        first = evaluate(cfg)
+        asked = len(server.requests)
+        again = evaluate(cfg)
+        assert len(server.requests) == asked
+    assert first.result["models"] == again.result["models"]
+    model = first.result["models"][0]
+    assert "reward" not in model, "a pairwise judge's mean is the win rate"
+    assert model["wins"] + model["ties"] + model["losses"] == 6
+    assert first.result["judge_verdicts"] >= 2 * 2 * 6  # two models, both orders
+    assert sum(row["best"] for row in first.result["best_of"]) == pytest.approx(1)
+
+
+def test_a_policy_cannot_judge_itself_here() -> None:
+    with pytest.raises(ConfigError, match="judge is self"):
+        config(model=["a", "b"], judge="self", reward=())

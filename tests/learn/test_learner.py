@@ -407,7 +407,7 @@ def key(record: Example) -> tuple:
     return (record.prompt.id, record.completion.token_ids)
 
 
-def test_the_reference_is_asked_for_the_same_micro_batch(make_policy: MakePolicy) -> None:
+def test_the_reference_is_asked_once_for_the_records_of_an_update(make_policy: MakePolicy) -> None:
     policy = make_policy(micro_batch_tokens=60)
     snapshot = policy.snapshot()
     asked: list[list[Record]] = []
@@ -418,10 +418,11 @@ def test_the_reference_is_asked_for_the_same_micro_batch(make_policy: MakePolicy
             return snapshot.logps(records)
 
     objective = Noting(Pairwise(PAIR_LOSSES["dpo"], strength=0.5, ref=Noted()))
-    policy.update(pairs_of(policy), objective)
-    assert asked == objective.met
-    assert len(asked) > 1
-    assert sum(map(len, asked)) == 5
+    pairs = pairs_of(policy)
+    policy.update(pairs, objective)
+    assert asked == [pairs]
+    assert len(objective.met) > 1
+    assert sum(map(len, objective.met)) == 5
 
 
 # ---- metrics ---------------------------------------------------------------------------------------

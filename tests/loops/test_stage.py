@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from palate.cli import main
+from palate.config import Sampling
+from palate.learn import Policy
+from palate.loops import annotated_samples
 from palate.testing import FaultyServer, judge_reply
+from palate.types import Group, Prompt
 
 
 @pytest.fixture
@@ -46,6 +50,34 @@ def samples(output: Path) -> list[dict[str, Any]]:
 
 def weights(output: Path) -> bytes:
     return (output / "checkpoints" / "step-6" / "model.safetensors").read_bytes()
+
+
+class Begins:
+    """An annotator that records the groups that are begun."""
+
+    def __init__(self) -> None:
+        self.begun: list[Group] = []
+
+    def begin(self, group: Group) -> None:
+        self.begun.append(group)
+
+    def __call__(self, groups: Sequence[Group]) -> list[Group]:
+        assert {content_key(g) for g in groups} == {content_key(g) for g in self.begun}
+        return [group.annotated((0.0,) * len(group.completions)) for group in groups]
+
+
+def content_key(group: Group) -> tuple[str, tuple[str, ...]]:
+    return group.prompt.text, tuple(completion.text for completion in group.completions)
+
+
+@pytest.mark.parametrize("stop", [(), ("a", "e")])
+def test_each_group_is_begun_once_before_the_batch_is_annotated(
+    make_policy: Callable[..., Policy], stop: tuple[str, ...]
+) -> None:
+    annotate, prompts = Begins(), [Prompt(f"Q{i}") for i in range(5)]
+    sampling = Sampling(max_new_tokens=8, sampling_rows=4, stop=stop)
+    groups = annotated_samples(make_policy().snapshot(), annotate, prompts, 2, sampling, seed=1)
+    assert len(groups) == len(annotate.begun) == 5
 
 
 def test_a_batch_is_sampled_from_the_version_before_the_last_update(

@@ -20,7 +20,7 @@ Fitted = Callable[..., tuple[list[dict[str, Any]], Any]]
 
 FREE = {"temperature": 1.0, "top_k": 0}
 PROMPTS = [Prompt(f"q{i}") for i in range(64)]
-WHOLE = {"n": 24, "keep": 16, "sample_beta": 0.1, "steps": 40, "batch_size": 16, "lr": 2e-2, **FREE}
+WHOLE = {"n": 24, "accept": 16, "sample_beta": 0.1, "steps": 40, "batch_size": 16, "lr": 2e-2, **FREE}
 ENOUGH = 0.2
 """Twice the deviation of runs on random rewards."""
 
@@ -47,7 +47,7 @@ class Asked:
     ("options", "seed"),
     [
         ({"loss": "hinge-norm"}, 0),
-        ({"loss": "sigmoid-norm", "pairing": "tournament", "keep": 12, "beta": 0.2}, 1),
+        ({"loss": "sigmoid-norm", "pairing": "tournament", "accept": 12, "beta": 0.2}, 1),
         ({"loss": "hinge", "variant": "sft-sample-rank"}, 0),
     ],
 )
@@ -93,7 +93,7 @@ def test_direct_by_the_logistic_loss_is_dpo(fitted: Fitted, weights: Any, equal:
 
 
 def test_the_first_step_starts_at_the_reference(taught: Taught) -> None:
-    (row,) = taught("rso", n=8, keep=4, steps=1, temperature=1.0, top_k=0).rows
+    (row,) = taught("rso", n=8, accept=4, steps=1, temperature=1.0, top_k=0).rows
     assert row["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert (row["rewards/margins"], row["objective/kl"]) == (0.0, 0.0)
 
@@ -103,7 +103,7 @@ def test_the_first_step_starts_at_the_reference(taught: Taught) -> None:
 
 def test_what_is_rejected_is_counted(taught: Taught) -> None:
     asked = Asked()
-    (row, *_) = taught("rso", asked, n=12, keep=4, **FREE).rows
+    (row, *_) = taught("rso", asked, n=12, accept=4, **FREE).rows
     (groups,) = asked.calls  # all of them at once, and once
     different = sum(len(g.completions) for g in groups)
     assert len(groups) == 16
@@ -120,7 +120,7 @@ def test_what_is_rejected_is_counted(taught: Taught) -> None:
 def test_the_larger_beta_the_less_rewards_matter(taught: Taught) -> None:
     asked = Asked()
     (greedy,), (uniform,) = (
-        taught("rso", asked, n=12, keep=4, sample_beta=beta, steps=1, **FREE).rows for beta in (0.0, 1e6)
+        taught("rso", asked, n=12, accept=4, sample_beta=beta, steps=1, **FREE).rows for beta in (0.0, 1e6)
     )
     best = [r for g in asked.given[0] for r in sorted((r or 0 for r in g.rewards or ()), reverse=True)[:4]]
     assert greedy["candidates/scores"] == pytest.approx(fmean(best))
@@ -131,7 +131,7 @@ def test_the_larger_beta_the_less_rewards_matter(taught: Taught) -> None:
 
 def test_without_rejection_no_more_is_sampled_than_kept(taught: Taught) -> None:
     asked = Asked()
-    (row, *_) = taught("rso", asked, variant="sft-sample-rank", n=64, keep=6, **FREE).rows
+    (row, *_) = taught("rso", asked, variant="sft-sample-rank", n=64, accept=6, **FREE).rows
     assert row["candidates/kept"] + row["candidates/dropped_identical"] == 16 * 6
     assert row["candidates/dropped_passed_over"] == 0
     assert len(asked.calls) == 1
@@ -151,7 +151,7 @@ def test_comparisons_are_asked_for_round_by_round(
 ) -> None:
     asked = Asked()
     options = {"variant": variant, "pairing": pairing, "ask": "comparisons"}
-    (row, *_) = taught("rso", asked, n=16, keep=8, **FREE, **options).rows
+    (row, *_) = taught("rso", asked, n=16, accept=8, **FREE, **options).rows
     assert row["candidates/kept"] == 16 * 8  # so that none of them sits a round out
     assert [len(call) for call in asked.calls] == calls
     matches = sum(calls[variant == "rso-sample-rank" :])
@@ -166,7 +166,7 @@ def test_the_label_of_a_comparison_counts_and_not_the_scores(
         sign = -1 if len(groups[0].completions) == 2 else 1
         return [g.annotated(tuple(sign * float(sum(c.token_ids)) for c in g.completions)) for g in groups]
 
-    options = {"n": 16, "keep": 8, "ask": "comparisons", "steps": 1, "batch_size": 1, **FREE}
+    options = {"n": 16, "accept": 8, "ask": "comparisons", "steps": 1, "batch_size": 1, **FREE}
     (one,), (other,) = (taught("rso", annotate, **options).rows for annotate in (Asked(), turned))
     assert one["logps/chosen"] == other["logps/rejected"]
     assert one["logps/rejected"] == other["logps/chosen"]
@@ -174,7 +174,7 @@ def test_the_label_of_a_comparison_counts_and_not_the_scores(
 
 
 def test_an_epoch_is_of_the_pairs_that_were_made(taught: Taught) -> None:
-    found = taught("rso", n=12, keep=4, steps=None, schedule="linear", **FREE).rows
+    found = taught("rso", n=12, accept=4, steps=None, schedule="linear", **FREE).rows
     assert len(found) == math.ceil(found[0]["pairs/kept"] / 8)
     rates = [row["learning_rate"] for row in found]
     assert rates == pytest.approx([3e-3 * (1 - i / len(found)) for i in range(len(found))])
@@ -184,7 +184,7 @@ def test_nothing_to_learn_from(taught: Taught) -> None:
     with pytest.raises(
         RunError, match=r"round 1 gave nothing .*mean reward of 2 \(dropped: 32 tie, 64 passed over\); use"
     ):
-        taught("rso", scored(ScriptedScorer(lambda text: 2.0)), n=8, keep=4, **FREE)
+        taught("rso", scored(ScriptedScorer(lambda text: 2.0)), n=8, accept=4, **FREE)
 
 
 # ---- Configuration ---------------------------------------------------------------------------------
@@ -192,19 +192,21 @@ def test_nothing_to_learn_from(taught: Taught) -> None:
 
 def test_defaults_are_the_papers() -> None:
     cfg = RSOConfig(data="x")
-    assert (cfg.n, cfg.keep, cfg.sample_beta, cfg.beta) == (64, 8, 0.5, 0.05)
+    assert (cfg.n, cfg.accept, cfg.sample_beta, cfg.beta) == (64, 8, 0.5, 0.05)
     assert (cfg.loss, cfg.pairing, cfg.variant) == ("sigmoid-norm", "first-round", "rso-sample-rank")
     assert (cfg.temperature, cfg.top_k) == (0.7, 40)
 
 
 def test_more_cannot_be_kept_than_there_are() -> None:
-    with pytest.raises(ValidationError, match="keep is 8, but n is only 4 candidates; lower keep or raise n"):
+    with pytest.raises(
+        ValidationError, match="accept is 8, but n is only 4 candidates; lower accept or raise n"
+    ):
         RSOConfig(data="x", n=4)
-    assert RSOConfig(data="x", n=4, variant="sft-sample-rank").keep == 8  # n is for rejection
+    assert RSOConfig(data="x", n=4, variant="sft-sample-rank").accept == 8  # n is for rejection
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"beta": 0.0}, {"sample_beta": -1}, {"keep": 1}, {"tie": -0.1}, {"loss": "dpo"}]
+    "wrong", [{"beta": 0.0}, {"sample_beta": -1}, {"accept": 1}, {"tie": -0.1}, {"loss": "dpo"}]
 )
 def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):

@@ -64,7 +64,7 @@ def test_lessons_come_first_with_their_own_schedule(
     taught: Taught, fits: list[tuple[str, Sequence[Any]]], tmp_path: Path
 ) -> None:
     ift = write(tmp_path / "ift.jsonl", *({"prompt": f"say {i}", "completion": f"yes {i}"} for i in range(5)))
-    grade = {"completion": "Good.\nScore: 4", "score": 4, "asked": "say"}
+    grade = {"completion": "Good.\nScore: 4", "score": 4, "about": "say"}
     eft = write(tmp_path / "eft.jsonl", *({"prompt": f"grade {i}", **grade} for i in range(7)))
     given = {"ift": ift, "eft": eft, "sft_epochs": 2, "sft_lr": 0.02, "batch_size": 4, "schedule": "linear"}
     found = taught("self-rewarding", rounds=1, **given, **ANY)
@@ -90,7 +90,7 @@ def test_the_judge_is_measured_before_and_after_each_stage(taught: Taught, tmp_p
     rows = [row for row in found.rows if "eval_judge/pairwise" in row]
     assert [row["step"] for row in rows] == [0, 1, 4, 7]  # M_0, M_1, M_2, M_3
     for row in rows:
-        assert row["eval_judge/pairs"] == 6  # of the best and the worst only, by the gap
+        assert row["eval_judge/unclear"] == row["eval_judge/ties"] == 0
         assert row["eval_judge/pairwise"] == row["eval_judge/exact"] == row["eval_judge/kendall"] == 1.0
         assert row["eval_judge/mean"] == pytest.approx((1 + 1 / 3 + 0) / 3)
 
@@ -120,7 +120,7 @@ def test_new_prompts_are_unlike_all_others(
     taught: Taught, fits: list[tuple[str, Sequence[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eft = write(
-        tmp_path / "eft.jsonl", {"prompt": "grade", "completion": "no", "asked": "why is grass green"}
+        tmp_path / "eft.jsonl", {"prompt": "grade", "completion": "no", "about": "why is grass green"}
     )
     calls: list[int] = []
 
@@ -319,8 +319,8 @@ def test_the_judge_learns_from_its_judged_gradings(
         assert pair.prompt.text.count("|") == 1  # the judge's question
         assert pair.chosen.text[-1] > pair.rejected.text[-1]
     with sqlite3.connect(outcome.directory / "journal.db") as db:
-        (asked_, known) = db.execute("SELECT count(*), count(DISTINCT key) FROM requests").fetchone()
-    assert asked_ == known  # the gradings are read from the ledger
+        (requests, known) = db.execute("SELECT count(*), count(DISTINCT key) FROM requests").fetchone()
+    assert requests == known  # the gradings are read from the ledger
 
 
 @pytest.mark.parametrize(

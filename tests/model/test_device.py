@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,13 @@ def test_other_devices_are_not_refused(units: SetUnits) -> None:
 def test_a_device_without_float64_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot be used"):
         resolve(ModelConfig(device="mps"))
+
+
+def test_processes_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = SimpleNamespace(size=2)
+    monkeypatch.setattr("palate.model.device.current", lambda: two)
+    with pytest.raises(ModelError, match="device is 'cuda:1', and all 2 processes would share it"):
+        resolve(ModelConfig(device="cuda:1"))
 
 
 @pytest.mark.parametrize(

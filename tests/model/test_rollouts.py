@@ -12,7 +12,7 @@ from palate.errors import DataError
 from palate.journal import Journal
 from palate.model import LoadedModel, lm_outputs, load_model
 from palate.model.fast.engine import FastEngine
-from palate.model.rollouts import sample
+from palate.model.rollouts import FEW_ROWS, MOST_BYTES, MOST_ROWS, parallel_rows, sample
 from palate.model.rows import Row
 from palate.model.sampling import restricted_logps
 from palate.testing import tiny_model
@@ -467,3 +467,16 @@ def test_columns_of_a_prompt_are_those_of_now(model: LoadedModel, journal: Journ
     (group,) = kept(model, journal, [Prompt("Q", {"wanted": "new"}, "d.jsonl:3")])
     assert (group.prompt.columns, group.prompt.where) == ({"wanted": "new"}, "d.jsonl:3")
     assert len(keys(journal)) == 1
+
+
+# ---- Rows in parallel ------------------------------------------------------------------------------
+
+
+def test_pools_of_candidates_sample_more_rows_within_a_bound(model: LoadedModel) -> None:
+    config = model.network.config
+    assert parallel_rows(config, 2, 100) == FEW_ROWS
+    assert parallel_rows(config, 64, 100) == MOST_ROWS
+    assert parallel_rows(config, 64, 10**9) == FEW_ROWS
+    row = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    between = MOST_BYTES // (row * 150)  # room for 150 rows
+    assert parallel_rows(config, 64, between) == 128

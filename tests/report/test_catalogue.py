@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from palate.report.catalogue import PANELS, Curve
+from palate.report.catalogue import PANELS
+from palate.report.curves import Curve
 from palate.rundir import RunRecord
 
 Record = Callable[..., RunRecord]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palate.report import plots
-from palate.report.catalogue import Line, Panel
+from palate.report.curves import Line, Panel
 from palate.report.panels import panels
 from palate.report.plots import Interval
 from palate.rundir import RunRecord

@@ -14,7 +14,9 @@ from palate.errors import AGAIN, RunError
 from palate.learn import Pairwise, Policy
 from palate.losses import PAIR_LOSSES
 from palate.model import LoadedModel
-from palate.run.checkpoints import NOTE, Checkpoints, Position
+from palate.run.checkpoint import Position
+from palate.run.checkpoints import Checkpoints
+from palate.run.moves import NOTE
 from palate.types import Comparison, Prompt
 
 # Asked by peft of every network.

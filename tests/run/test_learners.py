@@ -22,7 +22,9 @@ from palate.learn import Learner, Needs, Pairwise, Policy, Ranking
 from palate.losses import PAIR_LOSSES
 from palate.model import Outputs, load_model
 from palate.run import Run
-from palate.run.checkpoints import NOTE, Checkpoints, Position
+from palate.run.checkpoint import Position
+from palate.run.checkpoints import Checkpoints
+from palate.run.moves import NOTE
 from palate.types import Comparison, Group, Pair, Prompt
 
 # Asked by peft of every network.

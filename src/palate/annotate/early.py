@@ -1,4 +1,4 @@
-"""Annotation that begins while other work goes on, such as sampling and learning."""
+"""Annotation in the background, beside other work such as sampling and learning."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from palate.cli.command import Command, Commands, Group
 from palate.cli.commands import COMMANDS
 from palate.cli.mistakes import explain
 from palate.errors import BudgetError, ConfigError, PalateError
+from palate.world import Alone, current
 
 MISTAKE, INTERRUPTED, CUT_OFF = 2, 130, 141
 """Exit codes: a user's mistake; Ctrl-C or a spending limit; stdout closed by its reader (128 + signal)."""
@@ -33,6 +34,15 @@ def main(argv: Sequence[str] | None = None, *, commands: Commands = COMMANDS) ->
     Any exception other than `PalateError` is a bug in Palate and keeps its traceback.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
+    code = _run(tokens, commands)
+    if not isinstance(current(), Alone):  # a connection that waits for a dead process would delay the exit
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(tokens: list[str], commands: Commands) -> int:
     try:
         code = _dispatch(tokens, commands)
         sys.stdout.flush()
@@ -42,6 +52,8 @@ def main(argv: Sequence[str] | None = None, *, commands: Commands = COMMANDS) ->
     except PalateError as error:
         _complain(str(error))
         return MISTAKE
+    except SystemExit as ended:  # another process reports the error
+        return ended.code if isinstance(ended.code, int) else 0
     except KeyboardInterrupt:
         _complain("interrupted")
         return INTERRUPTED

@@ -10,6 +10,7 @@ from typing import Any
 
 from palate.arguments import method_named
 from palate.comparison.config import SET_BY_BUDGET, CompareConfig
+from palate.config import RewardConfig
 from palate.errors import ConfigError
 from palate.method import Method
 from palate.methods import METHODS
@@ -103,7 +104,7 @@ def _arm(text: str) -> Arm:
     method = method_named(word, METHODS)
     if method.share is None:
         able = ", ".join(name for name, other in METHODS.items() if other.share is not None)
-        raise ConfigError(f"{word} trains no policy that could be compared; expected some of {able}")
+        raise ConfigError(f"{word} does not declare how it spends a budget; methods that do are {able}")
     values = read_values(method.options, Path(file)) if colon else {}
     share = method.share
     if "n" in values and share.when in ("once", "each round", "each step"):
@@ -162,6 +163,8 @@ def settings_of(
         "device": cfg.device,
         "dtype": cfg.dtype,
         "fresh_prompts": 0,
+        # The probing questions to a judge before a run are in no budget.
+        "probe_pairs": 0 if cfg.passed.get("judge") else None,
         "checkpoint_every": max(1, steps // max(1, math.ceil(cfg.points / stages))),
         "keep_checkpoints": 1000,
         "lr": cfg.lr,
@@ -170,9 +173,9 @@ def settings_of(
     values |= {**share.settings, "data": str(data), "seed": seed}
     for name in ("map", "split", "eval_data", "output"):
         values.pop(name, None)
-    if share.pool_n:  # a method that learns from the pool asks no annotator itself
-        for name in [n for n in values if n.startswith(("judge", "reward", "price_", "max_cost", "max_ver"))]:
-            values.pop(name)
+    # A method that learns from the pool asks no annotator itself, except to choose its best checkpoint.
+    if share.pool_n and values.get("keep") != "best":
+        values = {name: value for name, value in values.items() if name not in RewardConfig.model_fields}
     values = {name: value for name, value in values.items() if name in known and value is not None}
     load_config(arm.method.options, file=None, flags=values, choose=arm.method.choose, python=True)
     return values

@@ -75,7 +75,7 @@ class Meter:
     run: Run
     annotate: Annotator
     gold: Annotator | None
-    asked: EvaluateConfig
+    options: EvaluateConfig
     model: str
     base: Side
     prompts: Sequence[Prompt]
@@ -86,16 +86,16 @@ def measuring(
     cfg: CompareConfig, model: str, prompts: Sequence[Prompt], display: Display, place: str = "measurements"
 ) -> Iterator[Meter]:
     """Open the measurement and sample the base model."""
-    asked = asking(cfg, model, place)
-    with Run(asked, method="compare", display=display) as run:
-        annotate = annotator_of(asked, run, None)  # type: ignore[arg-type]
+    options = asking(cfg, model, place)
+    with Run(options, method="compare", display=display) as run:
+        annotate = annotator_of(options.annotating, run, None)  # type: ignore[arg-type]
         assert annotate is not None, "the configuration requires a reward or a judge"
         gold = None
         if cfg.gold:
-            gold = run.annotator(annotator_for(cfg.gold, **model_options(asked)), name="gold")
-        with opened(model, asked, run) as one:
-            base = sampled(one, model, prompts, asked, place=0, own=True)
-        yield Meter(run, annotate, gold, asked, model, base, prompts)
+            gold = run.annotator(annotator_for(cfg.gold, **model_options(options)), name="gold")
+        with opened(model, options, run) as one:
+            base = sampled(one, model, prompts, options, place=0, own=True)
+        yield Meter(run, annotate, gold, options, model, base, prompts)
         run.finish({"measured": "see ../summary.json"})
 
 
@@ -106,13 +106,13 @@ def measure(meter: Meter, jobs: Sequence[Job], *, points: int) -> list[Measured]
         result = job.directory / str((read_summary(job.directory) or {})["checkpoint"])
         meter.run.display.say(f"{job.name}: measuring")
         place = seed_of(0, job.name)
-        with opened(str(result), meter.asked, meter.run) as one:
-            side = sampled(one, job.name, meter.prompts, meter.asked, place=place, own=True)
+        with opened(str(result), meter.options, meter.run) as one:
+            side = sampled(one, job.name, meter.prompts, meter.options, place=place, own=True)
         earlier = []
         for step, path in _earlier(job, result, points):
-            with opened(str(path), meter.asked, meter.run) as one:
+            with opened(str(path), meter.options, meter.run) as one:
                 few = meter.prompts[:FRONTIER_PROMPTS]
-                plain = meter.asked.model_copy(update=meter.asked.unrestricted.model_dump())
+                plain = meter.options.model_copy(update=meter.options.unrestricted.model_dump())
                 earlier.append((step, sampled(one, job.name, few, plain, place=place, own=True)))
         sides.append((job, side, earlier))
     return list(_numbers(meter, sides))
@@ -128,13 +128,14 @@ def _earlier(job: Job, result: Path, points: int) -> list[tuple[int, Path]]:
 
 
 def _numbers(meter: Meter, sides: Sequence[tuple[Job, Side, list[tuple[int, Side]]]]) -> Iterator[Measured]:
-    with opened(meter.model, meter.asked, meter.run) as one:
+    with opened(meter.model, meter.options, meter.run) as one:
         for job, side, earlier in sides:
             old, new = _scores(meter.annotate, meter.base, side)
             gold_old, gold_new = (None, None) if meter.gold is None else _scores(meter.gold, meter.base, side)
             ratios = np.subtract(side.own_logps, log_likelihoods(one, side.own))
-            last = int(np.max(list(checkpoints_in(job.directory)), initial=0))
-            points = [Point(job.arm, job.seed, last, float(np.nanmean(new)), float(ratios.mean()), True)]
+            result = str((read_summary(job.directory) or {})["checkpoint"])
+            step = int(result.rpartition("-")[2])
+            points = [Point(job.arm, job.seed, step, float(np.nanmean(new)), float(ratios.mean()), True)]
             for step, part in earlier:
                 _, own = _scores(meter.annotate, meter.base, part)
                 kl = float(np.subtract(part.own_logps, log_likelihoods(one, part.own)).mean())
@@ -156,7 +157,7 @@ def _scores(annotate: Annotator, base: Side, side: Side) -> tuple[np.ndarray, np
 def outcomes(meter: Meter, one: Measured, other: Measured) -> np.ndarray:
     """Return 1 for each prompt on which `one` wins against `other`, 0.5 for a tie, NaN without a verdict."""
     mine, theirs = one.rewards, other.rewards
-    if meter.asked.pairwise:
+    if meter.options.pairwise:
         theirs, mine = _scores(meter.annotate, other.side, one.side)
     won = 0.5 * ((mine > theirs).astype(float) + (mine >= theirs))
     return np.where(np.isnan(mine) | np.isnan(theirs), np.nan, won)

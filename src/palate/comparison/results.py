@@ -42,11 +42,12 @@ def results(
     by_arm = {arm.name: [row for row in measured if row.job.arm == arm.name] for arm in arms}
     wins = {name: np.stack([_won(row) for row in rows]) for name, rows in by_arm.items()}
     rewards = {name: np.stack([row.rewards for row in rows]) for name, rows in by_arm.items()}
-    judged = wins if meter.asked.pairwise else rewards
+    judged = wins if meter.options.pairwise else rewards
     # The base has one set of completions, whatever the seed: its own row has no seeds.
     base = np.stack([measured[0].base])
-    tables = judged if meter.asked.pairwise else {BASE: base, **judged}
-    found = _differences(tables)
+    tables = judged if meter.options.pairwise else {BASE: base, **judged}
+    quantity = "win rate over the base" if meter.options.pairwise else "mean reward"
+    contrasts = _differences(tables)
     spread = {
         "wins": pooled_variance(list(wins.values())),
         "rewards": pooled_variance(list(rewards.values())),
@@ -65,17 +66,17 @@ def results(
             for arm in arms
         ],
         "matrix": _matrix(meter, by_arm),
-        "differences": [{**vars(d), "clear": d.clear} for d in found],
-        "sentences": sentences(found, "win rate over the base" if meter.asked.pairwise else "mean reward"),
+        "differences": [{**vars(d), "clear": d.clear} for d in contrasts],
+        "sentences": sentences(contrasts, quantity),
         "frontier": [vars(point) for row in measured for point in row.points],
         "tuned": cfg.tune is not None,
-        "pairwise": meter.asked.pairwise,
+        "pairwise": meter.options.pairwise,
     }
     if cfg.gold:
         gold = {name: np.stack([_present(row.gold) for row in rows]) for name, rows in by_arm.items()}
-        gold_found = _differences({BASE: np.stack([_present(measured[0].gold_base)]), **gold})
-        result["gold_differences"] = [{**vars(d), "clear": d.clear} for d in gold_found]
-        result["gold_sentences"] = sentences(gold_found, "mean hidden reward")
+        gold_differences = _differences({BASE: np.stack([_present(measured[0].gold_base)]), **gold})
+        result["gold_differences"] = [{**vars(d), "clear": d.clear} for d in gold_differences]
+        result["gold_sentences"] = sentences(gold_differences, "mean hidden reward")
         result["base"]["gold"] = float(np.nanmean(_present(measured[0].gold_base)))
     cleaned: dict[str, Any] = finite(result)
     return cleaned
@@ -199,30 +200,34 @@ def _matrix(meter: Meter, by_arm: Mapping[str, Sequence[Measured]]) -> dict[str,
     return {"names": names, "cells": cells}
 
 
-def sentences(found: Sequence[Difference], quantity: str) -> list[str]:
+def sentences(contrasts: Sequence[Difference], quantity: str) -> list[str]:
     """Return a plain summary: which differences exceed their uncertainty, and which do not."""
-    if not found:
+    if not contrasts:
         return []
     lines = []
-    for d in sorted((d for d in found if d.clear), key=lambda d: d.adjusted):
+    for d in sorted((d for d in contrasts if d.clear), key=lambda d: d.adjusted):
         high, low = (d.one, d.other) if d.mean > 0 else (d.other, d.one)
         ends = sorted((abs(d.low), abs(d.high)))
         lines.append(
-            f"{high} has a higher {quantity} than {low}: the difference is {abs(d.mean):.3g} "
-            f"[{ends[0]:.3g}, {ends[1]:.3g}] (adjusted p {_p(d.adjusted)})."
+            f"{_spoken(high)} has a higher {quantity} than {_spoken(low)}: the difference is "
+            f"{abs(d.mean):.3g} [{ends[0]:.3g}, {ends[1]:.3g}] (adjusted p {_p(d.adjusted)})."
         )
-    unclear = [f"{d.one} and {d.other}" for d in found if not d.clear]
+    unclear = [f"{_spoken(d.one)} and {_spoken(d.other)}" for d in contrasts if not d.clear]
     if unclear:
         listed = "; ".join(unclear[:6]) + (f"; and {len(unclear) - 6} more pairs" if len(unclear) > 6 else "")
         lines.append(f"These data do not separate: {listed}.")
-    covers = "other seeds and other prompts" if found[0].seeds else (
+    covers = "other seeds and other prompts" if contrasts[0].seeds else (
         "other prompts only: with one seed per method, a difference may be the seed's"
     )  # fmt: skip
     lines.append(
         f"The uncertainty covers {covers}. Holm's correction keeps the chance of any false claim among the "
-        f"{len(found)} comparisons at 5 %."
+        f"{len(contrasts)} comparisons at 5 %."
     )
     return lines
+
+
+def _spoken(name: str) -> str:
+    return "the model before training" if name == BASE else name
 
 
 def _p(value: float) -> str:

@@ -111,8 +111,8 @@ def _train(job: Job, root: Path, at_once: int, display: Display) -> str:
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "peak_memory_gb": round(used.ru_maxrss * _unit() / 1e9, 3),
     }
-    with _usage_file(job).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    with _usage_file(job).open("a", encoding="utf-8") as rows:
+        rows.write(json.dumps(row) + "\n")
     if process.returncode == 0:
         display.say(f"{job.name}: finished after {time.perf_counter() - began:.0f} s")
         return ""

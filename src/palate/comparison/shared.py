@@ -114,11 +114,11 @@ def asking(cfg: CompareConfig, model: str, place: str) -> EvaluateConfig:
 @contextmanager
 def pool_run(cfg: CompareConfig, model: str, display: Display) -> Iterator[tuple[Open, Annotator, Run]]:
     """Open the base model and the annotator in the run that makes the pool."""
-    asked = asking(cfg, model, "shared/pool")
-    with Run(asked, method="pool", display=display) as run:
-        annotate = annotator_of(asked, run, None)  # type: ignore[arg-type]
+    options = asking(cfg, model, "shared/pool")
+    with Run(options, method="pool", display=display) as run:
+        annotate = annotator_of(options.annotating, run, None)  # type: ignore[arg-type]
         assert annotate is not None, "the configuration requires a reward or a judge"
-        with opened(model, asked, run) as one:
+        with opened(model, options, run) as one:
             yield one, annotate, run
 
 
@@ -129,12 +129,12 @@ def measured_budget(cfg: CompareConfig, one: Open, annotate: Annotator, run: Run
         ConfigError: the budget is in dollars, but the annotator costs nothing.
     """
     unit, amount = cfg.budget
-    asked = asking(cfg, cfg.model, "shared/pool")
-    budget = Budget(unit, amount, cfg.batch_size, asked.pairwise)
+    options = asking(cfg, cfg.model, "shared/pool")
+    budget = Budget(unit, amount, cfg.batch_size, options.pairwise)
     if unit not in ("tokens", "cost"):
         return budget
     few = prompts.train[:MEASURED_FOR_LENGTH]
-    groups = one.snapshot.sample(few, 2, asked.sampling, seed=seed_of(cfg.seed, "length"))
+    groups = one.snapshot.sample(few, 2, options.sampling, seed=seed_of(cfg.seed, "length"))
     completions = [c for group in groups for c in group.completions]
     mean = sum(len(c.token_ids) for c in completions) / len(completions)
     cost = 0.0
@@ -144,9 +144,9 @@ def measured_budget(cfg: CompareConfig, one: Open, annotate: Annotator, run: Run
         cost = float(meter.get("judge/cost", 0.0)) / max(1.0, float(meter.get("judge/verdicts", 0.0)))
         if not cost:
             raise ConfigError(
-                "the annotator costs nothing, so --budget-cost is no limit; give another budget"
+                "the annotator costs nothing, so --budget-cost limits nothing; give another budget"
             )
-    return Budget(unit, amount, cfg.batch_size, asked.pairwise, mean, cost)
+    return Budget(unit, amount, cfg.batch_size, options.pairwise, mean, cost)
 
 
 def pools(
@@ -159,7 +159,7 @@ def pools(
     """Return the data of each arm that learns from the pool; arms with equal shares have one file."""
     one, annotate, run = opening
     made: dict[str, Pool] = {}
-    asked = asking(cfg, cfg.model, "shared/pool")
+    options = asking(cfg, cfg.model, "shared/pool")
     for arm in arms:
         share = shares[arm.name]
         if not share.pool_n:
@@ -168,15 +168,15 @@ def pools(
         file = cfg.output / "shared" / f"{kind}-{share.pool_prompts}x{share.pool_n}.jsonl"
         bill = file.with_suffix(".bill.json")
         if not bill.exists():
-            usable = fitting(one, prompts.train, asked, Account())[: share.pool_prompts]
+            usable = fitting(one, prompts.train, options, Account())[: share.pool_prompts]
             before = dict(run.meter())
             drawn = one.snapshot.sample(
-                usable, share.pool_n, asked.sampling, seed=seed_of(cfg.seed, "pool", share.pool_n)
+                usable, share.pool_n, options.sampling, seed=seed_of(cfg.seed, "pool", share.pool_n)
             )
             groups = annotate(drawn)
             _write(file, kind, groups)
             after = dict(run.meter())
-            bill.write_text(json.dumps(_bill(groups, before, after, pairwise=asked.pairwise)), "utf-8")
+            bill.write_text(json.dumps(_bill(groups, before, after, pairwise=options.pairwise)), "utf-8")
         made[arm.name] = Pool(file, **json.loads(bill.read_text("utf-8")))
     return made
 

@@ -169,7 +169,7 @@ class RewardConfig(JudgeConfig, Config):
         if self.label_noise and (getattr(self, "n", 2) == 1 or getattr(self, "compares_rewards", None)):
             raise ValueError(
                 f"label_noise is {self.label_noise}, but the method rates completions one by one or compares "
-                "rewards of different prompts, so there is no comparison to swap; leave it out"
+                "rewards of different prompts, and has no comparisons to swap; leave it out"
             )
         return self
 

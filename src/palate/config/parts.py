@@ -92,6 +92,9 @@ class OptimConfig(Config):
     masters: Literal["float32", "live"] = "float32"
     """Number format of the optimizer's weights, gradients and moments. `live` uses the format of the model's
     weights: this saves memory, but in bfloat16 small updates are lost."""
+    sharding: Literal["auto", "none", "full"] = "auto"
+    """Division of the weights and of the optimizer among several processes: `none` has a copy in each, `full`
+    has a part in each, `auto` is `none` unless training needs more than an accelerator's memory."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Most tokens, padding included, in one forward and backward pass; changes memory use, not results.
     Default: 1024 on a CPU, where larger passes are not faster, and 8192 elsewhere."""
@@ -134,8 +137,9 @@ class Sampling(Config):
     """Maximum number of tokens per completion; longer completions are truncated."""
     stop: Names = ()
     """Texts that end a completion."""
-    sampling_rows: int = Field(64, ge=1)
-    """Completions sampled in parallel; changes memory use and speed, not results (in float32)."""
+    sampling_rows: int | None = Field(None, ge=1)
+    """Completions sampled in parallel; changes memory use and speed, not results (in float32). Default: 64,
+    and up to 256 with 16 or more completions per prompt, if their keys and values fit in 2 GiB."""
 
     @model_validator(mode="after")
     def _limits(self) -> Self:
@@ -169,6 +173,9 @@ class KLConfig(Config):
     kl_every: int | None = Field(None, ge=1)
     """Number of steps between measurements of that KL, on fresh samples at temperature 1 without top-k or
     top-p; default: 10 with max_kl, and no measurements without it."""
+    keep: Literal["last", "best"] = "last"
+    """Checkpoint that is the run's result: the last one, or the one with the best mean reward among those
+    measured every `kl_every` steps on `kl_prompts` training prompts, within `max_kl` if that is set."""
     kl_prompts: int = Field(32, ge=2)
     """Number of training prompts per measurement, with one completion each."""
 
@@ -219,11 +226,12 @@ class RunConfig(Config):
         }
         | {"judge_tokens_per_minute", "judge_timeout", "judge_retries", "judge_max_wait"}
         | {"probe_pairs", "probe_data"}
+        | {"processes", "process_limit"}
     )
     """Fields that may change when a run is resumed and that affect none of its numbers."""
     may_change_bits: ClassVar[frozenset[str]] = frozenset(
         {"steps", "epochs", "eval_every", "threads", "device", "fast"}
-        | {"micro_batch_tokens", "sampling_rows", "checkpointing"}
+        | {"micro_batch_tokens", "sampling_rows", "checkpointing", "sharding"}
     )
     """Fields that may change when a run is resumed, but whose change makes results not bit-identical."""
     may_grow: ClassVar[frozenset[str]] = frozenset()
@@ -243,7 +251,12 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0)
     """Random seed of the whole run."""
     threads: int | None = Field(None, ge=1)
-    """Number of CPU threads; default: the number of cores."""
+    """Number of CPU threads, divided among the processes on a machine; default: the number of cores."""
+    processes: int | None = Field(None, ge=1)
+    """Number of processes that train together; `palate run` starts them on this machine. Default: one, or
+    those that `torchrun` has started."""
+    process_limit: float = Field(1800.0, gt=0)
+    """Longest wait for another process, in seconds; a process that asks a judge may take longer."""
     report_to: Trackers = ()
     """Experiment trackers besides metrics.jsonl: `tensorboard`, `wandb`, `trackio`. A run that resumes
     continues the same run there."""

@@ -13,13 +13,14 @@ names the file and the line.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
 from palate.data.account import Account
+from palate.data.beginnings import agreement, shared_text
 from palate.data.columns import Fields, read_fields
 from palate.data.rows import scan_rows
 from palate.data.turns import Turns, is_marked
@@ -29,8 +30,6 @@ from palate.types import Comparison, Content, Demonstration, Prompt, said
 T = TypeVar("T")
 
 _AS_NAMED: Mapping[str, str] = MappingProxyType({})
-_HH_TURN = "\n\nAssistant:"
-"""The text before an answer in Anthropic's HH texts."""
 
 _LISTED = "; `palate methods` lists the data that each method needs."
 _NEEDS = {
@@ -165,7 +164,7 @@ def _lost(account: Account) -> str:
 
 
 def _comparison(row: Fields, *, marked: bool) -> Comparison | None:
-    if not marked and _is_false(row.values.get("label")):
+    if not marked and _is_false(row.values.get("label"), number=False):
         row.account.drop(MARKED, row.row.where)
         return None
     for name in ("chosen", "rejected"):
@@ -326,37 +325,17 @@ def _answer(row: Fields, name: str, prompt: Turns) -> Turns:
 def _split(row: Fields, chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
     """Return the common prompt of chosen and rejected, and the rest of each."""
     if isinstance(chosen, str) and isinstance(rejected, str):
-        cut = _shared_text(chosen, rejected)
+        cut = shared_text(chosen, rejected)
         if not chosen[:cut].strip():
             raise row.missing("prompt", "one, or the same words at the start of chosen and rejected")
         return chosen[:cut], chosen[cut:], rejected[cut:]
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise row.missing("prompt", "one, where chosen or rejected is a text and the other is not")
-    cut = min(_agreement(chosen, rejected), len(chosen) - 1, len(rejected) - 1)  # leaves a turn in each
+    cut = min(agreement(chosen, rejected), len(chosen) - 1, len(rejected) - 1)  # leaves a turn in each
     if not cut:
         raise row.missing("prompt", "one, or the same first turns in chosen and rejected")
     prompt = _open(row, "chosen", chosen[:cut])
     return prompt, _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
-
-
-def _shared_text(chosen: str, rejected: str) -> int:
-    """Return the length of the shared prompt: to the last shared turn in HH's texts, else whole words."""
-    shared = _agreement(chosen, rejected)
-    if _HH_TURN in chosen and _HH_TURN in rejected:
-        turn = chosen.rfind(_HH_TURN, 0, shared)
-        return turn + len(_HH_TURN) if turn >= 0 else 0
-    cut = min(shared, len(chosen) - 1, len(rejected) - 1)  # leaves something of each
-
-    def ends_word(cut: int) -> bool:
-        return not chosen[cut - 1].isspace() and chosen[cut].isspace() and rejected[cut].isspace()
-
-    return next((at for at in range(cut, 0, -1) if ends_word(at)), 0)
-
-
-def _agreement(one: Sequence[object], other: Sequence[object]) -> int:
-    """Return the number of equal characters or turns at the start."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
 
 
 def _margin(row: Fields) -> float | None:

@@ -13,11 +13,11 @@ from palate.data.formats import read_prompts
 from palate.errors import DataError
 from palate.types import Prompt, said
 
-ANSWER = ("completion", "response", "answer", "text")
+ANSWER = ("completion", "response", "generation", "answer", "text")
 """Columns with one answer per row; their plurals have a list of answers."""
 
-SCORE, RANK = ("score", "reward", "rating"), ("rank",)
-"""Columns with the score (higher is better) or the rank (lower is better) of an answer."""
+SCORE, RANK = ("score", "reward", "rating", "overall_score", "fine-grained_score"), ("rank",)
+"""Columns with the score (higher is better) or the rank (lower is better) of an answer; plurals for lists."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def read_rankings(
 ) -> list[Ranking]:
     """Return the rankings of a data set, in one of three forms.
 
-    - A row per prompt, with lists: `prompt`, `completions`, and `scores` or `ranks`.
+    - A row per prompt, with lists: `prompt`, `completions`, and `scores` or `ranks`; or with a list of
+      objects that each have an answer and its score, as in UltraFeedback.
     - A row per answer: `prompt`, `completion`, and `score` or `rank`. Rows with the same prompt belong
       together. A `score` is better if it is higher, a `rank` if it is lower.
     - A row per comparison, with `chosen` and `rejected`.
@@ -89,43 +90,57 @@ def read_rankings(
 def _answers(prompt: Prompt) -> tuple[list[tuple[str, float]], bool]:
     """Return the answers of a row with their numbers (higher is better), and whether these are scores."""
     row = prompt.columns
-    if "chosen" in row and "rejected" in row:
-        return [(_text(prompt, row["chosen"]), 1.0), (_text(prompt, row["rejected"]), 0.0)], False
     several = next((name for name in ANSWER if f"{name}s" in row), None)
-    if several is not None:
-        texts, numbers, sign = row[f"{several}s"], *_numbers(prompt, plural=True)
-        if not isinstance(texts, Sequence) or isinstance(texts, str) or len(texts) != len(numbers):
-            raise RowError(
-                f"{prompt.where}: {several}s and their numbers are not lists of the same length; expected "
-                "one number for each answer",
-                prompt.where,
-            )
-    else:
-        single = next((name for name in ANSWER if name in row), None)
-        if single is None:
-            raise RowError(
-                f"{prompt.where}: no answer is given; expected a column {ANSWER[0]} with a text or "
-                f"{ANSWER[0]}s with a list. Columns: {', '.join(row) or 'none'}",
-                prompt.where,
-            )
-        texts, (numbers, sign) = [row[single]], _numbers(prompt, plural=False)
-    rated = [(_text(prompt, t), sign * _number(prompt, n)) for t, n in zip(texts, numbers, strict=True)]
-    return rated, sign > 0
+    if several is None and "chosen" in row and "rejected" in row:
+        return [(_text(prompt, row["chosen"]), 1.0), (_text(prompt, row["rejected"]), 0.0)], False
+    if several is None:
+        return _one(prompt, row)
+    texts = row[f"{several}s"]
+    if isinstance(texts, Sequence) and texts and all(isinstance(text, Mapping) for text in texts):
+        rated = [_one(prompt, text) for text in texts]
+        return [one for own, _ in rated for one in own], all(comparable for _, comparable in rated)
+    numbers, sign = _numbers(prompt, row, plural=True)
+    if not _is_list(texts) or not _is_list(numbers) or len(texts) != len(numbers):
+        raise RowError(
+            f"{prompt.where}: {several}s and their numbers are not lists of the same length; expected one "
+            "number for each answer",
+            prompt.where,
+        )
+    return [
+        (_text(prompt, t), sign * _number(prompt, n)) for t, n in zip(texts, numbers, strict=True)
+    ], sign > 0
 
 
-def _numbers(prompt: Prompt, *, plural: bool) -> tuple[Sequence[Any], int]:
+def _one(prompt: Prompt, row: Mapping[str, Any]) -> tuple[list[tuple[str, float]], bool]:
+    """Return one answer with its number, and whether that is a score."""
+    single = next((name for name in ANSWER if name in row), None)
+    if single is None:
+        raise RowError(
+            f"{prompt.where}: no answer is given; expected a column {ANSWER[0]} with a text or {ANSWER[0]}s "
+            f"with a list. Columns: {', '.join(row) or 'none'}",
+            prompt.where,
+        )
+    (number,), sign = _numbers(prompt, row, plural=False)
+    return [(_text(prompt, row[single]), sign * _number(prompt, number))], sign > 0
+
+
+def _numbers(prompt: Prompt, row: Mapping[str, Any], *, plural: bool) -> tuple[Sequence[Any], int]:
     """Return the scores or ranks of a row, and the sign that makes higher numbers better."""
     for names, sign in ((SCORE, 1), (RANK, -1)):
         for name in names:
-            value = prompt.columns.get(f"{name}s" if plural else name)
-            if value is not None:
-                return (value if plural else [value]), sign
+            for value in (row.get(f"{name}s"), row.get(name)) if plural else (row.get(name),):
+                if value is not None:
+                    return (value if plural else [value]), sign
     ending = "s" if plural else ""
     raise RowError(
         f"{prompt.where}: no score is given; expected a column score{ending} (higher is better) or "
-        f"rank{ending} (lower is better). Columns: {', '.join(prompt.columns) or 'none'}",
+        f"rank{ending} (lower is better). Columns: {', '.join(row) or 'none'}",
         prompt.where,
     )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _number(prompt: Prompt, value: Any) -> float:

@@ -53,7 +53,6 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
         torn.append(row)
         return "skip"
 
-    refuse_utf16(path, source)
     parse = csv.ParseOptions(
         delimiter=_delimiter(path) if name.endswith(".csv") else "\t",
         newlines_in_values=True,
@@ -61,6 +60,7 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
     )
     number = 0
     try:
+        refuse_utf16(path, source)
         _check_text(path)
         names = _names(path, parse)
         convert = csv.ConvertOptions(
@@ -72,6 +72,8 @@ def text_rows(path: Path, source: str) -> Iterator[Row]:
                     number += 1
                     filled = {key: value or None for key, value in columns.items() if key}
                     yield Row(filled, f"{source} row {number}")
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, EOFError, zlib.error, ValueError) as error:
         place = f" after row {number}" if number else ""
         raise DataError(

@@ -21,6 +21,7 @@ class EvaluateConfig(RewardConfig, Sampling, RunConfig):
 
     unoffered: ClassVar = frozenset(
         {"eval_reward", "report_to", "checkpoint_every", "keep_checkpoints", "max_dead_steps"}
+        | {"probe_pairs", "probe_data"}
         | {"probe_pairs", "probe_data", "label_noise"}
     )
     """Fields of the parts that only matter for training."""
@@ -65,6 +66,10 @@ class EvaluateConfig(RewardConfig, Sampling, RunConfig):
                 "no reward is given; name at least one, such as --reward sentiment, or a judge, such as "
                 "--judge local:MODEL"
             )
+        if self.judge == "self":
+            raise ValueError(
+                "judge is self, but an evaluation trains no policy; name a model, as local:MODEL"
+            )
         if len(self.model) == 1 and self.against is None:
             raise ValueError(
                 "one model is given and nothing to compare it with; give --against MODEL, --against data, or "
@@ -92,6 +97,11 @@ class EvaluateConfig(RewardConfig, Sampling, RunConfig):
         if self.judge is not None:
             return self.judge_mode in (None, "pairwise")
         return any(is_judge(spec) for spec in self.reward)
+
+    @property
+    def annotating(self) -> EvaluateConfig:
+        """The options for the annotator, which always gets several completions of a prompt: one per side."""
+        return self.model_copy(update={"n": max(2, self.n)})
 
     def loading(self, model: str) -> ModelConfig:
         """Return the options to load a model."""

@@ -82,7 +82,7 @@ def opened(name: str, cfg: EvaluateConfig, run: Run) -> Iterator[Open]:
         lambda: nullcontext(model),
         micro_batch_tokens=2048,
         observe=run.observe,
-        memory=lambda: run.journal,
+        memory=lambda: run.memory,
         name=f"{name} {key}",
     )
     tokenizer: Any = model.codec.tokenizer

@@ -51,7 +51,7 @@ def evaluate(cfg: EvaluateConfig, *, display: Display | None = None) -> Evaluate
     """
     cfg = cfg.model_copy(update={"output": cfg.place})
     with quieted(), Run(cfg, method="evaluate", display=display) as run:
-        annotate = annotator_of(cfg, run, None)  # type: ignore[arg-type]  # reads the reward's part only
+        annotate = annotator_of(cfg.annotating, run, None)  # type: ignore[arg-type]  # reads the reward's part only
         assert annotate is not None, "the configuration requires a reward or a judge"
         sides, baseline, kls = _sides(cfg, run)
         result = _measured(cfg, sides, baseline, kls, annotate)

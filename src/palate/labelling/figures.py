@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from palate.agreement import Judged, pair_agreement, score_agreement
+from palate.agreement import Judged, pair_agreement
 from palate.data import Row, read_rows
 from palate.data.account import RowError
 from palate.errors import DataError
 from palate.memory import key_of
+from palate.ranking import Ranked, judge_metrics
 from palate.statistics import Rate
 
 GOLD = "data_score"
@@ -45,7 +46,7 @@ def measure(
         limit: number of rows to read, from the start; all by default.
         gold: the column with the reference scores of completions, higher is better; `data_score` by default.
             Pairs need none: the data's own preference is the reference.
-        perfect: the lowest score that counts as perfect.
+        perfect: the score that counts as perfect.
 
     Raises:
         DataError: the source cannot be read, or a row lacks a label or a reference.
@@ -61,8 +62,14 @@ def measure(
         result |= {"kind": "pairs", **_plain(figures)}
         samples = _disagreements(rows, verdicts)
     else:
-        figures = asdict(score_agreement(_groups(rows, gold or GOLD), perfect=perfect))
-        result |= {"kind": "scores", "reference": gold or GOLD, "perfect_score": perfect, **_plain(figures)}
+        items = _ranked(rows, gold or GOLD)
+        counts = {
+            "prompts": len(items),
+            "unusable": sum(score is None for item in items for score in item.scores),
+        }
+        figures = judge_metrics(items, perfect=perfect)
+        result |= {"kind": "scores", "reference": gold or GOLD, "perfect_score": perfect, **counts}
+        result |= _plain(figures)
     return result | _costs(rows), samples
 
 
@@ -110,16 +117,19 @@ def _probabilities(row: Row) -> tuple[float | None, float | None]:
     return p, p
 
 
-def _groups(rows: Sequence[Row], gold: str) -> list[tuple[str, list[tuple[float | None, float]]]]:
-    groups: dict[str, list[tuple[float | None, float]]] = {}
+def _ranked(rows: Sequence[Row], gold: str) -> list[Ranked]:
+    """Return the scores and the reference scores, prompt by prompt."""
+    groups: dict[str, tuple[list[float], list[float | None]]] = {}
     for row in rows:
         if "score" not in row.columns or "prompt" not in row.columns:
             raise _fault(row, "it has no score", "a row of `palate annotate` with prompt and score")
         reference = _number(row, gold) if gold in row.columns else None
         if reference is None:
             raise _fault(row, f"it has no reference score in the column {gold!r}", "one; name it with --gold")
-        groups.setdefault(key_of(row.columns["prompt"]), []).append((_number(row, "score"), reference))
-    return list(groups.items())
+        golds, scores = groups.setdefault(key_of(row.columns["prompt"]), ([], []))
+        golds.append(reference)
+        scores.append(_number(row, "score"))
+    return [Ranked(golds, tuple(scores)) for golds, scores in groups.values()]
 
 
 def _costs(rows: Sequence[Row]) -> Result:

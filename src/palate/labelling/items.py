@@ -61,7 +61,7 @@ def read_items(cfg: DataConfig) -> tuple[list[Item], Account]:
         DataError: the data cannot be read, or too few rows can be used.
     """
     account = Account(strict=cfg.strict, max_bad_rows=cfg.max_bad_rows)
-    read = {"split": cfg.split, "columns": cfg.map, "marked": True}
+    read: dict[str, Any] = {"split": cfg.split, "columns": cfg.map, "marked": True}
     if _are_pairs(cfg, read):
         pairs, _ = read_comparisons(cfg.data, limit=cfg.limit, account=account, **read)
         return [_pair(pair) for pair in pairs], account
@@ -80,10 +80,10 @@ def _are_pairs(cfg: DataConfig, read: Mapping[str, Any]) -> bool:
 
 
 def _pair(row: Comparison) -> Item:
-    answers = ((row.chosen, row.chosen_finish), (row.rejected, row.rejected_finish))
+    answers, finishes = (row.chosen, row.rejected), (row.chosen_finish, row.rejected_finish)
     columns = row.prompt.columns
     if PREFERS in columns:
-        answers = answers[::-1] if columns[PREFERS] == "rejected" else answers
+        if columns[PREFERS] == "rejected":
+            answers, finishes = answers[::-1], finishes[::-1]
         columns = {name: value for name, value in columns.items() if name not in LABELS}
-    texts, finishes = zip(*answers, strict=True)
-    return Item(replace(row.prompt, columns=columns), texts, finishes)
+    return Item(replace(row.prompt, columns=columns), answers, finishes)

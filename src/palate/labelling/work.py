@@ -70,7 +70,7 @@ def label(
     """Label rows and write them to a .jsonl or .parquet file, which appears when it is complete.
 
     Verdicts and rewards are stored in a file beside the output as soon as they exist, so the same call
-    after an interruption asks and pays for nothing twice. Limits hold for all calls with this output.
+    after an interruption never asks or pays twice. Limits hold for all calls with this output.
 
     Args:
         data: the rows: pairs, or prompts with a completion.

@@ -21,6 +21,7 @@ from palate.journal import key_of
 from palate.launch.measure import (
     held_out_numbers,
     hold_contests,
+    keep_best,
     measure_fresh,
     report_weights,
     shown_prompts,
@@ -34,8 +35,9 @@ from palate.loops import PairRounds, content_key, pairs_of, records_of
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.quiet import quieted
-from palate.run import BoundReachedError, Display, JudgeAnnotator, Run
+from palate.run import BoundReachedError, Display, JudgeAnnotator, Run, led
 from palate.types import Example, Pair, Prompt
+from palate.world.start import Together, threads_of
 
 __all__ = ["Outcome", "train"]
 
@@ -138,13 +140,21 @@ def train(
         cfg, settings = _judged(chosen, cfg, settings, judge)
     config = configured(chosen, cfg, settings, tokenizer)
     way = chosen.way_of(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    shown = Display(titled=True) if display == "auto" else display
-    with quieted(), Run(config, method=method, display=shown) as run:
-        annotate = annotator_of(config, run, None if isinstance(judge, str) else judge)
-        with closing(annotate) if isinstance(annotate, JudgeAnnotator) else nullcontext():
-            return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
+    with Together(config.processes, config.process_limit) as world:
+        if (threads := threads_of(config.threads)) is not None:
+            torch.set_num_threads(threads)
+        if world.size > 1 and getattr(config, "variant", None) == "meta":
+            raise ConfigError(
+                f"variant is meta, which runs in one process, but {world.size} are running; leave "
+                "--processes out, or use another variant"
+            )
+        world.agree("the configuration", key_of(method, config.model_dump(mode="json")))
+        shown = Display(titled=True) if display == "auto" else display
+        with quieted(), Run(config, method=method, display=shown) as run:
+            own_judge = None if isinstance(judge, str) else judge
+            annotate = led(lambda: annotator_of(config, run, own_judge))
+            with closing(annotate) if isinstance(annotate, JudgeAnnotator) else nullcontext():
+                return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
 
 
 def _judged(
@@ -181,13 +191,15 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = shown_prompts(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
     measure_fresh(policy, shown, cfg, run)
-    watch_kl(policy, prompts, cfg, run)
+    watch_kl(policy, prompts, cfg, run, annotate)
     probe_judge(annotate, policy, prompts, cfg, run)
     hold_contests(held_out, held_out_annotator(annotate, cfg, run), cfg, run)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(policy, annotate, prompts, cfg, run, *beside)
+    keep_best(run, policy, *beside)
     numbers = {} if method.summarise is None else method.summarise(policy, run, held_out)
-    evaluation = _compared(start, policy, held_out, held_out_annotator(annotate, cfg, run), cfg, run)
+    judge = led(lambda: held_out_annotator(annotate, cfg, run))
+    evaluation = _compared(start, policy, held_out, judge, cfg, run)
     measure_fresh(policy, shown, cfg, run, evaluation)
     return _finish(policy, evaluation, numbers, run)
 
@@ -243,12 +255,14 @@ def _on_records(
     others = [record.prompt.to_sample() for record in records]
     shown = shown_prompts(method, learner, prompts, others, cfg, all_held_out=start is not None)
     measure_fresh(learner, shown, cfg, run)
-    watch_kl(learner, others, cfg, run)
+    watch_kl(learner, others, cfg, run, annotate)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(learner, records, cfg, run, held_out=held_out)
+    keep_best(run, learner)
     summarise = held_out_numbers if method.summarise is None else method.summarise
     numbers = {**counts, **summarise(learner, run, held_out)}
-    evaluation = _compared(start, learner, prompts, held_out_annotator(annotate, cfg, run), cfg, run)
+    judge = led(lambda: held_out_annotator(annotate, cfg, run))
+    evaluation = _compared(start, learner, prompts, judge, cfg, run)
     measure_fresh(learner, shown, cfg, run, evaluation)
     return _finish(learner, evaluation, numbers, run)
 

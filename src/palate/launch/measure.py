@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -50,11 +52,22 @@ def fitting_prompts(learner: Learner, prompts: Iterable[Prompt], cfg: Any) -> It
     return (p for p in distinct if len(codec.prompt_ids(p)) + cfg.max_new_tokens <= codec.max_length)
 
 
-def watch_kl(learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run) -> None:
-    """Have the run measure KL(policy || start) as `KLConfig` says, on training prompts drawn once."""
+def watch_kl(
+    learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run, annotate: Annotator | None
+) -> None:
+    """Have the run measure KL(policy || start), and the reward if the best checkpoint is kept.
+
+    `KLConfig` says when; the training prompts are drawn once.
+
+    Raises:
+        ConfigError: the best checkpoint is to be kept without a reward, or no prompt fits.
+    """
     if not isinstance(cfg, KLConfig) or not isinstance(cfg, Sampling) or not isinstance(learner, Policy):
         return
-    every = cfg.kl_every or (KL_EVERY if cfg.max_kl is not None else None)
+    best = cfg.keep == "best"
+    if best and annotate is None:
+        raise ConfigError("keep is best, but no reward is given; give a reward or a judge, or keep the last")
+    every = cfg.kl_every or (KL_EVERY if best or cfg.max_kl is not None else None)
     if every is None:
         return
     start, sampling = learner.snapshot(), cfg.sampling
@@ -66,7 +79,26 @@ def watch_kl(learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run) ->
     def measure(step: int) -> float:
         return kl_from(start, learner.snapshot(), drawn, sampling, seed=run.seed("kl", step))
 
-    run.drift = Drift(measure, every, cfg.max_kl)
+    def reward(step: int) -> float:
+        # Beside the start's completions, because a judge compares completions within a group.
+        pairs = zip(
+            start.sample(drawn, 1, sampling, seed=run.seed("keep", "start")),
+            learner.snapshot().sample(drawn, 1, sampling, seed=run.seed("keep", step)),
+            strict=True,
+        )
+        assert annotate is not None, "checked above"
+        groups = annotate([replace(old, completions=old.completions + new.completions) for old, new in pairs])
+        rewards = [r for group in groups if (r := (group.rewards or (None, None))[1]) is not None]
+        return sum(rewards) / len(rewards) if rewards else -math.inf
+
+    run.drift = Drift(measure, every, cfg.max_kl, reward if best else None)
+
+
+def keep_best(run: Run, *learners: Learner) -> None:
+    """Make the checkpoint with the best measured reward the run's result, if the configuration says so."""
+    best = run.checkpoints.restore_best(*learners)
+    if best is not None:
+        run.display.say(f"the result is the checkpoint of step {best.steps}, which has the best reward")
 
 
 def hold_contests(held_out: Sequence[Prompt], annotate: Annotator | None, cfg: Any, run: Run) -> None:

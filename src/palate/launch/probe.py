@@ -14,6 +14,7 @@ from palate.learn import Learner, Policy
 from palate.run import JudgeAnnotator, Run
 from palate.statistics import rate_interval
 from palate.types import Comparison, Completion, Content, Group, Prompt, said
+from palate.world import current
 
 BIASED = 0.5
 """Share of pairs whose winner the position decides from which the run warns."""
@@ -37,6 +38,8 @@ def probe_judge(
         BudgetError: a limit is reached.
         DataError: `probe_data` cannot be used.
     """
+    if current().size > 1 and getattr(cfg, "judge", None) is not None and cfg.probe_pairs:
+        run.display.say("the judge is not tested before the first step, since the run has several processes")
     if not isinstance(annotate, JudgeAnnotator) or not annotate.court.compares or not cfg.probe_pairs:
         return
     assert isinstance(learner, Policy), "a method with a judge trains a policy"
@@ -94,6 +97,7 @@ def _measured(
         numbers |= dict(zip(names, rate[:3], strict=True))
     for line in _lines(numbers):
         say(line)
+    court.metrics()  # its counts are not those of the first step
     return numbers
 
 

@@ -1,10 +1,10 @@
 from .cringe import PairwiseCringe as PairwiseCringe
 from .learner import Learner as Learner
-from .learner import Metrics as Metrics
 from .learner import Policy as Policy
 from .likelihood import Anchored as Anchored
 from .likelihood import Likelihood as Likelihood
 from .likelihood import anchors as anchors
+from .meter import Metrics as Metrics
 from .objective import CachedReference as CachedReference
 from .objective import Needs as Needs
 from .objective import Objective as Objective

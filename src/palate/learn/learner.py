@@ -17,8 +17,10 @@ from torch import Tensor
 
 from palate.config import LearnerConfig, OptimConfig
 from palate.errors import NonFiniteError, RunError
+from palate.learn.meter import Meter, Metrics
 from palate.learn.objective import Needs, Objective, accuracy_interval
 from palate.learn.optim import Optimizer
+from palate.learn.parts import batch_key, reference_rows, rows_at
 from palate.memory import Memory
 from palate.model import (
     LoadedModel,
@@ -27,14 +29,14 @@ from palate.model import (
     TokenValues,
     load_model,
 )
-from palate.model.batched import batched_scores, batched_values
+from palate.model.batched import batched_scores, batched_values, rounds
 from palate.model.loaded import Head
 from palate.model.rollouts import Observer, unobserved
+from palate.model.sharded import gathered, local_part, second, shard, shards
 from palate.types import Record
+from palate.world import current, own_part
 
 R = TypeVar("R", bound=Record)
-
-Metrics = dict[str, float]
 
 POLICY = "policy"
 """The default name of a learner."""
@@ -83,13 +85,17 @@ class Learner:
         cls, cfg: LearnerConfig, *, total_steps: int, seed: int = 0, head: Head = "lm", name: str = POLICY
     ) -> Self:
         """Load a model for training; see `load_model` for the values of `cfg.model` and the errors raised."""
-        return cls(load_model(cfg, head=head, seed=seed), cfg, total_steps=total_steps, name=name)
+        model = load_model(cfg, head=head, seed=seed)
+        if shards(cfg.sharding, model):
+            model = shard(model)
+        return cls(model, cfg, total_steps=total_steps, name=name)
 
     def update(self, records: Sequence[R], objective: Objective[R]) -> Metrics:
         """Take one optimizer step on the mean loss of the records.
 
         Micro-batches depend on lengths only and affect only memory: each adds the gradient of its summed
-        loss, divided by the number of all records.
+        loss, divided by the number of all records. Several processes take a part of the records each; they
+        add up their gradients, and all take the same step.
 
         If the loss or the gradient is not finite, the weights stay unchanged, and the update counts as
         skipped.
@@ -102,29 +108,39 @@ class Learner:
         """
         assert records, "no records to learn from; a method must skip such a step"
         needs = self._needs(objective)
-        meter = _Meter()
+        meter = Meter()
         learning_rate = self.optimizer.learning_rate()
         self.optimizer.drop_gradients()  # an interrupted update may have left some
-        for batch in self.model.batches(records, self.micro_batch_tokens):
-            micro = [records[i] for i in batch]
-            ref_logps = None if needs.ref is None else needs.ref.logps(micro)
+        current().agree("the batch of an update", batch_key(records, self.version))
+        own, refs = own_part(records), reference_rows(needs.ref, records)
+        for batch in rounds(self.model, self.model.batches(own, self.micro_batch_tokens)):
+            if not batch:
+                self._pass_along(records[:1], needs)
+                continue
+            micro = [own[i] for i in batch]
             with self._training():
                 computed = self._forward(micro, needs)
-                outputs = replace(computed, ref_logps=ref_logps, version=self.version)
+                outputs = replace(computed, ref_logps=rows_at(refs, batch), version=self.version)
                 loss, numbers = objective(outputs, micro)
                 (loss.sum() / len(records)).backward()  # type: ignore[no-untyped-call]
             meter.add({"loss": loss.detach(), **numbers})
             self.observe("learn", meter.add_tokens(outputs, micro, self.version))
             if not bool(loss.isfinite().all()):
-                self.optimizer.drop_gradients()
-                return self._skip(records, meter.result(), f"the loss is {float(loss.detach().sum())}")
-            if meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32:
-                self.optimizer.drop_gradients()
-                raise RunError(
-                    f"sampler and learner differ by {meter.gap_max:.2g} nats in the log-probability of the "
-                    f"same token of {self.model.source}, so training would use wrong probabilities; use "
-                    "--no-fast and report the problem"
-                )
+                meter.problem = f"the loss is {float(loss.detach().sum())}"
+            if (meter.problem or self._gap_is_wrong(meter)) and not self.model.sharded:
+                break
+        meter.share("metrics of an update")
+        if meter.problem or self._gap_is_wrong(meter):
+            self.optimizer.drop_gradients()
+        if meter.problem:
+            return self._skip(records, meter.result(), meter.problem)
+        if self._gap_is_wrong(meter):
+            raise RunError(
+                f"sampler and learner differ by {meter.gap_max:.2g} nats in the log-probability of the "
+                f"same token of {self.model.source}, so training would use wrong probabilities; use "
+                "--no-fast and report the problem"
+            )
+        self.optimizer.sum_gradients()
         self._before_step()
         norm = self.optimizer.step()
         if not math.isfinite(norm):
@@ -135,6 +151,15 @@ class Learner:
         self.observe("learn", 0)
         skipped = {"skipped_updates": self.skipped} if self.skipped else {}
         return {**meter.result(), "grad_norm": norm, "learning_rate": learning_rate, **skipped}
+
+    def numbers(self) -> dict[str, int]:
+        """Return the numbers that an update changes, for `restore_state`."""
+        return {
+            "version": self.version,
+            "updates": self.optimizer.steps,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
     def restore(self, state: Mapping[str, Tensor], *, version: int, updates: int) -> None:
         """Restore the optimizer's state after `updates` updates; existing snapshots do not change."""
@@ -167,19 +192,25 @@ class Learner:
         The accuracy comes with its interval.
         """
         needs = self._needs(objective)
-        meter = _Meter()
+        meter = Meter()
         outcomes: list[tuple[float, str]] = []
-        for batch in self.model.batches(records, self.micro_batch_tokens):
-            micro = [records[i] for i in batch]
-            ref_logps = None if needs.ref is None else needs.ref.logps(micro)
+        own, refs = own_part(records), reference_rows(needs.ref, records)
+        for batch in rounds(self.model, self.model.batches(own, self.micro_batch_tokens)):
+            if not batch:
+                with self.model.computing():
+                    self._forward(records[:1], needs)
+                continue
+            micro = [own[i] for i in batch]
             with self.model.computing():
-                outputs = replace(self._forward(micro, needs), ref_logps=ref_logps)
+                outputs = replace(self._forward(micro, needs), ref_logps=rows_at(refs, batch))
             loss, numbers = objective(outputs, micro)
             meter.add({"loss": loss.detach(), **numbers})
             meter.add_tokens(outputs, micro, None)
             ranked = numbers["rewards/accuracies"].tolist() if "rewards/accuracies" in numbers else ()
             outcomes += [(rate, record.prompt.id) for rate, record in zip(ranked, micro, strict=False)]
-        return meter.result() | accuracy_interval(outcomes)
+        meter.share("metrics of held-out records")
+        parts = current().gather("ranks of held-out records", outcomes)
+        return meter.result() | accuracy_interval([(rate, prompt) for part in parts for rate, prompt in part])
 
     @torch.no_grad()
     def scores(self, records: Sequence[Record]) -> Tensor:
@@ -192,8 +223,16 @@ class Learner:
         return batched_values(self.model, records, self.micro_batch_tokens)
 
     def save(self, directory: Path) -> None:
-        """Write the model (or its adapter) in Hugging Face layout."""
-        self.model.save(directory)
+        """Write the model (or its adapter) in Hugging Face layout, in process 0.
+
+        All processes call it for a sharded model.
+        """
+        whole = gathered(self.model)
+        if current().leads:
+            whole.save(directory)
+
+    def _gap_is_wrong(self, meter: Meter) -> bool:
+        return meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32
 
     def _needs(self, objective: Objective[R]) -> Needs:
         needs, head = objective.needs, self.model.head
@@ -207,6 +246,15 @@ class Learner:
         if needs.head == "value":
             return self.model.values(records)
         return self.model.outputs(records, statistics=True, top_logits=needs.top_logits)
+
+    def _pass_along(self, records: Sequence[Record], needs: Needs) -> None:
+        """Take part in a forward and backward pass of the other processes, without a gradient of its own."""
+        with self._training():
+            outputs = self._forward(records, needs)
+            for value in (outputs.scores, outputs.logps, outputs.values):
+                if value is not None:
+                    tensor = value if isinstance(value, Tensor) else value.values
+                    (tensor.sum() * 0.0).backward()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _training(self) -> Iterator[None]:
@@ -265,6 +313,9 @@ class Policy(Learner):
 
 def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextManager[LoadedModel]]:
     """Return the current weights in the cheapest form that does not change with the model."""
+    if model.peft is None and model.sharded:
+        copied = second(model)
+        return lambda: nullcontext(copied)
     if model.peft is None:
         # `requires_grad` stays on: otherwise torch uses another kernel, whose last bits differ.
         kept = replace(model, network=copy.deepcopy(model.network))
@@ -279,73 +330,21 @@ def _frozen(model: LoadedModel, version: int) -> Callable[[], AbstractContextMan
 
         return base
 
-    adapter = [parameter.detach().clone() for _, parameter in model.trained()]
+    adapter = [local_part(parameter.detach()).clone() for _, parameter in model.trained()]
 
     @contextmanager
     def swapped() -> Iterator[LoadedModel]:
-        live = [parameter.data for _, parameter in model.trained()]
+        # In place, since a sharded model gathers its weights from the same memory each time.
+        live = [local_part(parameter.detach()) for _, parameter in model.trained()]
+        kept = [tensor.clone() for tensor in live]
         try:
-            for (_, parameter), tensor in zip(model.trained(), adapter, strict=True):
-                parameter.data = tensor
+            for tensor, own in zip(live, adapter, strict=True):
+                tensor.copy_(own)
             model.revision += 1
             yield model
         finally:
-            for (_, parameter), tensor in zip(model.trained(), live, strict=True):
-                parameter.data = tensor
+            for tensor, own in zip(live, kept, strict=True):
+                tensor.copy_(own)
             model.revision += 1
 
     return swapped
-
-
-class _Meter:
-    """Means over the records and the tokens of an update, accumulated over its micro-batches."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, int]] = {}
-        self.tokens: dict[str, float] = {}
-        self.token_count = 0
-        self.gap_sum = self.gap_max = 0.0
-        self.gap_count = 0
-
-    def add(self, numbers: dict[str, Tensor]) -> None:
-        for name, values in numbers.items():
-            applies = values.detach().double() if name == "loss" else values[~values.isnan()].double()
-            total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = total + float(applies.sum()), count + len(applies)
-
-    def add_tokens(self, outputs: Outputs, records: Sequence[Record], version: int | None) -> int:
-        """Add token means and the gap between the sampler's and the learner's log-probabilities.
-
-        Returns:
-            The number of tokens.
-        """
-        if outputs.logps is None:
-            return 0
-        tokens = int(outputs.logps.mask.sum())
-        self.token_count += tokens
-        means = {
-            "entropy": outputs.entropy,
-            "mean_token_accuracy": outputs.top1,
-            "logps/training": outputs.logps,  # the difference to `logps/fresh` shows a distribution shift
-        }
-        for name, values in means.items():
-            if values is not None:
-                self.tokens[name] = self.tokens.get(name, 0.0) + float(values.values.detach().double().sum())
-        completions = [c for record in records for c in record.completions]
-        for row, completion in zip(outputs.logps.rows(), completions, strict=True):
-            if version is not None and completion.policy_version == version and completion.logps is not None:
-                gap = (row.detach().cpu() - torch.tensor(completion.logps)).abs()
-                self.gap_sum += float(gap.sum())
-                self.gap_max = max(self.gap_max, float(gap.max()))
-                self.gap_count += len(gap)
-        return tokens
-
-    def result(self) -> Metrics:
-        metrics = {name: total / count for name, (total, count) in self.sums.items() if count}
-        metrics |= {name: total / self.token_count for name, total in self.tokens.items()}
-        if self.token_count:
-            metrics["num_tokens"] = self.token_count
-        if self.gap_count:
-            metrics["sampling/sampling_logp_difference/mean"] = self.gap_sum / self.gap_count
-            metrics["sampling/sampling_logp_difference/max"] = self.gap_max
-        return metrics

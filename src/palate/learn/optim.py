@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from palate.config import OptimConfig, check_warmup
 from palate.errors import ConfigError
+from palate.model.sharded import like, local_part, whole_tensor
+from palate.world import current
 
 
 class Optimizer:
@@ -61,10 +65,13 @@ class Optimizer:
         """
         if self.steps == 0:
             self._check_warmup()
-        norm = float(nn.utils.clip_grad_norm_(self.master, self.cfg.max_grad_norm))
+        gradients = [m.grad for m in self.master if m.grad is not None]
+        total = whole_tensor(nn.utils.get_total_norm(gradients))
+        norm = float(total)
         if not math.isfinite(norm):
             self.drop_gradients()
             return norm
+        nn.utils.clip_grads_with_norm_(self.master, self.cfg.max_grad_norm, total)
         for group in self._adamw.param_groups:
             group["lr"] = self.learning_rate()
         self._adamw.step()
@@ -95,6 +102,21 @@ class Optimizer:
         """Clear the accumulated gradients."""
         self._adamw.zero_grad(set_to_none=True)
 
+    def sum_gradients(self) -> None:
+        """Add up the gradients of all processes.
+
+        A parameter without gradient in every process stays without, so that AdamW leaves it alone.
+        """
+        world = current()
+        if world.size == 1 or any(isinstance(master, DTensor) for master in self.master):
+            return  # FSDP has added them up
+        own = np.array([master.grad is not None for master in self.master])
+        there = np.any(world.gather("gradients to add", own), axis=0)
+        for master, some in zip(self.master, there, strict=True):
+            if some and master.grad is None:
+                master.grad = torch.zeros_like(master)
+        world.sum("gradients", [m.grad for m in self.master if m.grad is not None])
+
     def gradients(self) -> list[Tensor | None]:
         """Return the accumulated gradient of each trained parameter, float32; None if there is none."""
         return [master.grad for master in self.master]
@@ -112,7 +134,7 @@ class Optimizer:
         """Restore the tensors that `state` returned after `steps` steps, and update the live weights."""
         kinds = {key.split("/", 1)[0] for key in state} - {"weight"}
         for name, live, master in zip(self.names, self.live, self.master, strict=True):
-            master.copy_(state[f"weight/{name}"])
+            local_part(master).copy_(state[f"weight/{name}"])
             if live is not master:
                 live.copy_(master)
             own = {kind: state[f"{kind}/{name}"] for kind in kinds if f"{kind}/{name}" in state}
@@ -120,7 +142,7 @@ class Optimizer:
             if own:
                 # The fused step keeps its step count on the device of the weights.
                 self._adamw.state[master] = {
-                    k: value.to(master.device, copy=True) for k, value in own.items()
+                    k: like(master, value.to(master.device, copy=True)) for k, value in own.items()
                 }
         self.steps = steps
 
@@ -145,8 +167,8 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
 def _move_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:
     def move(live: Tensor) -> None:
         assert live.grad is not None
-        gradient = live.grad.float()
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        # `add_` widens by itself, without a float32 copy of the gradient.
+        master.grad = live.grad.float() if master.grad is None else master.grad.add_(live.grad)
         live.grad = None
 
     return move

@@ -8,27 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from palate.errors import RunError
 from palate.learn.learner import POLICY, Learner
-
-FILE = "state.safetensors"
-"""The file with the optimizer's weights and moments, in the directory of a checkpoint's model."""
+from palate.learn.shards import FILE, SavedState
+from palate.model.sharded import whole_tensor
+from palate.world import current
 
 
 def save_state(learner: Learner, directory: Path) -> dict[str, int]:
     """Write weights and moments in the optimizer's precision; return the numbers for `restore_state`."""
     tensors = {name: tensor.contiguous() for name, tensor in learner.optimizer.state().items()}
     save_file(tensors, directory / FILE)
-    return {
-        "version": learner.version,
-        "updates": learner.optimizer.steps,
-        "skipped": learner.skipped,
-        "skipped_in_a_row": learner.skipped_in_a_row,
-    }
+    return learner.numbers()
 
 
 def require_fit(learner: Learner, directory: Path) -> None:
@@ -36,12 +30,8 @@ def require_fit(learner: Learner, directory: Path) -> None:
 
     It reads only the file's header, so all learners can be checked before the first one is restored.
     """
-    with safe_open(directory / FILE, framework="pt") as file:
-        saved = {
-            name.removeprefix("weight/"): tuple(file.get_slice(name).get_shape())
-            for name in file.keys()  # noqa: SIM118 (not a mapping)
-            if name.startswith("weight/")
-        }
+    shapes = SavedState(directory).shapes
+    saved = {n.removeprefix("weight/"): shape for n, shape in shapes.items() if n.startswith("weight/")}
     own = {n: tuple(m.shape) for n, m in zip(learner.optimizer.names, learner.optimizer.master, strict=True)}
     if saved != own:
         different = sorted(set(saved.items()) ^ set(own.items()))[0][0]
@@ -58,7 +48,9 @@ def restore_state(learner: Learner, directory: Path, numbers: Mapping[str, Any])
         RunError: the state belongs to another model or adapter.
     """
     require_fit(learner, directory)
-    tensors = load_file(directory / FILE)
+    saved, world = SavedState(directory), current()
+    place = (world.rank, world.size) if learner.model.sharded else (0, 1)
+    tensors = {name: saved.part(name, *place) for name in saved.shapes}
     learner.restore(tensors, version=numbers["version"], updates=numbers["updates"])
     learner.skipped, learner.skipped_in_a_row = numbers["skipped"], numbers["skipped_in_a_row"]
 
@@ -73,16 +65,23 @@ def state_bytes(learner: Learner) -> int:
 
 def fingerprint(learner: Learner) -> str:
     """Return the SHA-256 of a learner's weights, names and formats, including an adapter's."""
-    return weights_hash(learner.model.network)
+    model = learner.model
+    return weights_hash(model.network, model.dtype if model.sharded else None)
 
 
-def weights_hash(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's weights, names and formats."""
+def weights_hash(network: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """Return the SHA-256 of a network's weights, names and formats.
+
+    Args:
+        network: the network.
+        dtype: the format that counts for all weights; that of each by default. Sharded weights may be wider.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(network.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy())
+        own = dtype or parameter.dtype
+        digest.update(f"{name} {own} {tuple(parameter.shape)}\n".encode())
+        raw = whole_tensor(parameter.detach()).to(own).cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().data)
     return digest.hexdigest()
 
 

@@ -65,6 +65,7 @@ from .spending import spends_on_pairs as spends_on_pairs
 from .spending import spends_on_pairs_alone as spends_on_pairs_alone
 from .spending import spends_on_policy_gradients as spends_on_policy_gradients
 from .stage import Ahead as Ahead
+from .stage import annotated_samples as annotated_samples
 from .teaching import contest as contest
 from .teaching import fine_tune as fine_tune
 from .teaching import held_out_prompts as held_out_prompts

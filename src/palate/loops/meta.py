@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from itertools import permutations
 from statistics import pvariance
 
+from palate.annotate import Annotator
 from palate.annotate.judges.judging import Bench, PairwiseJudge, RubricJudge
 from palate.annotate.judges.local import LocalModel
 from palate.annotate.judges.records import POINTS
 from palate.annotate.judges.template import Template
-from palate.config import JudgeConfig
 from palate.learn import Policy
-from palate.run import Run
-from palate.run.judging import judge_court
+from palate.run import JudgeAnnotator
 from palate.select.battles import Results, battle_scores, position_weights
 from palate.types import Completion, Group, Pair, Prompt
 
@@ -24,7 +23,7 @@ class Disputed:
     """The answer of a prompt on whose score its gradings differ most.
 
     Attributes:
-        prompt: the question of the judge, as it was asked first.
+        prompt: the question of the judge, in the wording of the first grading.
         texts: the distinct gradings with a clear score.
         scores: their scores.
     """
@@ -35,7 +34,7 @@ class Disputed:
 
 
 def judge_pairs(
-    groups: Sequence[Group], policy: Policy, cfg: JudgeConfig, run: Run
+    groups: Sequence[Group], policy: Policy, annotate: Annotator
 ) -> tuple[list[Pair], dict[str, float]]:
     """Return pairs of a better and a worse grading, by the policy's own verdicts, and their metrics.
 
@@ -46,14 +45,17 @@ def judge_pairs(
     Args:
         groups: groups whose completions the policy has graded; its gradings are read from the run's ledger.
         policy: the judge.
-        cfg, run: of the method.
+        annotate: the annotator of that judge.
     """
-    court = judge_court(cfg, run)
-    judge, model = court.judge, court.desk.model
+    assert isinstance(annotate, JudgeAnnotator), "meta-rewarding has a judge"
+    judge = annotate.court.judge
     assert isinstance(judge, RubricJudge), "meta-rewarding grades by a rubric"
+    desk = judge.bench.desk
+    model = desk.model
     assert isinstance(model, LocalModel), "meta-rewarding trains its judge"
-    disputed = [found for group in groups if (found := most_disputed(group, judge.bench, model)) is not None]
-    bench = Bench(court.desk, Template.load("pairwise", name="meta"))
+    disputes = (most_disputed(group, judge.bench, model) for group in groups)
+    disputed = [dispute for dispute in disputes if dispute is not None]
+    bench = Bench(desk, Template.load("pairwise", name="meta"))
     battles = _battles(PairwiseJudge(bench), disputed)
     weights = position_weights(battles)
     pairs = [
@@ -62,7 +64,7 @@ def judge_pairs(
         if (pair := _pair(dispute, battle_scores(results, len(dispute.texts), weights), policy)) is not None
     ]
     decided = [result for results in battles for result in results.values() if result]
-    numbers = {"meta/disputed": len(disputed), "meta/pairs": len(pairs)}
+    numbers: dict[str, float] = {"meta/disputed": len(disputed), "meta/pairs": len(pairs)}
     if decided:
         numbers["meta/first_wins"] = decided.count(1) / len(decided)
     return pairs, numbers
@@ -83,8 +85,8 @@ def most_disputed(group: Group, bench: Bench, model: LocalModel) -> Disputed | N
         own = pvariance(clear.values()) if len(clear) > 1 else 0.0
         if own > spread:
             spread = own
-            asked = model.prompt_of(bench.sampled(question, 0))
-            most = Disputed(asked, tuple(clear), tuple(clear.values()))
+            question_text = model.prompt_of(bench.sampled(question, 0))
+            most = Disputed(question_text, tuple(clear), tuple(clear.values()))
     return most
 
 

@@ -12,6 +12,7 @@ from palate.errors import RunError
 from palate.loops.config import PairRounds
 from palate.loops.report import group_numbers
 from palate.loops.rounds import prompts_of_round
+from palate.loops.stage import annotated_samples
 from palate.model import Snapshot
 from palate.run import Run
 from palate.select import Rule, best_vs_worst, select_pairs
@@ -43,7 +44,7 @@ def pairs_of_round(
     if index == 0 and human:
         return list(human), {"round": 1}
     batch = prompts_of_round(prompts, index - bool(human), cfg, run)
-    groups = label(policy.sample(batch, cfg.n, cfg.sampling, seed=run.seed("sample", index)))
+    groups = annotated_samples(policy, label, batch, cfg.n, cfg.sampling, seed=run.seed("sample", index))
     pairs, numbers = some_pairs(groups, partial(best_vs_worst, tie=cfg.tie), index)
     return [*pairs, *human] if cfg.mix_pairs else pairs, numbers
 

@@ -10,6 +10,7 @@ from palate.learn import Learner, Policy
 from palate.loops.critic import pretraining, price_of_kl, reward_centre
 from palate.loops.rl_config import PolicyGradients
 from palate.loops.rollouts import learn_phase, roll_out, usable
+from palate.loops.stage import annotated_samples
 from palate.run import Run
 from palate.types import Prompt
 
@@ -44,7 +45,8 @@ def maximise_reward(
 
     for step in run.steps(cfg.steps, policy, *others, *critics):
         batch = stream.batch(step, cfg.batch_size)  # x ~ D
-        groups = annotate(policy.snapshot().sample(batch, cfg.n, cfg.sampling, seed=run.seed("sample", step)))
+        seed = run.seed("sample", step)
+        groups = annotated_samples(policy.snapshot(), annotate, batch, cfg.n, cfg.sampling, seed=seed)
         kept, numbers = usable(groups, cfg)
         beta = price_of_kl(cfg, run)
         metrics: dict[str, float] = {}

@@ -68,7 +68,7 @@ def preferences(
         cfg, run: the method's configuration and its run.
 
     Raises:
-        RunError: no pair to learn from has a usable verdict, or a judge's verdict is no probability.
+        RunError: no pair to learn from has a usable verdict, or a verdict lies outside [0, 1].
         DataError: `cfg.pairs` cannot be used.
     """
     groups, count = _candidates(policy, prompts, cfg, run)

@@ -13,6 +13,16 @@ from palate.run import Run
 from palate.types import Group, Prompt
 
 
+def annotated_samples(
+    policy: Snapshot, annotate: Annotator, prompts: Sequence[Prompt], n: int, sampling: Sampling, *, seed: int
+) -> list[Group]:
+    """Sample n completions of each prompt and annotate them.
+
+    A judge on a server is asked about a group as soon as its completions are finished.
+    """
+    return annotate(policy.sample(prompts, n, sampling, seed=seed, finished=beginning(annotate)))
+
+
 class Ahead:
     """The annotated samples of each step.
 

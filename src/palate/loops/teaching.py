@@ -90,8 +90,8 @@ def prompt_source(
         return lambda t: prompts_of_round(prompts, t, cfg, run)
     by = policy.snapshot() if writer == "sft" else _loaded(writer, cfg, run)
     seeds = list(dict.fromkeys(prompt.text for prompt in prompts))
-    asked = [str(e.prompt.columns.get("asked", e.prompt.text)) for e in lessons]
-    sieve = PromptFilter([*seeds, *asked, *(prompt.text for prompt in others)])
+    learnt = [str(e.prompt.columns.get("about", e.prompt.text)) for e in lessons]
+    sieve = PromptFilter([*seeds, *learnt, *(prompt.text for prompt in others)])
     sampling = Sampling.model_validate(
         {**WRITING, "max_new_tokens": tokens, "sampling_rows": cfg.sampling_rows}
     )
@@ -119,7 +119,7 @@ def _loaded(name: str, cfg: RoundsConfig, run: Run) -> Snapshot:
         0,
         lambda: nullcontext(model),
         micro_batch_tokens=8192,
-        memory=lambda: run.journal,
+        memory=lambda: run.memory,
         name=f"writer:{name}",
     )
 

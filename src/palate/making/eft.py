@@ -86,7 +86,7 @@ class Grading:
     prompt: str
     completion: str
     score: int
-    asked: str = ""
+    about: str = ""
     """The prompt of the graded answer, so that a run can keep new prompts apart from it."""
 
     def row(self) -> dict[str, str | int]:

@@ -33,7 +33,7 @@ class Left(StrEnum):
     START = "begins with a mark"
     """The first character is neither a letter nor a digit."""
     DUPLICATE = "duplicate"
-    """A kept or excluded prompt is the same but for case and white space."""
+    """A kept or excluded prompt is the same up to case and white space."""
     SIMILAR = "similar"
     """The ROUGE-L of a kept or excluded prompt is too high."""
 

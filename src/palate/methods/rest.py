@@ -81,7 +81,8 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
     for g in range(cfg.rounds):
         batch = loops.prompts_of_round(prompts, g, cfg, run)  # Grow
         reached = loops.mean_reward(policy, annotate, unseen, cfg, run)
-        groups = annotate(policy.snapshot().sample(batch, cfg.n, cfg.sampling, seed=run.seed("sample", g)))
+        seed = run.seed("sample", g)
+        groups = loops.annotated_samples(policy.snapshot(), annotate, batch, cfg.n, cfg.sampling, seed=seed)
         for i, given in enumerate(cfg.thresholds):  # Improve
             tau = loops.threshold([*groups, *shown], given, cfg.threshold_by, f"round {g + 1}")
             if i == 0:

@@ -57,7 +57,7 @@ class RSOConfig(Common, loops.OfflineConfig, loops.Batches):
     rejection (`rso-sample-rank`), or the data (`direct`)."""
     n: int = Field(64, ge=2)
     """Number of candidates per prompt to sample and score before rejection."""
-    keep: int = Field(8, ge=2)
+    accept: int = Field(8, ge=2)
     """Number of candidates per prompt that form pairs; sft-sample-rank samples only this many."""
     sample_beta: float = Field(0.5, ge=0)
     """Temperature of the rejection in units of reward (the paper's beta): 0 keeps the best candidates;
@@ -72,8 +72,10 @@ class RSOConfig(Common, loops.OfflineConfig, loops.Batches):
 
     @model_validator(mode="after")
     def _thins(self) -> Self:
-        if self.variant == "rso-sample-rank" and self.keep > self.n:
-            raise ValueError(f"keep is {self.keep}, but n is only {self.n} candidates; lower keep or raise n")
+        if self.variant == "rso-sample-rank" and self.accept > self.n:
+            raise ValueError(
+                f"accept is {self.accept}, but n is only {self.n} candidates; lower accept or raise n"
+            )
         return self
 
 
@@ -89,12 +91,14 @@ def rso(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RSO
     objective = _objective(policy, cfg)
     rng = Random(run.seed("select"))
     rejects = cfg.variant == "rso-sample-rank"
-    candidates = loops.draw(policy, prompts, cfg.n if rejects else cfg.keep, cfg.sampling, run)  # y ~ pi_sft
+    candidates = loops.draw(
+        policy, prompts, cfg.n if rejects else cfg.accept, cfg.sampling, run
+    )  # y ~ pi_sft
     if rejects or cfg.ask == "scores":
         candidates = candidates.annotated(annotate)  # r
     if rejects:  # y ~ pi_sft exp(r / beta)
         candidates = candidates.thinned(
-            lambda group: select.rejection_sample(group, cfg.keep, beta=cfg.sample_beta, rng=rng)
+            lambda group: select.rejection_sample(group, cfg.accept, beta=cfg.sample_beta, rng=rng)
         )
     pairs, dropped = loops.paired(  # (y_w, y_l)
         candidates.groups, annotate, pairing=cfg.pairing, ask=cfg.ask, tie=cfg.tie, rng=rng
@@ -121,8 +125,8 @@ def _objective(policy: Policy, cfg: Common) -> learn.Pairwise:
 def spends(cfg: RSOConfig, rows: Rows) -> Spending:
     """Return the upper bounds of the spending."""
     rejects = cfg.variant == "rso-sample-rank"
-    n = cfg.n if rejects else cfg.keep
-    pairs = rows.distinct * loops.pairs_of_candidates(cfg.pairing, cfg.keep)
+    n = cfg.n if rejects else cfg.accept
+    pairs = rows.distinct * loops.pairs_of_candidates(cfg.pairing, cfg.accept)
     compares = cfg.ask == "comparisons"
     sampled = drawn(rows.distinct, n, size=n if rejects or not compares else 0)
     annotations = Spending(annotations=(Annotations(pairs, 2),)) if compares else Spending()
@@ -148,5 +152,5 @@ METHOD = Method(
     spends=spends,
     others=(Way(rso_direct, RSODirectConfig, "pairs", spends=spends_direct),),
     recipe=Recipe("human", "start", "once", ("policy", "reference"), ("policy",)),
-    share=Share("once", n=16, fixed={"keep": 8}),
+    share=Share("once", n=16, fixed={"accept": 8}),
 )

@@ -146,7 +146,7 @@ def self_rewarding(
         if cfg.learn == "pairs":
             pairs, numbers = loops.some_pairs(groups, cfg.pair_rule, t)
             if cfg.variant == "meta" and t < cfg.meta_rounds:
-                gradings, meta = loops.judge_pairs(groups, policy, cfg, run)
+                gradings, meta = loops.judge_pairs(groups, policy, annotate)
                 pairs, numbers = [*pairs, *gradings], {**numbers, **meta}
             objective = learn.Pairwise(losses.PAIR_LOSSES["dpo"], cfg.beta, learn.CachedReference(now))
             policy.optimizer.restart(total_steps=cfg.total_steps(len(pairs)), lr=cfg.lr)
@@ -164,16 +164,19 @@ def self_rewarding(
 
 def _summary(policy: Policy, run: Run, held_out: Sequence[Prompt]) -> dict[str, float]:
     """Return the judge's agreement with ranked answers before and after training."""
-    name = "eval_judge/pairwise"
-    rates = [row for row in run.measured if name in row]
-    if not rates:
+    rows = [row for row in run.measured if "eval_judge/pairs" in row]
+    if not rows:
         return {}
-    return {
-        "judge_accuracy_before": rates[0][name],
-        "judge_accuracy_after": rates[-1][name],
-        "judge_accuracy_low": rates[-1][f"{name}_low"],
-        "judge_accuracy_high": rates[-1][f"{name}_high"],
+    first, last = rows[0], rows[-1]
+    figures = {
+        "judge_accuracy_before": first.get("eval_judge/pairwise"),
+        "judge_accuracy_after": last.get("eval_judge/pairwise"),
+        "judge_accuracy_low": last.get("eval_judge/pairwise_low"),
+        "judge_accuracy_high": last.get("eval_judge/pairwise_high"),
+        "judge_unclear_before": first.get("eval_judge/unclear"),
+        "judge_unclear_after": last.get("eval_judge/unclear"),
     }
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def spends(cfg: SelfRewardingConfig, rows: Rows) -> Spending:

@@ -11,6 +11,7 @@ from palate.errors import ModelError
 from palate.given import GivenModel
 from palate.model.given import place_of
 from palate.near import near
+from palate.world import current
 
 
 def resolve(cfg: ModelConfig) -> tuple[torch.device, torch.dtype]:
@@ -64,6 +65,11 @@ def _capabilities() -> dict[str, Any]:
 def _device(name: str) -> str:
     if name.startswith("mps"):
         raise ModelError(f"device {name!r} cannot be used, since sampling needs float64; use --device cpu")
+    if name.startswith("cuda:") and current().size > 1:
+        raise ModelError(
+            f"device is {name!r}, and all {current().size} processes would share it; leave --device out, so "
+            "that each process uses a GPU of its own"
+        )
     if name != "auto":
         try:
             torch.device(name)

@@ -286,9 +286,9 @@ def _pad_id(config: Any, codec: Codec, rows: int, adapter: str | None) -> int | 
     if any("SequenceClassification" in name for name in config.architectures or ()):
         known: int | None = config.get_text_config().pad_token_id
         return known
-    named = [tokenizer.pad_token_id, *reversed(tokenizer.all_special_ids)]
+    named: list[int | None] = [tokenizer.pad_token_id, *reversed(tokenizer.all_special_ids)]
     added = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i < rows]
-    spare = [i for i in (*named, *reversed(added)) if i is not None and i not in codec.end_ids]
+    spare: list[int] = [i for i in (*named, *reversed(added)) if i is not None and i not in codec.end_ids]
     if spare:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
         return spare[0]

@@ -92,6 +92,8 @@ class LoadedModel:
         whole_embeddings: True if the adapter comes with whole embeddings, because tokens were added.
         revision: number of changes of the weights; code that changes the weights must add one.
         adapter_off: True while the adapter is switched off.
+        sharded: True if the weights are divided among the processes.
+        computes_in: number format of the layers, if that of the weights differs.
     """
 
     network: Any
@@ -104,6 +106,8 @@ class LoadedModel:
     whole_embeddings: bool = False
     revision: int = 0
     adapter_off: bool = False
+    sharded: bool = False
+    computes_in: torch.dtype | None = None
     _dropout: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -118,8 +122,8 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format of the live weights."""
-        return next(self.network.parameters()).dtype  # type: ignore[no-any-return]
+        """Number format of the layers; that of the live weights, unless they are sharded."""
+        return self.computes_in or next(self.network.parameters()).dtype
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Return the names and parameters that training changes."""

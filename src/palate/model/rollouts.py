@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from palate.config import Sampling
 from palate.errors import RunError
@@ -12,11 +15,20 @@ from palate.memory import Memory, Purpose, key_of
 from palate.model.loaded import LoadedModel
 from palate.model.rows import Row
 from palate.model.sampling import row_uniforms
+from palate.model.sharded import ShardedEngine
 from palate.types import Completion, Group, Prompt
+from palate.world import current, shared_rows
 
 CHUNK = 4
 """Size of a chunk as a multiple of the completions sampled in parallel. It is small, since an interrupted run
 loses its last chunk; it is more than one, since finished rows are refilled only from their own chunk."""
+
+FEW_ROWS, MOST_ROWS = 64, 256
+"""Default numbers of completions sampled in parallel: of a few per prompt, and at most of many."""
+MANY = 16
+"""Number of completions per prompt from which more rows are sampled in parallel: a pool of candidates."""
+MOST_BYTES = 2 << 30
+"""Largest size of the keys and values for which the default is more than `FEW_ROWS`."""
 
 Observer = Callable[[str, int], None]
 """Receives the kind and the amount of finished work, such as `("sample", tokens)`."""
@@ -45,7 +57,7 @@ def sample(
 
     Prompts of similar length form a chunk, which is sampled together, `sampling.sampling_rows` completions at
     a time. A memory stores whole chunks. The composition of a chunk depends only on the arguments, so
-    sampling it again gives the same completions.
+    sampling it again gives the same completions. Several processes sample each a part of its prompts.
 
     Args:
         model: the model to sample from.
@@ -71,7 +83,10 @@ def sample(
         requests.append(_Request(prompt, tuple(model.codec.prompt_ids(prompt)), occurrence[prompt.id]))
         occurrence[prompt.id] += 1
     by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].ids))
-    size = max(1, CHUNK * sampling.sampling_rows // n)
+    longest = max((len(request.ids) for request in requests), default=0)
+    rows = sampling.sampling_rows or parallel_rows(model.network.config, n, longest + sampling.max_new_tokens)
+    sampling = sampling.model_copy(update={"sampling_rows": rows})
+    size = max(1, CHUNK * rows // n)
     options = sampling.model_dump(exclude={"sampling_rows"})
     by_index: dict[int, tuple[Completion, ...]] = {}
     for start in range(0, len(requests), size):
@@ -86,11 +101,33 @@ def sample(
                 "version is gone; start over with --overwrite"
             )
         if completions is None:
-            completions = _sampled(model, own, n, sampling, seed, version, observe, finished)
+            completions = _shared(
+                model, own, lambda part: _sampled(model, part, n, sampling, seed, version, observe, finished)
+            )
             if memory is not None:
                 memory.keep_completions(key, version, [r.prompt for r in own], completions, purpose=purpose)
         by_index |= dict(zip(chunk, completions, strict=True))
     return [Group(prompt, by_index[i]) for i, prompt in enumerate(prompts)]
+
+
+def parallel_rows(config: Any, n: int, tokens: int) -> int:
+    """Return the default number of completions sampled in parallel.
+
+    It depends on the arguments alone, not on free memory, so a resumed run samples in the same chunks.
+
+    Args:
+        config: the network's configuration.
+        n: number of completions of each prompt.
+        tokens: most tokens of a row, prompt included.
+    """
+    if n < MANY:
+        return FEW_ROWS
+    text = config.get_text_config()
+    all_heads: int = getattr(text, "num_attention_heads", None) or 1  # some architectures have none
+    heads: int = getattr(text, "num_key_value_heads", None) or all_heads
+    size: int = getattr(text, "head_dim", None) or text.hidden_size // all_heads
+    row: int = 2 * 4 * text.num_hidden_layers * heads * size * tokens  # keys and values in float32
+    return max(FEW_ROWS, min(MOST_ROWS, MOST_BYTES // row) // FEW_ROWS * FEW_ROWS)
 
 
 @dataclass(frozen=True)
@@ -100,6 +137,36 @@ class _Request:
     prompt: Prompt
     ids: tuple[int, ...]
     seen: int
+
+
+def packed(completion: Completion) -> list[Any]:
+    """Return a completion as values that travel between processes; `unpacked` reverses it."""
+    c = completion
+    logps, sampling = (None if p is None else np.asarray(p, np.float32) for p in (c.logps, c.sampling_logps))
+    return [c.text, c.finish, c.policy_version, np.asarray(c.token_ids, np.int32), logps, sampling]
+
+
+def unpacked(values: Sequence[Any]) -> Completion:
+    """Return the completion of `packed`."""
+    text, finish, version, ids, *logps = values
+    first, second = (None if p is None else tuple(p.tolist()) for p in logps)
+    return Completion(text, tuple(ids.tolist()), finish, version, first, second)
+
+
+def _shared(
+    model: LoadedModel,
+    requests: Sequence[_Request],
+    sampled: Callable[[Sequence[_Request]], list[tuple[Completion, ...]]],
+) -> list[tuple[Completion, ...]]:
+    """Sample each process's own requests, and return the completions of all of them."""
+    if isinstance(model.engine, ShardedEngine):
+        model.engine.prepare(model)
+    if current().size == 1:
+        return sampled(requests)
+    groups = shared_rows(
+        "sample", requests, lambda own: [[packed(c) for c in group] for group in sampled(own)]
+    )
+    return [tuple(unpacked(c) for c in group) for group in groups]
 
 
 def _sampled(

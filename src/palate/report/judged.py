@@ -17,17 +17,20 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "accuracy": ("accuracy", "pairs with the winner of the reference; a tie counts one half"),
     "kappa": ("Cohen's kappa", "agreement beyond chance: 0 is chance, 1 is full agreement"),
     "ece": ("calibration error", "mean distance of P from the observed frequency; 0 is best"),
-    "ties": ("ties", "P is exactly one half, or scores are equal"),
+    "ties": ("ties", "pairs with P = 1/2, or with equal scores"),
     "consistency": ("position consistency", "the same text wins in both orders"),
     "first_share": ("first position wins", "50 % is unbiased"),
     "longer_share": ("longer text wins", "of texts of unequal length"),
     "longer_reference": ("longer text in the reference", "compare it with the line above"),
-    "length_coefficient": ("length coefficient", "log-odds per typical length difference; 0 is no effect"),
+    "length_coefficient": ("length coefficient", "log-odds per typical length difference; 0 means no effect"),
     "pairwise": ("pairwise accuracy", "pairs of a prompt in the reference's order; a tie counts one half"),
     "best": ("best among perfect", "completions with a perfect score that the reference ranks first"),
-    "exact": ("exact match", "prompts whose whole order is the reference's, ties included"),
-    "spearman": ("Spearman's rho", "mean over prompts; a prompt with equal scores counts 0"),
-    "kendall": ("Kendall's tau-b", "mean over prompts; a prompt with equal scores counts 0"),
+    "pairwise_strict": ("pairwise, strict", "a tie or a missing score counts as wrong"),
+    "exact": ("exact match", "prompts with every pair in the reference's order, without ties"),
+    "spearman": ("Spearman's rho", "mean over prompts"),
+    "kendall": ("Kendall's tau-b", "mean over prompts"),
+    "unclear": ("missing scores", "pairs with a completion without a score"),
+    "uncorrelated": ("prompts without a correlation", "their scores, or references, are all equal"),
     "cost_per_1000_verdicts": ("cost of 1,000 verdicts", "in dollars; 0 for a model of your own"),
     "tokens_per_verdict": ("tokens per verdict", "read and written"),
 }
@@ -35,7 +38,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
 
 RATES = frozenset(
     {"accuracy", "ties", "consistency", "first_share", "longer_share", "longer_reference"}
-    | {"pairwise", "best", "exact"}
+    | {"pairwise", "pairwise_strict", "best", "exact", "unclear", "uncorrelated"}
 )
 
 
@@ -70,7 +73,7 @@ def write_judge_page(result: Result, samples: Sequence[Mapping[str, Any]], targe
     about = (
         f"The {len(shown)} most certain of {len(samples)} pairs with another winner than in the reference."
         if shown
-        else "There is no pair with another winner than in the reference."
+        else "All pairs have the winner of the reference."
     )
     return write_page(
         "evaluation.html.j2",

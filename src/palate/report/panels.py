@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from palate.metrics import METRICS, PART, STAGES
-from palate.report.catalogue import PANELS, TRAINING, Curve, Line, Panel
+from palate.report.catalogue import PANELS
+from palate.report.curves import TRAINING, Curve, Line, Panel
 from palate.rundir import RunRecord
 
 MOST_OTHERS = 36

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from palate.report import svg
-from palate.report.catalogue import Line, Panel
+from palate.report.curves import Line, Panel
 from palate.report.words import count, number, percent, ticks
 
 WIDTH, HEIGHT = 360.0, 208.0

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from palate.errors import RunError
 from palate.report import plots
-from palate.report.catalogue import Panel
+from palate.report.curves import Panel
 from palate.report.panels import letter, other_panels, panels, stage_seconds
 from palate.report.samples import chunked, left_out, shown
 from palate.report.sign import Sign

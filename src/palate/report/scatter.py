@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -48,7 +49,7 @@ def scatter(
         ends = []
         for style, lines in enumerate(series.values()):
             colour = svg.series(style)
-            look = {"color": colour, "clip_on": False}
+            look: dict[str, Any] = {"color": colour, "clip_on": False}
             for line in lines:
                 axes.plot(
                     [dot.x for dot in line], [dot.y for dot in line], linewidth=0.9, alpha=0.7,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from palate.report.data_signs import data_truncated
+from palate.report.judge_signs import position_decides
 from palate.report.rl_signs import entropy_collapses, steps_too_long, value_useless
 from palate.report.sign import Sign
 from palate.report.spans import ends, late, latest_samples, length_link, quarters, rounds, third_quarter
@@ -372,6 +373,7 @@ def overfits(run: RunRecord) -> Sign | None:
 SIGNS: tuple[Callable[[RunRecord], Sign | None], ...] = (
     win_rate_is_chance,
     accuracy_is_chance,
+    position_decides,
     ranks_by_length,
     chosen_falls,
     kl_runs_away,

@@ -7,3 +7,4 @@ from .judging import judge_annotator as judge_annotator
 from .judging import own_judge as own_judge
 from .metrics import Metrics as Metrics
 from .run import Run as Run
+from .shared import led as led

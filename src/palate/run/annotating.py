@@ -10,6 +10,7 @@ from palate.annotate import Annotator
 from palate.journal import Journal, Reward
 from palate.memory import content_key, group_key, key_of
 from palate.types import Group
+from palate.world import current
 
 SLICE = 64
 """Number of groups to annotate between two commits."""
@@ -56,14 +57,19 @@ def journaled(
 
 
 def _slice(annotate: Annotator, journal: Journal, name: str, groups: Sequence[Group]) -> list[Group]:
+    """Annotate groups; of several processes, all ask for what the journal of process 0 does not know."""
+    world = current()
     keys = [_group_key(name, group) for group in groups]
-    unknown = {key: group for key, group in zip(keys, groups, strict=True) if journal.rewards(key) is None}
+    known = world.lead("rewards known", lambda: [journal.rewards(key) is not None for key in keys])
+    unknown = {key: group for key, group, there in zip(keys, groups, known, strict=True) if not there}
     if unknown:
         fresh = annotate(list(unknown.values()))
-        journal.keep_rewards(
-            [(key, group_key(group), _rows(group)) for key, group in zip(unknown, fresh, strict=True)]
-        )
-    return [_recalled(group, journal.rewards(key) or []) for key, group in zip(keys, groups, strict=True)]
+        if world.leads:
+            journal.keep_rewards(
+                [(key, group_key(group), _rows(group)) for key, group in zip(unknown, fresh, strict=True)]
+            )
+    rows = world.lead("recall rewards", lambda: [journal.rewards(key) or [] for key in keys])
+    return [_recalled(group, own) for group, own in zip(groups, rows, strict=True)]
 
 
 def _group_key(name: str, group: Group) -> str:

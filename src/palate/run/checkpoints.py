@@ -7,123 +7,29 @@ a subdirectory with its name.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from safetensors import SafetensorError
 
 from palate.config import RunConfig
 from palate.errors import AGAIN, RunError
-from palate.journal import key_of
 from palate.learn import Learner
-from palate.learn.state import require_fit, restore_state, save_state, state_bytes
+from palate.learn.state import save_state, state_bytes
+from palate.run.checkpoint import Checkpoint, Position, note_of, places, read_note
+from palate.run.files import writing
+from palate.run.moves import NOTE, digest_of, put_aside, remove, sync_tree, tidy
 from palate.run.status import sync, write_json
-
-NOTE = "checkpoint.json"
-"""File of a checkpoint with its position in the run, and the size and hash of every other file."""
 
 PATIENCE = 50
 """Default time between checkpoints, as a multiple of the time to write one: checkpoints cost 2 %."""
 
-_OLD = ".old"
-
 SPARE = 32 << 20
 """Free space to leave for the journal and the metrics, in bytes."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """A position of a run within its method.
-
-    A method is a sequence of stages, each a loop of steps. Every finished stage has a checkpoint of its end,
-    so a resumed run, which starts the method from the beginning, skips finished stages immediately.
-    """
-
-    stage: int
-    """Index of the stage from 0, in the order of the method."""
-    step: int
-    """Number of finished steps in the stage."""
-    steps_before: int
-    """Number of steps in all earlier stages."""
-    metrics: int
-    """Number of rows of metrics written."""
-    ended: bool
-    """True if the stage is finished."""
-    within: bool = False
-    """True if the KL was measured here and lies within its bound."""
-    final: bool = False
-    """True if training ended here, because the KL passed its bound later."""
-
-    @property
-    def steps(self) -> int:
-        """Number of finished steps in the run."""
-        return self.steps_before + self.step
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk."""
-
-    path: Path
-    position: Position
-    learner: dict[str, int]
-    """Numbers of the first learner, for `restore_state`."""
-    run: str
-    files: dict[str, tuple[int, str]]
-    """Size and SHA-256 of every other file."""
-    beside: Mapping[str, dict[str, int]] = field(default_factory=dict)
-    """Numbers of the other learners by name."""
-
-    def holds(self, learners: Sequence[Learner]) -> bool:
-        """Return whether the checkpoint has these learners with their current number of updates."""
-        first, *others = learners
-        return self.learner["version"] == first.version and all(
-            other.name in self.beside and self.beside[other.name]["version"] == other.version
-            for other in others
-        )
-
-    def restore(self, learners: Sequence[Learner]) -> None:
-        """Restore all learners, or none of them if there is an error.
-
-        Raises:
-            RunError: the checkpoint has other learners, or a state does not fit its learner.
-        """
-        first, *others = learners
-        names = {other.name for other in others}
-        if names != self.beside.keys():
-            held, expected = (", ".join([first.name, *sorted(others)]) for others in (self.beside, names))
-            raise RunError(
-                f"checkpoint {str(self.path)!r} holds the learners {held}, expected {expected}; start over "
-                "with --overwrite, or use another --output"
-            )
-        numbers = {first.name: self.learner, **self.beside}
-        for learner, place in _places(self.path, learners):
-            require_fit(learner, place)
-        for learner, place in _places(self.path, learners):
-            restore_state(learner, place, numbers[learner.name])
-
-    def check(self, run: str) -> None:
-        """Raise RunError unless the checkpoint is complete, intact and part of this run."""
-        if self.run != run:
-            raise RunError(
-                f"checkpoint {str(self.path)!r} belongs to another run; move it away to resume without it"
-            )
-        for name, (size, digest) in self.files.items():
-            path = self.path / name
-            actual = path.stat().st_size if path.is_file() else None
-            if actual != size or _digest(path) != digest:
-                problem = "is missing" if actual is None else "has changed"
-                raise RunError(
-                    f"checkpoint {str(self.path)!r} is damaged: {name} {problem}; restore a good copy, or "
-                    "delete that directory to resume from the previous checkpoint"
-                )
 
 
 class Checkpoints:
@@ -145,8 +51,10 @@ class Checkpoints:
         self._keep = keep
         self._every = every
         self._saved = time.perf_counter()
-        _tidy(directory)
-        self._existing = sorted((_read(p) for p in directory.glob("step-*")), key=lambda c: c.position.steps)
+        tidy(directory)
+        self._existing = sorted(
+            (read_note(p) for p in directory.glob("step-*")), key=lambda c: c.position.steps
+        )
         self._cost = 0.0  # seconds to write the last checkpoint
         if self._existing:
             self._existing[-1].check(run)
@@ -172,16 +80,40 @@ class Checkpoints:
         Raises:
             RunError: it is damaged or does not fit the learners, or the note cannot be written.
         """
+        checkpoint = self.within()
+        checkpoint.restore(learners)
+        position = checkpoint.position.as_final(metrics)
+        self.save(position, *learners)
+        self.drop_after(position)
+        return position
+
+    def within(self) -> Checkpoint:
+        """Return the last checkpoint whose KL lies within its bound, checked."""
         checkpoint = self._last_within()
         assert checkpoint is not None, "a bounded run saves its start"
         checkpoint.check(self._run)
-        checkpoint.restore(learners)
-        position = replace(checkpoint.position, metrics=metrics, ended=True, final=True)
-        self.save(position, *learners)
+        return checkpoint
+
+    def drop_after(self, position: Position) -> None:
+        """Remove the checkpoints after a position."""
         for later in [c for c in self._existing if c.position.steps > position.steps]:
-            _remove(_put_aside(later.path))
+            remove(put_aside(later.path))
             self._existing.remove(later)
-        return position
+
+    def restore_best(self, *learners: Learner) -> Position | None:
+        """Restore learners from the checkpoint with the best measured reward; None if none was measured.
+
+        Later checkpoints stay. The earliest of equal ones counts.
+
+        Raises:
+            RunError: it is damaged or does not fit the learners.
+        """
+        best = self.best()
+        if best is None:
+            return None
+        best.check(self._run)
+        best.restore(learners)
+        return best.position
 
     def is_due(self, step: int) -> bool:
         """Return whether to save now, after a step of the stage (counted from 1)."""
@@ -200,6 +132,14 @@ class Checkpoints:
             RunError: the checkpoint is damaged or belongs to another run or to other learners; the learners
                 are unchanged.
         """
+        checkpoint = self.of_stage(stage)
+        if checkpoint is None:
+            return None
+        checkpoint.restore(learners)
+        return checkpoint.position
+
+    def of_stage(self, stage: int) -> Checkpoint | None:
+        """Return the last checkpoint of a stage, checked; None if the stage has none."""
         own = [c for c in self._existing if c.position.stage == stage]
         if not own:
             if self._existing and self._existing[-1].position.stage > stage:
@@ -209,11 +149,30 @@ class Checkpoints:
                 )
             return None
         own[-1].check(self._run)
-        own[-1].restore(learners)
-        return own[-1].position
+        return own[-1]
 
-    def save(self, position: Position, *learners: Learner) -> Path:
+    def prepare(self, position: Position, *learners: Learner) -> Path:
+        """Return an empty directory, with one per learner, for files that several processes write.
+
+        Raises:
+            RunError: the disk is full, or the directory cannot be made.
+        """
+        parts = self.directory / f".step-{position.steps}.parts"
+        with writing(parts):
+            shutil.rmtree(parts, ignore_errors=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._require_room(learners, self.directory / f"step-{position.steps}")
+            for learner in learners:
+                (parts / learner.name).mkdir(parents=True)
+        return parts
+
+    def save(self, position: Position, *learners: Learner, parts: Path | None = None) -> Path:
         """Write learners in Hugging Face layout with their states; then remove older checkpoints.
+
+        Args:
+            position: of the run.
+            learners: the run's model first.
+            parts: the directory of `prepare`, if the files are there already.
 
         Raises:
             RunError: the disk is full, or the checkpoint cannot be written. Earlier checkpoints are kept.
@@ -230,21 +189,21 @@ class Checkpoints:
             sync(self.directory.parent)
             self._require_room(learners, target)
             scratch.mkdir()
-            numbers = [_write(learner, place) for learner, place in _places(scratch, learners)]
+            numbers = [_write(learner, place, parts) for learner, place in places(scratch, learners)]
             files = {
-                p.relative_to(scratch).as_posix(): (p.stat().st_size, _digest(p))
+                p.relative_to(scratch).as_posix(): (p.stat().st_size, digest_of(p))
                 for p in sorted(scratch.rglob("*"))
                 if p.is_file()
             }
             beside = {learner.name: own for learner, own in zip(learners[1:], numbers[1:], strict=True)}
             checkpoint = Checkpoint(target, position, numbers[0], self._run, files, beside)
-            write_json(scratch / NOTE, _note(checkpoint))
-            _sync(scratch)
-            aside = _put_aside(target) if target.exists() else None
+            write_json(scratch / NOTE, note_of(checkpoint))
+            sync_tree(scratch)
+            aside = put_aside(target) if target.exists() else None
             os.replace(scratch, target)
             sync(self.directory)
             if aside is not None:
-                _remove(aside)
+                remove(aside)
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise RunError(
@@ -259,6 +218,11 @@ class Checkpoints:
         return target
 
     # -- inside ------------------------------------------------------------------------------------
+
+    def best(self) -> Checkpoint | None:
+        """Return the checkpoint with the best measured reward; None if none was measured."""
+        rated = [c for c in self._existing if c.position.reward is not None]
+        return max(rated, key=lambda c: (c.position.reward or 0.0, -c.position.steps), default=None)
 
     def _last_within(self) -> Checkpoint | None:
         within = [c for c in self._existing if c.position.within]
@@ -281,95 +245,21 @@ class Checkpoints:
     def _prune(self) -> None:
         """Remove old checkpoints.
 
-        The ends of stages stay, since a later stage may start from them, and so does the last checkpoint
-        within the bound of the KL.
+        The ends of stages stay, since a later stage may start from them, and so do the last checkpoint within
+        the bound of the KL and the one with the best reward.
         """
-        passing = [c for c in self._existing if not c.position.ended and c is not self._last_within()]
+        kept = (self._last_within(), self.best())
+        passing = [c for c in self._existing if not c.position.ended and c not in kept]
         for old in passing[: -self._keep]:
-            _remove(_put_aside(old.path))
+            remove(put_aside(old.path))
             self._existing.remove(old)
 
 
-def _places(directory: Path, learners: Sequence[Learner]) -> Iterator[tuple[Learner, Path]]:
-    """Yield each learner with its directory in a checkpoint."""
-    first, *others = learners
-    yield first, directory
-    yield from ((other, directory / other.name) for other in others)
-
-
-def _write(learner: Learner, directory: Path) -> dict[str, int]:
+def _write(learner: Learner, directory: Path, parts: Path | None) -> dict[str, int]:
     directory.mkdir(exist_ok=True)
-    learner.save(directory)
-    return save_state(learner, directory)
-
-
-def _note(checkpoint: Checkpoint) -> dict[str, Any]:
-    note = {
-        "run": checkpoint.run,
-        "position": asdict(checkpoint.position),
-        "learner": checkpoint.learner,
-        "files": {name: list(facts) for name, facts in checkpoint.files.items()},
-    }
-    if checkpoint.beside:
-        note["beside"] = dict(checkpoint.beside)
-    return note | {"key": key_of(note)}
-
-
-def _read(path: Path) -> Checkpoint:
-    try:
-        note = json.loads((path / NOTE).read_text(encoding="utf-8"))
-        if note.pop("key") != key_of(note):
-            raise ValueError("its content has changed")
-        return Checkpoint(
-            path,
-            Position(**note["position"]),
-            note["learner"],
-            note["run"],
-            {name: (int(size), str(digest)) for name, (size, digest) in note["files"].items()},
-            note.get("beside", {}),
-        )
-    except FileNotFoundError:
-        raise RunError(
-            f"checkpoint {str(path)!r} is incomplete or not from Palate: it has no {NOTE}; move it away to "
-            "resume without it"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"checkpoint {str(path)!r} is damaged: {NOTE} cannot be read ({error}); delete that directory to "
-            "resume from the previous checkpoint"
-        ) from None
-
-
-def _tidy(directory: Path) -> None:
-    """Clean up after a process that was killed while it wrote or removed a checkpoint."""
-    for left in directory.glob(".step-*"):
-        replaced = left.with_name(left.name.removeprefix(".").removesuffix(_OLD))
-        if left.name.endswith(_OLD) and (left / NOTE).exists() and not replaced.exists():
-            os.replace(left, replaced)  # the new checkpoint was not in place yet
-        else:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _put_aside(path: Path) -> Path:
-    """Rename a checkpoint before its removal, so that a kill leaves no partial checkpoint under its name."""
-    aside = path.with_name(f".{path.name}{_OLD}")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(path, aside)
-    return aside
-
-
-def _remove(aside: Path) -> None:
-    (aside / NOTE).unlink(missing_ok=True)  # first, so that `_tidy` does not restore a partial checkpoint
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(directory: Path) -> None:
-    """Wait until all files of a directory are on disk, so that its rename cannot reach the disk first."""
-    paths: Iterable[Path] = (directory, *directory.rglob("*"))
-    for path in paths:
-        sync(path)
+    if parts is None:
+        learner.save(directory)
+        return save_state(learner, directory)
+    for file in (parts / learner.name).iterdir():
+        os.replace(file, directory / file.name)
+    return learner.numbers()

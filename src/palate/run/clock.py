@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
+
+SLOW = 5
+"""Factor on the usual time per token at which a step is explained."""
+FEWEST, MOST = 5, 50
+"""Number of earlier steps that define the usual time: at least, and the latest of them."""
 
 
 class Clock:
@@ -21,6 +27,8 @@ class Clock:
         self._started = self._step_began = self._last_report = time.perf_counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._amounts: defaultdict[str, int] = defaultdict(int)
+        self._usual: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST))
+        self._explained = False
 
     @property
     def seconds(self) -> float:
@@ -52,6 +60,25 @@ class Clock:
         if "sample" in self._amounts:
             row["sampling/tokens_per_second"] = round(self._rate("sample"), 1)
         return row
+
+    def explain_slow_step(self) -> str | None:
+        """Return an explanation if the step took five times the median time per token; at most one per run.
+
+        Call it once, at the end of each step.
+        """
+        line = None
+        for stage in ("sample", "learn"):
+            if not self._amounts[stage]:
+                continue
+            each, usual = self._seconds[stage] / self._amounts[stage], self._usual[stage]
+            if len(usual) >= FEWEST and each > SLOW * statistics.median(usual) and not self._explained:
+                line = (
+                    f"this step took {each / statistics.median(usual):.0f} times as long per token as usual; "
+                    "if another program is using the processor, --threads 1 may be faster until it ends"
+                )
+            usual.append(each)
+        self._explained = self._explained or line is not None
+        return line
 
     def _rate(self, stage: str) -> float:
         return self._amounts[stage] / max(self._seconds[stage], 1e-9)

@@ -20,11 +20,15 @@ from palate.config import ModelConfig, RunConfig
 from palate.errors import RunError
 from palate.journal import Journal
 from palate.model.device import resolve
-from palate.run.checkpoints import Checkpoint
+from palate.run.checkpoint import Checkpoint
 from palate.run.status import write_json
 from palate.rundir import LOCK, description_in
+from palate.world.start import processes_around
 
 _PACKAGES = ("palate", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+_BEFORE = {"processes": 1}
+"""Values of runs that were written before these entries existed."""
 
 _LEFT_EARLY = (LOCK, ".config.json.part")
 """The files of a run that is killed before it writes its description."""
@@ -233,7 +237,7 @@ class RunDirectory:
             self.changes += [
                 f"{key} was {there[part].get(key)} and is {value}"
                 for key, value in description[part].items()
-                if there[part].get(key) != value
+                if there[part].get(key, _BEFORE.get(key)) != value
             ]
         dtype = there["resolved"].get("dtype")
         if dtype != description["resolved"].get("dtype"):
@@ -263,6 +267,7 @@ def describe(method: str, cfg: RunConfig) -> dict[str, Any]:
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "threads": torch.get_num_threads(),
+            "processes": processes_around(),
         },
         "started": now_text(),
     }

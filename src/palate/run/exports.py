@@ -11,6 +11,7 @@ from typing import Any
 from palate.data import write_rows
 from palate.errors import RunError
 from palate.journal import Journal
+from palate.run.files import writing
 from palate.run.status import write_json
 from palate.rundir import read_summary
 from palate.rundir.files import COMPLETIONS, SAMPLES, SUMMARY
@@ -26,7 +27,17 @@ def write_exports(
         summary: numbers by name.
         samples: rows of held-out prompts; no file is written if there are none.
         journal: source of the completions; no file is written if there are none.
+
+    Raises:
+        RunError: a file cannot be written.
     """
+    with writing(directory / SUMMARY):
+        _write(directory, summary, samples, journal)
+
+
+def _write(
+    directory: Path, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], journal: Journal
+) -> None:
     if samples:
         write_rows(directory / SAMPLES, samples)
     rows = list(journal.table())
@@ -39,8 +50,9 @@ def write_exports(
 
 def remove_exports(directory: Path) -> None:
     """Remove the exports of a finished run that continues with more steps."""
-    for name in (SUMMARY, SAMPLES, COMPLETIONS):
-        (directory / name).unlink(missing_ok=True)
+    with writing(directory / SUMMARY):
+        for name in (SUMMARY, SAMPLES, COMPLETIONS):
+            (directory / name).unlink(missing_ok=True)
 
 
 def earlier_summary(directory: Path) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from palate.errors import AGAIN, RunError
 
 
@@ -18,8 +20,9 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RunError(
-            f"{str(path)!r} cannot be written: {error.strerror or error}; the journal and the checkpoints "
+            f"{str(path)!r} cannot be written: {reason}; the journal and the checkpoints "
             f"are safe, {AGAIN} to resume"
         ) from error

@@ -23,7 +23,7 @@ class JudgeAnnotator:
     Attributes:
         annotate: groups in, groups with rewards out; the run stores its answers.
         court: the judge itself.
-        early: judges groups of a judge on a server while other work goes on.
+        early: judges groups in the background, for a judge on a server; None for a judge here.
     """
 
     annotate: Annotator
@@ -32,7 +32,7 @@ class JudgeAnnotator:
 
     @property
     def begin(self) -> Callable[[Group], None] | None:
-        """The function that begins to judge a group while other work goes on; None for a model here."""
+        """The function that begins to judge a group in the background; None for a judge here."""
         return None if self.early is None else self.early.begin
 
     def close(self) -> None:

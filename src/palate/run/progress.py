@@ -22,14 +22,15 @@ class Progress:
     Args:
         directory: the run's directory.
         clock: measures the run's time.
+        kept: False in a process without the run's files.
 
     Attributes:
         status: the current status.
     """
 
-    def __init__(self, directory: Path, clock: Clock) -> None:
+    def __init__(self, directory: Path, clock: Clock, *, kept: bool = True) -> None:
         self.status = Status("running")
-        self._directory, self._clock = directory, clock
+        self._directory, self._clock, self._kept = directory, clock, kept
 
     def set(self, **changes: Any) -> None:
         """Change fields of the status; the next `write` stores them."""
@@ -41,6 +42,8 @@ class Progress:
         Raises:
             RunError: the file cannot be written.
         """
+        if not self._kept:
+            return
         self.set(seconds=round(self._clock.seconds, 1), updated=now_text())
         with writing(self._directory / "status.json"):
             write_status(self._directory, self.status)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from palate.journal import Journal
-from palate.run.checkpoints import Checkpoint
-from palate.run.directory import RunDirectory
+from palate.run.checkpoint import Checkpoint
 from palate.run.files import writing
+from palate.run.following import FollowedMetrics, Place
 from palate.run.metrics import MetricsLog
 
 
-def resume(place: RunDirectory, journal: Journal, latest: Checkpoint | None, metrics: MetricsLog) -> None:
+def resume(
+    place: Place,
+    journal: Journal,
+    latest: Checkpoint | None,
+    metrics: MetricsLog | FollowedMetrics,
+    say: Callable[[str], None],
+) -> None:
     """Rewind the journal and the metrics to a checkpoint, and write the resume into `config.json`.
+
+    `say` shows changed settings.
 
     Raises:
         RunError: a file cannot be written.
@@ -20,6 +30,9 @@ def resume(place: RunDirectory, journal: Journal, latest: Checkpoint | None, met
     metrics.restore()
     with writing(place.path / "config.json"):
         place.settle()
+    if place.changes:
+        listed = "; ".join(place.changes)
+        say(f"resumed with changed settings, so results will not be bit-identical: {listed}")
 
 
 def resumed_at(step: int, steps: int, *, finished: bool) -> str:

@@ -15,25 +15,27 @@ from palate.data import Account
 from palate.errors import BudgetError, NonFiniteError, RunError
 from palate.learn import Learner
 from palate.learn.state import fingerprint, label_of
+from palate.memory import Memory
 from palate.model.rollouts import unobserved
-from palate.run.accounts import write_accounts
+from palate.run.accounts import warnings, write_accounts
 from palate.run.annotating import journaled
-from palate.run.checkpoints import Checkpoints, Position
+from palate.run.checkpoint import Position
 from palate.run.clock import Clock
-from palate.run.directory import RunDirectory
 from palate.run.display import Display
 from palate.run.drift import KL, BoundReachedError, Contest, Drift
 from palate.run.ending import how_to_resume, refuses
 from palate.run.exports import earlier_summary, remove_exports, write_exports
 from palate.run.facts import remember, require_same
-from palate.run.files import writing
-from palate.run.metrics import Metrics, MetricsLog, without_step
+from palate.run.following import open_directory, open_metrics
+from palate.run.metrics import Metrics, without_step
 from palate.run.progress import Progress
 from palate.run.resuming import resume, resumed_at
 from palate.run.seeds import seed_of
+from palate.run.shared import SharedMemory, open_checkpoints
 from palate.run.trackers import check_trackers
 from palate.run.watch import save_batch
 from palate.types import Group
+from palate.world import current
 
 
 class Run:
@@ -41,15 +43,15 @@ class Run:
 
     `config.json` is written first, with versions, processor and seed. `journal.db` stores samples, rewards
     and measurements as soon as they exist; `metrics.jsonl` has a row per step; `checkpoints/step-N/` are
-    written completely or not at all; `summary.json` is written at the end.
-
-    A run in a directory with a run of the same configuration resumes it: the method starts from its
-    beginning, the journal answers repeated requests, and `steps` skips finished steps. On the same processor
-    with the same settings, the final weights are bit-identical.
+    written completely or not at all; `summary.json` is written at the end. A run in a directory with a run of
+    the same configuration resumes it: the method starts from its beginning, the journal answers repeated
+    requests, and `steps` skips finished steps. On the same processor with the same settings, the final
+    weights are bit-identical.
 
     Attributes:
         directory: the run's directory.
-        journal: the run's journal; `attach` and `annotator` connect it to learners and annotators.
+        checkpoints: the run's checkpoints, which `steps` and `save` write.
+        journal: the run's journal; `memory` is its part for models, which all processes of the run share.
         meter: returns further numbers of each step, such as the cost of a judge.
         drift: measures the KL between steps, and ends training where it passes a bound; None for neither.
         contest: compares two policies on the held-out prompts; None without held-out prompts or a reward.
@@ -60,27 +62,26 @@ class Run:
         display: shows progress; silent by default.
 
     Raises:
-        RunError: the directory holds another run or a damaged run, another process works on it, or it cannot
-            be written.
+        RunError: the directory holds another or a damaged run, is in use, or cannot be written.
         ConfigError: a tracker of `report_to` is unknown or not installed.
     """
 
     def __init__(self, cfg: RunConfig, *, method: str, display: Display | None = None) -> None:
-        self.cfg = cfg
-        self.method = method
+        self.cfg, self.method = cfg, method
         self.directory = cfg.output or Path("runs") / method
-        self.display = display or Display(quiet=True)
+        self.world = current()
+        self.display = display if display is not None and self.world.leads else Display(quiet=True)
         self.display.penalised = bool(getattr(cfg, "missing_eos_penalty", 0.0))
         check_trackers(cfg.report_to)  # before anything replaces an existing run
         self._clock = Clock()
-        self._progress = Progress(self.directory, self._clock)
+        self._progress = Progress(self.directory, self._clock, kept=self.world.leads)
         with ExitStack() as undo:
-            self._place = RunDirectory(self.directory, method, cfg)
+            self._place = open_directory(self.directory, method, cfg)
             undo.callback(self._place.release)
-            self._checkpoints = Checkpoints.of_run(self.directory, self._place.id, cfg)
-            self.journal = self._place.journal(self._checkpoints.latest)
+            self.checkpoints = open_checkpoints(self.directory, self._place.id, cfg)
+            self.journal = self._place.journal(self.checkpoints.latest)
             undo.callback(self.journal.close)
-            self._metrics = MetricsLog(self.directory, self.journal, cfg)
+            self._metrics = open_metrics(self.directory, self.journal, cfg)
             undo.pop_all()
         self._stage = self._base = self._done = self._new_steps = 0
         self._started = self._within = False
@@ -90,6 +91,7 @@ class Run:
         self._measured: dict[str, Metrics] = {}
         self._ledger: Ledger | None = None
         self._accounts: dict[str, Account] = {}
+        self.memory: Memory = self.journal if self.world.size == 1 else SharedMemory(self.journal)
         self.meter: Callable[[], Metrics] = dict
         if not self._place.resumed:
             self._start()
@@ -116,8 +118,6 @@ class Run:
             self.display.stop()
             self._end(error)
 
-    # -- randomness --------------------------------------------------------------------------------
-
     def seed(self, *names: str | int) -> int:
         """Return the seed of one purpose, such as `run.seed("sample", step)`; each has its own stream."""
         return seed_of(self.cfg.seed, *names)
@@ -133,7 +133,7 @@ class Run:
             RunError: the run started with other weights of a learner.
         """
         for learner in learners:
-            learner.observe, learner.memory = self.observe, self.journal
+            learner.observe, learner.memory = self.observe, self.memory
             self._attached.append(learner)
             self.require_same(f"the weights of {learner.name}", fingerprint(learner), label_of(learner))
         self._start()
@@ -175,11 +175,12 @@ class Run:
         Raises:
             RunError: the value was different when the run started.
         """
-        require_same(self.journal, self.directory, name, value, label)
+        self.world.agree(label, value)
+        self.world.lead(name, lambda: require_same(self.journal, self.directory, name, value, label))
 
     def remember(self, name: str, value: str) -> str:
         """Return a value as it was when the run started first; `value` if it starts with this call."""
-        return remember(self.journal, name, value)
+        return self.world.lead(name, lambda: remember(self.journal, name, value))
 
     def report_data(self, source: str, account: Account) -> None:
         """Show how much of a data set is used and what is not; write it to config.json and skipped.jsonl.
@@ -207,19 +208,16 @@ class Run:
         """Yield the indices of the steps of one stage of a method, without steps finished earlier.
 
         Checkpoints save all learners together. In a resumed run, the learners are restored from the stage's
-        last checkpoint, and its steps are skipped. The first learner is the run's model; checkpoints save the
-        others, such as a critic, in subdirectories.
+        last checkpoint, and its steps are skipped. Learners after the first are saved in subdirectories.
 
         Raises:
             RunError: the stage's checkpoint is damaged or has other learners.
-            BoundReachedError: the KL passed its bound (`drift`); the learners are at the last checkpoint
-                within it.
+            BoundReachedError: the KL passed its bound; the learners are at the last checkpoint within it.
         """
         self._start()
-        stage, self._stage = self._stage, self._stage + 1
-        base = self._base
+        stage, base, self._stage = self._stage, self._base, self._stage + 1
         self.display.expect(base + count)
-        first, there = 0, self._checkpoints.restore(stage, *learners) if learners else None
+        first, there = 0, self.checkpoints.restore(stage, *learners) if learners else None
         if there is not None:
             first = there.step
             self.display.step(there.steps)
@@ -235,9 +233,9 @@ class Run:
             self._within = False
             self._progress.set(step=self._done)
             last = step + 1 == count
-            near = self._is_near(last, *learners)
-            if learners and (last or near or self._checkpoints.is_due(step + 1)):
-                self._save(Position(stage, step + 1, base, self._metrics.count, last, near), *learners)
+            marks = self._measure_drift(last, *learners)
+            if learners and (last or marks or self.checkpoints.is_due(step + 1)):
+                self._save(Position(stage, step + 1, base, self._metrics.count, last, **marks), *learners)
         self._stop_at(base + max(first, count))
 
     @property
@@ -248,7 +246,7 @@ class Run:
     @property
     def last_step(self) -> Metrics | None:
         """The metrics of the last step, also from before an interruption; None before the first step."""
-        return self._metrics.last_step
+        return self.world.lead("last step", lambda: self._metrics.last_step)
 
     @property
     def seconds(self) -> float:
@@ -275,6 +273,8 @@ class Run:
         row = self._metrics.sum_tokens(row) | dict(self.meter()) | self._clock.metrics()
         self._write(row)
         self.display.metrics(row, samples)
+        if (slow := self._clock.explain_slow_step()) is not None:
+            self.display.say(slow)
         self._metrics.require_pairs(row)
 
     def measure(self, name: str, compute: Callable[[], Metrics]) -> Metrics:
@@ -286,7 +286,7 @@ class Run:
         """
         self._start()
         key = f"{name} after step {self._done}"
-        known = self.journal.metrics_of(key)
+        known = self.world.lead("measured before", lambda: self.journal.metrics_of(key))
         self._measured[key] = numbers = compute() if known is None else without_step(known)
         if known is None:
             self._write({"step": self._done, **numbers}, key=key)
@@ -308,7 +308,7 @@ class Run:
         assert not self._within, "a run cannot be resumed from the middle of a step"
         self._start()
         position = Position(self._stage, 0, self._base, self._metrics.count, ended=True)
-        return self._checkpoints.holding(*learners) or self._save(position, *learners)
+        return self.checkpoints.holding(*learners) or self._save(position, *learners)
 
     def finish(self, summary: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """Write `summary.json`, held-out samples, and all completions as `completions.parquet`.
@@ -316,15 +316,17 @@ class Run:
         If the run was already finished and did no new steps, its summary is kept. Return the summary there.
         """
         self._start()
-        if self._new_steps == 0 and (there := earlier_summary(self.directory)) is not None:
-            return there
-        self._place.keep()
-        with writing(self.directory / "summary.json"):
+
+        def written() -> dict[str, Any]:
+            if self._new_steps == 0 and (there := earlier_summary(self.directory)) is not None:
+                return there
+            self._place.keep()
             write_exports(self.directory, summary, samples, self.journal)
-        for source, account in self._accounts.items():
-            for line in account.warnings():
-                self.display.say(f"{source}: {line}")
-        return dict(summary)
+            for line in warnings(self._accounts):
+                self.display.say(line)
+            return dict(summary)
+
+        return self.world.lead("finish", written)
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -336,25 +338,19 @@ class Run:
         if self._started:
             return
         self._started = True
-        if self._place.resumed:
-            self._resume()
+        if self._place.resumed and self.world.leads:
+            resume(self._place, self.journal, self.checkpoints.latest, self._metrics, self.display.say)
+            self._progress.restore()
         self._metrics.begin()
         self._progress.write()
-
-    def _resume(self) -> None:
-        resume(self._place, self.journal, self._checkpoints.latest, self._metrics)
-        if changes := self._place.changes:
-            listed = "; ".join(changes)
-            self.display.say(f"resumed with changed settings, so results will not be bit-identical: {listed}")
-        self._progress.restore()
 
     def _end(self, error: BaseException | None) -> None:
         if not self._started:
             return  # the run was refused or interrupted before it did anything
-        if isinstance(error, NonFiniteError):
+        if isinstance(error, NonFiniteError) and self.world.leads:
             save_batch(self.directory / "nonfinite.jsonl", error)
         if isinstance(error, KeyboardInterrupt | BudgetError):
-            saved = latest.position.steps if (latest := self._checkpoints.latest) else None
+            saved = latest.position.steps if (latest := self.checkpoints.latest) else None
             self.display.say(how_to_resume(self._progress.status.step, saved, overwrite=self.cfg.overwrite))
         with nullcontext() if error is None else suppress(RunError):  # report the first error
             self._progress.end(error)
@@ -366,22 +362,21 @@ class Run:
         self.journal.place = f"step {step + 1}"
         self._progress.set(step=step, steps=steps)
         self._progress.write()
-        if self._new_steps == 0:  # the run is no longer finished, so its exports are outdated
-            with writing(self.directory / "summary.json"):
-                remove_exports(self.directory)
+        if self._new_steps == 0 and self.world.leads:  # the run is not finished again, so exports are old
+            remove_exports(self.directory)
         self._new_steps += 1
         self._done = step + 1
 
-    def _is_near(self, last: bool, *learners: Learner) -> bool:
-        """Measure the KL if it is due; True if it lies within a bound. Above it, BoundReachedError."""
+    def _measure_drift(self, last: bool, *learners: Learner) -> dict[str, Any]:
+        """Measure KL and reward if due; return marks for a checkpoint. Above the bound, BoundReachedError."""
         if not learners or self.drift is None or not self.drift.is_due(self._done, last=last):
-            return False
+            return {}
         drift, done = self.drift, self._done
-        kl = self.measure("kl", lambda: {KL: drift.measure(done)})[KL]
-        if drift.allows(kl):
-            return drift.most is not None
-        step = self._checkpoints.end_within(self._metrics.count, *learners).steps
-        self.display.say(drift.explain(kl, done, step))
+        numbers = self.measure("kl", lambda: drift.numbers(done))
+        if drift.allows(numbers[KL]):
+            return drift.marks(numbers)
+        step = self.checkpoints.end_within(self._metrics.count, *learners).steps
+        self.display.say(drift.explain(numbers[KL], done, step))
         raise self._stopped_by_bound(step)
 
     def _stop_at(self, step: int) -> None:
@@ -395,7 +390,7 @@ class Run:
         return BoundReachedError(f"training ended after step {step}")
 
     def _save(self, position: Position, *learners: Learner) -> Path:
-        path = self._checkpoints.save(position, *learners)
+        path = self.checkpoints.save(position, *learners)
         self._place.keep()
         return path
 

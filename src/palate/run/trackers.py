@@ -82,4 +82,5 @@ class Trackers:
     def close(self) -> None:
         """Send pending metrics and close the trackers."""
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            for tracker in self._accelerator.trackers:  # `end_training` would also end torch's process group
+                tracker.finish()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from palate.errors import RunError
-from palate.rundir.files import CHECKPOINTS
+from palate.rundir.files import CHECKPOINTS, SUMMARY, read_object
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -33,7 +34,9 @@ def checkpoints_in(run: Path) -> dict[int, Path]:
 
 
 def checkpoint(run: Path, step: int | None = None) -> Path:
-    """Return the directory of a run's last finished checkpoint, or of the checkpoint at `step`.
+    """Return the directory of a run's result, or of the checkpoint at `step`.
+
+    The result is the checkpoint that a finished run names in `summary.json`, else the last finished one.
 
     Raises:
         RunError: the run has no checkpoint, none at `step`, or the checkpoints cannot be read.
@@ -47,4 +50,13 @@ def checkpoint(run: Path, step: int | None = None) -> Path:
     if step is not None and step not in paths:
         steps = ", ".join(map(str, paths))
         raise RunError(f"the run {str(run)!r} has no checkpoint of step {step}; it has steps {steps}")
-    return paths[max(paths) if step is None else step]
+    return paths[step] if step is not None else _result(run, paths)
+
+
+def _result(run: Path, paths: Mapping[int, Path]) -> Path:
+    """Return the checkpoint that the run names as its result if it exists, else the last one."""
+    try:
+        named = (read_object(run / SUMMARY) or {}).get("checkpoint")
+    except RunError:
+        named = None  # a damaged summary does not hide the checkpoints
+    return next((path for path in paths.values() if str(path.relative_to(run)) == named), paths[max(paths)])

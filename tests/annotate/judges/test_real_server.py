@@ -85,7 +85,12 @@ def test_oaif_with_a_real_server(server: LlamaServer, tmp_path: Path) -> None:
         "steps": 2,
         "batch_size": 4,
         "max_dead_steps": 3,
-        "judge": {"model": f"server:smollm2@{server.url}", "label_mass": 0.0, "timeout": 120.0},
+        "judge": {
+            "model": f"server:smollm2@{server.url}",
+            "label_mass": 0.0,
+            "timeout": 120.0,
+            "probe_pairs": 0,
+        },
     }
     outcome = train("oaif", METHODS["oaif"].configure(given))
     with sqlite3.connect(tmp_path / "run" / "journal.db") as db:

@@ -123,6 +123,7 @@ def test_scores(tmp_path: Path) -> None:
     assert (found["kind"], found["prompts"]) == ("scores", 2)
     assert (found["pairwise"], found["best"], found["exact"]) == (0.75, 0.5, 0.5)
     assert (found["spearman"], found["kendall"]) == (pytest.approx(0.0), pytest.approx(0.0))
+    assert (found["pairwise_strict"], found["ties"], found["unusable"]) == (0.75, 0.0, 0)
     assert figures(tmp_path / "l.jsonl", SCORED, gold="stars")["pairwise"] == 0.25
 
 

@@ -15,11 +15,7 @@ from palate.testing import tiny_model
 @pytest.fixture(scope="module")
 def chatty(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny model with room for a list of prompts, or for the question of a judge."""
-    folder = tmp_path_factory.mktemp("chatty")
-    tiny_model(folder, chat=True, max_position_embeddings=4096)
-    tokenizer = folder / "tokenizer_config.json"
-    tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "model_max_length": 4096}))
-    return str(folder)
+    return tiny_model(tmp_path_factory.mktemp("chatty"), chat=True, max_position_embeddings=4096)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

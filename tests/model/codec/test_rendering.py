@@ -274,7 +274,7 @@ def test_an_end_token_that_the_answer_has_already_is_not_doubled():
     made = codec()
     example = made.example(Demonstration(Prompt("Q"), "Yes.<|im_end|>\n"))
     assert made.tokenizer.decode(example.completion.token_ids) == "Yes.<|im_end|>"
-    assert any("not doubled" in note for note in made.account.notes)
+    assert any("no second one" in note for note in made.account.notes)
 
 
 def test_answers_longer_than_the_context_are_counted():

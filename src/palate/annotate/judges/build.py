@@ -68,7 +68,7 @@ class Judging:
 
     @property
     def remote(self) -> bool:
-        """True if all models compute elsewhere, so that other work can go on beside them."""
+        """True if all models compute elsewhere, so that this process can do other work meanwhile."""
         return all(getattr(bench.desk.model, "remote", False) for bench in self.benches)
 
     def metrics(self) -> dict[str, float]:

@@ -110,15 +110,15 @@ def metrics_of(benches: Sequence[Bench]) -> dict[str, float]:
     }
     for name, (part, whole) in _SHARES.items():
         if counts[whole]:
-            values[f"judge/{name}"] = counts[part] / counts[whole]
+            values[name] = counts[part] / counts[whole]
     return values
 
 
 _SHARES = {
-    "unusable": ("unusable", "asked"),
-    "orders_disagree": ("disagree", "pairs"),
-    "members_disagree": ("split", "voted"),
-    "expert_asked": ("unsure", "first"),
+    "judge/unusable": ("unusable", "asked"),
+    "judge/orders_disagree": ("disagree", "pairs"),
+    "judge/members_disagree": ("split", "voted"),
+    "judge/expert_asked": ("unsure", "first"),
 }
 """Metrics that are shares: the count, and the count of which it is a part."""
 

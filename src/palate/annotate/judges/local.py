@@ -169,7 +169,7 @@ class LocalModel:
         """Sample the answers: text, number of tokens and finish reason of each; empty if none is needed.
 
         Answers of one kind are sampled together. The samples of one question have different seeds, since a
-        template need not tell them apart.
+        template may not distinguish them.
         """
         texts = [("", 0, "")] * len(questions)
         kinds: dict[tuple[int, float, int], list[int]] = {}

@@ -105,7 +105,7 @@ def read_points(text: str, finish: str, labels: Sequence[str]) -> Reading:
     """Read a verdict that ends with the line `Score: N`, the only line that begins with `Score:`.
 
     A score within a sentence is part of the explanation. Two lines of scores, a score that is not a label,
-    and words after the score leave it open which score is meant, so there is no verdict.
+    and words after the score leave it open which score is meant; such a text counts as unparsed.
     """
     if finish == "length":
         return Reading("cut", note="the judge's answer was truncated; raise --judge-reasoning")

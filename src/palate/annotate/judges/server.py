@@ -83,7 +83,7 @@ class ServerModel:
 
     Attributes:
         options, price: as given.
-        remote: True, because it computes elsewhere: other work can go on beside it.
+        remote: True, because it computes elsewhere, so that this process can do other work meanwhile.
         client, pace: send requests and limit their rate.
         dialect: the parameters that the server has accepted so far.
 

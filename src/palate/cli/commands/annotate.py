@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from palate.cli.command import Command
-from palate.config import DataConfig, ModelConfig, RewardConfig
+from palate.config import DataConfig, ModelConfig, RewardConfig, Source
 from palate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ class AnnotateConfig(RewardConfig, ModelConfig, DataConfig):
     """`data` is the first word; the others have no use without training."""
     flags: ClassVar[Mapping[str, str]] = {"json_lines": "--json"}
     """Flags that are not named like their field."""
+    data: Source
+    """Data to label, as in a run: pairs with chosen and rejected, or prompts with a completion."""
     output: Path | None = None
     """File to write, .parquet or .jsonl. It appears when it is complete. Verdicts are stored in a file beside
-    it as soon as they arrive; the same command again resumes and pays for nothing twice."""
+    it as soon as they arrive; the same command again resumes and never pays twice."""
     pairs: bool = False
     """Make one pair of each prompt with several completions: the best against the worst."""
     seed: int = Field(0, ge=0)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from palate.cli.command import Command, Group
+from palate.world import current
+from palate.world.start import processes_around
 
 
 def run(method: str, config: Any) -> int:
-    """Train a model, then print the results."""
+    """Train a model, then print the results; with `processes`, start them first."""
+    if (config.processes or 1) > 1 and processes_around() == 1:
+        from palate.world.launcher import launch
+
+        return launch([sys.executable, "-m", "palate", *sys.argv[1:]], config.processes)
     from rich.console import Console
 
     from palate.cli.outcome import show_outcome
@@ -19,7 +26,9 @@ def run(method: str, config: Any) -> int:
     from palate.run import Display
 
     quiet_libraries()
-    show_outcome(train(method, config, display=Display()), Console())
+    outcome = train(method, config, display=Display())
+    if current().leads:
+        show_outcome(outcome, Console())
     return 0
 
 

@@ -6,20 +6,22 @@ import json as jsonlib
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from palate.cli.command import Command
-from palate.config import EMBEDDED, DataConfig, ModelConfig, ModelName, RunConfig, Sampling
+from palate.config import EMBEDDED, DataConfig, ModelConfig, ModelName, RewardConfig, RunConfig, Sampling
 from palate.errors import ConfigError
 from palate.types import Group, Prompt
 
 
-class SampleConfig(ModelConfig, Sampling):
+class SampleConfig(ModelConfig, Sampling, RewardConfig):
     """Sample"""
 
-    unoffered: ClassVar = frozenset({"lora", "lora_rank", "lora_alpha", "checkpointing"})
+    unoffered: ClassVar = frozenset(
+        {"lora", "lora_rank", "lora_alpha", "checkpointing", "eval_reward", "probe_pairs", "probe_data"}
+    )
     """Fields of the parts that only matter for training."""
     flags: ClassVar[Mapping[str, str]] = {"json_lines": "--json"}
     """Switches that are not named like their field; its own name works too, and is not in the help."""
@@ -40,12 +42,28 @@ class SampleConfig(ModelConfig, Sampling):
     """Use only this many rows, from the start of the data; default: all."""
     n: int = Field(1, ge=1)
     """Number of completions per prompt."""
+    best_of: int | None = Field(None, ge=2)
+    """Sample this many completions of each prompt and keep the best by the reward or the judge."""
     seed: int = RunConfig.model_fields["seed"].default
     """Random seed for sampling."""
     output: Path | None = None
     """Write the completions to this .jsonl or .parquet file instead of printing them."""
     json_lines: bool = False
     """Print one JSON object per completion and nothing else."""
+
+    @model_validator(mode="after")
+    def _chooses(self) -> Self:
+        by = self.reward or self.judge
+        if self.best_of is not None and not by:
+            raise ValueError(
+                "best_of is set and nothing chooses the best; give a reward, such as --reward sentiment, or "
+                "a judge, such as --judge local:MODEL"
+            )
+        if self.best_of is None and by:
+            raise ValueError("a reward or a judge has no effect without best_of; give --best-of N")
+        if self.best_of is not None and self.n > 1:
+            raise ValueError("n and best_of are both given; best_of keeps one completion of each prompt")
+        return self
 
 
 def sample(config: SampleConfig) -> int:
@@ -66,7 +84,18 @@ def sample(config: SampleConfig) -> int:
         check_target(output)
     model = load_model(config.part(ModelConfig), trainable=False)
     snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=2048)
-    groups = snapshot.sample(prompts, config.n, config.sampling, seed=config.seed)
+    groups = snapshot.sample(prompts, config.best_of or config.n, config.sampling, seed=config.seed)
+    if config.best_of is not None:
+        from palate.cli.best import keep_best
+
+        notes = Console(stderr=True)
+        options = {name: getattr(config, name) for name in ("device", "trust_remote_code", "fast")}
+        groups = keep_best(
+            groups,
+            config.part(RewardConfig),
+            options,
+            lambda text: notes.print(Text(plain(text)), soft_wrap=True),
+        )
     if output is not None:
         write_rows(output, _rows(groups))
         return 0
@@ -98,7 +127,7 @@ def _rows(groups: list[Group]) -> Iterator[dict[str, Any]]:
     """Yield one row per completion, with TRL's column names."""
     for group in groups:
         content = group.prompt.content
-        for completion in group.completions:
+        for i, completion in enumerate(group.completions):
             answer = completion.text
             if isinstance(content, str):
                 texts: dict[str, Any] = {"prompt": content, "completion": answer}
@@ -112,6 +141,7 @@ def _rows(groups: list[Group]) -> Iterator[dict[str, Any]]:
                 "finish": completion.finish,
                 "tokens": len(completion.token_ids),
                 "logp": sum(completion.logps or ()),
+                **({} if group.rewards is None else {"reward": group.rewards[i]}),
             }
 
 

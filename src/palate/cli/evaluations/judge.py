@@ -29,7 +29,7 @@ class JudgeEvaluationConfig(Config):
     """Column with the reference score of a completion; higher is better. Default: `data_score`, the score
     that the data had before."""
     perfect: float = 5.0
-    """Lowest score that counts as perfect: 5 for a rubric."""
+    """Score that counts as perfect: 5 for a rubric."""
     html: Path | None = None
     """Write a page with the figures and the disagreements to this file."""
     json_only: bool = False

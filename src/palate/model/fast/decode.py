@@ -16,6 +16,7 @@ from torch import Tensor
 from palate.config import Sampling
 from palate.model.codec import Codec
 from palate.model.fast.attention import Attention, following
+from palate.model.fast.fused import Fused
 from palate.model.fast.head import LMHead, product
 from palate.model.fast.layout import PackedLayout, positions
 from palate.model.fast.lean import states_of
@@ -37,6 +38,7 @@ class Decoder:
         slots: number of prompts in progress at a time.
         rows: number of completions per prompt.
         longest: number of tokens of the longest prompt.
+        fused: the network's layers with fewer products; None computes with the network's own weights.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class Decoder:
         slots: int,
         rows: int,
         longest: int,
+        fused: Fused | None = None,
     ) -> None:
-        self.network, self.head, self.codec, self.sampling = network, head, codec, sampling
-        self.hidden_states = states_of(network, times=product)
+        self.network, self.head, self.codec, self.sampling, self.fused = network, head, codec, sampling, fused
+        self.hidden_states = states_of(network, times=product) if fused is None else fused.states
         self.device = torch.device(network.device)
         self.store = KeyValueStore(slots, rows, longest, sampling.max_new_tokens, self.device)
         self.rows = rows
@@ -92,7 +95,7 @@ class Decoder:
         for slot, group in fresh.items():
             self.at[slot * self.rows : slot * self.rows + len(group)] = group
         # The rows of a prompt draw from the same logits, each with its own uniform number.
-        logits = self.head.logits(hidden[last]).repeat_interleave(self.rows, dim=0)
+        logits = self._logits(hidden[last]).repeat_interleave(self.rows, dim=0)
         places = [slot * self.rows + j for slot in slots for j in range(self.rows)]
         keep = [i for i, place in enumerate(places) if self.at[place] is not None]
         self._draw([places[i] for i in keep], logits[keep] if len(keep) < len(places) else logits)
@@ -108,7 +111,13 @@ class Decoder:
             torch.tensor([[len(row.prompt_ids) + d] for row, d in zip(rows, depth, strict=True)]),
             layout,
         )[:, 0]
-        self._draw(places, self.head.logits(hidden))
+        self._draw(places, self._logits(hidden))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Return logits (M, V). hidden (M, H)"""
+        if self.fused is None:
+            return self.head.logits(hidden)
+        return self.head.capped(self.fused.logits(hidden))
 
     def _draw(self, places: list[int], logits: Tensor) -> None:
         """Draw a token for the rows at `places`, and remove finished rows."""
@@ -238,7 +247,8 @@ class Step:
         group = query.shape[1] // kv
         self._write(keys, key)
         self._write(values, value)
-        grid = query[:, :, 0].to(keys.dtype) * how.scaling
+        grid = query[:, :, 0].to(keys.dtype)
+        grid = grid if how.scaling == 1.0 else grid * how.scaling
         if not self.whole:
             grid = grid.new_zeros(slots * rows, kv * group, size).index_copy_(0, self.places, grid)
         grid = grid.view(slots, rows, kv, group, size).transpose(1, 2).contiguous()
@@ -258,7 +268,7 @@ class Step:
             weights.view(slots * kv, rows * group, -1)[:, :, : self.longest], shared_values
         )
         out = (
-            output.to(query.dtype)
+            output.to(value.dtype)
             .view(slots, kv, rows, group, size)
             .transpose(1, 2)
             .reshape(slots * rows, 1, kv * group, size)

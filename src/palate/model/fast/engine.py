@@ -11,6 +11,7 @@ import torch
 from palate.config import Sampling
 from palate.model.fast.attention import following
 from palate.model.fast.decode import Decoder
+from palate.model.fast.fused import Fused, can_fuse
 from palate.model.fast.head import LMHead
 from palate.model.fast.merge import MergedCopy, can_merge
 from palate.model.fast.packed import packed_batches, packed_outputs, packed_scores, packed_values
@@ -25,13 +26,17 @@ class FastEngine:
 
     def __init__(self) -> None:
         self._merged: MergedCopy | None = None
+        self._fused: Fused | None = None
+        self._version: tuple[int, int, bool] | None = None
 
     @torch.no_grad()
     def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
         """Fill rows; prompts are computed once, finished rows leave the batch, and new prompts refill it."""
         if not groups:
             return
-        network, most = self.sampling_network(model), sampling.sampling_rows
+        fused = self.fused(model)
+        network = self.sampling_network(model) if fused is None else model.network
+        most = sampling.sampling_rows or sum(map(len, groups))
         groups = [group[i : i + most] for group in groups for i in range(0, len(group), most)]
         n = len(groups[0])
         decoder = Decoder(
@@ -39,9 +44,10 @@ class FastEngine:
             _head(network),
             model.codec,
             sampling,
-            slots=min(len(groups), max(1, sampling.sampling_rows // n)),
+            slots=min(len(groups), max(1, most // n)),
             rows=n,
             longest=max(len(group[0].prompt_ids) for group in groups),
+            fused=fused,
         )
         yield from decoder.run(iter(groups))
 
@@ -53,8 +59,26 @@ class FastEngine:
             self._merged = MergedCopy(model.network)
         return self._merged.at(model.revision)
 
+    def fused(self, model: LoadedModel) -> Fused | None:
+        """Return the network's current weights packed for sampling; None if they cannot be packed.
+
+        They are kept until the weights change, or until a pass with gradient, which needs the memory itself.
+        """
+        network = model.network
+        if not can_fuse(network):
+            return None
+        # torch counts the changes of each tensor, too; `parameter.data = ...` is in the revision alone.
+        changes = sum(parameter._version for parameter in network.parameters())
+        version = model.revision, changes, model.adapter_off
+        if self._fused is None or self._fused.network is not network or self._version != version:
+            self._fused = None  # free the old copy first
+            self._fused, self._version = Fused(network), version
+        return self._fused
+
     def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
         """Return the context in which the network's layers follow layouts."""
+        if torch.is_grad_enabled():
+            self._fused = None
         return following(model.network)
 
     def outputs(

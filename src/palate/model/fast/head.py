@@ -15,6 +15,9 @@ FEW_ROWS = 128
 TILE_ELEMENTS = 15 << 19
 """Size of a tile, tokens x vocabulary: 30 MiB in float32. The C library requests blocks of 32 MiB and more
 from the system each time, and the first access to each new page costs as much as the arithmetic on it."""
+MOST_SLOPES = 1 << 25
+"""Number of half-precision gradients of logits that a trained head collects: 64 MiB. A product with
+them is as large as the head's weight, so several tiles share one."""
 ACCELERATOR_TILES = 8
 """Factor on the size of tiles on an accelerator, which has its own allocator."""
 
@@ -58,7 +61,10 @@ class LMHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits (M, V) in the compute dtype, or in float32 after a soft cap. hidden (M, H)"""
-        logits = product(hidden, self.weight, self.bias).contiguous()
+        return self.capped(product(hidden, self.weight, self.bias).contiguous())
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Return raw logits after the soft cap, which is computed in float32. (M, V)"""
         if self.softcap is None:
             return logits
         return self.softcap * torch.tanh(logits.to(_wide(logits)) / self.softcap)
@@ -127,7 +133,8 @@ class _TargetValues(torch.autograd.Function):
                 top[rows], tokens[rows] = scored.topk(kept[1], dim=-1)
             if statistics:
                 top1[rows] = (scored.argmax(-1) == targets[rows]).to(top1.dtype)
-                entropy[rows] = normaliser - (probs * scored).sum(-1)
+                # As a product: it reads both and writes no third tile.
+                entropy[rows] = normaliser - torch.bmm(probs[:, None], scored[:, :, None])[:, 0, 0]
             if u is not None:
                 u[rows] = _through(_uncapped(_slope(probs, target), scored, softcap), weight)
         ctx.softcap, ctx.trains_head = softcap, trains_head
@@ -183,22 +190,64 @@ def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradie
     """Compute gradients with recomputed tiles, for a trained head."""
     hidden, weight, bias, targets, *_ = ctx.saved_tensors
     d_hidden = torch.empty_like(hidden)
-    d_weight = torch.zeros_like(weight, dtype=_wide(weight))
+    d_weight = _WeightGradient(hidden, weight)
     d_bias = None if bias is None else torch.zeros_like(bias, dtype=_wide(bias))
     for rows in _tiles(hidden, weight):
         scored = _scored(hidden[rows], weight, bias, ctx.softcap)
-        d_scored = _slope(scored.softmax(-1), targets[rows, None]).mul_(by_logp[rows])
+        # by_logp * (onehot(y) - softmax), with one pass over the tile
+        d_scored = (
+            scored.softmax(-1).mul_(-by_logp[rows]).scatter_add_(-1, targets[rows, None], by_logp[rows])
+        )
         if single is not None:
             d_scored.scatter_add_(-1, single.tokens[rows], single.gradients[rows])
         d_raw = _uncapped(d_scored, scored, ctx.softcap)
-        d_hidden[rows] = _through(d_raw, weight)
-        if d_raw.dtype == hidden.dtype:
-            d_weight.addmm_(d_raw.T, hidden[rows])  # avoids a second (V, H) tensor per tile
-        else:
-            d_weight += d_raw.to(weight.dtype).T @ hidden[rows]
+        d_hidden[rows] = d_weight.add(d_raw, rows) @ weight
         if d_bias is not None:
             d_bias += d_raw.sum(0)
-    return d_hidden, d_weight.to(weight.dtype), None if d_bias is None else d_bias.to(bias.dtype)
+    return d_hidden, d_weight.total(), None if d_bias is None else d_bias.to(bias.dtype)
+
+
+class _WeightGradient:
+    """The gradient of the head's weight, summed over tiles: slopes^T hidden.
+
+    In half precision, slopes are collected, so that few products of the weight's size are made and summed.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor) -> None:
+        self._hidden, self._weight = hidden, weight
+        self._total: Tensor | None = None
+        self._half = _wide(weight) != weight.dtype
+        self._most = max(MOST_SLOPES // len(weight), 1)
+        self._slopes: Tensor | None = None
+        self._first = self._next = 0  # the rows whose slopes are collected
+
+    def add(self, slopes: Tensor, rows: slice) -> Tensor:
+        """Add a tile's slopes; return them in the format of the weight. (M, V)"""
+        if not self._half:
+            if self._total is None:
+                self._total = torch.zeros_like(self._weight)
+            self._total.addmm_(slopes.T, self._hidden[rows])  # avoids a second (V, H) tensor per tile
+            return slopes
+        if self._slopes is None or rows.stop - self._first > len(self._slopes):
+            self._flush()
+            size = min(max(self._most, len(slopes)), len(self._hidden) - rows.start)
+            if self._slopes is None or len(self._slopes) < size:
+                self._slopes = slopes.new_empty(size, slopes.shape[1], dtype=self._weight.dtype)
+        self._next = rows.stop
+        return self._slopes[rows.start - self._first : rows.stop - self._first].copy_(slopes)
+
+    def _flush(self) -> None:
+        if self._next > self._first:
+            assert self._slopes is not None
+            part = self._slopes[: self._next - self._first].T @ self._hidden[self._first : self._next]
+            self._total = part if self._total is None else self._total.to(_wide(part)).add_(part)
+        self._first = self._next
+
+    def total(self) -> Tensor:
+        """Return the sum, in the format of the weight. (V, H)"""
+        self._flush()
+        assert self._total is not None
+        return self._total.to(self._weight.dtype)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from palate.model.fast.attention import Attention
+from palate.model.fast.batched import Batches
 from palate.model.fast.flex import FEW_SEGMENTS, Blocks, trusted
 from palate.model.fast.segments import Segments, Shape
 
@@ -23,12 +24,14 @@ class PackedLayout:
 
     def __init__(self, records: Shape) -> None:
         self.sizes = [size for prompt, completions in records for size in (prompt, *completions)]
-        self._segments, self._blocks = Segments(records), Blocks(records)
+        self._segments, self._blocks, self._batches = Segments(records), Blocks(records), Batches(records)
         # A row of prompts only is a series of plain causal attentions, which have their own kernels.
         self._many = len(self.sizes) >= FEW_SEGMENTS and len(self.sizes) > len(records)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
         """See `Layout`."""
+        if how.shares_keys(query) and query.dtype.itemsize < 4:
+            return self._batches.attend(query, key, value, how)
         way = self._blocks if self._many and trusted(query, key, how) else self._segments
         return way.attend(query, key, value, how)
 

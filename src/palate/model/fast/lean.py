@@ -163,7 +163,7 @@ def projected(x: Tensor, layer: Any, times: Product) -> Tensor:
     """Apply a linear layer, with its adapter if it has one. x (M, K), result (M, N)."""
     if type(layer) is nn.Linear:
         return times(x, layer.weight, layer.bias)
-    if type(layer) is not LoraLinear or not _is_plain(layer):
+    if type(layer) is not LoraLinear or not is_plain(layer):
         output: Tensor = layer(x)
         return output
     base = layer.base_layer
@@ -174,7 +174,7 @@ def projected(x: Tensor, layer: Any, times: Product) -> Tensor:
     return linear(x, base.weight, base.bias).addmm_(linear(x, down), up.t(), alpha=layer.scaling[adapter])
 
 
-def _is_plain(layer: Any) -> bool:
+def is_plain(layer: Any) -> bool:
     """Return whether a LoRA layer is exactly base + scaling * B A, or the base while it is switched off."""
     if type(layer.base_layer) is not nn.Linear or layer.merged:
         return False

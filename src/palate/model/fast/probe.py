@@ -17,6 +17,7 @@ from palate.config import Sampling
 from palate.model.codec import Codec
 from palate.model.fast.attention import Attention, NotUnderstood, following
 from palate.model.fast.decode import Decoder
+from palate.model.fast.fused import Fused, can_fuse
 from palate.model.fast.head import LMHead
 from palate.model.fast.layout import PackedLayout, ending, positions, predicting
 from palate.model.fast.lean import states_of
@@ -156,7 +157,9 @@ def _sampler_gap(network: Any, head: LMHead, codec: Codec, ids: list[Tensor]) ->
     prompts = [tuple(row[:prompt].tolist()) for row, (prompt, _) in zip(ids, PROBE, strict=True)]
     groups = [[Row(prompt, np.full(3, 0.3 + 0.4 * j)) for j in range(2)] for prompt in prompts]
     # There are two slots for three prompts, so one slot is refilled.
-    decoder = Decoder(network, head, codec, sampling, slots=2, rows=2, longest=max(map(len, prompts)))
+    longest = max(map(len, prompts))
+    fused = Fused(network) if can_fuse(network) else None
+    decoder = Decoder(network, head, codec, sampling, slots=2, rows=2, longest=longest, fused=fused)
     for _ in decoder.run(iter(groups)):
         pass
     rows = [row for group in groups for row in group]

@@ -50,14 +50,14 @@ class Segments:
         return torch.cat(outputs, dim=2).transpose(1, 2)
 
     def _seen(self, before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
-        """Return the mask of `_seen`, computed once for all layers."""
+        """Return the mask of `seen_by`, computed once for all layers."""
         key = before, size, window
         if key not in self._masks:
-            self._masks[key] = _seen(before, size, window, device)
+            self._masks[key] = seen_by(before, size, window, device)
         return self._masks[key]
 
 
-def _seen(before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
+def seen_by(before: int, size: int, window: int | None, device: torch.device) -> Tensor | None:
     """Return the mask of `size` positions over before + size keys; None for plain causal attention."""
     if before == 0 and (window is None or window >= size):
         return None

@@ -28,8 +28,9 @@ from palate.model.sampling import Barred, choose
 def generated(model: LoadedModel, groups: Sequence[Sequence[Row]], sampling: Sampling) -> Iterator[int]:
     """Fill rows with tokens, `sampling.sampling_rows` at a time; yield the number of new tokens."""
     rows = [row for group in groups for row in group]
-    for start in range(0, len(rows), sampling.sampling_rows):
-        chunk = rows[start : start + sampling.sampling_rows]
+    most = sampling.sampling_rows or len(rows)
+    for start in range(0, len(rows), most):
+        chunk = rows[start : start + most]
         yield _generate(model, chunk, sampling)
 
 

@@ -1,0 +1,241 @@
+"""Models whose weights are divided among the processes, by FSDP2 of torch.
+
+Each process has a part of every weight. A layer's weights are gathered for its forward and backward pass, and
+its gradients are added up and divided again. Trained weights are float32 shards, which serve as the
+optimizer's; layers compute in the model's number format.
+
+Sampling needs all weights at every token, so it works on a gathered copy of the model in each process.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from palate.config import Sampling
+from palate.errors import ConfigError
+from palate.model.loaded import Engine, LoadedModel
+from palate.model.outputs import Outputs, TokenValues
+from palate.model.rows import Row
+from palate.types import Record
+from palate.world import current
+
+_METHOD = "palate_compute"
+"""The method of a sharded network that gathers its weights while a function computes with it."""
+
+
+class ShardedEngine:
+    """The engine of a sharded model; see `Engine` for the methods.
+
+    Args:
+        inner: computes with gathered weights.
+        template: the network and peft's wrapper, with parameters that have a shape and no memory.
+    """
+
+    def __init__(self, inner: Engine, template: tuple[Any, Any]) -> None:
+        self.inner = inner
+        self._template = template
+        self._gathered: LoadedModel | None = None
+
+    def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
+        """Fill rows with the gathered copy of `prepare`, which each process keeps."""
+        assert self._gathered is not None, "`prepare` comes before"
+        with self._gathered.without_adapter() if model.adapter_off else nullcontext():
+            yield from self.inner.fill(self._gathered, groups, sampling)
+
+    def prepare(self, model: LoadedModel) -> None:
+        """Gather the current weights for `fill`; a collective."""
+        if self._gathered is None:
+            self._gathered = self.gathered(model)
+        elif self._gathered.revision != model.revision:
+            _fill(self._gathered.network, model, only_trained=True)
+            self._gathered.revision = model.revision
+
+    def gathered(self, model: LoadedModel) -> LoadedModel:
+        """Return a copy of the model with all weights in each process; a collective."""
+        _require_all(model)
+        network, peft = _with_memory(self._template, model.device)
+        _fill(network, model)
+        return replace(model, network=network, peft=peft, engine=self.inner, sharded=False)
+
+    def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
+        """Return the inner engine's context."""
+        return self.inner.computing(model)
+
+    def outputs(
+        self, model: LoadedModel, records: Sequence[Record], *, statistics: bool = False, top_logits: int = 0
+    ) -> Outputs:
+        """Compute log-probabilities with gathered weights."""
+        return _with_weights(
+            model,
+            lambda: self.inner.outputs(model, records, statistics=statistics, top_logits=top_logits),
+        )
+
+    def scores(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
+        """Compute scores with gathered weights."""
+        return _with_weights(model, lambda: self.inner.scores(model, records))
+
+    def values(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
+        """Compute values with gathered weights."""
+        return _with_weights(model, lambda: self.inner.values(model, records))
+
+    def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
+        """Return the inner engine's batches."""
+        return self.inner.batches(model, records, budget)
+
+    def tokens(self, prompt: int, completions: Sequence[int]) -> int:
+        """Return the inner engine's number of tokens."""
+        return self.inner.tokens(prompt, completions)
+
+
+def shard(model: LoadedModel) -> LoadedModel:
+    """Divide a model's weights among the processes; the model itself must not be used afterwards.
+
+    Every process has loaded the same model.
+    """
+    dtype, network = model.dtype, model.network
+    template = _with_memory((network, model.peft), "meta")
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    mesh = init_device_mesh(model.device.type, (current().size,))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    kinds = set(getattr(network, "_no_split_modules", None) or ())
+    layers = [module for module in network.modules() if type(module).__name__ in kinds]
+    for module in (*layers, network):
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            # The loss is divided by the number of all records, so gradients are summed. Gloo has no other
+            # way to leave out the mean.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    setattr(network, _METHOD, lambda compute: compute())
+    register_fsdp_forward_method(network, _METHOD)
+    return replace(model, engine=ShardedEngine(model.engine, template), sharded=True, computes_in=dtype)
+
+
+def shards(sharding: str, model: LoadedModel) -> bool:
+    """Return whether to divide a model's weights: with `auto`, if training would not fit the accelerator.
+
+    Raises:
+        ConfigError: one process cannot share weights.
+    """
+    several = current().size > 1
+    if sharding == "full" and not several:
+        raise ConfigError(
+            "sharding is full, but one process has nobody to share weights with; use --processes N or "
+            "torchrun, or --sharding auto"
+        )
+    if sharding != "auto" or not several or model.device.type != "cuda":
+        return sharding == "full"
+    weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
+    trained = sum(p.numel() for _, p in model.trained())
+    total = torch.cuda.get_device_properties(model.device).total_memory
+    return bool(weights + TRAINED_BYTES * trained > ROOM * total)
+
+
+TRAINED_BYTES = 16
+"""Bytes per trained weight beside the weight: a float32 copy, its gradient and two moments."""
+
+ROOM = 0.7
+"""Share of an accelerator's memory for weights and optimizer; the rest is for activations."""
+
+
+def gathered(model: LoadedModel) -> LoadedModel:
+    """Return the model with all weights in this process; a copy, and a collective, if it is sharded."""
+    return model.engine.gathered(model) if isinstance(model.engine, ShardedEngine) else model
+
+
+def second(model: LoadedModel) -> LoadedModel:
+    """Return a sharded copy of a sharded model, which does not change with it; a collective."""
+    return shard(gathered(model))
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor with the parts of all processes; a collective for a divided one."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(weight: Tensor, part: Tensor) -> Tensor:
+    """Return this process's part of a tensor that is divided as a weight is; a number stays as it is."""
+    if not isinstance(weight, DTensor) or part.dim() == 0:
+        return part
+    return DTensor.from_local(
+        part,
+        weight.device_mesh,
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )
+
+
+def _with_memory(pair: tuple[Any, Any], device: torch.device | str) -> tuple[Any, Any]:
+    """Return copies of a network and of peft's wrapper with new, empty parameters; buffers are copied."""
+    network, _ = pair
+    new: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad)
+        for p in network.parameters()
+    }
+    copied: tuple[Any, Any] = copy.deepcopy(pair, new)  # tied weights stay tied
+    return copied
+
+
+@torch.no_grad()
+def _fill(network: Any, model: LoadedModel, *, only_trained: bool = False) -> None:
+    """Copy the weights of a sharded model into a whole network."""
+    targets = dict(network.named_parameters())
+    for name, parameter in model.network.named_parameters():
+        if parameter.requires_grad or not only_trained:
+            targets[name].copy_(whole_tensor(parameter))
+
+
+def _with_weights(model: LoadedModel, compute: Callable[[], Outputs]) -> Outputs:
+    """Compute outputs while the root's weights are gathered.
+
+    FSDP finds the tensors that lead back to its weights only in plain containers.
+    """
+    _require_all(model)
+    version = None
+
+    def computed() -> dict[str, Any]:
+        nonlocal version
+        outputs = compute()
+        version = outputs.version
+        return {
+            name: (_own(value.values), value.mask) if isinstance(value, TokenValues) else _own(value)
+            for name, value in vars(outputs).items()
+            if isinstance(value, TokenValues | Tensor)
+        }
+
+    made = getattr(model.network, _METHOD)(computed)
+    fields: dict[str, Any] = {n: TokenValues(*v) if isinstance(v, tuple) else v for n, v in made.items()}
+    return Outputs(**fields, version=version)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return a copy of a view: an operation in place on a view would cut the way back to FSDP."""
+    return tensor.clone() if tensor._is_view() else tensor
+
+
+def _require_all(model: LoadedModel) -> None:
+    if current().size == 1:
+        raise ConfigError(
+            f"process 0 alone would compute with {model.source}, whose weights are divided among the "
+            "processes, such as for a judge that is the policy itself; use --sharding none, or another judge"
+        )

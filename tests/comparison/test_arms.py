@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from palate.comparison.arms import Budget, arms_of, lacking, settings_of, spent
+from palate.comparison.config import CompareConfig
+from palate.errors import ConfigError
+from palate.methods import METHODS
+from palate.recipe import Share
+from palate.settings import load_config
+from palate.spending import Rows
+
+COMPLETIONS, STEPS, PROMPTS = 640, 10, 400
+SHARED = [name for name, method in METHODS.items() if method.share is not None]
+
+
+def config(**settings: Any) -> CompareConfig:
+    base = {
+        "methods": "dpo,oaif",
+        "data": "everyday",
+        "output": "x",
+        "reward": "sentiment",
+        "budget_steps": 10,
+    }
+    given = {**base, **settings}
+    given = {name: value for name, value in given.items() if value is not None}
+    return load_config(CompareConfig, file=None, flags=given, python=True)
+
+
+def budget(unit: str = "steps", amount: float = STEPS, **facts: Any) -> Budget:
+    return Budget(unit, amount, 16, **{"pairwise": False, **facts})
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_every_method_spends_the_share_and_no_more(name: str) -> None:
+    """What a method says of its own spending, its pool included, is the share, to within rounding."""
+    (arm,) = arms_of(config(methods=name))
+    share = spent(arm, budget(), PROMPTS)
+    values = settings_of(
+        arm, config(), share, seed=0, data=Path("d.jsonl"), model="smollm2", reward=["sentiment"]
+    )
+    cfg = arm.method.configure(values)
+    rows = int(values.get("limit") or PROMPTS)
+    way = arm.method.way_of(cfg)
+    assert way.spends is not None
+    spends = way.spends(cfg, Rows(rows, rows))
+    sampled = spends.sampled + share.pool_prompts * share.pool_n
+    assert 0.85 * COMPLETIONS <= sampled <= COMPLETIONS, f"{name} samples {sampled}"
+    assert 0.7 * STEPS <= spends.steps <= STEPS, f"{name} takes {spends.steps} steps"
+
+
+def test_methods_that_train_a_policy_declare_a_share() -> None:
+    assert set(METHODS) - set(SHARED) <= {"reward-model", "rlaif", "self-rewarding"}
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount", "facts", "completions"),
+    [
+        ("steps", 10, {}, 640),
+        ("tokens", 6400, {"mean_tokens": 20.0}, 320),
+        ("prompts", 40, {}, 160),
+        ("verdicts", 480, {}, 480),
+        ("verdicts", 480, {"pairwise": True}, 160),
+        ("cost", 2.0, {"pairwise": True, "verdict_cost": 0.01}, 66),
+    ],
+)
+def test_units_of_a_budget(unit: str, amount: float, facts: dict[str, Any], completions: int) -> None:
+    assert budget(unit, amount, **facts).completions(Share("once", n=4)) == completions
+
+
+def test_few_prompts_get_more_completions_each() -> None:
+    made = Share("once", n=4).spent(640, 10, 40)
+    assert (made.settings["n"], made.settings["limit"]) == (16, 40)
+
+
+def test_a_budget_that_is_too_small_is_refused() -> None:
+    (arm,) = arms_of(config(methods="rft"))
+    with pytest.raises(ConfigError, match="too small for rft"):
+        spent(arm, budget(amount=1), PROMPTS)
+
+
+def test_files_names_and_mistakes(tmp_path: Path) -> None:
+    file = tmp_path / "strong.yaml"
+    file.write_text("beta: 0.5\nn: 6\n")
+    arms = arms_of(config(methods=f"oaif,strong=oaif:{file}"))
+    assert [arm.name for arm in arms] == ["oaif", "strong"]
+    assert arms[1].share.n == 6
+    made = settings_of(
+        arms[1],
+        config(),
+        spent(arms[1], budget(), PROMPTS),
+        seed=3,
+        data=Path("d"),
+        model="m",
+        reward=["sentiment"],
+    )
+    assert (made["beta"], made["n"], made["seed"], made["reward"]) == ("0.5", 6, 3, ["sentiment"]) or made[
+        "beta"
+    ] == 0.5
+    with pytest.raises(ConfigError, match="names oaif twice"):
+        arms_of(config(methods="oaif,oaif"))
+    with pytest.raises(ConfigError, match="did you mean 'dpo'"):
+        arms_of(config(methods="dpoo"))
+    with pytest.raises(ConfigError, match="does not declare how it spends"):
+        arms_of(config(methods="reward-model"))
+
+
+def test_an_option_that_a_method_lacks_is_named() -> None:
+    cfg = config(methods="sft,dpo", passed={"beta": "0.3"})
+    assert lacking(arms_of(cfg), cfg) == ["--beta has no effect on sft, which lack it"]
+    dpo = arms_of(cfg)[1]
+    made = settings_of(
+        dpo, cfg, spent(dpo, budget(), PROMPTS), seed=0, data=Path("d"), model="m", reward=["sentiment"]
+    )
+    assert made["beta"] == "0.3"
+    assert "reward" not in made  # its pairs are labelled already
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"budget_tokens": 5}, "2 budgets are given"),
+        ({"budget_steps": None}, "no budgets are given"),
+        ({"reward": ()}, "no reward is given"),
+    ],
+)
+def test_one_budget_and_one_annotator(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        config(**settings)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from palate.comparison import CompareConfig, compare_methods, work
+from palate.errors import RunError
+from palate.launch import train
+from palate.report.compared import QUALITY, matrix, table, write_comparison
+from palate.settings import load_config
+from palate.testing import FaultyServer, judge_reply
+
+
+def config(tiny: str, output: Path, **settings: Any) -> CompareConfig:
+    data = output.parent / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"Question {i}?"}) + "\n" for i in range(20)))
+    test = output.parent / "test.jsonl"
+    test.write_text("".join(json.dumps({"prompt": f"Other {i}?"}) + "\n" for i in range(6)))
+    base = {
+        "methods": "dpo,oaif", "seeds": 2, "data": str(data), "eval_data": str(test), "eval_split": "train",
+        "output": output, "reward": "length:2", "gold": "length:4", "budget_steps": 2, "batch_size": 2,
+        "lr": 0.01,
+        "model": tiny, "max_new_tokens": 6, "points": 2, "device": "cpu", "dtype": "float32",
+    }  # fmt: skip
+    given = {name: value for name, value in {**base, **settings}.items() if value is not None}
+    return load_config(CompareConfig, file=None, flags=given, python=True)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs happen in this process, which is faster; returns the names of those that were done."""
+    done: list[str] = []
+
+    def train_all(jobs: Any, root: Path, *, at_once: int, display: Any) -> None:
+        for job in jobs:
+            if not work_finished(job):
+                done.append(job.name)
+                train(job.method, **dict(job.values), output=job.directory, display=None)
+
+    from palate.comparison.runs import finished as work_finished
+
+    monkeypatch.setattr(work, "train_all", train_all)
+    return done
+
+
+def test_methods_by_seeds_with_a_report(tiny: str, tmp_path: Path, in_process: list[str]) -> None:
+    cfg = config(tiny, tmp_path / "c")
+    done = compare_methods(cfg)
+    assert in_process == ["dpo-0", "dpo-1", "oaif-0", "oaif-1"]
+    result = done.result
+    assert result == json.loads((tmp_path / "c" / "summary.json").read_text())
+    rows = {row["name"]: row for row in result["methods"]}
+    for row in rows.values():
+        assert row["completions"] == 16  # 2 steps x 2 records x 4: dpo's are those of its pool
+        assert row["verdicts"] == 16
+        assert row["win_rate_low"] <= row["win_rate"] <= row["win_rate_high"]
+        assert len(row["reward_by_seed"]) == 2
+        assert row["gold"] is not None
+    cells = {(c["row"], c["column"]): c["rate"] for c in result["matrix"]["cells"]}
+    assert cells["dpo", "oaif"] == pytest.approx(1 - cells["oaif", "dpo"])
+    assert {p["arm"] for p in result["frontier"]} == {"dpo", "oaif"}
+    assert len(result["differences"]) == 3  # two methods and the base
+    page = write_comparison(result, done.samples, tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    for name in ("dpo", "oaif", "before training"):
+        assert name in page
+    assert len(matrix(result)[1]) == 2
+    assert len(table(result, QUALITY)[1]) == 2
+
+
+def test_a_second_call_trains_only_what_is_new(tiny: str, tmp_path: Path, in_process: list[str]) -> None:
+    first = compare_methods(config(tiny, tmp_path / "c", methods="oaif", seeds=1))
+    again = compare_methods(config(tiny, tmp_path / "c", methods="oaif,dpo", seeds=1))
+    assert in_process == ["oaif-0", "dpo-0"]
+    old, new = first.result["methods"][0], again.result["methods"][0]
+    assert old["reward"] == new["reward"]
+    assert old["kl"] == new["kl"]
+
+
+def test_other_settings_are_refused(tiny: str, tmp_path: Path, in_process: list[str]) -> None:
+    compare_methods(config(tiny, tmp_path / "c", methods="oaif", seeds=1))
+    with pytest.raises(RunError, match="other settings: max_new_tokens"):
+        compare_methods(config(tiny, tmp_path / "c", methods="oaif", seeds=1, max_new_tokens=7))
+
+
+def test_the_learning_rate_is_tuned_on_validation_prompts(
+    tiny: str, tmp_path: Path, in_process: list[str]
+) -> None:
+    cfg = config(tiny, tmp_path / "c", methods="oaif", seeds=1, tune="lr", tune_factors="0.5,1")
+    done = compare_methods(cfg)
+    assert in_process == ["oaif-lr-0.005", "oaif-lr-0.01", "oaif-0"]
+    trials = json.loads((tmp_path / "c" / "tuning.json").read_text())["oaif"]
+    assert trials["chosen"] == done.result["methods"][0]["lr"]
+    assert trials["rewards"][f"{trials['chosen']:g}"] == max(trials["rewards"].values())
+    kept = (tmp_path / "c" / "shared" / "train.jsonl").read_text().splitlines()
+    assert len(kept) == 16  # 4 of 20 are the validation split
+
+
+def test_a_reward_model_is_trained_once_and_on_the_bill(
+    tiny: str, tmp_path: Path, in_process: list[str]
+) -> None:
+    done = compare_methods(
+        config(tiny, tmp_path / "c", methods="rft,dpo", seeds=1, learnt_reward=True, budget_steps=4)
+    )
+    assert in_process == ["reward-model", "rft-0", "dpo-0"]
+    rows = {row["name"]: row for row in done.result["methods"]}
+    assert rows["rft"]["completions"] > rows["dpo"]["completions"]
+    values = (tmp_path / "c" / "runs" / "rft-0" / "config.json").read_text()
+    assert "model:" in values
+
+
+def test_a_judge_with_a_budget_of_verdicts(
+    tiny: str, tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with FaultyServer(
+        lambda body, _: judge_reply(body, lambda one, other: 0.5 + 0.4 * (one > other))
+    ) as server:
+        done = compare_methods(
+            config(
+                tiny, tmp_path / "c", seeds=1, reward=(), gold=(), budget_steps=None, points=1,
+                budget_verdicts=48,
+                passed={"judge": f"server:m@{server.url}", "price_in": "1", "price_out": "1"},
+            )
+        )  # fmt: skip
+    rows = {row["name"]: row for row in done.result["methods"]}
+    assert done.result["pairwise"]
+    for row in rows.values():
+        assert row["verdicts"] <= 48  # 4 groups of 4: 12 questions each
+        assert row["verdicts"] >= 40
+        assert row["cost"] > 0
+        assert 0 <= row["win_rate"] <= 1
+    assert write_comparison(done.result, done.samples, tmp_path / "report.html").exists()

@@ -1,0 +1,69 @@
+"""Runs in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from palate.comparison.runs import Job, finished, train_all, usage
+from palate.errors import RunError
+from palate.run import Display
+
+
+def job(tiny: str, root: Path, name: str = "sft-0", **values: Any) -> Job:
+    data = root / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"q{i}", "completion": "yes"}) + "\n" for i in range(4)))
+    base = {
+        "model": tiny, "data": str(data), "steps": 2, "batch_size": 2, "device": "cpu", "dtype": "float32",
+        "fresh_prompts": 0, "seed": 0,
+    }  # fmt: skip
+    return Job(name, name, 0, "sft", {**base, **values}, root / "runs" / name)
+
+
+def test_runs_are_done_once_and_a_failure_names_its_log(tiny: str, tmp_path: Path) -> None:
+    good, bad = job(tiny, tmp_path), job(tiny, tmp_path, "bad-0", data=str(tmp_path / "none.jsonl"))
+    with pytest.raises(RunError, match=r"1 of 2 runs failed: bad-0 \(exit code 2"):
+        train_all([good, bad], tmp_path, at_once=2, display=Display(quiet=True))
+    assert finished(good)
+    assert not finished(bad)
+    assert (tmp_path / "logs" / "bad-0.log").exists()
+    used = usage(good)
+    assert used["cpu_seconds"] > 0
+    assert used["peak_memory_gb"] > 0.05
+    train_all([good], tmp_path, at_once=1, display=Display(quiet=True))
+    assert usage(good) == used, "a finished run is not started again"
+
+
+def test_a_killed_comparison_resumes(tiny: str, tmp_path: Path) -> None:
+    """Kill the whole process group in the middle; the same command again finishes."""
+    rows = "".join(json.dumps({"prompt": f"Question {i}?"}) + "\n" for i in range(12))
+    (tmp_path / "train.jsonl").write_text(rows)
+    (tmp_path / "test.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Other {i}?"}) + "\n" for i in range(4))
+    )
+    line = [
+        sys.executable, "-m", "palate", "compare", "--methods", "oaif,dpo", "--seeds", "1",
+        "--data", "train.jsonl", "--eval-data", "test.jsonl", "--eval-split", "train",
+        "--reward", "length:2", "--budget-steps", "2", "--batch-size", "2", "--lr", "0.01",
+        "--model", tiny, "--max-new-tokens", "4", "--points", "1",
+        "--device", "cpu", "--dtype", "float32", "--output", "c", "--json",
+    ]  # fmt: skip
+    begun = subprocess.Popen(line, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "c" / "logs").exists() and begun.poll() is None:
+        time.sleep(0.05)
+    os.killpg(begun.pid, signal.SIGKILL)
+    begun.wait()
+    assert not (tmp_path / "c" / "summary.json").exists()
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["name"] for row in result["methods"]] == ["oaif", "dpo"]
+    assert (tmp_path / "c" / "report.html").exists()
