@@ -55,7 +55,11 @@ def configured(name: str, variants: tuple[str, ...], tiny: str, folder: Path) ->
     if name in ("rlhf", "rlaif"):
         del options["top_p"]
     known = {key: value for key, value in options.items() if key in way.config.model_fields}
-    return method.configure({**known, **({"variant": variants[0]} if variants else {})})
+    values = {**known, **({"variant": variants[0]} if variants else {})}
+    if NEEDS_JUDGE.intersection(variants):
+        del values["reward"]
+        values["judge"] = f"local:{tiny}"
+    return method.configure(values)
 
 
 @pytest.mark.parametrize(("name", "variants"), [w for w in WAYS if not NEEDS_JUDGE.intersection(w[1])])
@@ -103,3 +107,33 @@ def test_a_pilot_gives_expectations(tiny: str, tmp_path: Path) -> None:
     assert plan.seconds is not None
     assert plan.seconds.total > 0
     assert plan.memory.peak > plan.memory.resident > 0
+
+
+JUDGED = [("oaif", ()), ("rlaif", ("rlaif",)), ("rlaif", ("d-rlaif",)), ("iterative-dpo", ())]
+
+
+@pytest.mark.parametrize(("name", "variants"), JUDGED)
+def test_judges_keep_within_their_plans(
+    name: str, variants: tuple[str, ...], tiny: str, tmp_path: Path
+) -> None:
+    scores = variants == ("d-rlaif",)
+    text = (
+        "{{ prompt }}{{ completion }}" if scores else "{{ prompt }}{{ first }}{{ second }}{{ label_first }}"
+    )
+    (tmp_path / "question.jinja").write_text(text if scores else text + "{{ label_second }}")
+    given = configured(name, variants, tiny, tmp_path)
+    changes = {
+        "reward": (), "judge": f"local:{tiny}", "judge_template": tmp_path / "question.jinja",
+        "judge_label_mass": 0.0, "probe_pairs": 2, "tie": 0.0,
+    }  # fmt: skip
+    changes = {key: value for key, value in changes.items() if key in type(given).model_fields}
+    cfg = type(given).model_validate({**given.model_dump(), **changes})
+    plan = plan_run(METHODS[name], cfg, count=0)
+    assert plan.verdicts is not None
+    assert plan.judge_read is not None
+    assert plan.judge_written is not None
+    assert plan.dollars is not None
+    done = palate.train(name, cfg, display=None)
+    assert 0 < done.summary["judge_verdicts"] <= plan.verdicts.most
+    assert done.summary["judge_tokens"] <= plan.judge_read.most + plan.judge_written.most
+    assert done.summary["judge_cost"] == plan.dollars.most == 0
