@@ -117,10 +117,8 @@ def test_judges_keep_within_their_plans(
     name: str, variants: tuple[str, ...], tiny: str, tmp_path: Path
 ) -> None:
     scores = variants == ("d-rlaif",)
-    text = (
-        "{{ prompt }}{{ completion }}" if scores else "{{ prompt }}{{ first }}{{ second }}{{ label_first }}"
-    )
-    (tmp_path / "question.jinja").write_text(text if scores else text + "{{ label_second }}")
+    two = "{{ prompt }}{{ first }}{{ second }}{{ label_first }}{{ label_second }}"
+    (tmp_path / "question.jinja").write_text("{{ prompt }}{{ completion }}" if scores else two)
     given = configured(name, variants, tiny, tmp_path)
     changes = {
         "reward": (), "judge": f"local:{tiny}", "judge_template": tmp_path / "question.jinja",

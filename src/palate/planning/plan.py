@@ -137,10 +137,7 @@ def assemble(
     sampled = Bound(total * lengths.limit + replies, _times(total, lengths.sampled))
     read = Bound(drawn * lengths.longest_prompt, drawn * lengths.prompt)
     learned = learned_tokens(method, cfg, spending, lengths)
-    work = asked(
-        [*spending.annotations, *(g for m in measured for g in m.groups)],
-        sum(m.pairs for m in measured), spending.questions, cfg,
-    )  # fmt: skip
+    work = work_of(cfg, spending, measured)
     bill = _bill(cfg, work, data, codec, trial) if work.questions else None
     rank = setup.rank
     scored = spending.referenced + sum(m.scored for m in measured)
@@ -196,6 +193,15 @@ def learned_tokens(method: Method, cfg: Any, spending: Spending, lengths: Length
         each = lengths.sampled
     expected = None if each is None else records * lengths.prompt + spending.learned * each
     return Bound(records * lengths.longest_prompt + spending.learned * most, expected)
+
+
+def work_of(cfg: Any, spending: Spending, measured: Sequence[Measurement]) -> Asked:
+    """Return the annotator's work in training and in measurements; `eval_reward` scores the latter."""
+    held_out = [group for one in measured for group in one.groups]
+    apart = bool(getattr(cfg, "eval_reward", ()))
+    own = [*spending.annotations, *([] if apart else held_out)]
+    work = asked(own, sum(one.pairs for one in measured), spending.questions, cfg)
+    return work + Asked(sum(group.scored for group in held_out)) if apart else work
 
 
 def setup_of(
