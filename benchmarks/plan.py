@@ -38,7 +38,7 @@ CASES: dict[str, list[str]] = {
     "rest": [
         *PROMPTS, *SAMPLED, *ROUNDS, "--rounds", "1", "--threshold-by", "quantile", "--thresholds", "0.5",
     ],
-    "rso": [*PROMPTS, *SAMPLED, *ROUNDS, "--keep", "4"],
+    "rso": [*PROMPTS, *SAMPLED, *ROUNDS, "--accept", "4"],
     "rrhf": [*PROMPTS, *SAMPLED, *ROUNDS],
     "slic-hf": [*PROMPTS, *SAMPLED, *ROUNDS],
     "dpo": [*PAIRS, "--max-new-tokens", "24"],

@@ -23,7 +23,7 @@ from palate.model.device import resolve
 from palate.planning.counts import critics_of, is_annotated
 from palate.planning.judging import Questions, asked
 from palate.planning.memory import Setup, memory_of
-from palate.planning.network import Network, network_of
+from palate.planning.network import Network, network_of, parallel
 from palate.planning.options import ChooseOptions
 from palate.planning.speed import CHUNK, Draws, Rates
 from palate.spending import Rows, Spending
@@ -186,7 +186,7 @@ def _cases(method: Method, options: ChooseOptions, network: Network, rates: Rate
             spending = way.spends(cfg, rows)
             dollars = _dollars(cfg, spending, options) if annotator == "judge" else 0.0
             memory = _memory(cfg, spending, options, network, annotator) / 1e9
-            hours = None if rates is None else _hours(cfg, spending, options, rates)
+            hours = None if rates is None else _hours(cfg, spending, options, network, rates)
             yield Case(method, cfg, way, source, annotator, spending, memory, dollars, hours)
 
 
@@ -210,7 +210,7 @@ def _needs(method: Method) -> str:
     """Return what the method's ways learn from, with their annotators."""
     parts = []
     for way in method.ways:
-        needs = way.learns_from
+        needs: str = way.learns_from
         if way.learns_from == "prompts":
             needs += " with " + " or ".join(_takes(method, way))
         parts.append(needs)
@@ -249,7 +249,7 @@ def _memory(
     on_cpu = device.type == "cpu"
     n = max(1, getattr(cfg, "n", 1))
     new = getattr(cfg, "max_new_tokens", 0)
-    rows = min(cfg.sampling_rows, max(1, spending.sampled)) if spending.sampled else 0
+    rows = min(rows_of(cfg, network, options), spending.sampled)
     longest = options.prompt_tokens + 2 * options.max_new_tokens
     others = network.parameters * dtype.itemsize if annotator == "trained" else 0
     setup = Setup(
@@ -279,9 +279,15 @@ def _dollars(cfg: Any, spending: Spending, options: ChooseOptions) -> float:
     return work.questions * repeats * each / 1e6
 
 
-def _hours(cfg: Any, spending: Spending, options: ChooseOptions, rates: Rates) -> float:
+def rows_of(cfg: Any, network: Network, options: ChooseOptions) -> int:
+    """Return the number of completions sampled in parallel."""
+    tokens = options.prompt_tokens + options.max_new_tokens
+    return cfg.sampling_rows or parallel(network, max(1, getattr(cfg, "n", 1)), tokens)
+
+
+def _hours(cfg: Any, spending: Spending, options: ChooseOptions, network: Network, rates: Rates) -> float:
     new = options.max_new_tokens
-    rows = getattr(cfg, "sampling_rows", 1)
+    rows = rows_of(cfg, network, options)
     draws = Draws(spending.sampled, CHUNK * rows, new, new, spending.prompts * options.prompt_tokens)
     learned = spending.learned * (new + options.prompt_tokens / 2)
     scored = spending.referenced * (new + options.prompt_tokens / 2)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from palate.annotate.judges.build import RUBRIC_TOKENS
-from palate.annotate.judges.judging import POINTS, SCORES
 from palate.annotate.judges.prices import FREE, Price, price_of
-from palate.annotate.judges.records import CUT, Question, labels_of
+from palate.annotate.judges.records import CUT, POINTS, SCORES, Question, labels_of
 from palate.annotate.judges.talk import OVERHEAD
 from palate.annotate.judges.template import Template
 from palate.config import JudgeConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from palate.config import ModelConfig
 from palate.given import GivenModel
 from palate.model.explain import explained
 from palate.model.fast.lean import WINDOW
+from palate.model.rollouts import parallel_rows
 from palate.model.source import find_source
 
 
@@ -101,6 +103,18 @@ def network_from(config: Any) -> Network:
         matrices=tuple(matrices),
         lean=type(network.base_model).__name__.removesuffix("Model") in WINDOW,
     )
+
+
+def parallel(network: Network, n: int, tokens: int) -> int:
+    """Return the default number of completions sampled in parallel; see `palate.model.rollouts`."""
+    sizes = SimpleNamespace(
+        num_attention_heads=network.heads,
+        num_key_value_heads=network.kv_heads,
+        head_dim=network.head_size,
+        hidden_size=network.hidden,
+        num_hidden_layers=network.layers,
+    )
+    return parallel_rows(SimpleNamespace(get_text_config=lambda: sizes), n, tokens)
 
 
 def _first(config: Any, *names: str) -> int:

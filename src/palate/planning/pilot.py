@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -75,15 +76,16 @@ def pilot(
     learner, loading = timed(lambda: load(cfg, total_steps=1, seed=0))
     groups: list[Group] = []
     seconds = 0.0
-    can_sample = isinstance(learner, Policy) and isinstance(cfg, Sampling) and bool(prompts)
-    if can_sample:
+    few: list[Prompt] = []
+    if isinstance(learner, Policy) and isinstance(cfg, Sampling) and prompts:
+        policy, sampling = learner, cfg.sampling
         few = _spread(prompts, count)
         n = math.ceil(count / len(few))
-        groups, seconds = timed(lambda: learner.snapshot().sample(few, n, cfg.sampling, seed=0))
+        groups, seconds = timed(lambda: policy.snapshot().sample(few, n, sampling, seed=0))
     learnt = list(records) or [Example(g.prompt, c) for g in groups for c in g.completions]
     update, apply, forward, saved = _learning(learner, learnt)
     call = step = row = 0.0
-    if can_sample:
+    if few:
         call, step, row = _decoding(learner, few, cfg.sampling, rows, groups, seconds, forward)
     score = 0.0
     if annotate is not None and groups:
@@ -172,7 +174,7 @@ def _learning(learner: Learner, records: Sequence[Any]) -> tuple[float, float, f
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
         learner.update(half, objective)
     learner.update(few, objective)
-    (_, some), (_, more) = (timed(lambda b=b: learner.update(b, objective)) for b in (few, many))
+    (_, some), (_, more) = (timed(partial(learner.update, b, objective)) for b in (few, many))
     size, whole = _tokens(learner, few), _tokens(learner, many)
     each = max((more - some) / max(1, whole - size), 0.3 * more / whole)
     score = learner.scores if learner.model.head == "scalar" else learner.logps  # type: ignore[attr-defined]

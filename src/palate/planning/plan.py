@@ -17,7 +17,7 @@ from palate.model.load import load_codec
 from palate.planning.counts import Measurement, critics_of, measurements, samples, training
 from palate.planning.judging import Asked, Bill, Questions, asked, prices_of
 from palate.planning.memory import Bytes, Setup, memory_of
-from palate.planning.network import network_of
+from palate.planning.network import network_of, parallel
 from palate.planning.pilot import Pilot, pilot
 from palate.planning.reading import PlannedData, read_data
 from palate.planning.speed import CHECKPOINTS, Draws, Flops, Seconds, flops_of
@@ -153,7 +153,10 @@ def assemble(
         seconds = seconds_of(cfg, spending, setup, trial, lengths, completions, ways, work, bill)
     return Plan(
         method.name, completions, sampled, read, learned, spending, measured, work,
-        *(getattr(bill, name, None) for name in ("verdicts", "read", "written", "dollars")),
+        verdicts=None if bill is None else bill.verdicts,
+        judge_read=None if bill is None else bill.read,
+        judge_written=None if bill is None else bill.written,
+        dollars=None if bill is None else bill.dollars,
         priced=bill is None or bill.priced,
         memory=memory_of(setup, per_token=None if trial is None else trial.saved),
         sharded=memory_of(setup, sharded=True) if setup.devices > 1 else None,
@@ -215,7 +218,11 @@ def setup_of(
     prompts = [len(codec.prompt_ids(p)) for p in data.prompts] or [0]
     each_call = cfg.batch_size * n if method.recipe.judged == "each step" else math.inf
     calls = spending.sampled or 2 * min(getattr(cfg, "fresh_prompts", 0), data.sizes.fitting)
-    rows = int(min(cfg.sampling_rows, each_call, max(1, calls))) if can_sample else 0
+    network = network_of(cfg)
+    rows = 0
+    if can_sample:
+        most = cfg.sampling_rows or parallel(network, n, max(prompts) + cfg.max_new_tokens)
+        rows = int(min(most, each_call, max(1, calls)))
     longest = max(
         (
             len(codec.prompt_ids(r.prompt)) + sum(len(c.token_ids) for c in r.completions)
@@ -227,7 +234,7 @@ def setup_of(
     total = cfg.batch_size * longest // devices
     keeps = spending.referenced > 0
     return Setup(
-        network_of(cfg), dtype.itemsize, cfg.lora_rank if cfg.lora else None, cfg.masters == "float32",
+        network, dtype.itemsize, cfg.lora_rank if cfg.lora else None, cfg.masters == "float32",
         cfg.checkpointing, on_cpu, cfg.fast, keeps, critics_of(cfg), asked_models(cfg, dtype.itemsize),
         tokens=min(max(budget, longest), max(total, 1)),
         rows=max(1, rows // devices) if rows else 0,
@@ -310,8 +317,11 @@ def _bill(cfg: Any, work: Asked, data: PlannedData, codec: Codec, trial: Pilot |
     most = _limited(most, cfg)
     mean = None if trial is None or not trial.groups else mean_question(questions, trial, codec)
     likely = None if mean is None else prices.expected(work.questions, mean)
-    pairs = ((getattr(most, n), getattr(likely, n, None)) for n in ("verdicts", "read", "written", "dollars"))
-    return Billed(*(Bound(*pair) for pair in pairs), priced=prices.known)
+
+    def both(name: str) -> Bound:
+        return Bound(getattr(most, name), getattr(likely, name, None))
+
+    return Billed(both("verdicts"), both("read"), both("written"), both("dollars"), priced=prices.known)
 
 
 def mean_question(questions: Questions, trial: Pilot, codec: Codec) -> float:

@@ -74,7 +74,11 @@ def read_data(method: Method, cfg: Any, codec: Codec) -> PlannedData:
 
 def _records(kind: str, cfg: Any, codec: Codec, *, held_out: bool) -> list[Any]:
     """Return prompts, pairs or examples in tokens."""
-    readers = {"prompts": read_prompts, "pairs": read_comparisons, "demonstrations": read_demonstrations}
+    readers: dict[str, Any] = {
+        "prompts": read_prompts,
+        "pairs": read_comparisons,
+        "demonstrations": read_demonstrations,
+    }
     rows, account = read_rows(readers[kind], cfg, held_out=held_out)
     source = cfg.eval_data if held_out else cfg.data
     if not rows:
