@@ -78,7 +78,9 @@ def _amounts(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield "optimizer steps", f"{plan.training.steps:,}", ""
     yield "completions learnt, counted in every pass", f"{plan.training.learned:,}", ""
     yield _row("tokens learnt", plan.learned)
-    yield "operations (10^12)", "", f"{plan.flops.total / 1e12:,.1f}"
+    operations = f"{plan.flops.total / 1e12:,.1f}"
+    known = plan.learned.expected is not None or plan.sampled.expected is not None
+    yield ("operations (10^12)", "", operations) if known else ("operations (10^12)", operations, "")
 
 
 def _row(name: str, bound: Bound, form: str = "{:,.0f}") -> tuple[str, str, str]:
