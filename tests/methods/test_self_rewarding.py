@@ -222,7 +222,7 @@ def test_a_run_that_is_killed_in_any_stage_judges_nothing_twice(
 
     trial = soak.Trial(tmp_path, "killed", command)
     # In the lessons, in the samples of a round, between judgements, in DPO, in a measurement.
-    for kill in ("learn:1:0", "sample:3:0", "annotate:2:0", "learn:2:0", "journal:9:0"):
+    for kill in ("learn:1:0", "sample:3:0", "judge:2:0", "learn:2:0", "journal:9:0"):
         ended = trial.start(kill=kill)
         assert ended.returncode == -signal.SIGKILL, ended.stderr
     ended = trial.start()

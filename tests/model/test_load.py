@@ -503,7 +503,9 @@ def test_the_embedded_model_from_an_empty_cache(tmp_path: Path, monkeypatch: pyt
             "<|im_end|>\n"
             "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
         )
-        # Right weights in the right places say something true, and stop.
+        # Right weights in the right places say something true, and stop. In bfloat16, rounding decides
+        # between two first words.
+        model = load(EMBEDDED, dtype="float32", trainable=False)
         greedy = Sampling(temperature=0, max_new_tokens=12)
         (group,) = sample(model, [prompt], 1, greedy, seed=0, version=0)
         assert "Paris" in group.completions[0].text

@@ -177,7 +177,8 @@ def test_best_figures_of_demonstrations(record: Record) -> None:
 
 OWN = ("prompts", "rewarded")
 SAID = {
-    "oaif": OWN, "rlhf": OWN, "iterative-dpo": ("pairs", "rewarded"),
+    "oaif": OWN, "rlhf": OWN, "rlaif": OWN, "self-rewarding": ("pairs", "rewarded"),
+    "iterative-dpo": ("pairs", "rewarded"),
     "pairwise-cringe": ("pairs", "rewarded"),
     "slic-hf": ("pairs", "rewarded"), "rso": ("pairs", "rewarded"), "click": ("pairs", "rewarded"),
     "rrhf": ("groups", "rewarded"), "rft": ("completions", "rewarded"), "rest": ("completions", "rewarded"),
@@ -202,7 +203,7 @@ def test_what_was_run_of_each_method(record: Record, method: str) -> None:
     assert f": 4 steps of 4 {unit}" in said
     assert (f", {reward} by r:" in said) == bool(reward)
     assert said.startswith(f"{method} ({given['variant']}) " if "variant" in given else method)
-    if METHODS[method].others:
+    if METHODS[method].variant("direct").learns_from == "pairs" and METHODS[method].others:
         said = what_was_run(record(config={**config, "variant": "direct"}, method=method))
         assert f"{method} (direct) trained m" in said
         assert said.endswith("on d, evaluated by r: 4 steps of 4 pairs.")

@@ -155,7 +155,7 @@ def test_long_texts_are_cut_to_fit(directory: str) -> None:
 
 def test_a_question_that_fills_the_context_is_refused(directory: str) -> None:
     judge = PairwiseJudge(Bench(court(directory), Template.load("pairwise")))
-    with pytest.raises(DataError, match="its question has without any text"):
+    with pytest.raises(DataError, match="its question has more, even without the texts"):
         judge([Prompt("Q")], TEXTS[:1])
 
 

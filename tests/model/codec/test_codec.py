@@ -269,7 +269,9 @@ def test_a_completion_cut_at_max_length_is_left_open() -> None:
 def test_a_prompt_that_fills_the_context_is_named() -> None:
     prompt = Prompt("x" * 50, where="prompts.jsonl:12")
     used = len(codec().prompt_ids(prompt))
-    with pytest.raises(DataError, match=rf"prompts\.jsonl:12.*{used} tokens.*{used} that tiny takes"):
+    with pytest.raises(
+        DataError, match=rf"prompts\.jsonl:12.*{used} tokens.*tiny takes at most {used} in all"
+    ):
         codec(max_length=used).completion(prompt, "a")
     with pytest.raises(DataError, match="a prompt:"):
         codec(max_length=used).room(Prompt("x" * 50))
