@@ -423,7 +423,7 @@ def test_a_summary_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: p
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("palate.run.run.write_exports", full)
+    monkeypatch.setattr("palate.run.exports._write", full)
     with (
         pytest.raises(
             RunError, match=r"summary\.json' cannot be written: No space left on device; .*" + SAFELY
