@@ -14,6 +14,7 @@ from palate.planning.plan import Bound, Plan
 
 MEMORY = {
     "weights": "weights of models in training",
+    "mapped": "the model's file, mapped into memory",
     "reference": "copy of the model before training",
     "others": "models that are only asked",
     "masters": "float32 copies of trained weights",

@@ -68,6 +68,7 @@ class Bytes:
 
     Attributes:
         weights: of the policy with its adapter, and of the value function or reward model in training.
+        mapped: of the model's file, whose pages stay in memory on a CPU after loading.
         reference: of a copy of the policy before training; 0 if switching the adapter off gives it.
         others: of models that are only asked.
         masters, gradients, optimizer: the optimizer's copies, the gradients and the two moments.
@@ -77,6 +78,7 @@ class Bytes:
     """
 
     weights: int
+    mapped: int
     reference: int
     others: int
     masters: int
@@ -89,8 +91,8 @@ class Bytes:
     @property
     def resident(self) -> int:
         """Bytes that stay for the whole run."""
-        kept = (self.weights, self.reference, self.others, self.masters, self.optimizer, self.merged)
-        return sum(kept)
+        kept = (self.weights, self.mapped, self.reference, self.others, self.masters, self.optimizer)
+        return sum(kept) + self.merged
 
     @property
     def peak(self) -> int:
@@ -117,6 +119,7 @@ def memory_of(setup: Setup, *, sharded: bool = False, per_token: float | None = 
     each = activations_per_token(setup) if per_token is None else per_token
     return Bytes(
         weights=(copies * net.parameters + adapters) * setup.size // parts,
+        mapped=net.parameters * setup.size if setup.on_cpu else 0,
         reference=net.parameters * setup.size // parts if setup.reference and setup.rank is None else 0,
         others=setup.others,
         masters=learners * trained * FLOAT32 // parts if has_masters else 0,
