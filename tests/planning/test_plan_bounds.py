@@ -73,7 +73,7 @@ def test_runs_keep_within_their_plans(
     completions, tokens, rewards = journal(done.directory / "journal.db")
     assert completions <= sum(plan.completions.values())
     assert tokens <= plan.sampled.most
-    assert rewards <= plan.asked.scored + plan.training.referenced
+    assert rewards <= plan.annotating.scored + plan.training.referenced
     assert done.run.step_count <= steps_of_run(cfg, plan.training)
     rows = [json.loads(line) for line in (done.directory / "metrics.jsonl").read_text().splitlines()]
     assert sum(row.get("num_tokens", 0) for row in rows if "loss" in row) <= plan.learned.most * 2

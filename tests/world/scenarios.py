@@ -137,7 +137,7 @@ def letters(completions, completion_ids):
     return [sum(map(ord, t)) % 101 + len(ids) / 7 for t, ids in zip(texts, completion_ids)]
 """
 OWN: dict[str, dict[str, Any]] = {
-    "rso": {"n": 6, "keep": 4},
+    "rso": {"n": 6, "accept": 4},
     "click": {"n": 6, "threshold": 50.0},
     "rest": {"thresholds": [0.0]},
     "rlaif": {"reward_steps": 1},

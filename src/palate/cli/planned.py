@@ -64,10 +64,10 @@ def _amounts(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield f"completions: {name}", f"{count:,}", ""
     yield _row("tokens sampled", plan.sampled)
     yield _row("prompt tokens read for them", plan.read)
-    if plan.asked.scored:
-        yield "completions to score", f"{plan.asked.scored:,}", ""
-    if plan.asked.questions:
-        yield "questions to the judge", f"{plan.asked.questions:,}", ""
+    if plan.annotating.scored:
+        yield "completions to score", f"{plan.annotating.scored:,}", ""
+    if plan.annotating.questions:
+        yield "questions to the judge", f"{plan.annotating.questions:,}", ""
     judge = (
         ("verdicts", plan.verdicts),
         ("tokens that the judge reads", plan.judge_read),

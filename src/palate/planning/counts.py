@@ -67,7 +67,7 @@ def measurements(method: Method, cfg: Any, spending: Spending, sizes: Sizes) -> 
         spending: the bounds of training.
         sizes: the run's data.
     """
-    found = (
+    every = (
         _compared(method, cfg, sizes),
         _fresh(method, cfg, sizes),
         _kl(method, cfg, spending, sizes),
@@ -75,7 +75,7 @@ def measurements(method: Method, cfg: Any, spending: Spending, sizes: Sizes) -> 
         _of_judge(cfg, sizes),
         _of_records(method, cfg, spending, sizes),
     )
-    return tuple(one for one in found if one is not None)
+    return tuple(one for one in every if one is not None)
 
 
 def is_annotated(cfg: Any) -> bool:

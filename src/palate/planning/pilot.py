@@ -143,19 +143,19 @@ def _decoding(
     guess = max(seconds / max(lengths), 1e-4)
     more = min(MOST, max(FEWEST, int(SECONDS / guess)), max(1, sampling.max_new_tokens))
     wide = max((call(WARM + more) - short) / more, 1e-6)
-    asked = math.ceil(rows / n) * n
+    drawn = math.ceil(rows / n) * n
     read = sum(len(learner.model.codec.prompt_ids(p)) for p in list(prompts)[: math.ceil(rows / n)])
     fixed = max(0.0, short - WARM * wide - read * per_prompt_token)
     whole = sum(len(learner.model.codec.prompt_ids(g.prompt)) for g in groups) * per_prompt_token
     pilot_steps = max(seconds - whole - fixed, 1e-6)
-    # wide = step + row * asked;  pilot_steps = step * longest + row * tokens
+    # wide = step + row * drawn;  pilot_steps = step * longest + row * tokens
     tokens, longest = sum(lengths), max(lengths)
-    if asked * longest - tokens > 0.2 * tokens:
-        row = (wide * longest - pilot_steps) / (asked * longest - tokens)
-        row = min(max(row, 0.0), wide / asked)
-        return fixed, max(wide - row * asked, 0.0), row
-    row = 0.5 * wide / asked  # too alike to tell the two apart
-    return fixed, wide - row * asked, row
+    if drawn * longest - tokens > 0.2 * tokens:
+        row = (wide * longest - pilot_steps) / (drawn * longest - tokens)
+        row = min(max(row, 0.0), wide / drawn)
+        return fixed, max(wide - row * drawn, 0.0), row
+    row = 0.5 * wide / drawn  # too alike to tell the two apart
+    return fixed, wide - row * drawn, row
 
 
 def _learning(learner: Learner, records: Sequence[Any]) -> tuple[float, float, float, float]:

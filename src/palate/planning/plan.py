@@ -52,7 +52,7 @@ class Plan:
         learned: tokens in updates.
         training: the method's own bounds.
         measured: the measurements.
-        asked: the annotator's work.
+        annotating: the annotator's work.
         verdicts, judge_read, judge_written, dollars: of a judge; None without one.
         priced: False if a price is unknown, which then counts 0.
         memory: of one device.
@@ -69,7 +69,7 @@ class Plan:
     learned: Bound
     training: Spending
     measured: Sequence[Measurement]
-    asked: Asked
+    annotating: Asked
     verdicts: Bound | None
     judge_read: Bound | None
     judge_written: Bound | None
