@@ -37,7 +37,7 @@ def test_prices_become_dollars(pairs: str, tiny: str, capsys: pytest.CaptureFixt
     assert main(["plan", "oaif", *words, "--steps", "2", "--batch-size", "4", "--pilot", "2", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     probed = 2 * 8  # eight pairs, in both orders
-    assert plan["asked"]["questions"] == 2 * 4 * 2 + probed
+    assert plan["annotating"]["questions"] == 2 * 4 * 2 + probed
     assert 0 < plan["dollars"]["expected"] < plan["dollars"]["most"]
     assert plan["seconds"]["annotating"] is None
 
