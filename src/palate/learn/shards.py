@@ -30,7 +30,7 @@ def save_part(learner: Learner, directory: Path) -> Path:
     tensors = {name: local_part(tensor).contiguous() for name, tensor in state.items()}
     world = current()
     path = directory / PARTS.replace("*", "{:05}").format(world.rank + 1, world.size)
-    save_file(tensors, path, metadata={_SHAPES: json.dumps(shapes)})
+    save_file(tensors, path, metadata={_SHAPES: json.dumps(shapes, sort_keys=True)})
     return path
 
 
