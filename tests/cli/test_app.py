@@ -25,6 +25,7 @@ from palate.cli.commands.evaluate import COMMAND as EVALUATE
 from palate.cli.commands.inspect import COMMAND as INSPECT
 from palate.cli.commands.make import COMMAND as MAKE
 from palate.cli.commands.methods import COMMAND as LIST
+from palate.cli.commands.plan import COMMAND as PLAN
 from palate.cli.commands.report import COMMAND as REPORT
 from palate.cli.commands.run import COMMAND as RUN
 from palate.cli.commands.runs import COMMAND as RUNS
@@ -75,6 +76,7 @@ class Fake:
             "compare": replace(COMPARE, call=self.configured("compare")),
             "chat": replace(CHAT, call=self.configured("chat"), config=ChatConfig),
             "make": MAKE,
+            "plan": replace(PLAN, members=dict),
             **{command.name: replace(command, call=self.called(command)) for command in (RUNS, REPORT, LIST)},
         }
 
@@ -249,6 +251,7 @@ def test_every_file_is_a_command() -> None:
         "inspect",
         "make",
         "methods",
+        "plan",
         "report",
         "run",
         "runs",
