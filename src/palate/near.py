@@ -20,6 +20,8 @@ ELSEWHERE: Mapping[str, str] = {
     "warmup_steps": "warmup_ratio lr_warmup_ratio num_warmup_steps lr_warmup_steps",
     "max_grad_norm": "max_norm grad_clip",
     "weight_decay": "l2",
+    "adam_eps": "adam_epsilon epsilon",
+    "adam_beta2": "beta2",
     "epochs": "num_train_epochs num_epochs max_epochs total_epochs",
     "steps": "max_steps num_train_steps num_training_steps total_training_steps total_episodes",
     "rounds": "num_iterations iterations",

@@ -42,12 +42,15 @@ def all_equal(some: list[Tensor], others: list[Tensor]) -> bool:
 def test_steps_are_those_of_adamw() -> None:
     # Clipping and decay spelt out, the rest torch's.
     made, other = parameters(), parameters()
-    ours = optimizer(made, weight_decay=0.1, max_grad_norm=2.0, schedule="linear", total_steps=10)
+    adam = {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_eps": 1e-3}
+    ours = optimizer(made, weight_decay=0.1, max_grad_norm=2.0, schedule="linear", total_steps=10, **adam)
     theirs = torch.optim.AdamW(
         [
             {"params": [p for _, p in other if p.dim() > 1], "weight_decay": 0.1},
             {"params": [p for _, p in other if p.dim() == 1], "weight_decay": 0.0},
-        ]
+        ],
+        betas=(0.8, 0.95),
+        eps=1e-3,
     )
     for step in range(6):
         backward(made, step, scale=0.1 + step)

@@ -38,6 +38,11 @@ from palate.world.wire import encode
 
 Result = dict[str, Any]
 
+ADAM_EPS = 1e-5
+"""Adam's epsilon in all updates. Adam divides a gradient by its own size, so with the default of 1e-8 a
+gradient that is zero but for rounding moves its weight by a part of a step, in any direction. With this one,
+rounding of 1e-9 moves it by a ten-thousandth of a step."""
+
 
 def pairs_for(policy: Learner, count: int) -> list[Pair]:
     made = []
@@ -54,7 +59,7 @@ def weights(policy: Learner) -> dict[str, np.ndarray]:
 
 def train(place: Path, **options: Any) -> Result:
     """Three updates of which the batches are odd, then one with a single record."""
-    policy = tiny_policy(place / "model", lr=1e-3, **options)
+    policy = tiny_policy(place / "model", lr=1e-3, adam_eps=ADAM_EPS, **options)
     pairs = pairs_for(policy, 7)
     objective = Pairwise(PAIR_LOSSES["dpo"], 0.5, CachedReference(policy.snapshot()))
     metrics = [policy.update(batch, objective) for batch in (pairs[:5], pairs[2:], pairs[:3], pairs[3:4])]
@@ -101,7 +106,7 @@ def sharded_checkpointing(place: Path) -> Result:
 def rewards(place: Path, sharding: str = "none") -> Result:
     """A reward model: three updates, then the scores of all pairs; and the values of another head."""
     options = {"model": str(place / "model"), "dtype": "float32", "device": "cpu", "sharding": sharding}
-    cfg = LearnerConfig.model_validate({**options, "lr": 1e-3, "lora": False})
+    cfg = LearnerConfig.model_validate({**options, "lr": 1e-3, "adam_eps": ADAM_EPS, "lora": False})
     learner = Learner.load(cfg, total_steps=10, head="scalar", name="reward-model")
     pairs = pairs_for(learner, 7)
     metrics = [learner.update(batch, Ranking()) for batch in (pairs[:5], pairs[2:], pairs[:1])]
@@ -191,6 +196,7 @@ def trained(place: Path, name: str, **changes: Any) -> dict[str, np.ndarray]:
         "dtype": "float32",
         "device": "cpu",
         "lr": 1e-3,
+        "adam_eps": ADAM_EPS,
     }
     known = {**fixed, **OWN.get(name, {})}
     options = {key: value for key, value in known.items() if key in way.config.model_fields} | changes

@@ -87,6 +87,13 @@ class OptimConfig(Config):
     """Steps over which the learning rate rises from zero; fewer than there are steps."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay (AdamW), on matrices only."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Share of the old mean that Adam's running mean of gradients keeps at each step."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Share of the old mean that Adam's running mean of squared gradients keeps at each step."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """Number that Adam adds to the size of a gradient before it divides by it; much smaller gradients do not
+    move their weights."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Largest gradient norm; larger gradients are scaled down to it."""
     masters: Literal["float32", "live"] = "float32"

@@ -45,7 +45,10 @@ class Optimizer:
             {"params": matrices, "weight_decay": cfg.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, fused=True)
+        betas = (cfg.adam_beta1, cfg.adam_beta2)
+        self._adamw = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=cfg.lr, betas=betas, eps=cfg.adam_eps, fused=True
+        )
         for live, master in zip(self.live, self.master, strict=True):
             if live is not master:
                 live.register_post_accumulate_grad_hook(_move_gradient_to(master))  # type: ignore[no-untyped-call]
