@@ -85,6 +85,8 @@ class Share:
         stages: training stages of a round, which divide its optimizer steps.
         own: completions of each demonstration's prompt that the method samples in each round.
         epochs: optimizer steps per batch of samples, for `each step`.
+        labelled: share of the completions and of the optimizer steps with which a method in steps first
+            trains a reward model of its own: the annotator compares two completions of each prompt.
         fixed: further settings that the comparison needs.
     """
 
@@ -94,6 +96,7 @@ class Share:
     stages: int = 1
     own: int = 0
     epochs: int = 1
+    labelled: float = 0.0
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def spent(self, completions: int, steps: int, prompts: int) -> Spent:
@@ -109,11 +112,18 @@ class Share:
         Raises:
             ValueError: the budget is too small for the method.
         """
-        training = self.rounds * self.stages * self.epochs
-        if steps < training:
-            raise ValueError(f"{steps} optimizer steps are fewer than its {training} stages of training")
-        fixed, each = dict(self.fixed), steps // training
+        training, first = self.rounds * self.stages * self.epochs, int(self.labelled * steps)
+        needed = training + bool(self.labelled)
+        if steps - first < training or first < bool(self.labelled):
+            raise ValueError(f"{steps} optimizer steps are too few for its {needed} stages of training")
+        fixed, each = dict(self.fixed), (steps - first) // training
         if self.when == "each step":
+            if self.labelled:
+                pairs = min(prompts, int(self.labelled * completions) // 2)
+                if pairs < 2:
+                    raise ValueError(f"{completions} completions leave fewer than two prompts to compare")
+                fixed |= {"candidates": 2, "preference_prompts": pairs, "reward_steps": first}
+                completions -= 2 * pairs
             batch = completions // (self.n * each)
             if batch < 1:
                 raise ValueError(

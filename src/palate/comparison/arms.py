@@ -41,9 +41,9 @@ class Arm:
 
     @property
     def asks_reward_model(self) -> bool:
-        """True if the method's recipe has a reward model, in either form."""
+        """True if the method's recipe has a reward model, in either form, and the run does not train it."""
         recipe = self.method.recipe
-        return "reward model" in (*recipe.networks, *(recipe.alternative or ()))
+        return not self.share.labelled and "reward model" in (*recipe.networks, *(recipe.alternative or ()))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pydantic import model_validator
 
 from palate import loops
 from palate.config import MethodConfig
-from palate.method import Method, Recipe, Way
+from palate.method import Method, Recipe, Share, Way
 from palate.types import Prompt
 
 if TYPE_CHECKING:
@@ -137,4 +137,5 @@ METHOD = Method(
     ),
     beside=load_learners,
     summarise=summary,
+    share=Share("each step", n=1, epochs=4, labelled=0.5, fixed={"centre_on": "none"}),
 )

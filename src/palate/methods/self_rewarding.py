@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 
 from palate import learn, loops, losses, select
 from palate.config import Source
-from palate.method import Method, Recipe
+from palate.method import Method, Recipe, Share
 from palate.spending import Annotations, Rows, Spending, drawn, learnt
 from palate.types import Prompt
 
@@ -216,4 +216,6 @@ METHOD = Method(
     spends=spends,
     recipe=Recipe("human seed", "current", "each round", ("policy", "reference"), ("policy",)),
     summarise=_summary,
+    # It learns from its own grades, whatever the annotator of the comparison is.
+    share=Share("each round", rounds=2, fixed={"reward": (), "judge": "self", "judge_mode": "rubric"}),
 )
