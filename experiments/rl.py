@@ -40,7 +40,7 @@ PAGES = {name: ROOT / "docs" / "methods" / f"{name}.md" for name in ("rlhf", "rl
 GOLD = ["sentiment", "0.4*on-topic"]
 STEPS, COMPLETIONS, NEW_TOKENS = 10, 16, 40
 """Steps (rollout phases) of every arm, completions of a step, and tokens of a completion at most."""
-POLICY = {"model": "smollm2", "data": "everyday", "dtype": "float32", "lora_rank": 16}
+POLICY = {"model": "smollm2", "data": "everyday", "dtype": "bfloat16", "lora_rank": 16}
 COMMON = {
     **POLICY, "eval_data": "everyday", "eval_limit": 60, "eval_reward": GOLD, "steps": STEPS,
     "max_new_tokens": NEW_TOKENS, "temperature": 1.0, "missing_eos_penalty": 0,
@@ -89,7 +89,7 @@ def reward_model(work: Path) -> Path:
     """Return the directory of a reward model that learnt from gold's labels; train it once."""
     data, output = work / "pairs.jsonl", work / "reward-model"
     if not data.exists():
-        base = palate.Policy.load(MethodConfig(**POLICY), total_steps=1).snapshot()
+        base = palate.Policy.load(MethodConfig(**POLICY, lr=1e-4), total_steps=1).snapshot()
         train = palate.read_prompts("everyday")[:LABELLED]
         groups = palate.annotator(GOLD)(base.sample(train, EACH, Sampling(max_new_tokens=NEW_TOKENS), seed=4))
         halves = [pair for group in groups for pair in _outside_in(group)]
@@ -192,7 +192,7 @@ def documents(rows: Sequence[dict[str, Any]]) -> dict[Path, dict[str, list[str]]
         known = rows[-1]["machine"]
         text = (
             f"{STEPS} steps of {COMPLETIONS} completions of at most {NEW_TOKENS} tokens, LoRA of rank 16, "
-            f"float32, {rows[0]['compared']} held-out prompts; {known['processor']}, one core, "
+            f"bfloat16, {rows[0]['compared']} held-out prompts; {known['processor']}, one core, "
             f"torch {known['torch']}, {known['date']}."
         )
         parts[PAGES[name]] = {"measured": [*table(rows, methods), "", text]}
