@@ -1,9 +1,11 @@
 """Compare plans with real runs: tokens, memory and time of several methods on the embedded model.
 
-    python benchmarks/plan.py --output benchmarks/results/plan.json [--methods dpo,oaif] [--timed]
+    python benchmarks/plan.py --output benchmarks/results/plan.json [--methods dpo,oaif]
+    python benchmarks/plan.py --write   # the table into docs/choosing.md
+    python benchmarks/plan.py --check
 
-Each method is planned and run in processes of their own, one after the other. Rows that the output file has
-are not made again. `--timed` also records the time of the run, so nothing else should run beside it.
+Each method is planned and run in processes of their own, one after the other; nothing else should run beside
+them. Rows that the output file has are not made again.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ from common import ROOT, commit
 
 sys.path.insert(0, str(ROOT / "experiments"))
 from machine import machine
+from marks import missing, write
+
+PAGE = ROOT / "docs" / "choosing.md"
+RESULTS = ROOT / "benchmarks" / "results" / "plan.json"
 
 SAMPLED = ["--max-new-tokens", "24", "--batch-size", "4", "--seed", "1"]
 PROMPTS = ["--data", "everyday", "--eval-data", "everyday", "--eval-limit", "8", "--reward", "length:20"]
@@ -59,10 +65,18 @@ IDLE = (
 
 def main() -> None:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--methods", default=",".join(CASES))
-    parser.add_argument("--timed", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/choosing.md, and end")
+    parser.add_argument("--check", action="store_true", help="say whether docs/choosing.md has the table")
     given = parser.parse_args()
+    if given.write or given.check:
+        parts = {"plans": table(json.loads(given.output.read_text()))}
+        if given.write:
+            write(PAGE, parts)
+        else:
+            sys.exit(f"not what benchmarks/plan.py writes: {PAGE}" if missing(PAGE, parts) else 0)
+        return
     rows: dict[str, Any] = {}
     if given.output.exists():
         rows = json.loads(given.output.read_text())["methods"]
@@ -71,9 +85,9 @@ def main() -> None:
         idle = int(started(["-c", IDLE], work)[0].splitlines()[-1])
         write_pairs(work / "pairs.jsonl")
         for method in given.methods.split(","):
-            if method in rows and not given.timed:
+            if method in rows:
                 continue
-            rows[method] = {**rows.get(method, {}), **row(method, work, idle, timed=given.timed)}
+            rows[method] = row(method, work, idle)
             print(method, json.dumps(rows[method]), flush=True)
             result = {"machine": machine(), "commit": commit(), "within": WITHIN, "methods": rows}
             given.output.write_text(json.dumps(result, indent=1) + "\n")
@@ -91,16 +105,55 @@ def write_pairs(file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def row(method: str, work: Path, idle: int, *, timed: bool) -> dict[str, Any]:
+def table(result: dict[str, Any]) -> list[str]:
+    """Return the results in Markdown."""
+    heads = ("method", "tokens", "at most", "expected", "memory (MB)", "planned", "seconds", "planned")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    outside = []
+    for method, one in result["methods"].items():
+        cells = (
+            f"`{method}`", f"{one['tokens']:,}", f"{one['most_tokens']:,}", f"{one['expected_tokens']:,.0f}",
+            f"{one['memory_mb']:,}", difference(one["planned_memory_mb"], one["memory_mb"]),
+            f"{one['seconds']:.0f}", difference(one["planned_seconds"], one["seconds"]),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+        pairs = {
+            "tokens": (one["expected_tokens"], one["tokens"]),
+            "memory": (one["planned_memory_mb"], one["memory_mb"]),
+            "seconds": (one["planned_seconds"], one["seconds"]),
+        }
+        outside += [
+            f"the {name} of `{method}`"
+            for name, (planned, measured) in pairs.items()
+            if abs(planned - measured) > WITHIN[name] * measured
+        ]
+        if one["tokens"] > one["most_tokens"]:
+            outside.append(f"the bound on the tokens of `{method}`")
+    limits = ", ".join(f"{name} within {share:.0%}" for name, share in WITHIN.items())
+    known = result["machine"]
+    told = f"Outside these limits: {', '.join(outside)}." if outside else "All rows are within these limits."
+    return [
+        *lines, "", f"Limits: {limits}. {told}", "",
+        f"{known['processor']}, {known['cores']} cores ({known['units']}), torch {known['torch']}, "
+        f"{known['date']} ([rows](../benchmarks/results/plan.json)).",
+    ]  # fmt: skip
+
+
+def difference(planned: float, measured: float) -> str:
+    """Return a planned number and its relative difference from the measured one."""
+    return f"{planned:,.0f} ({planned / measured - 1:+.0%})"
+
+
+def row(method: str, work: Path, idle: int) -> dict[str, Any]:
     """Plan and run a method, and return both sides."""
     words = [method, *(str(work / "pairs.jsonl") if word == "PAIRS" else word for word in CASES[method])]
     plan = json.loads(started(["-m", "palate", "plan", *words, "--json"], work)[0])
     bound = json.loads(started(["-m", "palate", "plan", *words, "--json", "--pilot", "0"], work)[0])
-    place = work / f"{method}{'-timed' if timed else ''}"
+    place = work / method
     _, peak, seconds = started(["-m", "palate", "run", *words, "--output", str(place)], work)
     completions, tokens = sampled(place / "journal.db")
     measured = json.loads((place / "summary.json").read_text())["seconds"]
-    found: dict[str, Any] = {
+    return {
         "completions": completions,
         "most_completions": sum(bound["completions"].values()),
         "tokens": tokens,
@@ -109,15 +162,11 @@ def row(method: str, work: Path, idle: int, *, timed: bool) -> dict[str, Any]:
         "memory_mb": round((peak - idle) / 1e6),
         "planned_memory_mb": round(plan["memory"]["peak"] / 1e6),
         "planned_without_pilot_mb": round(bound["memory"]["peak"] / 1e6),
+        "seconds": measured,
+        "process_seconds": round(seconds, 1),
+        "planned_seconds": round(plan["seconds"]["total"], 1),
+        "planned_parts": plan["seconds"],
     }
-    if timed:
-        found |= {
-            "seconds": measured,
-            "process_seconds": round(seconds, 1),
-            "planned_seconds": round(plan["seconds"]["total"], 1),
-            "planned_parts": plan["seconds"],
-        }
-    return found
 
 
 def started(arguments: list[str], work: Path) -> tuple[str, int, float]:

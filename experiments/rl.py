@@ -38,28 +38,29 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "rl.jsonl"
 PAGES = {name: ROOT / "docs" / "methods" / f"{name}.md" for name in ("rlhf", "rlaif")}
 GOLD = ["sentiment", "0.4*on-topic"]
-STEPS, COMPLETIONS, NEW_TOKENS = 10, 16, 40
+STEPS, COMPLETIONS, NEW_TOKENS = 30, 48, 40
 """Steps (rollout phases) of every arm, completions of a step, and tokens of a completion at most."""
 POLICY = {"model": "smollm2", "data": "everyday", "dtype": "bfloat16", "lora_rank": 16}
 COMMON = {
     **POLICY, "eval_data": "everyday", "eval_limit": 60, "eval_reward": GOLD, "steps": STEPS,
-    "max_new_tokens": NEW_TOKENS, "temperature": 1.0, "missing_eos_penalty": 0,
+    "max_new_tokens": NEW_TOKENS, "temperature": 1.0, "missing_eos_penalty": 0, "schedule": "linear",
 }  # fmt: skip
-GAE = {"estimator": "gae", "batch_size": 16, "n": 1, "ppo_epochs": 1, "mini_batches": 4, "lr": 3e-4}
-RLOO = {"estimator": "rloo", "batch_size": 4, "n": 4, "mini_batches": 1, "lr": 5e-4}
+OAIF = {"batch_size": 6, "n": 8, "lr": 3e-4}
+GAE = {"estimator": "gae", "batch_size": 48, "n": 1, "ppo_epochs": 1, "mini_batches": 4, "lr": 2e-4}
+RLOO = {"estimator": "rloo", "batch_size": 6, "n": 8, "mini_batches": 1, "lr": 3e-4}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "oaif, gold": ("oaif", {"reward": GOLD, "batch_size": 8, "n": 2, "lr": 5e-4}),
+    "oaif, gold": ("oaif", {"reward": GOLD, **OAIF}),
     "rlhf gae, gold": ("rlhf", {"reward": GOLD, **GAE}),
     "rlhf rloo, gold": ("rlhf", {"reward": GOLD, **RLOO}),
-    "oaif, model": ("oaif", {"reward": "MODEL", "batch_size": 8, "n": 2, "lr": 5e-4}),
+    "oaif, model": ("oaif", {"reward": "MODEL", **OAIF}),
     "rlhf gae, model": ("rlhf", {"reward": "MODEL", **GAE}),
     "rlaif gae, judge": (
         "rlaif",
-        {"candidates": 3, "preference_prompts": 60, "reward_lr": 3e-4, "reward_epochs": 1, **GAE},
+        {"candidates": 3, "preference_prompts": 240, "reward_lr": 3e-4, "reward_epochs": 1, **GAE},
     ),
 }
 """The method of each arm, and its own settings."""
-LABELLED, EACH = 60, 6
+LABELLED, EACH = 240, 8
 """Prompts whose samples gold labels for the reward model of `model`, and completions of each."""
 KEPT = (
     "reward_before", "reward_after", "win_rate", "win_rate_low", "win_rate_high", "kl", "length_before",
