@@ -117,7 +117,7 @@ def _one(prompt: Prompt, row: Mapping[str, Any]) -> tuple[list[tuple[str, float]
     if single is None:
         raise RowError(
             f"{prompt.where}: no answer is given; expected a column {ANSWER[0]} with a text or {ANSWER[0]}s "
-            f"with a list. Columns: {', '.join(row) or 'none'}",
+            f"with a list. Columns beside the prompt: {', '.join(row) or 'none'}",
             prompt.where,
         )
     (number,), sign = _numbers(prompt, row, plural=False)
