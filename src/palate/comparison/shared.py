@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from palate.launch.rewards import annotator_of
 from palate.loops.records import once
 from palate.recipe import Spent
 from palate.run import Display, Run
+from palate.run.files import writing
 from palate.run.seeds import seed_of
 from palate.select import best_vs_worst, select_pairs, top_k
 from palate.types import Completion, Group, Pair, Prompt
@@ -59,25 +59,20 @@ class Pool:
     cost: float
 
 
-def read_all(cfg: CompareConfig) -> Prompts:
+def read_all(cfg: CompareConfig, say: Callable[[str], None]) -> Prompts:
     """Read the prompts, keep some apart for tuning, and write the training file.
+
+    Say how much of the data is used. Training prompts that are test prompts too are left out.
 
     Raises:
         DataError: the data cannot be used, or too few prompts are left.
     """
-    account = partial(Account, strict=False)
-    train = once(read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account()))
-    test = once(
-        read_prompts(
-            cfg.eval_data or cfg.data,
-            split=cfg.eval_split,
-            columns=cfg.map,
-            limit=cfg.eval_limit,
-            account=account(),
-        )
-    )
+    drawn = _read(cfg, cfg.data, cfg.split, cfg.limit, say)
+    test = _read(cfg, cfg.eval_data or cfg.data, cfg.eval_split, cfg.eval_limit, say)
     held_out = {prompt.id for prompt in test}
-    train = [prompt for prompt in train if prompt.id not in held_out]
+    train = [prompt for prompt in drawn if prompt.id not in held_out]
+    if len(train) < len(drawn):
+        say(f"{cfg.data}: {len(drawn) - len(train):,} training prompts are test prompts too and are left out")
     kept = min(VALIDATION, len(train) // 5) if cfg.tune else 0
     validation, train = train[len(train) - kept :], train[: len(train) - kept]
     if len(train) < 2 or (cfg.tune and len(validation) < 2):
@@ -89,6 +84,32 @@ def read_all(cfg: CompareConfig) -> Prompts:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_rows(file, [_row(prompt) for prompt in train])
     return Prompts(train, validation, test, file)
+
+
+def _read(
+    cfg: CompareConfig, source: str, split: str, limit: int | None, say: Callable[[str], None]
+) -> list[Prompt]:
+    account = Account(strict=False)
+    rows = read_prompts(source, split=split, columns=cfg.map, limit=limit, account=account)
+    prompts = once(rows)
+    account.use(None)
+    for line in (*account.overview(), *account.lines()):
+        say(f"{source}: {line}")
+    if len(prompts) < len(rows):
+        say(f"{source}: {len(rows) - len(prompts):,} rows repeat another row and are used once")
+    return prompts
+
+
+def keep_json(file: Path, value: Any) -> None:
+    """Write JSON into a file, which is complete or unchanged.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    part = file.with_suffix(".part")
+    with writing(file):
+        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        part.replace(file)
 
 
 def asking(cfg: CompareConfig, model: str, place: str) -> EvaluateConfig:
@@ -176,7 +197,7 @@ def pools(
             groups = annotate(drawn)
             _write(file, kind, groups)
             after = dict(run.meter())
-            bill.write_text(json.dumps(_bill(groups, before, after, pairwise=options.pairwise)), "utf-8")
+            keep_json(bill, _bill(groups, before, after, pairwise=options.pairwise))
         made[arm.name] = Pool(file, **json.loads(bill.read_text("utf-8")))
     return made
 
