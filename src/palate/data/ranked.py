@@ -146,7 +146,7 @@ def _is_list(value: Any) -> bool:
 def _number(prompt: Prompt, value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise RowError(f"{prompt.where}: a score or rank is {value!r}; expected a number", prompt.where)

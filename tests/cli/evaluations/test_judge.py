@@ -143,6 +143,8 @@ PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
             "score_chosen is",
         ),
         ({"prompt": "Q", "completion": "a", "score": 1}, "--gold"),
+        ({**PAIR, "score_chosen": 10**400, "score_rejected": 1}, "score_chosen is 1000"),
+        ({**PAIR, "score_chosen": 2, "score_rejected": 1, "judge_cost": "free"}, "judge_cost is 'free'"),
         ({"prompt": "Q"}, "it has no score"),
     ],
 )
