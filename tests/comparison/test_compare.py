@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from palate.comparison import CompareConfig, compare_methods, work
+from palate.comparison import CompareConfig, compare_methods, shared, work
 from palate.comparison.shared import read_all
-from palate.errors import ConfigError, RunError
+from palate.data import read_comparisons, read_demonstrations
+from palate.errors import ConfigError, DataError, RunError
 from palate.launch import train
 from palate.report.compared import QUALITY, matrix, table, write_comparison
 from palate.settings import load_config
 from palate.testing import FaultyServer, judge_reply
+from palate.types import Completion, Group, Prompt
 
 
 def config(tiny: str, output: Path, **settings: Any) -> CompareConfig:
@@ -185,3 +187,17 @@ def test_the_budget_is_named_once(tiny: str, tmp_path: Path, in_process: list[st
     ):
         page = write_comparison({**done.result, "budget": budget}, done.samples, tmp_path / "report.html")
         assert words in " ".join(page.read_text().split())
+
+
+@pytest.mark.parametrize("kind", ["pairs", "demonstrations"])
+def test_empty_completions_stay_out_of_the_pool(tmp_path: Path, kind: str) -> None:
+    file, said = tmp_path / f"{kind}.jsonl", list[str]()
+    answers = [Completion(text, (i,)) for i, text in enumerate((" \n", "a", "b"))]
+    silent = Group(Prompt("q"), tuple(answers), (3.0, 2.0, 1.0))
+    spoken = Group(Prompt("r"), tuple(answers[1:]), (2.0, 1.0))
+    shared._write(file, kind, [silent, spoken], said.append)
+    read = read_demonstrations(str(file)) if kind == "demonstrations" else read_comparisons(str(file))[0]
+    assert [row.prompt.text for row in read] == ["r"]
+    assert said == [f"{kind}.jsonl: 1 prompts are left out, because their best completion is empty"]
+    with pytest.raises(DataError, match="is empty for all 1 prompts"):
+        shared._write(file, kind, [silent], said.append)

@@ -195,28 +195,43 @@ def pools(
                 usable, share.pool_n, options.sampling, seed=seed_of(cfg.seed, "pool", share.pool_n)
             )
             groups = annotate(drawn)
-            _write(file, kind, groups)
+            _write(file, kind, groups, run.display.say)
             after = dict(run.meter())
             keep_json(bill, _bill(groups, before, after, pairwise=options.pairwise))
         made[arm.name] = Pool(file, **json.loads(bill.read_text("utf-8")))
     return made
 
 
-def _write(file: Path, kind: str, groups: Sequence[Group]) -> None:
+def _write(file: Path, kind: str, groups: Sequence[Group], say: Callable[[str], None]) -> None:
+    """Write the rows to learn from: the best completion of each prompt, for pairs with the worst.
+
+    An empty completion cannot be learnt from data, so a prompt whose best one is empty is left out.
+
+    Raises:
+        DataError: no row is left.
+    """
     if kind == "pairs":
         pairs, _ = select_pairs(groups, best_vs_worst)
-        if not pairs:
-            raise DataError("the annotator prefers no completion of the base model to another: all are ties")
-        write_rows(file, [_pair_row(pair) for pair in pairs])
-        return
-    rows = []
-    for group in groups:
-        if any(reward is not None for reward in group.rewards or ()):
-            best = top_k(group, 1).completions[0]
-            rows.append(
-                {**_row(group.prompt), **_answer(group.prompt, "completion", best), "finish": _end(best)}
-            )
+        made = [(pair.chosen, _pair_row(pair)) for pair in pairs]
+    else:
+        usable = [group for group in groups if any(reward is not None for reward in group.rewards or ())]
+        made = [(best := top_k(group, 1).completions[0], _best_row(group.prompt, best)) for group in usable]
+    if not made:
+        raise DataError("the annotator prefers no completion of the base model to another: all are ties")
+    rows = [row for best, row in made if best.text.strip()]
+    if len(rows) < len(made):
+        left_out = len(made) - len(rows)
+        say(f"{file.name}: {left_out:,} prompts are left out, because their best completion is empty")
+    if not rows:
+        raise DataError(
+            f"the best of the base model's completions is empty for all {len(made)} prompts; use another "
+            "reward, or more prompts"
+        )
     write_rows(file, rows)
+
+
+def _best_row(prompt: Prompt, best: Completion) -> dict[str, Any]:
+    return {**_row(prompt), **_answer(prompt, "completion", best), "finish": _end(best)}
 
 
 def _pair_row(pair: Pair) -> dict[str, Any]:

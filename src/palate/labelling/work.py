@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from palate.annotate.judges.ledger import Ledger
 from palate.annotate.judges.records import Amount
@@ -230,7 +230,7 @@ def _opened(output: Path, cache: Path | None) -> Iterator[tuple[Journal, Ledger]
         yield journal, ledger
 
 
-def _locked(output: Path) -> AcquireReturnProxy:
+def _locked(output: Path) -> AbstractContextManager[object]:
     """Return the acquired lock of the output, which is released at the end of its context."""
     lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=1)
     try:
