@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from palate import statistics
 from palate.statistics import rate_interval
 from palate.winrates import (
+    PRIOR,
     Verdict,
     discrete_win_rate,
     length_controlled,
@@ -129,3 +131,7 @@ def test_the_interval_covers_a_rate_near_one() -> None:
         found = length_controlled(verdicts_of(3, lengths, 0.5, seed=seed, hard=True))
         covered += found.low <= true <= found.high
     assert covered >= 181  # 3 standard errors below 95 % of 200
+
+
+def test_both_kinds_of_interval_have_the_same_prior() -> None:
+    assert PRIOR == statistics.PRIOR

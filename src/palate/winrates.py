@@ -10,8 +10,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from palate.statistics import PRIOR
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -20,6 +18,11 @@ QUALITY_PRIOR, LENGTH_PRIOR = 0.0025, 0.017
 
 Weaker penalties extrapolate too far for models whose texts are nearly all shorter than the baseline's, and
 differ more from AlpacaEval's published numbers; stronger ones leave more of the effect of length."""
+
+
+PRIOR = 0.65
+"""Number of verdicts with the variance of a coin flip that the binomial standard error adds, as
+`palate.statistics.PRIOR` does for clusters."""
 
 
 class Verdict(NamedTuple):
