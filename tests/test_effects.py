@@ -105,3 +105,11 @@ def test_holm() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_a_few_prompts_with_the_same_difference_prove_nothing() -> None:
+    few, many = ({"a": np.ones((1, n)), "b": np.zeros((1, n))} for n in (3, 12))
+    (difference,) = differences(few)
+    assert difference.p == pytest.approx(2 * 0.5**3)
+    assert not difference.clear
+    assert differences(many)[0].clear

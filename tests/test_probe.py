@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from palate.launch import Outcome, train
+from palate.launch import Outcome, probe, train
 from palate.run import Display
 from palate.testing import FaultyServer, judge_reply
 
@@ -104,3 +105,15 @@ def test_it_changes_nothing_in_the_run(tiny: str, tmp_path: Path, serve: Serve) 
         outcome, _ = run(tiny, folder, serve(by_text), probe_pairs=count, steps=2)
         weights.append((outcome.checkpoint / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("mode", "lines"), [("pairwise", 1), (None, 1), ("score", 0), ("rubric", 0)])
+def test_several_processes_name_the_test_that_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, mode: str | None, lines: int
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(probe, "current", lambda: SimpleNamespace(size=2))
+    cfg = SimpleNamespace(judge="local:m", judge_mode=mode, probe_pairs=20)
+    one: Any = SimpleNamespace(display=SimpleNamespace(say=said.append))
+    probe.probe_judge(None, one, [], cfg, one)
+    assert len(said) == lines

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from palate import statistics
+from palate.statistics import rate_interval
 from palate.winrates import (
+    PRIOR,
     Verdict,
     discrete_win_rate,
     length_controlled,
@@ -110,3 +113,25 @@ def test_without_verdicts_there_is_no_rate() -> None:
     assert math.isnan(win_rate([]))
     assert math.isnan(discrete_win_rate([]))
     assert math.isnan(standard_error([0.5]))
+
+
+@pytest.mark.parametrize(("preference", "n"), [(1.0, 14), (0.0, 14), (0.5, 14), (1.0, 100)])
+def test_verdicts_that_are_all_alike_give_no_certainty(preference: float, n: int) -> None:
+    found = length_controlled([Verdict(preference, 10.0 + i % 7, 12.0) for i in range(n)])
+    plain = rate_interval([preference] * n)
+    # The plain interval knows less, since it estimates nothing else, so it bounds the width from below.
+    assert found.high - found.low >= 0.8 * (plain.high - plain.low)
+
+
+def test_the_interval_covers_a_rate_near_one() -> None:
+    true = 1 / (1 + math.exp(-3))
+    covered = 0
+    for seed in range(200):
+        lengths = np.random.default_rng(seed).normal(1000, 30, 40)
+        found = length_controlled(verdicts_of(3, lengths, 0.5, seed=seed, hard=True))
+        covered += found.low <= true <= found.high
+    assert covered >= 181  # 3 standard errors below 95 % of 200
+
+
+def test_both_kinds_of_interval_have_the_same_prior() -> None:
+    assert PRIOR == statistics.PRIOR

@@ -78,11 +78,11 @@ class Estimate:
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of the mean being zero."""
+        """Two-sided p-value of the mean being zero; that of the sign test if all values are the same."""
         from scipy.stats import t
 
         if not self.error:
-            return 1.0 if self.mean == 0 else 0.0
+            return 1.0 if self.mean == 0 else min(1.0, 2.0**-self.freedom)
         return float(2 * t.sf(abs(self.mean) / self.error, self.freedom))
 
 

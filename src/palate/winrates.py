@@ -20,6 +20,11 @@ Weaker penalties extrapolate too far for models whose texts are nearly all short
 differ more from AlpacaEval's published numbers; stronger ones leave more of the effect of length."""
 
 
+PRIOR = 0.65
+"""Number of verdicts with the variance of a coin flip that the binomial standard error adds, as
+`palate.statistics.PRIOR` does for clusters."""
+
+
 class Verdict(NamedTuple):
     """A comparison of a model's text with a baseline's text.
 
@@ -79,7 +84,9 @@ def length_controlled(verdicts: Sequence[Verdict]) -> Controlled:
     Both coefficients have a light L2 penalty, ½ n (QUALITY_PRIOR θ² + LENGTH_PRIOR φ²) for n verdicts. If all
     texts are longer than the baseline's by about the same amount, the data cannot separate length from
     quality: then the penalty keeps φ near zero, and the standard error is large. The standard error is the
-    sandwich estimate, which allows for verdicts that are probabilities.
+    larger of two: the sandwich estimate, which allows for verdicts that are probabilities, and the binomial
+    one less the part within verdicts, p (1 - p) - y (1 - y), with `PRIOR` verdicts of the full variance. The
+    former vanishes if one side always wins, since the fit then follows the verdicts.
 
     Args:
         verdicts: at least one.
@@ -94,7 +101,8 @@ def length_controlled(verdicts: Sequence[Verdict]) -> Controlled:
     design = np.column_stack([np.ones(len(table)), scaled])
     penalty = len(table) * np.array([QUALITY_PRIOR, LENGTH_PRIOR])
     coefficients = logistic(design, preference, penalty)
-    error = math.sqrt(sandwich(design, preference, penalty, coefficients)[0, 0])
+    fit = design, preference, penalty, coefficients
+    error = math.sqrt(max(sandwich(*fit)[0, 0], _binomial(*fit)[0, 0]))
     centre = float(coefficients[0])
     rate = _sigmoid(centre)
     low, high = _sigmoid(centre - 1.96 * error), _sigmoid(centre + 1.96 * error)
@@ -140,6 +148,25 @@ def sandwich(
         np.add.at(sums, [number[key] for key in clusters], scores)
         scores = sums
     covariance: np.ndarray = bread @ (scores.T @ scores) @ bread
+    return covariance
+
+
+def _binomial(
+    design: np.ndarray, target: np.ndarray, penalty: np.ndarray, coefficients: np.ndarray
+) -> np.ndarray:
+    """Return the covariance (K, K) of the coefficients for targets y with the variance p (1 - p) - y (1 - y).
+
+    A target of 0 or 1 has the whole variance of a coin flip, and a tie at p = 1/2 has none. `PRIOR` rows of
+    the whole variance are added, so that a few ties do not give certainty.
+    """
+    import numpy as np
+
+    mean = 1 / (1 + np.exp(-design @ coefficients))
+    coin = mean * (1 - mean)
+    n = len(target)
+    variance = (n * (coin - target * (1 - target)) + PRIOR * coin) / (n + PRIOR)
+    bread = np.linalg.inv((design * coin[:, None]).T @ design + np.diag(penalty))
+    covariance: np.ndarray = bread @ ((design * variance[:, None]).T @ design) @ bread
     return covariance
 
 

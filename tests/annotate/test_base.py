@@ -264,3 +264,15 @@ def test_a_reward_that_is_missing_stays_missing() -> None:
 def test_no_penalty_changes_nothing() -> None:
     annotate = scored(LENGTH)
     assert penalised(annotate, missing_eos=0.0) is annotate
+
+
+@pytest.mark.parametrize("reward", [1e300, -1e300, 3.5e38])
+def test_a_reward_beyond_float32_is_none(reward: float) -> None:
+    (found,) = scored(ScriptedScorer(lambda text: reward if text == "a" else 1.0))([group("a", "b")])
+    assert found.rewards == (None, 1.0)
+
+
+def test_a_sum_beyond_float32_is_none() -> None:
+    scorer = ScriptedScorer(lambda text: 1e38 if text == "a" else 1.0)
+    (found,) = scored(scorer, weights=[1e10])([group("a", "b")])
+    assert found.rewards == (None, 1e10)

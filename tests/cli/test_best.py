@@ -8,7 +8,8 @@ import pytest
 from palate.cli import main
 from palate.cli.best import gain, keep_best
 from palate.config import RewardConfig
-from palate.errors import AnnotatorError
+from palate.errors import AnnotatorError, BudgetError
+from palate.testing import FaultyServer, judge_reply
 from palate.types import Completion, Group, Prompt
 
 
@@ -59,3 +60,11 @@ def test_the_command(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = [json.loads(text) for text in out.splitlines()]
     assert row["reward"] <= 0
     assert "expected reward of the best of n" in " ".join(err.split())
+
+
+def test_a_limit_does_not_promise_to_resume(tmp_path: Path) -> None:
+    with FaultyServer(lambda body, number: judge_reply(body, lambda a, b: 0.5)) as server:
+        cfg = RewardConfig(judge=f"server:m@{server.url}", max_verdicts=1, judge_key_env="NO_KEY")
+        with pytest.raises(BudgetError, match="keeps no verdicts") as error:
+            keep_best([group("a", "b")], cfg, {}, lambda text: None)
+    assert "resume" not in str(error.value)

@@ -102,10 +102,20 @@ def test_files_names_and_mistakes(tmp_path: Path) -> None:
     ] == 0.5
     with pytest.raises(ConfigError, match="names oaif twice"):
         arms_of(config(methods="oaif,oaif"))
+    with pytest.raises(ConfigError, match="contains a path"):
+        arms_of(config(methods="../elsewhere=oaif"))
     with pytest.raises(ConfigError, match="did you mean 'dpo'"):
         arms_of(config(methods="dpoo"))
     with pytest.raises(ConfigError, match="does not declare how it spends"):
         arms_of(config(methods="reward-model"))
+
+
+@pytest.mark.parametrize("line", ["n: 0", "n: x", "n: -2", "n: 1.5", "n:", "n: true"])
+def test_a_number_of_completions_that_cannot_be_is_refused(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match="expected a whole number of at least 1"):
+        arms_of(config(methods=f"oaif:{file}"))
 
 
 def test_an_option_that_a_method_lacks_is_named() -> None:

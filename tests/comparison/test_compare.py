@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from palate.comparison import CompareConfig, compare_methods, work
-from palate.errors import RunError
+from palate.comparison import CompareConfig, compare_methods, shared, work
+from palate.comparison.shared import read_all
+from palate.data import read_comparisons, read_demonstrations
+from palate.errors import ConfigError, DataError, RunError
 from palate.launch import train
 from palate.report.compared import QUALITY, matrix, table, write_comparison
 from palate.settings import load_config
 from palate.testing import FaultyServer, judge_reply
+from palate.types import Completion, Group, Prompt
 
 
 def config(tiny: str, output: Path, **settings: Any) -> CompareConfig:
@@ -134,3 +137,67 @@ def test_a_judge_with_a_budget_of_verdicts(
         assert row["cost"] > 0
         assert 0 <= row["win_rate"] <= 1
     assert write_comparison(done.result, done.samples, tmp_path / "report.html").exists()
+
+
+def test_an_output_that_cannot_be_a_directory(tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    cfg = config(tiny, tmp_path / "c")
+    for place, words in (("taken", "it is a file"), ("taken/inside", "Not a directory")):
+        with pytest.raises(RunError, match=words):
+            compare_methods(cfg.model_copy(update={"output": tmp_path / place}))
+
+
+def test_damaged_settings_are_one_sentence(tiny: str, tmp_path: Path, in_process: list[str]) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "compare.json").write_text("{")
+    with pytest.raises(RunError, match=r"compare\.json' is damaged"):
+        compare_methods(config(tiny, tmp_path / "c"))
+    assert in_process == []
+
+
+def test_a_wrong_setting_is_found_before_the_annotator_is_asked(
+    tiny: str, tmp_path: Path, in_process: list[str]
+) -> None:
+    (tmp_path / "odd.yaml").write_text("beta: -1\n")
+    with pytest.raises(ConfigError, match="beta is -1"):
+        compare_methods(config(tiny, tmp_path / "c", methods=f"dpo:{tmp_path / 'odd.yaml'}"))
+    assert not list((tmp_path / "c" / "shared").glob("pairs-*"))
+    assert in_process == []
+
+
+def test_prompts_that_are_left_out_are_named(tiny: str, tmp_path: Path) -> None:
+    cfg = config(tiny, tmp_path / "c", eval_limit=None)
+    rows = [{"prompt": "Question 0?"}, {"prompt": "Question 0?"}, {"prompt": "New?"}, {"odd": 1}]
+    Path(cfg.eval_data or "").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg.output.mkdir()
+    said: list[str] = []
+    prompts = read_all(cfg, said.append)
+    assert (len(prompts.train), len(prompts.test)) == (19, 2)
+    text = "\n".join(said)
+    assert "1 training prompts are test prompts too and are left out" in text
+    assert "1 rows repeat another row" in text
+    assert "prompt is missing" in text
+
+
+def test_the_budget_is_named_once(tiny: str, tmp_path: Path, in_process: list[str]) -> None:
+    done = compare_methods(config(tiny, tmp_path / "c", methods="oaif", seeds=1, points=1))
+    for budget, words in (
+        ({"unit": "steps", "amount": 2, "steps": 2}, "may spend 2 optimizer steps; the table"),
+        ({"unit": "prompts", "amount": 8, "steps": 1}, "prompts and about 1 optimizer step; the table"),
+    ):
+        page = write_comparison({**done.result, "budget": budget}, done.samples, tmp_path / "report.html")
+        assert words in " ".join(page.read_text().split())
+
+
+@pytest.mark.parametrize("kind", ["pairs", "demonstrations"])
+def test_empty_completions_stay_out_of_the_pool(tmp_path: Path, kind: str) -> None:
+    file, said = tmp_path / f"{kind}.jsonl", list[str]()
+    answers = [Completion(text, (i,)) for i, text in enumerate((" \n", "a", "b"))]
+    silent = Group(Prompt("q"), tuple(answers), (3.0, 2.0, 1.0))
+    spoken = Group(Prompt("r"), tuple(answers[1:]), (2.0, 1.0))
+    shared._write(file, kind, [silent, spoken], said.append)
+    read = read_demonstrations(str(file)) if kind == "demonstrations" else read_comparisons(str(file))[0]
+    assert [row.prompt.text for row in read] == ["r"]
+    assert said == [f"{kind}.jsonl: 1 prompts are left out, because their best completion is empty"]
+    with pytest.raises(DataError, match="is empty for all 1 prompts"):
+        shared._write(file, kind, [silent], said.append)

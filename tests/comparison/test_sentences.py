@@ -22,3 +22,7 @@ def test_one_seed_is_said() -> None:
     lines = sentences([Difference("a", "b", 1.0, 0.5, 1.5, 0.001, 0.001, seeds=False)], "mean reward")
     assert "with one seed per method, a difference may be the seed's" in lines[-1]
     assert sentences([], "x") == []
+
+
+def test_one_comparison_needs_no_correction() -> None:
+    assert "Holm" not in " ".join(sentences([Difference("a", "b", 1, 0.5, 1.5, 0.001, 0.001)], "x"))

@@ -80,6 +80,7 @@ def test_a_prompt_of_turns(tmp_path: Path) -> None:
         ({"prompt": "q", "completions": ["a"], "scores": [1, 2]}, "not lists of the same length"),
         ({"prompt": "q", "completions": ["a", 3], "scores": [1, 2]}, "an answer is 3; expected a text"),
         ({"prompt": "q", "completions": ["a", "b"], "scores": [1, "x"]}, "'x'; expected a number"),
+        ({"prompt": "q", "completions": ["a", "b"], "scores": [1, 10**400]}, "0; expected a number"),
         ({"prompt": "q", "completion": "a", "score": 1}, "no prompt has two answers"),
     ],
 )

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -86,6 +87,16 @@ def test_an_unwritable_place(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"p\.jsonl cannot be written: No space left on device\.$"):
         write_rows(tmp_path / "p.jsonl", [{"a": 1}])
     assert os.listdir(tmp_path) == []
+
+
+def test_a_read_only_disk(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)  # even for a file that is not there
+    with pytest.raises(DataError, match=r"p\.jsonl cannot be written: Read-only file system\.$"):
+        write_rows(tmp_path / "p.jsonl", [{"a": 1}])
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])

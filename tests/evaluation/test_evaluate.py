@@ -8,7 +8,7 @@ import pytest
 
 from palate.errors import ConfigError, RunError
 from palate.evaluation import EvaluateConfig, evaluate
-from palate.report.evaluated import table, write_evaluation
+from palate.report.evaluated import notes, table, write_evaluation
 from palate.settings import load_config
 from palate.testing import FaultyServer, judge_reply, tiny_model
 
@@ -30,7 +30,7 @@ def config(**settings: Any) -> EvaluateConfig:
 
 def test_two_models_against_a_third(models: list[str], tmp_path: Path) -> None:
     text = tmp_path / "mine.txt"
-    text.write_text("My own words.\n\nAnd more of them.\n")
+    text.write_text("My own words.\n\nAnd more of them" + ", and more" * 40)
     done = evaluate(config(model=models[:2], against=models[2], output=tmp_path / "e", text=str(text)))
     assert json.loads((tmp_path / "e" / "summary.json").read_text()) == done.result
     first = done.result["models"][0]
@@ -40,6 +40,8 @@ def test_two_models_against_a_third(models: list[str], tmp_path: Path) -> None:
     assert 0 < first["length_controlled_win_rate"] < 1
     assert first["kl_standard_error"] > 0
     assert first["perplexity"] > 1
+    assert first["text_truncated"] == 1  # a text that nobody counts would be measured in part
+    assert any("1 of your texts are longer" in note for note in notes(done.result))
     best = {row["name"]: row["best"] for row in done.result["best_of"]}
     assert best.keys() == set(models)
     assert sum(best.values()) == pytest.approx(1)
@@ -149,3 +151,9 @@ def test_a_judge_is_asked_in_both_orders_and_paid_once(
 def test_a_policy_cannot_judge_itself_here() -> None:
     with pytest.raises(ConfigError, match="judge is self"):
         config(model=["a", "b"], judge="self", reward=())
+
+
+def test_only_a_judge_that_compares_is_asked_in_both_orders() -> None:
+    result = {"prompts": 1, "annotator": "a", "models": [{}], "pairwise": True}
+    assert notes(result) == ["1 held-out prompt; the annotator is a, which is asked in both orders."]
+    assert notes({**result, "prompts": 2, "pairwise": False}) == ["2 held-out prompts; the annotator is a."]

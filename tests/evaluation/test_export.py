@@ -81,3 +81,16 @@ def test_a_training_run_is_refused(evaluation: Path, tmp_path: Path) -> None:
     (evaluation / "config.json").write_text(json.dumps({"method": "dpo", "config": {}, "versions": {}}))
     with pytest.raises(RunError, match="is a training run"):
         export(evaluation, tmp_path, "lm-eval")
+
+
+def test_an_unknown_format_lists_the_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "export", str(tmp_path), "--format", "foo"]) == 2
+    assert "--format is 'foo', expected one of alpaca-eval, lm-eval" in capsys.readouterr().err
+
+
+def test_sides_with_similar_names_have_their_own_folders(evaluation: Path, tmp_path: Path) -> None:
+    samples = evaluation / "samples.jsonl"
+    samples.write_text(samples.read_text().replace('"name": "b"', '"name": "runs-a"'))
+    paths = export(evaluation, tmp_path / "out", "alpaca-eval")
+    assert [path.parent.name for path in paths] == ["runs-a", "runs-a-2"]
+    assert "old 0" in paths[0].read_text(encoding="utf-8")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from palate.evaluation.numbers import best_numbers, finite, win_numbers
+from palate.evaluation.numbers import best_numbers, finite, reward_numbers, win_numbers
 from palate.types import Completion, Group, Prompt
 
 
@@ -19,8 +19,10 @@ def test_wins_ties_and_losses() -> None:
 
 
 def test_pairs_of_a_prompt_are_one_cluster() -> None:
-    alike = [group(0, 1)] * 8 + [group(1, 0)] * 8
-    together, apart = win_numbers(alike, 8, pairwise=False), win_numbers(alike, 1, pairwise=False)
+    rewards = [(0, 1)] * 8 + [(1, 0)] * 8
+    of_two = [group(*own, prompt=str(i // 8)) for i, own in enumerate(rewards)]
+    of_many = [group(*own, prompt=str(i)) for i, own in enumerate(rewards)]
+    together, apart = win_numbers(of_two, 8, pairwise=False), win_numbers(of_many, 1, pairwise=False)
     assert together["win_rate"] == apart["win_rate"]
     assert (
         together["win_rate_high"] - together["win_rate_low"] > apart["win_rate_high"] - apart["win_rate_low"]
@@ -52,3 +54,17 @@ def test_win_rate_without_verdicts() -> None:
     assert "length_controlled_win_rate" not in numbers
     assert numbers["win_rate"] != numbers["win_rate"]
     assert pytest.approx(numbers["win_rate_low"]) == 0
+
+
+def test_rows_that_repeat_a_prompt_are_one_cluster() -> None:
+    repeated = [group(0, 1, prompt="p") for _ in range(4)] + [group(1, 0, prompt="q") for _ in range(4)]
+    rows, pairs = win_numbers(repeated, 1, pairwise=False), win_numbers(repeated, 4, pairwise=False)
+    for name in ("win_rate", "win_rate_low", "win_rate_high", "standard_error"):
+        assert rows[name] == pytest.approx(pairs[name])
+    assert rows["standard_error"] == pytest.approx(0.5)
+
+
+def test_the_error_of_a_reward_is_that_over_prompts() -> None:
+    groups = [group(0, r, prompt=p) for p, r in (("p", 1.0), ("p", 1.0), ("q", 3.0), ("q", 3.0))]
+    numbers = reward_numbers(groups, 1)
+    assert (numbers["reward"], numbers["reward_standard_error"]) == (2.0, pytest.approx(1.0))

@@ -15,7 +15,7 @@ import pytest
 from palate.cli import main
 from palate.config import DataConfig, RewardConfig
 from palate.data import read_comparisons
-from palate.errors import BudgetError, ConfigError, DataError, RunError
+from palate.errors import BudgetError, ConfigError, DataError, PalateError, RunError
 from palate.labelling import label
 from palate.testing import Fault, FaultyServer, judge_reply
 
@@ -237,3 +237,44 @@ def test_the_command_needs_an_annotator_and_an_output(
     assert "output is missing" in capfd.readouterr().err
     assert main(["annotate", str(data), "--output", str(tmp_path / "o.jsonl")]) == 2
     assert "no annotator is given" in capfd.readouterr().err
+
+
+def test_the_data_are_not_overwritten(tmp_path: Path) -> None:
+    data = write(tmp_path / "pairs.jsonl", PAIRS)
+    before = data.read_bytes()
+    with pytest.raises(DataError, match="it is the data to read"):
+        label(DataConfig(data=str(data)), RewardConfig(reward="length:3"), data)
+    assert data.read_bytes() == before
+
+
+def test_verdicts_are_shared_by_a_cache(server: FaultyServer, tmp_path: Path) -> None:
+    data, cache = write(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "verdicts.db"
+    for name, asked in (("a.jsonl", 6), ("b.jsonl", 0)):
+        before = len(server.requests)
+        label(DataConfig(data=str(data)), judged(server, verdict_cache=cache), tmp_path / name)
+        assert len(server.requests) - before == asked
+    assert [row["margin"] for row in read(tmp_path / "a.jsonl")] == [
+        row["margin"] for row in read(tmp_path / "b.jsonl")
+    ]
+
+
+def test_a_misspelt_reward_can_be_corrected(tmp_path: Path) -> None:
+    data, output = write(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "out.jsonl"
+    with pytest.raises(PalateError, match="lenght"):
+        label(DataConfig(data=str(data)), RewardConfig(reward="lenght:3"), output)
+    assert label(DataConfig(data=str(data)), RewardConfig(reward="length:3"), output).rows == 3
+
+
+def test_other_rewards_name_the_file_to_delete(tmp_path: Path) -> None:
+    data, output = write(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "out.jsonl"
+    label(DataConfig(data=str(data)), RewardConfig(reward="length:3"), output)
+    with pytest.raises(RunError, match=r"delete .*out\.jsonl\.journal\.db to start over") as error:
+        label(DataConfig(data=str(data)), RewardConfig(reward="length:4"), output)
+    assert "--overwrite" not in str(error.value)
+
+
+def test_a_place_that_cannot_be_locked_is_not_another_process(tmp_path: Path) -> None:
+    data, output = write(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "out.jsonl"
+    output.with_name(f".{output.name}.lock").mkdir()
+    with pytest.raises(RunError, match="accepts no new files"):
+        label(DataConfig(data=str(data)), RewardConfig(reward="length:3"), output)

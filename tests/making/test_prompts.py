@@ -105,3 +105,9 @@ def test_a_writer_that_only_repeats_gives_up_with_its_counts() -> None:
 def test_listed(reply: str, items: list[str]) -> None:
     assert listed(reply, truncated=False) == items
     assert listed(reply, truncated=True) == items[:-1] or reply == ""
+
+
+def test_an_empty_reply_is_counted() -> None:
+    sieve = PromptFilter()
+    assert listed(" \n", truncated=False, sieve=sieve) == []
+    assert sieve.left_out == {Left.EMPTY: 1}

@@ -64,3 +64,16 @@ def test_ranked_by_the_measured_comparison(tiny: str) -> None:
 def test_unknown_means_are_refused(have: str) -> None:
     with pytest.raises(ConfigError, match="have"):
         load_config(ChooseOptions, file=None, flags={"have": have})
+
+
+def test_money_needs_the_price_of_the_judge(tiny: str) -> None:
+    with pytest.raises(ValueError, match="the judge's price is not given"):
+        chosen(tiny, have="prompts,judge", money=50)
+    assert chosen(tiny, have="prompts,reward", money=50)["oaif"].missing == ()
+    free = chosen(tiny, have="prompts,judge")["oaif"]
+    assert free.dollars is None
+    assert any("whose price is not given" in reason for reason in free.reasons_for)
+
+
+def test_a_method_that_judges_itself_needs_prompts_only(tiny: str) -> None:
+    assert chosen(tiny, have="reward")["self-rewarding"].missing == ("needs prompts",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -12,6 +11,9 @@ from palate.types import Completion, Group, Prompt
 
 MANY = 8
 """Completions in a call from which the lack of any usable reward is an error."""
+
+LARGEST = 3.4e38
+"""Largest size of a reward: that of the float32 numbers which it becomes."""
 
 Annotator = Callable[[Sequence[Group]], list[Group]]
 """The function that a method calls. A reward of None means that the completion has no usable reward."""
@@ -50,9 +52,9 @@ def scored(
     """Annotate by the weighted sum of scorers.
 
     A scorer that gives None to all completions of a prompt abstains: the sum for this prompt is that of the
-    other scorers, for each of its completions alike. If a scorer gives None, or a number that is not finite,
-    to some completions of a prompt only, these get no reward: a partial sum is not comparable with the full
-    sums of other completions.
+    other scorers, for each of its completions alike. If a scorer gives None, or a number that is not finite
+    or beyond float32, to some completions of a prompt only, these get no reward: a partial sum is not
+    comparable with the full sums of other completions.
 
     Args:
         scorers: at least one.
@@ -197,7 +199,8 @@ def _one_each(
 
 
 def _finite(reward: float | None) -> float | None:
-    return None if reward is None or not math.isfinite(reward) else float(reward)
+    # Rewards become float32 numbers, and statistics square them; NaN fails the comparison too.
+    return None if reward is None or not abs(reward) <= LARGEST else float(reward)
 
 
 def _say_abstained(names: Sequence[str], group: Group, say: Callable[[str], None]) -> None:
@@ -215,7 +218,7 @@ def _weighted(values: Sequence[float | None], weights: Sequence[float]) -> float
         if value is None:
             return None
         total += weight * value
-    return total if values else None
+    return _finite(total) if values else None
 
 
 def _require_some(rewards: Sequence[float | None], groups: Sequence[Group], name: str) -> None:

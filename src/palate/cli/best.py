@@ -12,7 +12,7 @@ from typing import Any
 from palate.annotate.judges.ledger import Ledger
 from palate.bestofn import best_of_kl, expected_best
 from palate.config import RewardConfig
-from palate.errors import AnnotatorError
+from palate.errors import AnnotatorError, BudgetError
 from palate.journal import Journal
 from palate.labelling.annotators import labeller
 from palate.select import top_k
@@ -49,6 +49,12 @@ def keep_best(
                 say=say,
             )
             labels = label(groups)
+        except BudgetError as error:
+            reached = str(error).partition("; everything")[0]
+            raise BudgetError(
+                f"{reached}. `palate sample` keeps no verdicts without --verdict-cache FILE; give a higher "
+                "limit"
+            ) from None
         finally:
             ledger.close()
             journal.close()

@@ -49,7 +49,7 @@ def explain(error: CycloptsError, commands: Commands) -> str:
             names = given.names if given is not None and given.is_flag() else [error.token.keyword]
             return f"{' or '.join(map(str, names))} is given more than once; keep one"
         case CoercionError() if error.token is not None:
-            return f"{error.token.keyword} is {error.token.value!r}, expected no value, or true or false"
+            return f"{error.token.keyword} is {error.token.value!r}, expected {_wanted(error)}"
         case _:
             return str(error)
 
@@ -61,16 +61,22 @@ def _unknown_command(word: str, path: str, commands: Commands) -> str:
         if word.startswith("-"):
             return (
                 f"expected a {group.noun} right after `{path}`, got {word}; "
-                f"`{group.listed_by}` lists the {group.noun}s"
+                f"`{group.listed_by}` lists the {_plural(group.noun)}"
             )
         advice = _perhaps(word, {name: repr(name) for name in group.members()})
-        return f"unknown {group.noun} {word!r};{advice} `{group.listed_by}` lists the {group.noun}s"
+        return f"unknown {group.noun} {word!r};{advice} `{group.listed_by}` lists the {_plural(group.noun)}"
     if word.startswith("-"):
         return f"expected a command right after `palate`, got {word}; `palate --help` lists the commands"
     groups = [group for name in GROUPS if isinstance(group := commands.get(name), Group)]
     meanings = {name: f"`palate {g.name} {name}`" for g in groups for name in g.members()}
     meanings |= {name: repr(name) for name in commands}
     return f"unknown command {word!r};{_perhaps(word, meanings)} `palate --help` lists the commands"
+
+
+def _plural(noun: str) -> str:
+    """Return the plural of `method`, or of `kind of data`."""
+    first, space, rest = noun.partition(" ")
+    return f"{first}s{space}{rest}"
 
 
 def _perhaps(word: str, meanings: Mapping[str, str]) -> str:
@@ -83,6 +89,15 @@ def _perhaps_flag(flag: str, flags: Iterable[str]) -> str:
     settings = {name.lstrip("-").replace("-", "_"): name for name in flags}
     meant = setting_near(flag, settings)
     return f" did you mean {settings[meant]}?" if meant is not None else ""
+
+
+def _wanted(error: CoercionError) -> str:
+    """Return the values that a flag takes, in words."""
+    choices = error.argument.get_choices(force=True) if error.argument is not None else None
+    if choices:
+        return f"one of {', '.join(choices)}"
+    numbers = {int: "a whole number", float: "a number"}
+    return numbers.get(error.target_type or bool, "no value, or true or false")
 
 
 def _unexpected(word: str, path: str, error: CycloptsError) -> str:

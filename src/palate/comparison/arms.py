@@ -108,10 +108,22 @@ def _arm(text: str) -> Arm:
     values = read_values(method.options, Path(file)) if colon else {}
     share = method.share
     if "n" in values and share.when in ("once", "each round", "each step"):
-        share = replace(share, n=int(values["n"]))
+        share = replace(share, n=_count(values["n"], "n", file))
     if "rounds" in values and share.when == "each round":
-        share = replace(share, rounds=int(values["rounds"]))
-    return Arm(label or (Path(file).stem if colon else word), method, values, share)
+        share = replace(share, rounds=_count(values["rounds"], "rounds", file))
+    name = label or (Path(file).stem if colon else word)
+    if name in (".", "..") or "/" in name:  # it names the directories of its runs
+        raise ConfigError(
+            f"the name {name!r} contains a path; give the method a plain name, as in strong={word}"
+        )
+    return Arm(name, method, values, share)
+
+
+def _count(value: object, name: str, file: str) -> int:
+    text = str(value)
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"{name} is {text!r} in {file}, expected a whole number of at least 1")
+    return int(text)
 
 
 def spent(arm: Arm, budget: Budget, prompts: int) -> Spent:

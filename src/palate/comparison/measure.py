@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,10 +180,3 @@ def spending(job: Job) -> dict[str, float]:
         "seconds": float(summary.get("seconds") or 0.0),
         "steps": float(summary.get("steps") or 0),
     }
-
-
-def keep_json(file: Path, value: Any) -> None:
-    """Write JSON into a file, which is complete or unchanged."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)

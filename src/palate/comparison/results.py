@@ -220,8 +220,13 @@ def sentences(contrasts: Sequence[Difference], quantity: str) -> list[str]:
         "other prompts only: with one seed per method, a difference may be the seed's"
     )  # fmt: skip
     lines.append(
-        f"The uncertainty covers {covers}. Holm's correction keeps the chance of any false claim among the "
-        f"{len(contrasts)} comparisons at 5 %."
+        f"The uncertainty covers {covers}."
+        + (
+            " Holm's correction keeps the chance of any false claim among the "
+            f"{len(contrasts)} comparisons at 5 %."
+            if len(contrasts) > 1
+            else ""
+        )
     )
     return lines
 

@@ -60,7 +60,7 @@ def train_all(jobs: Sequence[Job], root: Path, *, at_once: int, display: Display
     if failed:
         raise RunError(
             f"{len(failed)} of {len(waiting)} runs failed: {', '.join(failed)}; the same command again "
-            "resumes them"
+            "resumes them; to do without a method, leave it out of --methods"
         )
 
 

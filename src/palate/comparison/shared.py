@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from palate.launch.rewards import annotator_of
 from palate.loops.records import once
 from palate.recipe import Spent
 from palate.run import Display, Run
+from palate.run.files import writing
 from palate.run.seeds import seed_of
 from palate.select import best_vs_worst, select_pairs, top_k
 from palate.types import Completion, Group, Pair, Prompt
@@ -59,25 +59,20 @@ class Pool:
     cost: float
 
 
-def read_all(cfg: CompareConfig) -> Prompts:
+def read_all(cfg: CompareConfig, say: Callable[[str], None]) -> Prompts:
     """Read the prompts, keep some apart for tuning, and write the training file.
+
+    Say how much of the data is used. Training prompts that are test prompts too are left out.
 
     Raises:
         DataError: the data cannot be used, or too few prompts are left.
     """
-    account = partial(Account, strict=False)
-    train = once(read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account()))
-    test = once(
-        read_prompts(
-            cfg.eval_data or cfg.data,
-            split=cfg.eval_split,
-            columns=cfg.map,
-            limit=cfg.eval_limit,
-            account=account(),
-        )
-    )
+    drawn = _read(cfg, cfg.data, cfg.split, cfg.limit, say)
+    test = _read(cfg, cfg.eval_data or cfg.data, cfg.eval_split, cfg.eval_limit, say)
     held_out = {prompt.id for prompt in test}
-    train = [prompt for prompt in train if prompt.id not in held_out]
+    train = [prompt for prompt in drawn if prompt.id not in held_out]
+    if len(train) < len(drawn):
+        say(f"{cfg.data}: {len(drawn) - len(train):,} training prompts are test prompts too and are left out")
     kept = min(VALIDATION, len(train) // 5) if cfg.tune else 0
     validation, train = train[len(train) - kept :], train[: len(train) - kept]
     if len(train) < 2 or (cfg.tune and len(validation) < 2):
@@ -89,6 +84,32 @@ def read_all(cfg: CompareConfig) -> Prompts:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_rows(file, [_row(prompt) for prompt in train])
     return Prompts(train, validation, test, file)
+
+
+def _read(
+    cfg: CompareConfig, source: str, split: str, limit: int | None, say: Callable[[str], None]
+) -> list[Prompt]:
+    account = Account(strict=False)
+    rows = read_prompts(source, split=split, columns=cfg.map, limit=limit, account=account)
+    prompts = once(rows)
+    account.use(None)
+    for line in (*account.overview(), *account.lines()):
+        say(f"{source}: {line}")
+    if len(prompts) < len(rows):
+        say(f"{source}: {len(rows) - len(prompts):,} rows repeat another row and are used once")
+    return prompts
+
+
+def keep_json(file: Path, value: Any) -> None:
+    """Write JSON into a file, which is complete or unchanged.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    part = file.with_suffix(".part")
+    with writing(file):
+        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        part.replace(file)
 
 
 def asking(cfg: CompareConfig, model: str, place: str) -> EvaluateConfig:
@@ -174,28 +195,43 @@ def pools(
                 usable, share.pool_n, options.sampling, seed=seed_of(cfg.seed, "pool", share.pool_n)
             )
             groups = annotate(drawn)
-            _write(file, kind, groups)
+            _write(file, kind, groups, run.display.say)
             after = dict(run.meter())
-            bill.write_text(json.dumps(_bill(groups, before, after, pairwise=options.pairwise)), "utf-8")
+            keep_json(bill, _bill(groups, before, after, pairwise=options.pairwise))
         made[arm.name] = Pool(file, **json.loads(bill.read_text("utf-8")))
     return made
 
 
-def _write(file: Path, kind: str, groups: Sequence[Group]) -> None:
+def _write(file: Path, kind: str, groups: Sequence[Group], say: Callable[[str], None]) -> None:
+    """Write the rows to learn from: the best completion of each prompt, for pairs with the worst.
+
+    An empty completion cannot be learnt from data, so a prompt whose best one is empty is left out.
+
+    Raises:
+        DataError: no row is left.
+    """
     if kind == "pairs":
         pairs, _ = select_pairs(groups, best_vs_worst)
-        if not pairs:
-            raise DataError("the annotator prefers no completion of the base model to another: all are ties")
-        write_rows(file, [_pair_row(pair) for pair in pairs])
-        return
-    rows = []
-    for group in groups:
-        if any(reward is not None for reward in group.rewards or ()):
-            best = top_k(group, 1).completions[0]
-            rows.append(
-                {**_row(group.prompt), **_answer(group.prompt, "completion", best), "finish": _end(best)}
-            )
+        made = [(pair.chosen, _pair_row(pair)) for pair in pairs]
+    else:
+        usable = [group for group in groups if any(reward is not None for reward in group.rewards or ())]
+        made = [(best := top_k(group, 1).completions[0], _best_row(group.prompt, best)) for group in usable]
+    if not made:
+        raise DataError("the annotator prefers no completion of the base model to another: all are ties")
+    rows = [row for best, row in made if best.text.strip()]
+    if len(rows) < len(made):
+        left_out = len(made) - len(rows)
+        say(f"{file.name}: {left_out:,} prompts are left out, because their best completion is empty")
+    if not rows:
+        raise DataError(
+            f"the best of the base model's completions is empty for all {len(made)} prompts; use another "
+            "reward, or more prompts"
+        )
     write_rows(file, rows)
+
+
+def _best_row(prompt: Prompt, best: Completion) -> dict[str, Any]:
+    return {**_row(prompt), **_answer(prompt, "completion", best), "finish": _end(best)}
 
 
 def _pair_row(pair: Pair) -> dict[str, Any]:

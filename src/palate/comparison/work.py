@@ -12,10 +12,19 @@ import numpy as np
 
 from palate.comparison.arms import Arm, Budget, arms_of, lacking, settings_of, spent
 from palate.comparison.config import CompareConfig
-from palate.comparison.measure import Measured, Meter, keep_json, measure, measuring
+from palate.comparison.measure import Measured, Meter, measure, measuring
 from palate.comparison.results import BASE, results
 from palate.comparison.runs import Job, train_all
-from palate.comparison.shared import Pool, Prompts, facts_of, measured_budget, pool_run, pools, read_all
+from palate.comparison.shared import (
+    Pool,
+    Prompts,
+    facts_of,
+    keep_json,
+    measured_budget,
+    pool_run,
+    pools,
+    read_all,
+)
 from palate.errors import RunError
 from palate.quiet import quieted
 from palate.recipe import Spent
@@ -47,13 +56,14 @@ def compare_methods(cfg: CompareConfig, *, display: Display | None = None) -> Co
     for sentence in lacking(arms, cfg):
         shown.say(sentence)
     with quieted():
-        cfg.output.mkdir(parents=True, exist_ok=True)
-        prompts = read_all(cfg)
+        _make_directory(cfg.output)
+        prompts = read_all(cfg, shown.say)
         _require_same(cfg, prompts)
         model = _starting_model(cfg, shown)
         with pool_run(cfg, model, shown) as opening:
             budget = measured_budget(cfg, *opening, prompts)
             shares = {arm.name: spent(arm, budget, len(prompts.train)) for arm in arms}
+            _check_settings(cfg, arms, shares, prompts, model)
             pooled = pools(cfg, arms, shares, opening, prompts)
             opening[2].finish({"pools": len(pooled)})
         reward, bill = _reward_model(cfg, arms, budget, prompts, model, shown)
@@ -68,6 +78,29 @@ def compare_methods(cfg: CompareConfig, *, display: Display | None = None) -> Co
             samples = _samples(meter, measured)
     keep_json(cfg.output / "summary.json", result)
     return Compared(cfg.output, result, samples)
+
+
+def _make_directory(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if output.is_file() else error.strerror
+        raise RunError(
+            f"the directory {str(output)!r} cannot be written: {reason}; use another --output"
+        ) from None
+
+
+def _check_settings(
+    cfg: CompareConfig, arms: Sequence[Arm], shares: Mapping[str, Spent], prompts: Prompts, model: str
+) -> None:
+    """Check the settings of every method before the annotator is asked about the pool.
+
+    Raises:
+        ConfigError: a value is wrong for a method.
+    """
+    rewards = list(map(str, cfg.reward))
+    for arm in arms:
+        settings_of(arm, cfg, shares[arm.name], seed=cfg.seed, data=prompts.file, model=model, reward=rewards)
 
 
 @dataclass(frozen=True)
@@ -105,8 +138,13 @@ def _require_same(cfg: CompareConfig, prompts: Prompts) -> None:
     settings = {k: v for k, v in cfg.model_dump(mode="json").items() if k not in cfg.may_change}
     now = {"settings": settings, "data": facts_of(prompts)}
     if file.exists():
-        then = json.loads(file.read_text("utf-8"))
-        old = then.get("settings", {})
+        try:
+            then = json.loads(file.read_text("utf-8"))
+            old = dict(then["settings"])
+        except (ValueError, KeyError, TypeError):
+            raise RunError(
+                f"{str(file)!r} is damaged, so the settings of the comparison are lost; use another --output"
+            ) from None
         changed = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
         if then.get("data") != now["data"]:
             changed.append("the prompts in the data")

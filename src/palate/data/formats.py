@@ -13,6 +13,7 @@ names the file and the line.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -351,8 +352,7 @@ def _margin(row: Fields) -> float | None:
     if (
         isinstance(margin, bool)
         or not isinstance(margin, int | float)
-        or not math.isfinite(margin)
-        or margin < 0
+        or not 0 <= margin <= sys.float_info.max
     ):
         row.note("margin is not a number of 0 or more; it is ignored")
         return None

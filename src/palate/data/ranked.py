@@ -117,7 +117,7 @@ def _one(prompt: Prompt, row: Mapping[str, Any]) -> tuple[list[tuple[str, float]
     if single is None:
         raise RowError(
             f"{prompt.where}: no answer is given; expected a column {ANSWER[0]} with a text or {ANSWER[0]}s "
-            f"with a list. Columns: {', '.join(row) or 'none'}",
+            f"with a list. Columns beside the prompt: {', '.join(row) or 'none'}",
             prompt.where,
         )
     (number,), sign = _numbers(prompt, row, plural=False)
@@ -146,7 +146,7 @@ def _is_list(value: Any) -> bool:
 def _number(prompt: Prompt, value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise RowError(f"{prompt.where}: a score or rank is {value!r}; expected a number", prompt.where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 Write = Callable[[Path, list[dict[str, Any]], Path], None]
 
 
-def check_target(path: Path) -> Write:
+def check_target(path: Path, *sources: object) -> Write:
     """Return the function that writes rows to this path. Call it before expensive work.
 
-    Raises DataError as `write_rows` does for a suffix or a folder.
+    Raises DataError as `write_rows` does for a suffix or a folder, and if the path is one of the `sources`
+    that the rows come from, since writing would destroy it.
     """
     write = {".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix.lower())
     if write is None:
@@ -45,7 +47,18 @@ def check_target(path: Path) -> Write:
         )
     if path.is_dir():
         raise DataError(f"{path} cannot be written: it is a folder; name a file.")
+    if any(_is_same_file(path, source) for source in sources):
+        raise DataError(
+            f"{path} is not written: it is the data to read, which would be lost; give another --output."
+        )
     return write
+
+
+def _is_same_file(path: Path, source: object) -> bool:
+    try:
+        return isinstance(source, str) and path.samefile(Path(source).expanduser())
+    except (OSError, ValueError):  # one of them is not a file, such as a hub id
+        return False
 
 
 def _replace(path: Path, rows: list[dict[str, Any]], write: Write) -> None:
@@ -57,7 +70,8 @@ def _replace(path: Path, rows: list[dict[str, Any]], write: Write) -> None:
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk, an absent file cannot be removed either
+            part.unlink(missing_ok=True)
 
 
 def _jsonl(part: Path, rows: list[dict[str, Any]], path: Path) -> None:

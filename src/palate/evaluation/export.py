@@ -44,7 +44,11 @@ def export(directory: Path, into: Path, form: Format) -> list[Path]:
     names = [output["name"] for output in rows[0]["outputs"]]
     write = {"alpaca-eval": _alpaca_eval, "lm-eval": _lm_eval}[form]
     try:
-        return [path for name in names for path in write(rows, summary, name, into / _folder(name))]
+        return [
+            path
+            for name, folder in zip(names, _folders(names), strict=True)
+            for path in write(rows, summary, name, into / folder)
+        ]
     except OSError as error:
         raise RunError(f"{str(into)!r} cannot be written: {error.strerror or error}") from None
 
@@ -107,6 +111,14 @@ def _written(path: Path, text: str) -> Path:
     part.write_text(text, encoding="utf-8")
     part.replace(path)
     return path
+
+
+def _folders(names: Sequence[str]) -> list[str]:
+    """Return a folder for each side; names that become the same get a number."""
+    plain = [_folder(name) for name in names]
+    return [
+        f"{name}-{before + 1}" if (before := plain[:i].count(name)) else name for i, name in enumerate(plain)
+    ]
 
 
 def _folder(name: str) -> str:

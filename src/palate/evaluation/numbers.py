@@ -27,7 +27,9 @@ def text_numbers(side: Side) -> dict[str, float]:
         **{f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)},
         "repetition": repetition(tokens),
     }
-    return numbers | ({"perplexity": side.perplexity} if side.text_logps is not None else {})
+    if side.text_logps is not None:
+        numbers |= {"perplexity": side.perplexity}
+    return numbers | ({"text_truncated": side.text_truncated} if side.text_truncated else {})
 
 
 def preferences(groups: Sequence[Group], n: int) -> list[list[float | None]]:
@@ -50,15 +52,17 @@ def win_numbers(groups: Sequence[Group], n: int, *, pairwise: bool) -> dict[str,
         pairwise: the rewards are probabilities to win, which the length-controlled rate uses as they are.
     """
     by_prompt = preferences(groups, n)
-    outcomes = [(i, o) for i, own in enumerate(by_prompt) for o in own if o is not None]
+    # Rows that repeat a prompt are one cluster: the prompts are the sample, and the rows are not independent.
+    clusters = [group.prompt.id for group in groups]
+    every = [o for own in by_prompt for o in own]
+    outcomes = [(key, o) for key, o in zip(clusters, every, strict=True) if o is not None]
     won = [o for _, o in outcomes]
-    rate, low, high, _ = rate_interval(won, [i for i, _ in outcomes])
-    means = [_mean([o for o in own if o is not None]) for own in by_prompt]
+    rate, low, high, _ = rate_interval(won, [key for key, _ in outcomes])
     numbers = {
         "win_rate": rate,
         "win_rate_low": low,
         "win_rate_high": high,
-        "standard_error": standard_error([m for m in means if math.isfinite(m)]),
+        "standard_error": standard_error(_by_prompt(groups, every)),
         "wins": sum(o == 1 for o in won),
         "ties": sum(o == 0.5 for o in won),
         "losses": sum(o == 0 for o in won),
@@ -78,8 +82,9 @@ def win_numbers(groups: Sequence[Group], n: int, *, pairwise: bool) -> dict[str,
 
 def reward_numbers(groups: Sequence[Group], place: int, prefix: str = "reward") -> dict[str, float]:
     """Return the mean reward of the completion at a place of each group, with its standard error."""
-    rewards = [r for group in groups if (r := (group.rewards or ())[place]) is not None]
-    return {prefix: _mean(rewards), f"{prefix}_standard_error": standard_error(rewards)}
+    given = [(group.rewards or ())[place] for group in groups]
+    error = standard_error(_by_prompt(groups, given))
+    return {prefix: _mean([r for r in given if r is not None]), f"{prefix}_standard_error": error}
 
 
 def kl_numbers(side: Side, ref_logps: Sequence[float]) -> dict[str, float]:
@@ -104,7 +109,7 @@ def best_numbers(groups: Sequence[Group], names: Sequence[str]) -> list[dict[str
             best = max(rewards)
             shares.append((rewards[place] == best) / rewards.count(best))
             scores.append(rewards[place])
-        rate, low, high, _ = rate_interval(shares)
+        rate, low, high, _ = rate_interval(shares, [group.prompt.id for group in usable])
         rows.append(
             {"name": name, "best": rate, "best_low": low, "best_high": high}
             | {"score": _mean(scores), "score_standard_error": standard_error(scores), "prompts": len(usable)}
@@ -119,6 +124,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: finite(v) for k, v in value.items()}
     return [finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _by_prompt(groups: Sequence[Group], values: Sequence[float | None]) -> list[float]:
+    """Return the mean value of each prompt that has one."""
+    own: dict[str, list[float]] = {}
+    for group, value in zip(groups, values, strict=True):
+        if value is not None:
+            own.setdefault(group.prompt.id, []).append(value)
+    return [_mean(several) for several in own.values()]
 
 
 def _outcome(baseline: float | None, model: float | None) -> float | None:

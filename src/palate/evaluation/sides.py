@@ -38,6 +38,7 @@ class Side:
         own: one completion of each prompt, sampled at temperature 1 without restrictions, for the KL.
         own_logps: its log-probability under the model, in nats.
         text_logps: log-probabilities of the user's own text: sum in nats, and number of tokens.
+        text_truncated: number of its texts that are longer than the model's context.
         vocabulary: hash of the vocabulary; two models can score each other's tokens if theirs are equal.
     """
 
@@ -46,6 +47,7 @@ class Side:
     own: tuple[Group, ...] = ()
     own_logps: tuple[float, ...] = ()
     text_logps: tuple[float, int] | None = None
+    text_truncated: int = 0
     vocabulary: str = ""
 
     @property
@@ -124,8 +126,8 @@ def sampled(
         known = cfg.sampling == plain and cfg.n == 1
         drawn = groups if known else one.snapshot.sample(prompts, 1, plain, seed=seed_of(seed, "kl"))
         logps = log_likelihoods(one, drawn)
-    text = perplexity_of(one, cfg) if cfg.text is not None else None
-    return Side(name, tuple(groups), tuple(drawn), tuple(logps), text, one.vocabulary)
+    text, truncated = perplexity_of(one, cfg) if cfg.text is not None else (None, 0)
+    return Side(name, tuple(groups), tuple(drawn), tuple(logps), text, truncated, one.vocabulary)
 
 
 def log_likelihoods(one: Open, groups: Sequence[Group]) -> list[float]:
@@ -139,15 +141,19 @@ def answered(codec: Codec, rows: Sequence[Demonstration], n: int) -> Side:
     return Side("data", tuple(Group(e.prompt.to_sample(), (e.completion,) * n) for e in examples))
 
 
-def perplexity_of(one: Open, cfg: EvaluateConfig) -> tuple[float, int]:
-    """Return the log-probability of the user's own text in nats, and its number of tokens.
-
-    Texts are cut to the model's context.
+def perplexity_of(one: Open, cfg: EvaluateConfig) -> tuple[tuple[float, int], int]:
+    """Return the log-probability of the user's own text in nats with its number of tokens, and the number of
+    texts that are truncated to the model's context.
     """
-    examples = [one.codec.example(row) for row in own_text(str(cfg.text), cfg)]
+    rows = own_text(str(cfg.text), cfg)
+    examples = [one.codec.example(row) for row in rows]
+    truncated = sum(
+        e.completion.finish == "length" and row.finish != "length"
+        for e, row in zip(examples, rows, strict=True)
+    )
     with torch.no_grad():
         values = one.snapshot.logps(examples, kept=True)
-    return float(values.sum().double().sum()), int(values.mask.sum())
+    return (float(values.sum().double().sum()), int(values.mask.sum())), truncated
 
 
 def own_text(source: str, cfg: EvaluateConfig) -> list[Demonstration]:

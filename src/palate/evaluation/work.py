@@ -162,6 +162,7 @@ def _measured(
         for place, side in enumerate(every):
             rewards.setdefault(side.name, [(group.rewards or ())[place] for group in groups])
     result["annotator"] = cfg.judge or " + ".join(map(str, cfg.reward))
+    result["pairwise"] = cfg.pairwise
     return result | {"rewards": rewards}
 
 

@@ -167,9 +167,17 @@ def labeller(
         )
     files = {str(path): path.read_text("utf-8") for path in files_of(cfg.reward)}
     identity = key_of([*cfg.reward], files, cfg.missing_eos_penalty)
-    require_same(journal, output, "the rewards", identity, "the rewards or the code of a reward")
     penalty = cfg.missing_eos_penalty or 0.0
     annotate = annotator(cfg.reward, missing_eos_penalty=penalty, kept=ledger, say=say, **options)
+    # After the rewards are loaded, so that a misspelt one leaves no trace that would refuse the right one.
+    require_same(
+        journal,
+        output,
+        "the rewards",
+        identity,
+        "the rewards or the code of a reward",
+        otherwise=f"delete {journal.path} to start over, or use another --output",
+    )
     kept = journaled(annotate, journal, name=identity, start=_nothing, observe=_nothing, say=say)
     noisy = with_label_noise(kept, cfg.label_noise, seed=seed)
     compares = cfg.label_noise > 0 or any(map(is_judge, cfg.reward))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -135,7 +136,7 @@ def _ranked(rows: Sequence[Row], gold: str) -> list[Ranked]:
 def _costs(rows: Sequence[Row]) -> Result:
     """Return the cost of the verdicts, if the annotator is a judge."""
     verdicts, tokens, cost = (
-        math.fsum(float(row.columns.get(name) or 0.0) for row in rows)
+        math.fsum(_number(row, name) or 0.0 for row in rows)
         for name in ("judge_verdicts", "judge_tokens", "judge_cost")
     )
     if not verdicts:
@@ -175,7 +176,9 @@ def _number(row: Row, name: str) -> float | None:
     value = row.columns.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # The comparison is false for NaN, and exact for an integer beyond all floats.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and abs(value) <= sys.float_info.max):
         raise _fault(row, f"{name} is {value!r}", "a number, or nothing")
     return float(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,15 +88,15 @@ def label(
         BudgetError: a limit is reached; everything so far is kept.
         RunError: another process writes the same output, or the rewards changed since it was begun.
     """
-    check_target(output)
+    check_target(output, data.data)
     items, account = read_items(data)
     for line in (*account.overview(), *_notes(account, items)):
         say(f"{data.data}: {line}")
-    _write_skipped(output, account)
     are_pairs = len(items[0].answers) == 2
     if pairs and are_pairs:
         raise ConfigError("pairs is set, but the data are pairs already; leave it out")
-    with _opened(output) as (journal, ledger):
+    with _opened(output, cfg.verdict_cache) as (journal, ledger):
+        _write_skipped(output, account)
         prompts = {item.prompt.id for item in items}
         worker = labeller(
             cfg,
@@ -219,17 +219,28 @@ def _write_skipped(output: Path, account: Account) -> None:
 
 
 @contextmanager
-def _opened(output: Path) -> Iterator[tuple[Journal, Ledger]]:
+def _opened(output: Path, cache: Path | None) -> Iterator[tuple[Journal, Ledger]]:
     """Open the journal and the ledger beside the output; another process must not write them."""
     path = output.with_name(output.name + JOURNAL)
+    with (
+        _locked(output),
+        closing(Journal(path)) as journal,
+        closing(Ledger(path, cache=cache)) as ledger,
+    ):
+        yield journal, ledger
+
+
+def _locked(output: Path) -> AbstractContextManager[object]:
+    """Return the acquired lock of the output, which is released at the end of its context."""
+    lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=1)
     try:
-        with (
-            FileLock(output.with_name(f".{output.name}.lock"), timeout=1),
-            closing(Journal(path)) as journal,
-            closing(Ledger(path)) as ledger,
-        ):
-            yield journal, ledger
-    except Timeout:
+        return lock.acquire()
+    except (Timeout, OSError) as error:
+        if isinstance(error, Timeout) and Path(lock.lock_file).exists():
+            raise RunError(
+                f"another process labels {str(output)!r}; wait for it, or use another --output"
+            ) from None
         raise RunError(
-            f"another process labels {str(output)!r}; wait for it, or use another --output"
+            f"{str(output)!r} cannot be written: {str(output.parent)!r} accepts no new files; use another "
+            "--output"
         ) from None

@@ -38,7 +38,8 @@ def probe_judge(
         BudgetError: a limit is reached.
         DataError: `probe_data` cannot be used.
     """
-    if current().size > 1 and getattr(cfg, "judge", None) is not None and cfg.probe_pairs:
+    could_compare = getattr(cfg, "judge", None) is not None and cfg.judge_mode in (None, "pairwise")
+    if current().size > 1 and could_compare and cfg.probe_pairs:
         run.display.say("the judge is not tested before the first step, since the run has several processes")
     if not isinstance(annotate, JudgeAnnotator) or not annotate.court.compares or not cfg.probe_pairs:
         return

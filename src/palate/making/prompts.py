@@ -102,13 +102,15 @@ def most_replies(count: int) -> int:
 def listed(reply: str, *, truncated: bool, sieve: PromptFilter | None = None) -> list[str]:
     """Return the items of a reply that continues a numbered list; white space within an item is collapsed.
 
-    The last item of a truncated reply is left out, and counted in the filter.
+    The last item of a truncated reply is left out, and counted in the filter, and so is an empty reply.
     """
     items = [" ".join(item.split()) for item in _NUMBERED.split(reply)]
     if truncated and items:
         items.pop()
         if sieve is not None:
             sieve.left_out[Left.TRUNCATED] += 1
+    elif sieve is not None and not any(items):
+        sieve.left_out[Left.EMPTY] += 1
     return [item for item in items if item]
 
 

@@ -59,7 +59,7 @@ class Choice:
         win_rate: measured share of held-out prompts won against the model before training; None if it was not
             measured.
         memory: gigabytes of a device.
-        dollars: for the judge.
+        dollars: for the judge; None if its price is not given.
         hours: on this machine; None if nothing was timed.
     """
 
@@ -157,7 +157,8 @@ def _choice(method: Method, options: ChooseOptions, network: Network, rates: Rat
     row = evidence(method.name, best.annotator)
     return Choice(
         method.name, method.summary, (), tuple(_for(best, row, options)), tuple(_against(best, row)),
-        tuple(_commands(best, options)), _rate(best), round(best.memory, 2), round(best.dollars, 2),
+        tuple(_commands(best, options)), _rate(best), round(best.memory, 2),
+        None if best.annotator == "judge" and not options.priced else round(best.dollars, 2),
         None if best.hours is None else round(best.hours, 2),
     )  # fmt: skip
 
@@ -211,10 +212,19 @@ def _needs(method: Method) -> str:
     parts = []
     for way in method.ways:
         needs: str = way.learns_from
-        if way.learns_from == "prompts":
+        if way.learns_from == "prompts" and not _judges_itself(method, way):
             needs += " with " + " or ".join(_takes(method, way))
         parts.append(needs)
     return f"needs {', or '.join(dict.fromkeys(parts))}"
+
+
+def _judges_itself(method: Method, way: Way) -> bool:
+    """Return True if the way needs no annotator."""
+    variant = {"variant": way.variants[0]} if way.variants else {}
+    try:
+        return is_annotated(method.configure({"data": "DATA", **variant}))
+    except (ConfigError, ValidationError):
+        return False
 
 
 def _takes(method: Method, way: Way) -> list[str]:
@@ -324,7 +334,9 @@ def _for(case: Case, row: Mapping[str, Any] | None, options: ChooseOptions) -> I
 
 def _costs(case: Case, options: ChooseOptions) -> str:
     parts = [f"about {case.memory:.1f} GB" + (f" of {options.memory:g}" if options.memory else "")]
-    if case.annotator == "judge":
+    if case.annotator == "judge" and not options.priced:
+        parts.append("and the judge, whose price is not given")
+    elif case.annotator == "judge":
         limit = "" if options.money is None else f" of {options.money:g}"
         parts.append(f"{case.dollars:,.2f}{limit} dollars for the judge")
     if case.hours is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from palate.config import EMBEDDED, Config, Names, split_commas
 
@@ -46,7 +46,7 @@ class ChooseOptions(Config):
     memory: float | None = Field(None, gt=0)
     """Memory of one device, in GB; default: not limited."""
     money: float | None = Field(None, ge=0)
-    """Most dollars for the judge; default: not limited."""
+    """Most dollars for the judge, by price_in and price_out; default: not limited."""
     hours: float | None = Field(None, gt=0)
     """Most hours of the run on this machine; the model is loaded and timed for ten seconds. Default: not
     limited, and nothing is timed."""
@@ -79,6 +79,20 @@ class ChooseOptions(Config):
             if equals and not (count.isdigit() and int(count)):
                 raise ValueError(f"have contains {item!r}, expected a number of rows, as in {name}=500")
         return given
+
+    @model_validator(mode="after")
+    def _money_has_prices(self) -> Self:
+        if self.money is not None and "judge" in self.counts and not self.priced:
+            raise ValueError(
+                f"money is {self.money:g}, but the judge's price is not given; give --price-in and "
+                "--price-out in dollars per million tokens, or leave --money out"
+            )
+        return self
+
+    @property
+    def priced(self) -> bool:
+        """True if the judge has a price."""
+        return self.price_in > 0 or self.price_out > 0
 
     @property
     def counts(self) -> dict[str, int]:

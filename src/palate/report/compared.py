@@ -36,8 +36,7 @@ def write_comparison(result: Result, samples: Sequence[Mapping[str, Any]], targe
         title=", ".join(row["name"] for row in result["methods"]),
         lead=_lead(result),
         note="",
-        budget=f"Each method may spend {number(budget['amount'])} {_unit(budget['unit'])} and about "
-        f"{count(budget['steps'])} optimizer steps; the table has what it spent.",
+        budget=_budget(budget),
         sentences=result["sentences"],
         gold_sentences=result.get("gold_sentences", []),
         head=head,
@@ -154,12 +153,18 @@ def _lead(result: Result) -> str:
     )
 
 
+def _budget(budget: Mapping[str, Any]) -> str:
+    spent = f"{count(budget['steps'])} optimizer step{'s' if budget['steps'] != 1 else ''}"
+    if budget["unit"] != "steps":
+        spent = f"{number(budget['amount'])} {_unit(budget['unit'])} and about {spent}"
+    return f"Each method may spend {spent}; the table has what it spent."
+
+
 def _unit(unit: str) -> str:
     return {
         "tokens": "sampled tokens",
         "verdicts": "verdicts",
         "cost": "dollars",
-        "steps": "optimizer steps",
     }.get(unit, unit)
 
 

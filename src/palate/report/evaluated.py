@@ -51,14 +51,19 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
 
 def notes(result: Result) -> list[str]:
     """Return sentences on the way the numbers were measured."""
-    lines = [
-        f"{count(result['prompts'])} held-out prompts; the annotator is {result['annotator']}. Judges are "
-        "asked in both orders."
-    ]
+    prompts = f"{count(result['prompts'])} held-out prompt{'s' if result['prompts'] != 1 else ''}"
+    orders = ", which is asked in both orders" if result.get("pairwise") else ""
+    lines = [f"{prompts}; the annotator is {result['annotator']}{orders}."]
     if any("kl" in model for model in result["models"]):
         lines.append(
             "KL is in nats per completion, at temperature 1, from the baseline, ± its standard error."
         )
+    for side in (*result["models"], *([result["baseline"]] if result.get("baseline") else [])):
+        if truncated := side.get("text_truncated"):
+            lines.append(
+                f"{count(truncated)} of your texts are longer than the context of {side['name']}; the "
+                "perplexity is that of their beginnings."
+            )
     unusable = sum(model.get("unusable") or 0 for model in result["models"])
     if unusable:
         lines.append(f"{count(unusable)} comparisons have no usable verdict and are left out.")

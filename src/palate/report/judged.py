@@ -59,6 +59,11 @@ def lead(result: Result) -> str:
     if result["unusable"]:
         what = "pairs have" if noun == "pairs" else "completions have"
         text += f" {count(result['unusable'])} {what} no usable label and are left out."
+    if noun == "prompts" and not result["pairs"]:
+        text += (
+            " There are no figures, because no prompt has two completions with different reference scores in "
+            f"{result['reference']}."
+        )
     return text
 
 
@@ -73,7 +78,7 @@ def write_judge_page(result: Result, samples: Sequence[Mapping[str, Any]], targe
     about = (
         f"The {len(shown)} most certain of {len(samples)} pairs with another winner than in the reference."
         if shown
-        else "All pairs have the winner of the reference."
+        else "No measured pair has another winner than in the reference."
     )
     return write_page(
         "evaluation.html.j2",

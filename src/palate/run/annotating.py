@@ -96,5 +96,5 @@ def _warn(group: Group, warned: set[str], say: Callable[[str], None]) -> None:
         warned.add(group.prompt.id)
         say(
             f"no usable reward for {unusable} of {len(group.completions)} completions of "
-            f"{group.prompt.text[:60]!r} {group.prompt.where}: skipped"
+            f"{' '.join((repr(group.prompt.text[:60]), group.prompt.where)).rstrip()}: skipped"
         )

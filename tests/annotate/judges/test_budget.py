@@ -83,6 +83,20 @@ def test_it_waits_for_what_may_cost_less_than_was_set_aside() -> None:
     assert asyncio.run(go()) == "through"
 
 
+def test_the_limit_of_verdicts_is_reached_after_those_in_flight() -> None:
+    budget = Budget(Limits(verdicts=1))
+
+    async def both() -> None:
+        await budget.reserve(Amount(100, 0.0), new=True)
+        second = asyncio.create_task(budget.reserve(Amount(100, 0.0), new=True))
+        await asyncio.sleep(0)
+        await budget.settle(Amount(100, 0.0), Amount(30, 0.0))
+        await second
+
+    with pytest.raises(BudgetError, match="1 verdicts took 30 tokens"):
+        asyncio.run(both())
+
+
 def test_what_earlier_starts_have_spent_counts() -> None:
     budget = Budget(Limits(verdicts=10, cost=1.0), Spent(verdicts=9, amount=Amount(5000, 0.25)))
     budget.take(Amount(10, 0.1), new=True)

@@ -143,6 +143,8 @@ PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
             "score_chosen is",
         ),
         ({"prompt": "Q", "completion": "a", "score": 1}, "--gold"),
+        ({**PAIR, "score_chosen": 10**400, "score_rejected": 1}, "score_chosen is 1000"),
+        ({**PAIR, "score_chosen": 2, "score_rejected": 1, "judge_cost": "free"}, "judge_cost is 'free'"),
         ({"prompt": "Q"}, "it has no score"),
     ],
 )
@@ -170,3 +172,19 @@ def test_the_command_prints_a_table_json_and_a_page(
     assert main(["evaluate", "judge", "--data", str(data), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["accuracy"] == 0.6
     assert main(["evaluate", "judge", "--data", str(tmp_path / "none.jsonl")]) == 2
+
+
+def test_references_that_are_all_equal_are_named_as_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "Q", "completion": text, "score": 1, "data_score": 3} for text in "ab"]
+    data = write(tmp_path / "l.jsonl", rows)
+    assert main(["evaluate", "judge", "--data", str(data)]) == 0
+    assert "no prompt has two completions with different reference scores" in capsys.readouterr().out
+
+
+def test_a_page_without_disagreements_claims_no_agreement(tmp_path: Path) -> None:
+    rows = [{**PAIR, "p_chosen_shown_first": None, "p_chosen_shown_second": None}]
+    data, page = write(tmp_path / "l.jsonl", rows), tmp_path / "judge.html"
+    assert main(["evaluate", "judge", "--data", str(data), "--html", str(page)]) == 0
+    assert "No measured pair has another winner than in the reference." in page.read_text()

@@ -59,6 +59,10 @@ def test_one_verdict_has_no_standard_error(tmp_path: Path, capsys: pytest.Captur
         (text([*ROWS, {"preference": 1, "length": 3}]), ":4: baseline_length is missing"),
         (text([{**ROWS[0], "length": True}]), "length is True, expected a number"),
         (text([{**ROWS[0], "length": -1}]), "length is -1"),
+        (text([{**ROWS[0], "length": 10**400}]), "length is out of range"),
+        (text([{**ROWS[0], "preference": 10**400}]), "preference is out of range"),
+        (text([{**ROWS[0], "baseline_length": 1e308}]), "baseline_length is out of range"),
+        ("[" * 100_000, ":1 is not JSON"),
         ('{"preference": NaN, "length": 1, "baseline_length": 1}', "preference is nan"),
     ],
 )

@@ -115,6 +115,7 @@ def test_a_writer_that_cannot_grade(
         (["--judge-mode", "pairwise"], "--judge-mode"),
         (["--eft-writer", "nobody"], "judge 'nobody' is unknown"),
         (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
+        (["--held-out", "0.999999"], "are held out; give more prompts, or --held-out 0"),
     ],
 )
 def test_mistakes(
@@ -125,3 +126,28 @@ def test_mistakes(
     values |= dict([change])  # type: ignore[list-item]
     assert main(["make", "eft", *(part for pair in values.items() for part in pair)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["eft", "prompts"])
+def test_the_data_are_not_overwritten(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = Path(write(tmp_path / "prompts.jsonl", *RANKED[:4])).read_bytes()
+    command = ["make", kind, "--data", "prompts.jsonl", "--output", str(tmp_path / "prompts.jsonl")]
+    assert main(command) == 2
+    assert "it is the data to read, which would be lost" in capsys.readouterr().err
+    assert (tmp_path / "prompts.jsonl").read_bytes() == before
+
+
+def test_a_row_without_answers_names_its_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "ranked.jsonl", {"prompt": "q", "answer_text": "a"})
+    assert main(["make", "eft", "--data", data, "--output", str(tmp_path / "eft.jsonl")]) == 2
+    assert "Columns beside the prompt: answer_text" in capsys.readouterr().err
+
+
+def test_an_unknown_kind_of_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["make", "foo"]) == 2
+    assert capsys.readouterr().err == (
+        "palate: unknown kind of data 'foo'; `palate make --help` lists the kinds of data\n"
+    )

@@ -46,7 +46,8 @@ class Budget:
     async def reserve(self, worst: Amount, *, new: bool) -> None:
         """Reserve the worst case of a request as soon as the limits allow it.
 
-        It waits while requests in flight may still cost less than their reserves.
+        It waits while requests in flight may still cost less than their reserves; at a limit, it waits for
+        them too, so that the error names all that was spent.
 
         Args:
             worst: the highest possible cost of the request.
@@ -57,7 +58,7 @@ class Budget:
         """
         async with self._settled:
             while (over := self._over(worst, new)) is not None:
-                if self._in_flight == 0 or over == "verdicts":
+                if self._in_flight == 0:
                     raise BudgetError(self.reached(over, worst))
                 await self._settled.wait()
             self.take(worst, new=new)

@@ -127,8 +127,14 @@ class Talk:
             except TransportError as failure:
                 if not failure.billed:
                     self.last = Amount()
-                if failure.wait is not None and failure.again and failure.wait <= self._options.max_wait:
-                    server.pace.hold(failure.wait)
+                if failure.wait is not None and failure.again:
+                    if failure.wait <= self._options.max_wait:
+                        server.pace.hold(failure.wait)
+                    else:
+                        failure.note += (
+                            f"; it asks to wait {failure.wait:,.0f} seconds, more than --judge-max-wait "
+                            f"{self._options.max_wait:g}"
+                        )
                 raise
             finally:  # also when cancelled: then the worst case counts as spent
                 await desk.budget.settle(worst, self.last)

@@ -16,6 +16,9 @@ from palate.winrates import Verdict, discrete_win_rate, length_controlled, stand
 
 FIELDS = ("preference", "length", "baseline_length")
 
+LONGEST = 2.0**53
+"""Largest length. Beyond it, differences of lengths are no longer exact, and their squares may overflow."""
+
 
 def verdicts(
     file: Annotated[Path | None, Parameter(help="JSON lines, or gzip of them.", show_default=False)] = None,
@@ -91,7 +94,7 @@ def _opened(file: Path) -> IO[str]:
 def _verdict(line: str, where: str) -> Verdict:
     try:
         row = jsonlib.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}; expected an object with {_fields()}") from None
     if not isinstance(row, dict):
         raise DataError(f"{where} is not a JSON object; expected an object with {_fields()}")
@@ -101,13 +104,14 @@ def _verdict(line: str, where: str) -> Verdict:
 def _numbers(row: dict[str, Any], where: str) -> Iterator[float]:
     for name in FIELDS:
         value = row.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             was = f"is {value!r}" if name in row else "is missing"
             raise DataError(f"{where}: {name} {was}, expected a number; every line needs {_fields()}")
+        shown = str(value) if abs(value) <= LONGEST else "out of range"
         if name == "preference" and not 0 <= value <= 1:
-            raise DataError(f"{where}: preference is {value!r}, expected P(model preferred) between 0 and 1")
-        if name != "preference" and value < 0:
-            raise DataError(f"{where}: {name} is {value!r}, expected a length of at least 0")
+            raise DataError(f"{where}: preference is {shown}, expected P(model preferred) between 0 and 1")
+        if name != "preference" and not 0 <= value <= LONGEST:
+            raise DataError(f"{where}: {name} is {shown}, expected a length between 0 and 2^53")
         yield float(value)
 
 

@@ -69,7 +69,7 @@ def make(config: EFTConfig) -> int:
 
     mode = config.judge_mode
     output = config.output.expanduser()
-    check_target(output)
+    check_target(output, config.data)
     rankings = read_rankings(config.data, split=config.split, columns=config.map, limit=config.limit)
 
     from palate.annotate.judges.build import RUBRIC_TOKENS
@@ -84,6 +84,11 @@ def make(config: EFTConfig) -> int:
         config.judge_reasoning or (RUBRIC_TOKENS if mode == "rubric" else 0),
     )
     learnt, unseen = divided(rankings, config.held_out, config.seed)
+    if not learnt:
+        raise DataError(
+            f"{config.data}: all of its {len(unseen)} prompts with ranked answers are held out; give more "
+            "prompts, or --held-out 0"
+        )
     made = (
         from_gold(learnt, asking) if config.eft_writer == GOLD else _written(config, learnt, asking, output)
     )
@@ -91,7 +96,7 @@ def make(config: EFTConfig) -> int:
     if not made.gradings:
         reasons = ", ".join(f"{number}: {reason}" for reason, number in made.left_out.most_common())
         raise DataError(
-            f"no example is left of {len(learnt)} prompts ({reasons or 'all are held out'}); use a better "
+            f"no example is left of {len(learnt)} prompts ({reasons or 'none was graded'}); use a better "
             "--eft-writer, more --attempts, or --eft-writer gold"
         )
     write_rows(output, (grading.row() for grading in made.gradings))

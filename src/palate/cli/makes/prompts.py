@@ -61,7 +61,7 @@ def make(config: PromptsConfig) -> int:
     from palate.data import check_target, read_prompts, write_rows
 
     output = config.output.expanduser()
-    check_target(output)
+    check_target(output, config.data, *config.exclude)
     given = read_prompts(config.data, split=config.split, columns=config.map, limit=config.limit)
     seeds = list(dict.fromkeys(prompt.text for prompt in given))
     excluded = [p.text for source in config.exclude for p in read_prompts(source, split=config.split)]
