@@ -252,6 +252,7 @@ def test_every_file_is_a_command() -> None:
         "make",
         "methods",
         "plan",
+        "pool",
         "report",
         "run",
         "runs",
