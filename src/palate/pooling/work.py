@@ -31,6 +31,7 @@ from palate.pooling.shards import Scoring, added, counts_of, first_errors, local
 from palate.quiet import quieted
 from palate.run import Display, Run, judge_annotator
 from palate.run.judging import model_options
+from palate.run.seeds import seed_of
 from palate.rundir.files import POOL, VERDICTS
 from palate.types import Group, Prompt
 
@@ -96,8 +97,7 @@ def make_pool(cfg: PoolConfig, *, display: Display | None = None) -> Made:
     with quieted(), Run(cfg, method="pool", display=display) as run:
         prompts = _prompts(cfg, run)
         date = run.remember("date of chat templates", datetime.now().isoformat())
-        shards = split(prompts, cfg.prompts_per_shard)
-        work = Work(cfg, run.directory, prompts, shards, Columns(prompts), run.seed("sample", 0), date)
+        work = work_of(cfg, run.directory, prompts, date)
         model = loaded(cfg, date)
         facts = _facts(work, model, run)
         with _scoring(cfg, run) as scoring:
@@ -110,6 +110,23 @@ def make_pool(cfg: PoolConfig, *, display: Display | None = None) -> Made:
             else:
                 _here(work, model, scoring, run, facts)
         return _finished(work, run)
+
+
+def read_all(cfg: PoolConfig) -> tuple[list[Prompt], Account]:
+    """Read the prompts in the order of the shards, with an account of the data.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    account = account_of(cfg)
+    rows = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account)
+    return together(once(rows)), account
+
+
+def work_of(cfg: PoolConfig, directory: Path, prompts: Sequence[Prompt], date: str) -> Work:
+    """Return the work of a pool."""
+    shards, seed = split(prompts, cfg.prompts_per_shard), seed_of(cfg.seed, "sample", 0)
+    return Work(cfg, directory, prompts, shards, Columns(prompts), seed, date)
 
 
 def loaded(cfg: PoolConfig, date: str) -> LoadedModel:
@@ -136,9 +153,7 @@ def shown(work: Work, shard: int, entries: Sequence[Entry], run: Run, seconds: f
 
 
 def _prompts(cfg: PoolConfig, run: Run) -> list[Prompt]:
-    account: Account = account_of(cfg)
-    rows = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account)
-    prompts = together(once(rows))
+    prompts, account = read_all(cfg)
     account.use(None)  # the files keep all columns
     run.report_data(cfg.data, account)
     run.require_same("the prompts", content_key(prompts), "the data")

@@ -1,0 +1,277 @@
+"""Pools on Ray: actors sample and score shards, and hand on their numbers only.
+
+The samples travel in files, not through Ray's object store, so the store stays small however large the pool
+is. A shard has one file name and is written completely or not at all. So a shard that Ray runs again, after a
+worker died, exists once; Ray Data's own checkpoints write a block first and note it later, so that a kill
+between the two repeats its rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from palate.annotate import annotator
+from palate.config import RewardConfig
+from palate.errors import AnnotatorError, ConfigError, DataError, ModelError, PalateError, RunError
+from palate.loops import content_key
+from palate.model.rollouts import unobserved
+from palate.pool import Facts, read_shard, write_shard
+from palate.pool.facts import SAMPLED, missing_shards, scope_of
+from palate.pooling.config import PoolConfig
+from palate.pooling.shards import Scoring, local_source, sample_shard
+from palate.pooling.work import Work, loaded, read_all, shown, work_of
+from palate.run import Run
+from palate.run.judging import model_options
+
+TRIES = 4
+"""Workers that may die over a shard before it counts as the cause. Ray itself would try for ever."""
+
+STORE = 256 << 20
+"""Bytes of Ray's object store, which holds the prompts and the numbers of shards."""
+
+HERE = ("length:", "regex:", "model:", "ranker:", "sentiment", "on-topic")
+"""Rewards that compute from the text alone, at no price, so any process may compute them again."""
+
+_ERRORS = {kind.__name__: kind for kind in (AnnotatorError, ConfigError, DataError, ModelError, RunError)}
+
+
+def on_ray(work: Work, scoring: Scoring, run: Run, facts: Facts) -> None:
+    """Make the missing shards with Ray.
+
+    Raises:
+        ConfigError: Ray is not installed, or its cluster cannot be reached.
+        RunError: Ray gave up; finished shards are kept.
+        PalateError: the error of a worker.
+    """
+    missing = missing_shards(work.directory, facts)
+    if not missing:
+        return
+    ray, scores = _ray(work.cfg), scores_there(work.cfg)
+    for tries in (work.directory / SAMPLED).glob("*.tries"):  # of a start that was killed
+        tries.unlink()
+    with _started(ray, work):
+        rows = _pipeline(ray, work, missing, scores=scores)
+        began = time.perf_counter()
+        try:
+            for _, row in zip(run.steps(len(missing)), rows, strict=True):
+                if row["error"]:
+                    raise _ERRORS.get(row["kind"], RunError)(row["error"])
+                shard = int(row["shard"])
+                run.observe("sample", int(row["tokens"]))
+                if not scores:
+                    entries = scoring(read_shard(work.sampled(shard)), work.prompts)
+                    work.finish(shard, entries)
+                entries = read_shard(work.path(shard))
+                shown(work, shard, entries, run, time.perf_counter() - began)
+                began = time.perf_counter()
+        except ray.exceptions.RayError as error:
+            raise RunError(
+                f"Ray failed ({_first_line(error)}); finished shards are kept, run the same command again to resume, "
+                "perhaps with fewer --workers"
+            ) from error
+
+
+def scores_there(cfg: RewardConfig) -> bool:
+    """Return whether workers score: a judge or a function may cost money, and its answers must be stored."""
+    own = [str(spec).rpartition("*")[2].strip() for spec in cfg.reward]
+    return cfg.judge is None and not cfg.label_noise and bool(own) and all(s.startswith(HERE) for s in own)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A pool as its driver began it: small, because each worker reads the prompts itself.
+
+    Attributes:
+        cfg, directory, date: as in `Work`.
+        key: key of the prompts.
+    """
+
+    cfg: PoolConfig
+    directory: Path
+    date: str
+    key: str
+
+    def work(self) -> Work:
+        """Read the prompts and return the work.
+
+        Raises:
+            RunError: the data are not those that the driver has read.
+        """
+        prompts, _ = read_all(self.cfg)
+        if content_key(prompts) != self.key:
+            raise RunError(f"a worker reads other prompts in {self.cfg.data} than the process that began the pool")
+        return work_of(self.cfg, self.directory, prompts, self.date)
+
+
+class SamplingWorker:
+    """An actor with a copy of the model, which samples shards.
+
+    Args:
+        begun: the pool as the driver began it.
+    """
+
+    def __init__(self, begun: Begun) -> None:
+        self._work, cfg = begun.work(), begun.cfg
+        torch.set_num_threads(cfg.threads or max(1, (os.cpu_count() or 1) // cfg.workers))
+        model = loaded(cfg, self._work.date)
+        self._source = local_source(
+            model, cfg.n, cfg.sampling, seed=self._work.seed, observe=unobserved
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Sample a shard into its file, unless that exists."""
+        shard, work = int(batch["shard"][0]), self._work
+        if work.sampled(shard).exists() or work.path(shard).exists():
+            return _reported(shard)
+        try:
+            with _trying(work, shard, "sampling"):
+                entries = sample_shard(self._source, work.prompts, work.shards[shard])
+                write_shard(work.sampled(shard), entries, work.prompts, work.columns)
+        except PalateError as error:
+            return _reported(shard, error=error)
+        return _reported(shard, sum(len(c.token_ids) for e in entries for c in e.completions))
+
+
+class ScoringWorker:
+    """An actor with reward models, which scores sampled shards and writes the finished files.
+
+    Args:
+        begun: the pool as the driver began it.
+    """
+
+    def __init__(self, begun: Begun) -> None:
+        self._work, cfg = begun.work(), begun.cfg
+        penalty, options = cfg.annotator_penalty, model_options(cfg)
+        annotate = annotator(cfg.reward, missing_eos_penalty=penalty, excuse=_unexcused, **options)
+        self._scoring = Scoring(annotate, scope_of(cfg))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score a shard, unless its finished file exists."""
+        shard, work = int(batch["shard"][0]), self._work
+        if batch["error"][0] or work.path(shard).exists():
+            return {name: list(values) for name, values in batch.items()}
+        try:
+            with _trying(work, shard, "scoring"):
+                work.finish(shard, self._scoring(read_shard(work.sampled(shard)), work.prompts))
+        except PalateError as error:
+            return _reported(shard, error=error)
+        return _reported(shard, int(batch["tokens"][0]))
+
+
+# ---- Inside ----------------------------------------------------------------------------------------
+
+
+def _ray(cfg: PoolConfig) -> Any:
+    # Ray reports usage to its makers by default.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if cfg.ray_address is None:
+        # Who reaches Ray's ports can run code. On Linux they are open to the network by default; as on other
+        # systems, they open on the loopback address, and ask for a secret that only this process knows.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        import ray
+        import ray.data
+        import ray.exceptions
+    except ImportError as error:
+        raise ConfigError(
+            f"ray is set, but Ray is not installed ({error}); run `pip install palate[ray]`, or leave --ray out"
+        ) from None
+    return ray
+
+
+@contextmanager
+def _started(ray: Any, work: Work) -> Iterator[None]:
+    """Start Ray on this machine, or connect to the cluster of `ray_address`; end what was started."""
+    cfg = work.cfg
+    own: dict[str, Any] = {
+        "num_cpus": cfg.workers + cfg.scorers + 1,
+        "object_store_memory": STORE,
+        "include_dashboard": False,
+    }
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if cfg.ray_address is None:
+            ray.init(address="local", **own, **quiet)
+        else:
+            ray.init(address=cfg.ray_address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"Ray cannot be reached at {cfg.ray_address or 'this machine'} ({_first_line(error)}); start a cluster "
+            "with `ray start`, or leave --ray-address out"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _pipeline(ray: Any, work: Work, missing: list[int], *, scores: bool) -> Iterator[dict[str, Any]]:
+    """Yield the numbers of each shard as it is done, in any order."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    cfg, gpus = work.cfg, int(ray.cluster_resources().get("GPU", 0))
+    sampling_gpus = int(cfg.device != "cpu" and gpus >= cfg.workers)
+    scoring_gpus = int(cfg.device != "cpu" and gpus >= cfg.workers * sampling_gpus + cfg.scorers)
+    begun = Begun(cfg, work.directory.resolve(), work.date, content_key(work.prompts))
+    data = ray.data.from_items([{"shard": i} for i in missing], override_num_blocks=len(missing))
+    data = data.map_batches(
+        SamplingWorker, fn_constructor_args=(begun,), batch_size=1, num_cpus=1, num_gpus=sampling_gpus,
+        compute=ray.data.ActorPoolStrategy(size=min(cfg.workers, len(missing)), max_tasks_in_flight_per_actor=2),
+    )  # fmt: skip
+    if scores:
+        data = data.map_batches(
+            ScoringWorker, fn_constructor_args=(begun,), batch_size=1, num_cpus=1, num_gpus=scoring_gpus,
+            compute=ray.data.ActorPoolStrategy(size=min(cfg.scorers, len(missing)), max_tasks_in_flight_per_actor=2),
+        )  # fmt: skip
+    rows: Iterator[dict[str, Any]] = data.iter_rows()
+    return rows
+
+
+@contextmanager
+def _trying(work: Work, shard: int, stage: str) -> Iterator[None]:
+    """Count the tries of a shard in a file, which survives the worker.
+
+    Raises:
+        RunError: all of several workers died over it.
+    """
+    tries = work.sampled(shard).with_suffix(f".{stage}.tries")
+    tries.parent.mkdir(exist_ok=True)
+    with tries.open("a") as file:
+        file.write(".")
+    if tries.stat().st_size > TRIES:
+        raise RunError(
+            f"{TRIES} workers died while {stage} shard {shard} (prompts {work.shards[shard].start} to "
+            f"{work.shards[shard].stop - 1}), perhaps for lack of memory; finished shards are kept, run the same "
+            "command again with fewer --workers or a smaller --sampling-rows"
+        )
+    yield
+    tries.unlink(missing_ok=True)
+
+
+def _reported(shard: int, tokens: int = 0, *, error: PalateError | None = None) -> dict[str, Any]:
+    """Return the row of a shard. An error travels as text, so that its message stays one sentence."""
+    kind = "" if error is None else type(error).__name__
+    return {"shard": [shard], "tokens": [tokens], "error": ["" if error is None else str(error)], "kind": [kind]}
+
+
+def _unexcused(*_: object) -> None:
+    """Note nothing: rewards in workers are no functions of users."""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
