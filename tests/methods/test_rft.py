@@ -23,7 +23,15 @@ def test_the_reward_rises(taught: Taught, lora: bool, lr: float, enough: float, 
     # Without selection, a run rises or falls by 0.013 at random. An adapter on the layers of a random model
     # can do less than all weights.
     found = taught(
-        "rft", lora=lora, restart=restart, lr=lr, rounds=2, n=16, steps=20, temperature=1.0, from_rounds="best"
+        "rft",
+        lora=lora,
+        restart=restart,
+        lr=lr,
+        rounds=2,
+        n=16,
+        steps=20,
+        temperature=1.0,
+        from_rounds="best",
     )
     assert found.rise > enough
     scores = [row["objective/scores"] for row in found.rows]
@@ -101,7 +109,9 @@ def test_rounds_take_their_prompts_in_turn(taught: Taught, fits: Any) -> None:
 
 
 def test_epochs_count_for_each_round(taught: Taught) -> None:
-    found = taught("rft", rounds=2, n=2, from_rounds="all", steps=None, epochs=1.0, schedule="linear", lr=1e-2)
+    found = taught(
+        "rft", rounds=2, n=2, from_rounds="all", steps=None, epochs=1.0, schedule="linear", lr=1e-2
+    )
     assert [row["round"] for row in found.rows] == [1] * 2 + [2] * 4  # 16 and 32 in batches of 8
     rates = [row["learning_rate"] for row in found.rows]
     assert rates == pytest.approx([1e-2, 0.5e-2, 1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
@@ -164,7 +174,9 @@ def test_defaults() -> None:
     assert (cfg.rounds, cfg.temperature, cfg.restart, cfg.from_rounds) == (4, 1.2, True, "all")
 
 
-@pytest.mark.parametrize("wrong", [{"n": 1}, {"rounds": 0}, {"temperatures": (1.0, 0.0)}, {"from_rounds": "some"}])
+@pytest.mark.parametrize(
+    "wrong", [{"n": 1}, {"rounds": 0}, {"temperatures": (1.0, 0.0)}, {"from_rounds": "some"}]
+)
 def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         RFTConfig(data="x", **wrong)

@@ -4,7 +4,8 @@ Each round samples many completions of each prompt from the current policy, keep
 highest reward, adds it to the pool of earlier rounds, and fine-tunes the starting model on the whole pool.
 Keeping the best completions of earlier rounds prevents the loss of abilities.
 
-Ours: `from_rounds: best` keeps one completion per prompt, the best of all rounds, instead of each round's best;
+Ours: `from_rounds: best` keeps one completion per prompt, the best of all rounds, instead of each round's
+best;
 all rounds use the same reward, while the paper improves its reward model between rounds; a completion
 without a usable reward is never kept. The paper does not state its number of completions.
 """
@@ -41,7 +42,8 @@ class RFTConfig(loops.FromPool, loops.RoundsConfig):
     n: int = Field(10, ge=2)
     """Number of completions per prompt, of which the best is kept."""
     from_rounds: Literal["all", "best", "last"] = "all"
-    """Completions to train on, per prompt. `all`: each round's best, as in the paper; `best`: the best over all
+    """Completions to train on, per prompt. `all`: each round's best, as in the paper; `best`: the best over
+    all
     rounds; `last`: the best of this round only."""
     restart: bool = True
     """Train each round from the starting weights; with false, continue from the previous round."""
@@ -55,7 +57,9 @@ class RFTConfig(loops.FromPool, loops.RoundsConfig):
     def compares_rewards(self) -> str | None:
         """The option that compares rewards of several rounds; None if nothing does."""
         compares = self.from_rounds == "best" and self.rounds > 1
-        return "from_rounds best compares rewards of several rounds (all and last do not)" if compares else None
+        return (
+            "from_rounds best compares rewards of several rounds (all and last do not)" if compares else None
+        )
 
     def sampling_of(self, index: int) -> Sampling:
         """Return the sampling options of a round, counted from 0."""

@@ -102,7 +102,9 @@ def missing_shards(directory: Path, facts: Facts) -> list[int]:
 
 
 def annotator_facts(cfg: RewardConfig) -> dict[str, Any] | None:
-    """Return the options that decide the rewards, with the code of reward files; None without an annotator."""
+    """Return the options that decide the rewards, with the code of reward files; None without an
+    annotator.
+    """
     if not (cfg.reward or cfg.judge):
         return None
     values = cfg.model_dump(mode="json")
@@ -128,4 +130,6 @@ def listed(values: Mapping[str, Any], names: Sequence[str]) -> str:
 def _said(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
-    return "none" if value is None or value == {} else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        "none" if value is None or value == {} else f"{value:g}" if isinstance(value, float) else str(value)
+    )

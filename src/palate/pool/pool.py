@@ -9,12 +9,12 @@ from typing import Any
 
 from palate.annotate import Annotator
 from palate.config import RewardConfig, Sampling
-from palate.errors import ConfigError, DataError, RunError
+from palate.errors import ConfigError, DataError
 from palate.learn.state import start_hash
 from palate.memory import key_of
 from palate.model import LoadedModel
 from palate.model.codec import Codec
-from palate.pool.facts import annotator_facts, listed, missing_shards, read_facts, scope_of, shard_path
+from palate.pool.facts import annotator_facts, listed, missing_shards, read_facts, shard_path
 from palate.pool.rows import Entry, prompt_key, read_shard
 from palate.rundir import read_summary
 from palate.types import Completion, Group, Prompt
@@ -47,8 +47,8 @@ class Pool:
         missing = missing_shards(directory, self.facts)
         if missing:
             raise ConfigError(
-                f"{self} is not finished: {self.facts.shards - len(missing)} of {self.facts.shards} files are "
-                "written; run the `palate pool` command that began it again"
+                f"{self} is not finished: {self.facts.shards - len(missing)} of {self.facts.shards} files "
+                "are written; run the `palate pool` command that began it again"
             )
 
     def __str__(self) -> str:
@@ -69,18 +69,20 @@ class Pool:
         """
         facts, dtype = self.facts, str(model.dtype).removeprefix("torch.")
         if dtype != facts.dtype:
-            raise ConfigError(f"{self} was sampled in {facts.dtype}, but the policy is in {dtype}; give --dtype "
-                              f"{facts.dtype}, or make another pool")  # fmt: skip
+            raise ConfigError(
+                f"{self} was sampled in {facts.dtype}, but the policy is in {dtype}; give --dtype "
+                f"{facts.dtype}, or make another pool"
+            )
         if (own := start_hash(model)) != facts.weights:
             raise ConfigError(
-                f"{self} was sampled from the model {facts.model} (weights {facts.weights[:12]}), but the policy "
-                f"starts from {model.source} (weights {own[:12]}); give --model {facts.model} as it was then, or "
-                "make another pool"
+                f"{self} was sampled from the model {facts.model} (weights {facts.weights[:12]}), but the "
+                f"policy starts from {model.source} (weights {own[:12]}); give --model {facts.model} as it "
+                "was then, or make another pool"
             )
         if n > facts.n:
             raise ConfigError(
-                f"{self} has {facts.n} completions of each prompt, but the method needs {n}; lower --n, or make a "
-                f"pool with --n {n}"
+                f"{self} has {facts.n} completions of each prompt, but the method needs {n}; lower --n, or "
+                f"make a pool with --n {n}"
             )
         here = sampling.model_dump(mode="json")
         self._same(facts.sampling, here, [name for name in here if name not in NO_MATTER], "was sampled with")
@@ -88,12 +90,15 @@ class Pool:
             return
         given = annotator_facts(cfg) or {}
         if not given:
-            raise ConfigError(f"{self} was scored by {self._scored_by()}, but no reward is given here; give the same")
+            raise ConfigError(
+                f"{self} was scored by {self._scored_by()}, but no reward is given here; give the same"
+            )
         self._same(facts.annotator, given, [name for name in given if name != "code"], "was scored with")
         if facts.annotator["code"] != given["code"]:
             changed = ", ".join(sorted(facts.annotator["code"].keys() | given["code"].keys()))
             raise ConfigError(
-                f"{self} was scored by another version of the code in {changed}; restore it, or make another pool"
+                f"{self} was scored by another version of the code in {changed}; restore it, or make "
+                "another pool"
             )
 
     def groups(
@@ -105,8 +110,7 @@ class Pool:
 
         Raises:
             ConfigError: the pool lacks a prompt.
-            DataError: the policy's tokenizer or chat template gives other tokens for a prompt, or no prompt has
-                completions.
+            DataError: no prompt has completions, or the policy's template gives other tokens for one.
         """
         wanted = {prompt_key(prompt): prompt for prompt in prompts}
         found: dict[str, Entry] = {}
@@ -119,11 +123,13 @@ class Pool:
         usable = {key: entry for key, entry in found.items() if entry.completions}
         failed = [entry for entry in found.values() if not entry.completions]
         if not usable:
-            raise DataError(f"{self} has no completions of these prompts; the first reason: {failed[0].error}")
+            raise DataError(
+                f"{self} has no completions of these prompts; the first reason: {failed[0].error}"
+            )
         if failed:
             say(
-                f"{self} has no completions of {len(failed)} of {len(found)} prompts, which are left out; the first "
-                f"reason: {failed[0].error}"
+                f"{self} has no completions of {len(failed)} of {len(found)} prompts, which are left out; "
+                f"the first reason: {failed[0].error}"
             )
         groups = [Group(prompt, usable[key].completions) for key, prompt in wanted.items() if key in usable]
         self._used = sum(len(group.completions) for group in groups)
@@ -181,25 +187,21 @@ class Pool:
     def _require_all(self, wanted: Mapping[str, Prompt], found: Mapping[str, Entry]) -> None:
         lacking = [prompt for key, prompt in wanted.items() if key not in found]
         if lacking:
-            first = lacking[0]
             raise ConfigError(
-                f"{self} lacks {len(lacking)} of {len(wanted)} prompts, the first is {first.text[:60]!r} "
-                f"{first.where}".rstrip()
-                + "; make it from the same data with the same columns, or use fewer prompts with --limit"
+                f"{self} lacks {len(lacking)} of {len(wanted)} prompts, the first is {_named(lacking[0])}; "
+                "make it from the same data with the same columns, or use fewer prompts with --limit"
             )
 
-    def _require_tokens(
-        self, wanted: Mapping[str, Prompt], found: Mapping[str, Entry], codec: Codec
-    ) -> None:
+    def _require_tokens(self, wanted: Mapping[str, Prompt], found: Mapping[str, Entry], codec: Codec) -> None:
         for key, prompt in wanted.items():
             if found[key].completions and tokens_key(codec, prompt) != found[key].tokens:
                 raise DataError(
-                    f"{self} was sampled after other tokens of the prompt {prompt.text[:60]!r} {prompt.where}".rstrip()
-                    + "; give the same --chat-template and --chat-template-kwargs, or make another pool"
+                    f"{self} was sampled after other tokens of the prompt {_named(prompt)}; give the same "
+                    "--chat-template and --chat-template-kwargs, or make another pool"
                 )
 
     def _known(self, group: Group) -> Group | None:
-        """Return the group with the pool's rewards; None if a completion has none there, such as one of data."""
+        """Return the group with the pool's rewards; None if a completion has none there."""
         entry = self._rewards.get(prompt_key(group.prompt))
         if entry is None or entry.rewards is None:
             return None
@@ -213,6 +215,10 @@ class Pool:
             return None
         parts = {name: tuple(values[i] for i in at) for name, values in entry.parts.items()}
         return replace(group, rewards=tuple(entry.rewards[i] for i in at), parts={**group.parts, **parts})
+
+
+def _named(prompt: Prompt) -> str:
+    return f"{prompt.text[:60]!r} {prompt.where}".rstrip()
 
 
 def tokens_key(codec: Codec, prompt: Prompt) -> str:

@@ -172,7 +172,9 @@ def read_shard(path: Path, *, keys: frozenset[str] | None = None, n: int | None 
     try:
         table = pq.read_table(path, columns=names).combine_chunks()
     except (OSError, pa.ArrowException) as error:
-        raise RunError(f"the pool's file {str(path)!r} cannot be read: {error}; restore a good copy") from error
+        raise RunError(
+            f"the pool's file {str(path)!r} cannot be read: {error}; restore a good copy"
+        ) from error
     values = {name: _values(table.column(name)) for name in names}
     together: dict[int, list[int]] = {}
     for i, (row, key, sample) in enumerate(
@@ -180,7 +182,10 @@ def read_shard(path: Path, *, keys: frozenset[str] | None = None, n: int | None 
     ):
         if (keys is None or key in keys) and (n is None or (sample or 0) < n):
             together.setdefault(row, []).append(i)
-    return [_entry({name: [column[i] for i in own] for name, column in values.items()}) for own in together.values()]
+    return [
+        _entry({name: [column[i] for i in own] for name, column in values.items()})
+        for own in together.values()
+    ]
 
 
 # ---- Inside ----------------------------------------------------------------------------------------
@@ -218,7 +223,8 @@ def _entry(values: Mapping[str, Sequence[Any]]) -> Entry:
     completions = tuple(
         Completion(_text(said), ids, finish, 0, logps, sampling)
         for said, ids, finish, logps, sampling in zip(
-            *(values[name] for name in ("completion", "token_ids", "finish", "logps", "sampling_logps")), strict=True
+            *(values[name] for name in ("completion", "token_ids", "finish", "logps", "sampling_logps")),
+            strict=True,
         )
     )
     parts = [json.loads(text) for text in values["reward_parts"] if text]
@@ -234,9 +240,7 @@ def _values(column: Any) -> list[Any]:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     flat, ends = array.values.to_numpy(zero_copy_only=False), np.asarray(array.offsets)
     known = array.is_valid().to_pylist()
-    return [
-        tuple(flat[ends[i] : ends[i + 1]].tolist()) if there else None for i, there in enumerate(known)
-    ]
+    return [tuple(flat[ends[i] : ends[i + 1]].tolist()) if there else None for i, there in enumerate(known)]
 
 
 def _text(said: Any) -> str:

@@ -23,12 +23,20 @@ class PoolConfig(RewardConfig, Sampling, ModelConfig, DataConfig, RunConfig):
     unoffered: ClassVar = frozenset(
         {"lora", "lora_rank", "lora_alpha", "checkpointing", "eval_reward", "probe_pairs", "probe_data"}
         | {"data", "eval_data", "eval_split", "eval_limit", "fresh_prompts"}
-        | {"report_to", "checkpoint_every", "keep_checkpoints", "max_dead_steps", "processes", "process_limit"}
+        | {
+            "report_to",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_dead_steps",
+            "processes",
+            "process_limit",
+        }
     )
     """`data` is the first word; the others have no use without training."""
 
     data: Source
-    """Prompts: a file (.jsonl, .json, .csv, .tsv, also with .gz; or .parquet), a folder of such files or saved
+    """Prompts: a file (.jsonl, .json, .csv, .tsv, also with .gz; or .parquet), a folder of such files or
+    saved
     by `datasets`, a hub id (`owner/name` or `owner/name:config`), or `everyday` (prompts that come with
     Palate)."""
     model: ModelName = EMBEDDED

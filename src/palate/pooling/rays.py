@@ -21,14 +21,13 @@ from typing import Any
 import torch
 
 from palate.annotate import annotator
-from palate.config import RewardConfig
 from palate.errors import AnnotatorError, ConfigError, DataError, ModelError, PalateError, RunError
 from palate.loops import content_key
 from palate.model.rollouts import unobserved
 from palate.pool import Facts, read_shard, write_shard
 from palate.pool.facts import SAMPLED, missing_shards, scope_of
 from palate.pooling.config import PoolConfig
-from palate.pooling.shards import Scoring, local_source, sample_shard
+from palate.pooling.shards import Scoring, local_source, sample_shard, scores_anywhere
 from palate.pooling.work import Work, loaded, read_all, shown, work_of
 from palate.run import Run
 from palate.run.judging import model_options
@@ -38,9 +37,6 @@ TRIES = 4
 
 STORE = 256 << 20
 """Bytes of Ray's object store, which holds the prompts and the numbers of shards."""
-
-HERE = ("length:", "regex:", "model:", "ranker:", "sentiment", "on-topic")
-"""Rewards that compute from the text alone, at no price, so any process may compute them again."""
 
 _ERRORS = {kind.__name__: kind for kind in (AnnotatorError, ConfigError, DataError, ModelError, RunError)}
 
@@ -56,7 +52,7 @@ def on_ray(work: Work, scoring: Scoring, run: Run, facts: Facts) -> None:
     missing = missing_shards(work.directory, facts)
     if not missing:
         return
-    ray, scores = _ray(work.cfg), scores_there(work.cfg)
+    ray, scores = _ray(work.cfg), scores_anywhere(work.cfg)
     for tries in (work.directory / SAMPLED).glob("*.tries"):  # of a start that was killed
         tries.unlink()
     with _started(ray, work):
@@ -76,15 +72,9 @@ def on_ray(work: Work, scoring: Scoring, run: Run, facts: Facts) -> None:
                 began = time.perf_counter()
         except ray.exceptions.RayError as error:
             raise RunError(
-                f"Ray failed ({_first_line(error)}); finished shards are kept, run the same command again to resume, "
-                "perhaps with fewer --workers"
+                f"Ray failed ({_first_line(error)}); finished shards are kept, run the same command again "
+                "to resume, perhaps with fewer --workers"
             ) from error
-
-
-def scores_there(cfg: RewardConfig) -> bool:
-    """Return whether workers score: a judge or a function may cost money, and its answers must be stored."""
-    own = [str(spec).rpartition("*")[2].strip() for spec in cfg.reward]
-    return cfg.judge is None and not cfg.label_noise and bool(own) and all(s.startswith(HERE) for s in own)
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,9 @@ class Begun:
         """
         prompts, _ = read_all(self.cfg)
         if content_key(prompts) != self.key:
-            raise RunError(f"a worker reads other prompts in {self.cfg.data} than the process that began the pool")
+            raise RunError(
+                f"a worker reads other prompts in {self.cfg.data} than the process that began the pool"
+            )
         return work_of(self.cfg, self.directory, prompts, self.date)
 
 
@@ -124,9 +116,7 @@ class SamplingWorker:
         self._work, cfg = begun.work(), begun.cfg
         torch.set_num_threads(cfg.threads or max(1, (os.cpu_count() or 1) // cfg.workers))
         model = loaded(cfg, self._work.date)
-        self._source = local_source(
-            model, cfg.n, cfg.sampling, seed=self._work.seed, observe=unobserved
-        )
+        self._source = local_source(model, cfg.n, cfg.sampling, seed=self._work.seed, observe=unobserved)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Sample a shard into its file, unless that exists."""
@@ -186,7 +176,8 @@ def _ray(cfg: PoolConfig) -> Any:
         import ray.exceptions
     except ImportError as error:
         raise ConfigError(
-            f"ray is set, but Ray is not installed ({error}); run `pip install palate[ray]`, or leave --ray out"
+            f"ray is set, but Ray is not installed ({error}); run `pip install palate[ray]`, or leave --ray "
+            "out"
         ) from None
     return ray
 
@@ -208,8 +199,8 @@ def _started(ray: Any, work: Work) -> Iterator[None]:
             ray.init(address=cfg.ray_address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"Ray cannot be reached at {cfg.ray_address or 'this machine'} ({_first_line(error)}); start a cluster "
-            "with `ray start`, or leave --ray-address out"
+            f"Ray cannot be reached at {cfg.ray_address or 'this machine'} ({_first_line(error)}); start a "
+            "cluster with `ray start`, or leave --ray-address out"
         ) from error
     try:
         yield
@@ -230,12 +221,14 @@ def _pipeline(ray: Any, work: Work, missing: list[int], *, scores: bool) -> Iter
     data = ray.data.from_items([{"shard": i} for i in missing], override_num_blocks=len(missing))
     data = data.map_batches(
         SamplingWorker, fn_constructor_args=(begun,), batch_size=1, num_cpus=1, num_gpus=sampling_gpus,
-        compute=ray.data.ActorPoolStrategy(size=min(cfg.workers, len(missing)), max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(size=min(cfg.workers, len(missing)),
+        max_tasks_in_flight_per_actor=2),
     )  # fmt: skip
     if scores:
         data = data.map_batches(
             ScoringWorker, fn_constructor_args=(begun,), batch_size=1, num_cpus=1, num_gpus=scoring_gpus,
-            compute=ray.data.ActorPoolStrategy(size=min(cfg.scorers, len(missing)), max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(size=min(cfg.scorers, len(missing)),
+            max_tasks_in_flight_per_actor=2),
         )  # fmt: skip
     rows: Iterator[dict[str, Any]] = data.iter_rows()
     return rows
@@ -255,8 +248,8 @@ def _trying(work: Work, shard: int, stage: str) -> Iterator[None]:
     if tries.stat().st_size > TRIES:
         raise RunError(
             f"{TRIES} workers died while {stage} shard {shard} (prompts {work.shards[shard].start} to "
-            f"{work.shards[shard].stop - 1}), perhaps for lack of memory; finished shards are kept, run the same "
-            "command again with fewer --workers or a smaller --sampling-rows"
+            f"{work.shards[shard].stop - 1}), perhaps for lack of memory; finished shards are kept, run the "
+            "same command again with fewer --workers or a smaller --sampling-rows"
         )
     yield
     tries.unlink(missing_ok=True)
@@ -265,7 +258,12 @@ def _trying(work: Work, shard: int, stage: str) -> Iterator[None]:
 def _reported(shard: int, tokens: int = 0, *, error: PalateError | None = None) -> dict[str, Any]:
     """Return the row of a shard. An error travels as text, so that its message stays one sentence."""
     kind = "" if error is None else type(error).__name__
-    return {"shard": [shard], "tokens": [tokens], "error": ["" if error is None else str(error)], "kind": [kind]}
+    return {
+        "shard": [shard],
+        "tokens": [tokens],
+        "error": ["" if error is None else str(error)],
+        "kind": [kind],
+    }
 
 
 def _unexcused(*_: object) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from palate.annotate import Annotator
-from palate.config import Sampling
+from palate.config import RewardConfig, Sampling
 from palate.errors import AnnotatorError, DataError
 from palate.memory import content_key
 from palate.model import LoadedModel, Snapshot
@@ -23,6 +23,9 @@ NO_REWARD = "the reward gave no number"
 
 MANY = 8
 """Completions of several prompts that fail together from which the annotator is at fault, not the rows."""
+
+FREE = ("length:", "regex:", "model:", "ranker:", "sentiment", "on-topic")
+"""Rewards that compute from the text alone, at no price, so any process may compute them again."""
 
 Sampler = Callable[[Sequence[Prompt]], list[Group]]
 """Samples the completions of some prompts; every prompt has room for them."""
@@ -197,7 +200,17 @@ class Scoring:
         if self._works or len(scored) < 2 or sum(len(e.completions) for e in scored) < MANY:
             return
         first = next(error for error in scored[0].errors if error is not None)
-        raise AnnotatorError(f"no completion of {len(scored)} prompts has a reward; the first reason: {first}")
+        raise AnnotatorError(
+            f"no completion of {len(scored)} prompts has a reward; the first reason: {first}"
+        )
+
+
+def scores_anywhere(cfg: RewardConfig) -> bool:
+    """Return whether any process may score: a judge or a function may cost money, and its answers must be
+    stored at once.
+    """
+    own = [str(spec).rpartition("*")[2].strip() for spec in cfg.reward]
+    return cfg.judge is None and not cfg.label_noise and bool(own) and all(s.startswith(FREE) for s in own)
 
 
 def counts_of(entries: Sequence[Entry]) -> dict[str, int]:

@@ -24,10 +24,29 @@ from palate.journal import key_of
 from palate.learn.state import start_hash
 from palate.loops import account_of, content_key, once, sample_numbers
 from palate.model import LoadedModel, load_model
-from palate.pool import Columns, Entry, Facts, annotator_facts, read_facts, read_shard, write_facts, write_shard
+from palate.pool import (
+    Columns,
+    Entry,
+    Facts,
+    annotator_facts,
+    read_facts,
+    read_shard,
+    write_facts,
+    write_shard,
+)
 from palate.pool.facts import SAMPLED, missing_shards, scope_of, shard_path
 from palate.pooling.config import PoolConfig
-from palate.pooling.shards import Scoring, added, counts_of, first_errors, local_source, sample_shard, split, together
+from palate.pooling.shards import (
+    Scoring,
+    added,
+    counts_of,
+    first_errors,
+    local_source,
+    sample_shard,
+    scores_anywhere,
+    split,
+    together,
+)
 from palate.quiet import quieted
 from palate.run import Display, Run, judge_annotator
 from palate.run.judging import model_options
@@ -189,8 +208,8 @@ def _facts(work: Work, model: LoadedModel, run: Run) -> Facts:
     if before.annotator != facts.annotator:  # options are compared before; only the code can differ
         if len(missing_shards(work.directory, before)) < before.shards:
             raise RunError(
-                f"the code of the reward changed since the pool in {str(work.directory)!r} was begun; restore it, "
-                "or use another --output"
+                f"the code of the reward changed since the pool in {str(work.directory)!r} was begun; "
+                "restore it, or use another --output"
             )
         write_facts(work.directory, replace(before, annotator=facts.annotator))
     return before
@@ -201,7 +220,9 @@ def _scoring(cfg: PoolConfig, run: Run) -> Iterator[Scoring]:
     """Open the annotator, whose answers the run stores as they come."""
     scoring = Scoring(None, scope_of(cfg))
     with ExitStack() as ending:
-        if cfg.judge is not None:
+        if cfg.ray and scores_anywhere(cfg):
+            pass  # the workers load the reward models themselves
+        elif cfg.judge is not None:
             court = judge_annotator(cfg, run)
             ending.callback(court.close)
             scoring.annotate = court

@@ -45,7 +45,8 @@ def pool(config: PrintedPoolConfig) -> int:
 def _lines(made: Made) -> Iterator[str]:
     """Yield the counts in words."""
     n: Mapping[str, Any] = made.summary
-    yield f"{n['completions']:,} completions of {n['prompts'] - n['failed_prompts']:,} prompts in {made.directory / 'shards'}"
+    prompts, place = n["prompts"] - n["failed_prompts"], made.directory / "shards"
+    yield f"{n['completions']:,} completions of {prompts:,} prompts in {place}"
     bad = {
         "failed_prompts": "prompts without completions",
         "empty": "empty completions",
@@ -59,7 +60,8 @@ def _lines(made: Made) -> Iterator[str]:
     if "mean_reward" in n:
         yield f"mean reward {n['mean_reward']:.3f}"
     if "judge_verdicts" in n:
-        yield f"{n['judge_verdicts']:,.0f} verdicts, {n['judge_tokens']:,.0f} tokens, ${n['judge_cost']:.4f} in all starts"
+        costs = f"{n['judge_tokens']:,.0f} tokens, ${n['judge_cost']:.4f}"
+        yield f"{n['judge_verdicts']:,.0f} verdicts, {costs} in all starts"
     yield f"\ntry next\n    palate run METHOD --pool {made.directory} --data DATA"
 
 
