@@ -21,9 +21,8 @@ from palate.planning.network import network_of, parallel
 from palate.planning.pilot import Pilot, pilot
 from palate.planning.reading import PlannedData, read_data
 from palate.planning.speed import CHECKPOINTS, Draws, Flops, Seconds, flops_of
-from palate.pool import read_facts
+from palate.pool.facts import note_for_plans
 from palate.run.judging import model_options
-from palate.rundir import read_summary
 from palate.spending import Spending
 from palate.types import Prompt
 
@@ -375,23 +374,12 @@ def _notes(
             "expectation; --max-cost and --max-judge-tokens limit them"
         )
     if getattr(cfg, "pool", None) is not None:
-        notes.append(_in_pool(cfg))
+        notes.append(note_for_plans(cfg.pool))
     if spending.replies:
         notes.append("replies with new prompts are bounded by the fewest usable prompts per reply")
     if getattr(cfg, "max_kl", None) is not None:
         notes.append("training may end earlier, at --max-kl")
     return notes
-
-
-def _in_pool(cfg: Any) -> str:
-    """Return the note on the candidates that a pool has already."""
-    facts, made = read_facts(cfg.pool), read_summary(cfg.pool) or {}
-    count = int(made.get("completions") or facts.prompts * facts.n)
-    scored = "sampled" if facts.annotator is None else "sampled and scored"
-    return (
-        f"these amounts include the first round's candidates, which the run reads from the pool in {cfg.pool}: "
-        f"it has {count:,} completions, {scored} already"
-    )
 
 
 def _head(cfg: Any) -> Any:

@@ -13,7 +13,7 @@ from palate.errors import ConfigError, RunError
 from palate.given import is_judge
 from palate.journal import key_of
 from palate.run.status import write_json
-from palate.rundir import read_object
+from palate.rundir import read_object, read_summary
 from palate.rundir.files import POOL
 
 SHARDS, SAMPLED = "shards", "sampled"
@@ -109,10 +109,18 @@ def annotator_facts(cfg: RewardConfig) -> dict[str, Any] | None:
         return None
     values = cfg.model_dump(mode="json")
     judge = [name for name in JudgeConfig.model_fields if name not in RunConfig.may_change]
-    own = {name: values[name] for name in ("label_noise", *judge)}
+    own = {name: values[name] for name in ("label_noise", *judge)} | {"judge_mode": _mode(cfg)}
     code = {path.name: key_of(path.read_text("utf-8")) for path in files_of(cfg.reward)}
     rewards = [str(spec) for spec in cfg.reward]
     return {"reward": rewards, "missing_eos_penalty": cfg.annotator_penalty, **own, "code": code}
+
+
+def _mode(cfg: RewardConfig) -> str | None:
+    """Return the mode of the judge, which by default depends on what the method compares."""
+    if cfg.judge is None or cfg.judge_mode is not None:
+        return cfg.judge_mode
+    single = getattr(cfg, "n", 2) == 1 or getattr(cfg, "compares_rewards", None) is not None
+    return "score" if single and not cfg.compares_pairs else "pairwise"
 
 
 def scope_of(cfg: RewardConfig) -> Scope:
@@ -120,6 +128,21 @@ def scope_of(cfg: RewardConfig) -> Scope:
     if cfg.judge is not None or cfg.label_noise:
         return "group"
     return "first" if any(map(is_judge, cfg.reward)) else "completion"
+
+
+def note_for_plans(directory: Path) -> str:
+    """Return a sentence on the candidates that a planned run finds in a pool.
+
+    Raises:
+        ConfigError: the directory holds no pool.
+    """
+    facts, made = read_facts(directory), read_summary(directory) or {}
+    count = int(made.get("completions") or facts.prompts * facts.n)
+    scored = "sampled" if facts.annotator is None else "sampled and scored"
+    return (
+        f"these amounts include the candidates of the first round, which are in the pool in {directory}: "
+        f"it has {count:,} completions, {scored} already"
+    )
 
 
 def listed(values: Mapping[str, Any], names: Sequence[str]) -> str:

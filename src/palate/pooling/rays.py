@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ import torch
 
 from palate.annotate import annotator
 from palate.errors import AnnotatorError, ConfigError, DataError, ModelError, PalateError, RunError
+from palate.learn.state import start_hash
 from palate.loops import content_key
 from palate.model.rollouts import unobserved
 from palate.pool import Facts, read_shard, write_shard
 from palate.pool.facts import SAMPLED, missing_shards, scope_of
 from palate.pooling.config import PoolConfig
-from palate.pooling.shards import Scoring, local_source, sample_shard, scores_anywhere
+from palate.pooling.shards import Scoring, Source, local_source, sample_shard, scores_anywhere
 from palate.pooling.work import Work, loaded, read_all, shown, work_of
 from palate.run import Run
 from palate.run.judging import model_options
@@ -52,11 +53,13 @@ def on_ray(work: Work, scoring: Scoring, run: Run, facts: Facts) -> None:
     missing = missing_shards(work.directory, facts)
     if not missing:
         return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the model of this process is gone, and the workers need its place
     ray, scores = _ray(work.cfg), scores_anywhere(work.cfg)
     for tries in (work.directory / SAMPLED).glob("*.tries"):  # of a start that was killed
         tries.unlink()
     with _started(ray, work):
-        rows = _pipeline(ray, work, missing, scores=scores)
+        rows = _pipeline(ray, work, facts, missing, scores=scores)
         began = time.perf_counter()
         try:
             for _, row in zip(run.steps(len(missing)), rows, strict=True):
@@ -83,13 +86,17 @@ class Begun:
 
     Attributes:
         cfg, directory, date: as in `Work`.
+        home: the working directory, to which relative paths of data and models belong.
         key: key of the prompts.
+        weights: hash of the weights that sample.
     """
 
     cfg: PoolConfig
     directory: Path
     date: str
+    home: Path
     key: str
+    weights: str
 
     def work(self) -> Work:
         """Read the prompts and return the work.
@@ -97,10 +104,13 @@ class Begun:
         Raises:
             RunError: the data are not those that the driver has read.
         """
+        with suppress(OSError):  # another machine may lack it; then all paths must be absolute
+            os.chdir(self.home)
         prompts, _ = read_all(self.cfg)
         if content_key(prompts) != self.key:
             raise RunError(
-                f"a worker reads other prompts in {self.cfg.data} than the process that began the pool"
+                f"a worker reads other prompts in {self.cfg.data} than the process that began the pool; "
+                "give all machines the same files"
             )
         return work_of(self.cfg, self.directory, prompts, self.date)
 
@@ -113,14 +123,30 @@ class SamplingWorker:
     """
 
     def __init__(self, begun: Begun) -> None:
-        self._work, cfg = begun.work(), begun.cfg
+        self._problem: PalateError | None = None
+        try:
+            self._work = begun.work()
+            self._source = self._loaded(begun.weights)
+        except PalateError as error:  # raised here, it would reach the driver as a traceback
+            self._problem = error
+
+    def _loaded(self, weights: str) -> Source:
+        cfg = self._work.cfg
         torch.set_num_threads(cfg.threads or max(1, (os.cpu_count() or 1) // cfg.workers))
         model = loaded(cfg, self._work.date)
-        self._source = local_source(model, cfg.n, cfg.sampling, seed=self._work.seed, observe=unobserved)
+        if start_hash(model) != weights:
+            raise RunError(
+                f"a worker loads {cfg.model} with other weights, or in another number format "
+                f"({model.dtype}), than the process that began the pool; give all machines the same files, and --dtype"
+            )
+        return local_source(model, cfg.n, cfg.sampling, seed=self._work.seed, observe=unobserved)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Sample a shard into its file, unless that exists."""
-        shard, work = int(batch["shard"][0]), self._work
+        shard = int(batch["shard"][0])
+        if self._problem is not None:
+            return _reported(shard, error=self._problem)
+        work = self._work
         if work.sampled(shard).exists() or work.path(shard).exists():
             return _reported(shard)
         try:
@@ -140,16 +166,26 @@ class ScoringWorker:
     """
 
     def __init__(self, begun: Begun) -> None:
-        self._work, cfg = begun.work(), begun.cfg
+        self._problem: PalateError | None = None
+        cfg = begun.cfg
         penalty, options = cfg.annotator_penalty, model_options(cfg)
-        annotate = annotator(cfg.reward, missing_eos_penalty=penalty, excuse=_unexcused, **options)
-        self._scoring = Scoring(annotate, scope_of(cfg))
+        try:
+            self._work = begun.work()
+            annotate = annotator(cfg.reward, missing_eos_penalty=penalty, excuse=_unexcused, **options)
+            self._scoring = Scoring(annotate, scope_of(cfg))
+        except PalateError as error:
+            self._problem = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score a shard, unless its finished file exists."""
-        shard, work = int(batch["shard"][0]), self._work
-        if batch["error"][0] or work.path(shard).exists():
+        shard = int(batch["shard"][0])
+        if batch["error"][0]:
             return {name: list(values) for name, values in batch.items()}
+        if self._problem is not None:
+            return _reported(shard, error=self._problem)
+        work = self._work
+        if work.path(shard).exists():
+            return _reported(shard)
         try:
             with _trying(work, shard, "scoring"):
                 work.finish(shard, self._scoring(read_shard(work.sampled(shard)), work.prompts))
@@ -208,7 +244,9 @@ def _started(ray: Any, work: Work) -> Iterator[None]:
         ray.shutdown()
 
 
-def _pipeline(ray: Any, work: Work, missing: list[int], *, scores: bool) -> Iterator[dict[str, Any]]:
+def _pipeline(
+    ray: Any, work: Work, facts: Facts, missing: list[int], *, scores: bool
+) -> Iterator[dict[str, Any]]:
     """Yield the numbers of each shard as it is done, in any order."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -217,19 +255,18 @@ def _pipeline(ray: Any, work: Work, missing: list[int], *, scores: bool) -> Iter
     cfg, gpus = work.cfg, int(ray.cluster_resources().get("GPU", 0))
     sampling_gpus = int(cfg.device != "cpu" and gpus >= cfg.workers)
     scoring_gpus = int(cfg.device != "cpu" and gpus >= cfg.workers * sampling_gpus + cfg.scorers)
-    begun = Begun(cfg, work.directory.resolve(), work.date, content_key(work.prompts))
+    key = content_key(work.prompts)
+    begun = Begun(cfg, work.directory.resolve(), work.date, Path.cwd(), key, facts.weights)
     data = ray.data.from_items([{"shard": i} for i in missing], override_num_blocks=len(missing))
-    data = data.map_batches(
-        SamplingWorker, fn_constructor_args=(begun,), batch_size=1, num_cpus=1, num_gpus=sampling_gpus,
-        compute=ray.data.ActorPoolStrategy(size=min(cfg.workers, len(missing)),
-        max_tasks_in_flight_per_actor=2),
-    )  # fmt: skip
+
+    def actors(count: int) -> Any:
+        # Two tasks in flight: the next shard waits at its worker, and no more.
+        return ray.data.ActorPoolStrategy(size=min(count, len(missing)), max_tasks_in_flight_per_actor=2)
+
+    common = {"fn_constructor_args": (begun,), "batch_size": 1, "num_cpus": 1}
+    data = data.map_batches(SamplingWorker, compute=actors(cfg.workers), num_gpus=sampling_gpus, **common)
     if scores:
-        data = data.map_batches(
-            ScoringWorker, fn_constructor_args=(begun,), batch_size=1, num_cpus=1, num_gpus=scoring_gpus,
-            compute=ray.data.ActorPoolStrategy(size=min(cfg.scorers, len(missing)),
-            max_tasks_in_flight_per_actor=2),
-        )  # fmt: skip
+        data = data.map_batches(ScoringWorker, compute=actors(cfg.scorers), num_gpus=scoring_gpus, **common)
     rows: Iterator[dict[str, Any]] = data.iter_rows()
     return rows
 

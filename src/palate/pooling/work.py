@@ -205,13 +205,15 @@ def _facts(work: Work, model: LoadedModel, run: Run) -> Facts:
             f"the model {cfg.model} changed since the pool in {str(work.directory)!r} was begun (hash "
             f"{facts.weights[:12]}, was {before.weights[:12]}); restore it, or use another --output"
         )
-    if before.annotator != facts.annotator:  # options are compared before; only the code can differ
+    if before.annotator != facts.annotator:  # the run has compared the options, so the code differs
         if len(missing_shards(work.directory, before)) < before.shards:
             raise RunError(
                 f"the code of the reward changed since the pool in {str(work.directory)!r} was begun; "
                 "restore it, or use another --output"
             )
         write_facts(work.directory, replace(before, annotator=facts.annotator))
+    written = before.shards - len(missing_shards(work.directory, before))
+    run.display.say(f"{written} of {before.shards} shards are finished already")
     return before
 
 
