@@ -165,7 +165,7 @@ def test_another_rendering_is_named(made: Any, name: str, tmp_path: Path) -> Non
 
 def test_a_place_without_a_pool_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"'.*none' is no directory, so it is not a pool; make one with `palate pool"
+        ConfigError, match=r"'.*none' is not a directory, so it holds no pool; make one with `palate pool"
     ):
         Pool(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"has no pool.json"):

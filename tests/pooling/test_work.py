@@ -298,7 +298,6 @@ def test_a_completion_without_reward_and_without_reason_says_so(configure: Any, 
 def test_a_judge_is_paid_once_and_its_budget_ends_the_pool(
     configure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PALATE_JUDGE_KEY", "none")
     with FaultyServer(
         lambda body, _: judge_reply(body, lambda a, b: 0.9 if len(a) > len(b) else 0.2)
     ) as server:

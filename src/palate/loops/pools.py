@@ -89,5 +89,5 @@ def pool_date(cfg: Any) -> str | None:
 
 def pool_bill(run: Run) -> dict[str, float]:
     """Return the cost of the candidates that a run read from a pool, by name; nothing without a pool."""
-    found: dict[str, float] = json.loads(run.remember(BILL, "{}")) if getattr(run.cfg, "pool", None) else {}
-    return found
+    stored = run.remember(BILL, "{}") if getattr(run.cfg, "pool", None) else "{}"
+    return dict(json.loads(stored))

@@ -71,24 +71,24 @@ def read_facts(directory: Path) -> Facts:
         ConfigError: it holds no pool, or a pool of another version.
         RunError: its description cannot be read.
     """
-    found = read_object(directory / POOL) if directory.is_dir() else None
-    if found is None:
-        problem = "has no pool.json" if directory.is_dir() else "is no directory"
+    there = read_object(directory / POOL) if directory.is_dir() else None
+    if there is None:
+        problem = "has no pool.json" if directory.is_dir() else "is not a directory"
         raise ConfigError(
-            f"{str(directory)!r} {problem}, so it is not a pool; make one with `palate pool DATA --output "
+            f"{str(directory)!r} {problem}, so it holds no pool; make one with `palate pool DATA --output "
             f"{directory}`"
         )
-    if found.get("format") != FORMAT:
+    if there.get("format") != FORMAT:
         raise ConfigError(
-            f"the pool in {str(directory)!r} has format {found.get('format')}, expected {FORMAT}; read it "
+            f"the pool in {str(directory)!r} has format {there.get('format')}, expected {FORMAT}; read it "
             "with the version of Palate that made it, or make it again"
         )
     names = {field.name for field in fields(Facts)}
-    if names - found.keys():
+    if names - there.keys():
         raise RunError(
-            f"{str(directory / POOL)!r} lacks {', '.join(sorted(names - found.keys()))}; restore a good copy"
+            f"{str(directory / POOL)!r} lacks {', '.join(sorted(names - there.keys()))}; restore a good copy"
         )
-    return Facts(**{name: found[name] for name in names})
+    return Facts(**{name: there[name] for name in names})
 
 
 def shard_path(directory: Path, number: int, *, part: str = SHARDS) -> Path:

@@ -113,22 +113,22 @@ class Pool:
             DataError: no prompt has completions, or the policy's template gives other tokens for one.
         """
         wanted = {prompt_key(prompt): prompt for prompt in prompts}
-        found: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         for number in range(self.facts.shards):
             path = shard_path(self.directory, number)
-            found |= {entry.key: entry for entry in read_shard(path, keys=frozenset(wanted), n=n)}
-        self._require_all(wanted, found)
-        self._require_tokens(wanted, found, codec)
-        self._rewards = found
-        usable = {key: entry for key, entry in found.items() if entry.completions}
-        failed = [entry for entry in found.values() if not entry.completions]
+            entries |= {entry.key: entry for entry in read_shard(path, keys=frozenset(wanted), n=n)}
+        self._require_all(wanted, entries)
+        self._require_tokens(wanted, entries, codec)
+        self._rewards = entries
+        usable = {key: entry for key, entry in entries.items() if entry.completions}
+        failed = [entry for entry in entries.values() if not entry.completions]
         if not usable:
             raise DataError(
                 f"{self} has no completions of these prompts; the first reason: {failed[0].error}"
             )
         if failed:
             say(
-                f"{self} has no completions of {len(failed)} of {len(found)} prompts, which are left out; "
+                f"{self} has no completions of {len(failed)} of {len(entries)} prompts, which are left out; "
                 f"the first reason: {failed[0].error}"
             )
         groups = [Group(prompt, usable[key].completions) for key, prompt in wanted.items() if key in usable]
@@ -184,17 +184,19 @@ class Pool:
         annotator = self.facts.annotator or {}
         return str(annotator.get("judge") or " + ".join(annotator.get("reward", ())))
 
-    def _require_all(self, wanted: Mapping[str, Prompt], found: Mapping[str, Entry]) -> None:
-        lacking = [prompt for key, prompt in wanted.items() if key not in found]
+    def _require_all(self, wanted: Mapping[str, Prompt], entries: Mapping[str, Entry]) -> None:
+        lacking = [prompt for key, prompt in wanted.items() if key not in entries]
         if lacking:
             raise ConfigError(
                 f"{self} lacks {len(lacking)} of {len(wanted)} prompts, the first is {_named(lacking[0])}; "
                 "make it from the same data with the same columns, or use fewer prompts with --limit"
             )
 
-    def _require_tokens(self, wanted: Mapping[str, Prompt], found: Mapping[str, Entry], codec: Codec) -> None:
+    def _require_tokens(
+        self, wanted: Mapping[str, Prompt], entries: Mapping[str, Entry], codec: Codec
+    ) -> None:
         for key, prompt in wanted.items():
-            if found[key].completions and tokens_key(codec, prompt) != found[key].tokens:
+            if entries[key].completions and tokens_key(codec, prompt) != entries[key].tokens:
                 raise DataError(
                     f"{self} was sampled after other tokens of the prompt {_named(prompt)}; give the same "
                     "--chat-template and --chat-template-kwargs, or make another pool"

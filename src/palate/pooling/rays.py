@@ -137,7 +137,8 @@ class SamplingWorker:
         if start_hash(model) != weights:
             raise RunError(
                 f"a worker loads {cfg.model} with other weights, or in another number format "
-                f"({model.dtype}), than the process that began the pool; give all machines the same files, and --dtype"
+                f"({model.dtype}), than the process that began the pool; give all machines the same files, "
+                "and --dtype"
             )
         return local_source(model, cfg.n, cfg.sampling, seed=self._work.seed, observe=unobserved)
 

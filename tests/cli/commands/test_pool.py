@@ -89,7 +89,7 @@ def test_a_run_with_a_wrong_pool_ends_with_one_sentence(
     run += ["--reward", "length:3", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "4"]
     run += ["--fresh-prompts", "0", "--pool"]
     assert main([*run, str(tmp_path / "none")]) == 2
-    assert "none' is no directory, so it is not a pool" in capsys.readouterr().err
+    assert "none' is not a directory, so it holds no pool" in capsys.readouterr().err
     assert main([*run, str(tmp_path / "pool"), "--n", "2"]) == 2
     err = capsys.readouterr().err
     assert "was sampled with temperature 1, top_k 0, but here it is temperature 0.7, top_k 40" in err
