@@ -232,6 +232,19 @@ def test_without_ray_the_command_to_install_it_is_named(
         make_pool(configure(ray=True))
 
 
+def test_python_objects_cannot_travel(configure: Any, ray: StandIn) -> None:
+    with pytest.raises(ConfigError, match="2 rows given in Python is an object of this process; give a file"):
+        make_pool(configure(ray=True, data=[{"prompt": "a"}, {"prompt": "b"}]))
+
+
+def test_a_worker_with_other_weights_refuses(
+    configure: Any, ray: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rays, "start_hash", lambda model: "0" * 64)
+    with pytest.raises(RunError, match=r"a worker loads .* with other weights, or in another number format"):
+        make_pool(configure(ray=True))
+
+
 # ---- Ray itself -------------------------------------------------------------------------------------
 
 

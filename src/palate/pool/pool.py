@@ -113,10 +113,11 @@ class Pool:
             DataError: no prompt has completions, or the policy's template gives other tokens for one.
         """
         wanted = {prompt_key(prompt): prompt for prompt in prompts}
+        keys = frozenset(wanted)
         entries: dict[str, Entry] = {}
         for number in range(self.facts.shards):
             path = shard_path(self.directory, number)
-            entries |= {entry.key: entry for entry in read_shard(path, keys=frozenset(wanted), n=n)}
+            entries |= {entry.key: entry for entry in read_shard(path, keys=keys, n=n)}
         self._require_all(wanted, entries)
         self._require_tokens(wanted, entries, codec)
         self._rewards = entries

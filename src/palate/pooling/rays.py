@@ -22,6 +22,7 @@ import torch
 
 from palate.annotate import annotator
 from palate.errors import AnnotatorError, ConfigError, DataError, ModelError, PalateError, RunError
+from palate.given import GivenModel, GivenReward, GivenRows
 from palate.learn.state import start_hash
 from palate.loops import content_key
 from palate.model.rollouts import unobserved
@@ -39,6 +40,8 @@ TRIES = 4
 STORE = 256 << 20
 """Bytes of Ray's object store, which holds the prompts and the numbers of shards."""
 
+GIVEN = (GivenModel, GivenReward, GivenRows)
+
 _ERRORS = {kind.__name__: kind for kind in (AnnotatorError, ConfigError, DataError, ModelError, RunError)}
 
 
@@ -53,6 +56,7 @@ def on_ray(work: Work, scoring: Scoring, run: Run, facts: Facts) -> None:
     missing = missing_shards(work.directory, facts)
     if not missing:
         return
+    _require_names(work.cfg)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the model of this process is gone, and the workers need its place
     ray, scores = _ray(work.cfg), scores_anywhere(work.cfg)
@@ -196,6 +200,16 @@ class ScoringWorker:
 
 
 # ---- Inside ----------------------------------------------------------------------------------------
+
+
+def _require_names(cfg: PoolConfig) -> None:
+    """Raise ConfigError for data, models and rewards that are Python objects of this process."""
+    objects = [value for value in (cfg.data, cfg.model, *cfg.reward) if isinstance(value, GIVEN)]
+    if objects:
+        raise ConfigError(
+            f"ray is set, and {objects[0]} is an object of this process; give a file, a directory or a name, "
+            "which the workers can read too"
+        )
 
 
 def _ray(cfg: PoolConfig) -> Any:
