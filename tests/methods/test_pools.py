@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import palate.loops.candidates as candidates
 from palate import loops
 from palate.annotate import annotator, scored
 from palate.learn import Policy
@@ -62,7 +63,7 @@ def learn(
 ) -> Callable[..., tuple[Learnt, dict[str, float]]]:
     """Runs a method; returns the records that it fits, and its bill for the pool."""
     seen: Learnt = []
-    fit = loops.offline.fit
+    fit = loops.fit
 
     def spy(policy: Any, records: Sequence[Any], *args: Any, **options: Any) -> None:
         for record in records:
@@ -71,7 +72,7 @@ def learn(
         fit(policy, records, *args, **options)
 
     monkeypatch.setattr(loops, "fit", spy)
-    monkeypatch.setattr(loops.candidates, "fit", spy)
+    monkeypatch.setattr(candidates, "fit", spy)
 
     def go(method: str, annotate: Any = None, **options: Any) -> tuple[Learnt, dict[str, float]]:
         seen.clear()
@@ -146,7 +147,7 @@ def test_texts_of_the_data_are_scored_by_the_run(
         return 0.0
 
     monkeypatch.setattr(
-        loops.candidates, "from_column", lambda policy, prompt, name: Completion("of data", (1, 2), "eos")
+        candidates, "from_column", lambda policy, prompt, name: Completion("of data", (1, 2), "eos")
     )
     monkeypatch.setattr(
         loops, "from_column", lambda policy, prompt, name: Completion("of data", (1, 2), "eos")

@@ -173,9 +173,11 @@ def test_sigkill(configure: Any, functions: Reward, tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", code, cfg.model_dump_json()], check=False, env=os.environ)
     assert ended.returncode == -signal.SIGKILL
     assert len(list((cfg.output / "shards").glob("*.parquet"))) == 2
+    assert list((cfg.output / "sampled").glob(".*.part"))
     make_pool(cfg)
     assert keys_of(cfg.output) == complete()
     assert (tmp_path / "asked").read_text() == "x" * 24
+    assert list((cfg.output / "sampled").iterdir()) == []
 
 
 def test_another_configuration_is_refused_and_destroys_nothing(
@@ -238,6 +240,17 @@ def test_a_function_that_gives_no_number_costs_that_row(configure: Any, function
     assert made.summary["without_reward"] == 3
 
 
+def test_a_failure_that_passes_costs_nothing(configure: Any, functions: Reward, tmp_path: Path) -> None:
+    body = f"    if not __import__('os').path.exists({str(tmp_path / 'up')!r}): raise OSError('no network')\n"
+    cfg = configure(reward=functions(body + "    return [1.0 for _ in completions]\n"), shard_size=4)
+    with pytest.raises(AnnotatorError, match="no network"):
+        make_pool(cfg)
+    (tmp_path / "up").touch()
+    made = make_pool(cfg)
+    assert made.summary["without_reward"] == 0
+    assert made.summary["mean_reward"] == 1.0
+
+
 def test_a_function_that_always_fails_ends_the_pool_and_can_be_repaired(
     configure: Any, functions: Reward
 ) -> None:
@@ -279,7 +292,7 @@ def test_prompts_that_are_all_too_long_end_the_pool(configure: Any) -> None:
 
 
 def test_empty_completions_are_counted_and_named(configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = make_pool(configure([{"prompt": f"q{i}", "place": i} for i in range(40)], n=8, shard_size=40))
+    made = make_pool(configure([{"prompt": f"q{i}", "place": i} for i in range(120)], n=8, shard_size=60))
     rows = rows_of(made.directory)
     empty = [row for row in rows if not row["completion"].strip()]
     assert {row["error"] for row in empty} <= {EMPTY}

@@ -78,7 +78,7 @@ def prompt_key(prompt: Prompt) -> str:
 class Columns:
     """The columns of texts and data, with one type for all files of a pool.
 
-    A column whose values have no common type is written as JSON text.
+    In a column whose values have no common type, values that are no texts are written as JSON.
 
     Args:
         prompts: all prompts of the pool.
@@ -268,4 +268,7 @@ def _plain(content: Content) -> str | list[dict[str, Any]]:
 
 
 def _json(value: Any) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False, default=repr)
+    """Return a value as text: a text as it is, another value as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=repr)

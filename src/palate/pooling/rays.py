@@ -195,7 +195,8 @@ class ScoringWorker:
             with _trying(work, shard, "scoring"):
                 work.finish(shard, self._scoring(read_shard(work.sampled(shard)), work.prompts))
         except PalateError as error:
-            return _reported(shard, error=error)
+            # A worker of a start that was just killed may have finished it, and removed the samples.
+            return _reported(shard, error=None if work.path(shard).exists() else error)
         return _reported(shard, int(batch["tokens"][0]))
 
 

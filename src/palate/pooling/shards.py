@@ -140,18 +140,25 @@ class Scoring:
             return list(entries)
         groups = [Group(prompts[e.row], e.completions) for e in entries if e.completions]
         unlike = [distinct(group) if self._scope == "group" else group for group in groups]
-        scored = iter(zip(groups, self._rated(unlike), strict=True))
+        scored = iter(zip(groups, self._rated(unlike, first=not self._works), strict=True))
         results = [self._entry(e, *next(scored)) if e.completions else e for e in entries]
         self._require_some(results)
         return results
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _rated(self, groups: Sequence[Group]) -> list[tuple[Group, str | None]]:
+    def _rated(self, groups: Sequence[Group], *, first: bool = False) -> list[tuple[Group, str | None]]:
         """Return each group with rewards; if the annotator fails for it, with None and the error.
 
         After an error the groups are halved until the failing ones are alone, and a failing group is asked
         about by completion, if its rewards do not depend on each other.
+
+        Args:
+            groups: the groups.
+            first: nothing has had a reward so far, so the annotator itself may be at fault.
+
+        Raises:
+            AnnotatorError: `first`, and the annotator also fails for three groups by themselves.
         """
         assert self.annotate is not None
         if not groups:
@@ -159,6 +166,12 @@ class Scoring:
         try:
             return [(group, None) for group in self.annotate(groups)]
         except AnnotatorError as error:
+            if (
+                first
+                and len(groups) > 2
+                and not self._rates_any(groups[0], groups[-1], groups[len(groups) // 2])
+            ):
+                raise
             if len(groups) > 1:
                 half = len(groups) // 2
                 return [*self._rated(groups[:half]), *self._rated(groups[half:])]
@@ -171,6 +184,9 @@ class Scoring:
             if reason is not None:
                 self._excused[content_key(group.prompt, single.completions[0])] = reason
         return [(group.annotated(tuple((single.rewards or (None,))[0] for single, _ in rated)), None)]
+
+    def _rates_any(self, *groups: Group) -> bool:
+        return any(r is not None for g in groups for r in self._rated([g])[0][0].rewards or ())
 
     def _entry(self, entry: Entry, group: Group, rated: tuple[Group, str | None]) -> Entry:
         """Return an entry with the rewards of its distinct completions, repetitions included."""

@@ -20,7 +20,6 @@ from palate.annotate import Annotator, annotator, with_label_noise
 from palate.config import ModelConfig
 from palate.data import Account, read_prompts
 from palate.errors import RunError
-from palate.journal import key_of
 from palate.learn.state import start_hash
 from palate.loops import account_of, content_key, once, sample_numbers
 from palate.model import LoadedModel, load_model
@@ -119,6 +118,8 @@ def make_pool(cfg: PoolConfig, *, display: Display | None = None) -> Made:
         work = work_of(cfg, run.directory, prompts, date)
         model = loaded(cfg, date)
         facts = _facts(work, model, run)
+        for part in run.directory.glob("*/.*.part"):  # of writes that a kill cut off
+            part.unlink(missing_ok=True)
         with _scoring(cfg, run) as scoring:
             if cfg.ray:
                 from palate.pooling.rays import on_ray
@@ -242,9 +243,9 @@ def _rewards(cfg: PoolConfig, run: Run, scoring: Scoring) -> Annotator:
         excuse=scoring.excuse,
         **model_options(cfg),
     )
-    noisy = with_label_noise(annotate, cfg.label_noise, seed=run.seed("label noise"))
-    # Another version of the code is another annotator; `_facts` refuses it once a shard is scored.
-    return run.annotator(noisy, name=key_of("reward", annotator_facts(cfg)))
+    # The ledger has the answers of functions as they come. The run's journal would also keep that a row has
+    # no reward, and a failure that passes would stay until the code changes.
+    return with_label_noise(annotate, cfg.label_noise, seed=run.seed("label noise"))
 
 
 def _here(work: Work, model: LoadedModel, scoring: Scoring, run: Run, facts: Facts) -> None:
@@ -262,6 +263,7 @@ def _here(work: Work, model: LoadedModel, scoring: Scoring, run: Run, facts: Fac
             if scoring.annotate is not None:
                 write_shard(work.sampled(shard), entries, work.prompts, work.columns)
         entries = scoring(entries, work.prompts)
+        run.observe("annotate", sum(len(entry.completions) for entry in entries))
         work.finish(shard, entries)
         shown(work, shard, entries, run, time.perf_counter() - began)
 
