@@ -144,7 +144,7 @@ def test_texts_of_the_data_are_scored_by_the_run(
 
     def noted(text: str) -> float:
         asked.append(text)
-        return 0.0
+        return float(len(text))
 
     monkeypatch.setattr(
         candidates, "from_column", lambda policy, prompt, name: Completion("of data", (1, 2), "eos")
