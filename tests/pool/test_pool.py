@@ -78,8 +78,7 @@ def test_a_fitting_pool_is_accepted(made: Any, model: LoadedModel) -> None:
             3,
             {},
             r"was sampled with temperature 1, top_k 0, but here it is temperature 0.7, top_k 40; give the "
-            r"same "
-            r"--temperature --top-k",
+            r"same --temperature --top-k",
         ),
         (Sampling(max_new_tokens=6, stop=("x",)), 3, {}, "was sampled with stop none, but here it is stop x"),
         (
@@ -99,7 +98,7 @@ def test_a_fitting_pool_is_accepted(made: Any, model: LoadedModel) -> None:
             SAMPLING,
             3,
             {"reward": [], "judge": "local:m"},
-            "was scored with .*judge none, but here it is .*local:m",
+            "was scored with reward length:2, judge none, .*but here it is reward none, judge local:m",
         ),
     ],
 )

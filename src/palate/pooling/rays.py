@@ -310,7 +310,8 @@ def _trying(work: Work, shard: int, stage: str) -> Iterator[None]:
 
 def _reported(shard: int, tokens: int = 0, *, error: PalateError | None = None) -> dict[str, Any]:
     """Return the row of a shard. An error travels as text, so that its message stays one sentence."""
-    kind = "" if error is None else type(error).__name__
+    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _ERRORS]
+    kind = kinds[0] if kinds else ""
     return {
         "shard": [shard],
         "tokens": [tokens],

@@ -18,7 +18,7 @@ from palate.pool.pool import tokens_key
 from palate.select import distinct, same
 from palate.types import Completion, Group, Prompt
 
-EMPTY = "the completion is empty: the model ended at once"
+EMPTY = "the completion is empty"
 NO_REWARD = "the reward gave no number"
 
 MANY = 8

@@ -84,9 +84,12 @@ def test_the_methods_have_the_flag(method: str, capsys: pytest.CaptureFixture[st
 def test_a_run_with_a_wrong_pool_ends_with_one_sentence(
     line: list[str], tiny_plain: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*line, "--reward", "length:3"]) == 0
+    code = "def f(completions):\n    return [float(sum(map(ord, c))) for c in completions]\n"
+    (tmp_path / "r.py").write_text(code)
+    reward = f"{tmp_path / 'r.py'}:f"
+    assert main([*line, "--reward", reward]) == 0
     run = ["run", "slic-hf", "--data", line[1], "--model", tiny_plain, "--output", str(tmp_path / "r")]
-    run += ["--reward", "length:3", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "4"]
+    run += ["--reward", reward, "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "4"]
     run += ["--fresh-prompts", "0", "--pool"]
     assert main([*run, str(tmp_path / "none")]) == 2
     assert "none' is not a directory, so it holds no pool" in capsys.readouterr().err
@@ -104,17 +107,7 @@ def test_a_plan_says_what_the_pool_has(
 ) -> None:
     assert main([*line, "--reward", "length:3"]) == 0
     capsys.readouterr()
-    plan = [
-        "plan",
-        "slic-hf",
-        "--data",
-        line[1],
-        "--model",
-        tiny_plain,
-        "--device",
-        "cpu",
-        "--reward",
-        "length:3",
-    ]
-    assert main([*plan, "--dtype", "float32", "--pool", str(tmp_path / "pool"), "--pilot", "0"]) == 0
+    plan = ["plan", "slic-hf", "--data", line[1], "--model", tiny_plain, "--device", "cpu"]
+    plan += ["--reward", "length:3", "--dtype", "float32", "--max-new-tokens", "4", "--n", "2"]
+    assert main([*plan, "--pool", str(tmp_path / "pool"), "--pilot", "0"]) == 0
     assert "it has 8 completions, sampled and scored already" in " ".join(capsys.readouterr().out.split())
