@@ -246,7 +246,7 @@ def counts_of(entries: Sequence[Entry]) -> dict[str, int]:
 
 def added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     """Return the sums of two counts."""
-    return {name: one.get(name, 0) + other.get(name, 0) for name in (one | dict(other))}
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
 def first_errors(entries: Sequence[Entry], prompts: Sequence[Prompt]) -> list[tuple[str, Any]]:
