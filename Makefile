@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: setup demo check test generate soak soak-data soak-distributed compare benchmarks clean
+.PHONY: setup demo check test generate soak soak-data soak-distributed soak-pool compare benchmarks clean
 
 setup: .venv/.ready
 
@@ -49,6 +49,11 @@ soak-data: setup
 # Kill one of two processes of a run at random moments, and resume; takes ten minutes. See docs/scale.md.
 soak-distributed: setup
 	$(BIN)/python experiments/soak_distributed.py --output experiments/results/soak_distributed.json
+
+# Kill a worker and the driver of a pool on Ray, and resume; takes ten minutes. See docs/scale.md.
+soak-pool: setup
+	$(BIN)/pip install --quiet --editable '.[ray]'
+	$(BIN)/python experiments/soak_pool.py --output experiments/results/soak_pool.json
 
 # Compare all methods on one task at equal cost with three seeds; takes several hours. The table is in README.md.
 compare: setup

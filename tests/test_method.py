@@ -134,7 +134,7 @@ def test_a_way_on_pairs_has_no_fields_of_sampling_and_measures_held_out_pairs(na
     [
         ("rest", {}),
         ("click", {}),
-        ("rft", {"rounds": 2, "pool": "best"}),
+        ("rft", {"rounds": 2, "from_rounds": "best"}),
     ],
 )
 def test_a_ranker_is_refused_where_rewards_of_different_prompts_are_compared(
@@ -150,6 +150,6 @@ def test_click_takes_a_ranker_where_it_has_no_threshold() -> None:
     METHODS["click"].configure({"data": "x", "reward": ["ranker:r"], "variant": "direct"})
 
 
-@pytest.mark.parametrize("options", [{"rounds": 1}, {"pool": "all"}, {"pool": "none"}])
+@pytest.mark.parametrize("options", [{"rounds": 1}, {"from_rounds": "all"}, {"from_rounds": "last"}])
 def test_rft_takes_a_ranker_where_rounds_do_not_meet(options: dict[str, object]) -> None:
     METHODS["rft"].config.model_validate({"data": "x", "reward": ["ranker:r"], **options})

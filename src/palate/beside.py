@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 FIELDS = frozenset(
-    {"data", "eval_data", "probe_data", "model", "base", "chat_template", "judge_template"}
+    {"data", "eval_data", "probe_data", "model", "base", "chat_template", "judge_template", "pool"}
     | {"reward", "eval_reward", "judge", "judge_panel", "judge_expert"}
 )
 """The fields with the path of something that is read. Others are relative to the working directory."""

@@ -481,3 +481,42 @@ def test_a_builtin_without_a_signature() -> None:
 def test_what_has_no_order_is_no_list_of_rewards(given: object) -> None:
     with pytest.raises(AnnotatorError, match=r"expected a list"):
         FunctionScorer(lambda completions: given, name="odd")([Prompt("a")] * 2, [Completion("x", (1,))] * 2)
+
+
+# ---- Excused rows -----------------------------------------------------------------------------------
+
+
+def test_excused_rows_have_no_reward_and_the_others_are_asked_once(tmp_path: Path) -> None:
+    asked: list[str] = []
+    excused: list[str] = []
+
+    def raises(completions: list[str]) -> list[float]:
+        asked.extend(completions)
+        if "bad" in completions:
+            raise ValueError("no")
+        return [float(len(c)) for c in completions]
+
+    scorer = FunctionScorer(raises)
+    scorer.excuse = lambda prompt, completion, error: excused.append(f"{completion.text}: {error}")
+    texts = ["a", "bad", "ccc"]
+    prompts, completions = [Prompt(t) for t in texts], [Completion(t, (1,)) for t in texts]
+    assert scorer(prompts, completions) == [1.0, None, 3.0]
+    assert len(excused) == 1
+    assert excused[0].startswith("bad: reward function")
+    assert asked.count("a") == asked.count("ccc") == 2  # together, then alone
+    assert scorer(prompts[1:2], completions[1:2]) == [None]
+
+
+def test_a_function_that_fails_for_every_prompt_is_not_excused() -> None:
+    asked: list[str] = []
+
+    def broken(completions: list[str]) -> list[float]:
+        asked.extend(completions)
+        raise ValueError("no")
+
+    scorer = FunctionScorer(broken)
+    scorer.excuse = lambda *_: None
+    prompts, completions = [Prompt(f"q{i}") for i in range(50)], [Completion("x", (1,))] * 50
+    with pytest.raises(AnnotatorError, match="raised ValueError: no"):
+        scorer(prompts, completions)
+    assert len(asked) < 60

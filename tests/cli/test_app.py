@@ -26,6 +26,7 @@ from palate.cli.commands.inspect import COMMAND as INSPECT
 from palate.cli.commands.make import COMMAND as MAKE
 from palate.cli.commands.methods import COMMAND as LIST
 from palate.cli.commands.plan import COMMAND as PLAN
+from palate.cli.commands.pool import COMMAND as POOL
 from palate.cli.commands.report import COMMAND as REPORT
 from palate.cli.commands.run import COMMAND as RUN
 from palate.cli.commands.runs import COMMAND as RUNS
@@ -73,6 +74,7 @@ class Fake:
             "evaluate": replace(EVALUATE, members=dict),
             "inspect": replace(INSPECT, call=self.configured("inspect")),
             "annotate": replace(ANNOTATE, call=self.configured("annotate")),
+            "pool": replace(POOL, call=self.configured("pool")),
             "compare": replace(COMPARE, call=self.configured("compare")),
             "chat": replace(CHAT, call=self.configured("chat"), config=ChatConfig),
             "make": MAKE,
@@ -252,6 +254,7 @@ def test_every_file_is_a_command() -> None:
         "make",
         "methods",
         "plan",
+        "pool",
         "report",
         "run",
         "runs",

@@ -23,7 +23,15 @@ def test_the_reward_rises(taught: Taught, lora: bool, lr: float, enough: float, 
     # Without selection, a run rises or falls by 0.013 at random. An adapter on the layers of a random model
     # can do less than all weights.
     found = taught(
-        "rft", lora=lora, restart=restart, lr=lr, rounds=2, n=16, steps=20, temperature=1.0, pool="best"
+        "rft",
+        lora=lora,
+        restart=restart,
+        lr=lr,
+        rounds=2,
+        n=16,
+        steps=20,
+        temperature=1.0,
+        from_rounds="best",
     )
     assert found.rise > enough
     scores = [row["objective/scores"] for row in found.rows]
@@ -60,7 +68,7 @@ def test_each_round_begins_with_the_weights_of_the_start(
 
 def test_every_round_samples_from_the_latest_policy(taught: Taught, fits: Any) -> None:
     # Also where training begins again: what is sampled from is what the last round taught.
-    taught("rft", rounds=3, n=2, pool="none")
+    taught("rft", rounds=3, n=2, from_rounds="last")
     versions = [{e.completion.policy_version for e in examples} for _, examples in fits]
     assert versions == [{0}, {3}, {6}]
 
@@ -81,27 +89,29 @@ def test_the_best_of_each_group_is_learnt_from(taught: Taught, fits: Any) -> Non
         assert example.completion == group.completions[group.rewards.index(max(group.rewards))]
 
 
-@pytest.mark.parametrize(("pool", "sizes"), [("best", [16, 16]), ("all", [16, 32]), ("none", [16, 16])])
-def test_what_is_pooled_is_learnt_from(taught: Taught, fits: Any, pool: str, sizes: list[int]) -> None:
-    found = taught("rft", rounds=2, n=4, pool=pool)
+@pytest.mark.parametrize(("kept", "sizes"), [("best", [16, 16]), ("all", [16, 32]), ("last", [16, 16])])
+def test_what_is_pooled_is_learnt_from(taught: Taught, fits: Any, kept: str, sizes: list[int]) -> None:
+    found = taught("rft", rounds=2, n=4, from_rounds=kept)
     assert [len(examples) for _, examples in fits] == sizes
     assert [row["pool/size"] for row in found.rows[::3]] == sizes
     earlier = [e.completion.policy_version == 0 for e in fits[1][1]]
-    assert any(earlier) == (pool != "none")
-    if pool == "best":
+    assert any(earlier) == (kept != "last")
+    if kept == "best":
         assert not all(earlier)
         assert found.rows[3]["pool/scores"] >= found.rows[0]["pool/scores"]
 
 
 def test_rounds_take_their_prompts_in_turn(taught: Taught, fits: Any) -> None:
-    taught("rft", rounds=4, n=2, prompts_per_round=4, pool="none", steps=1)
+    taught("rft", rounds=4, n=2, prompts_per_round=4, from_rounds="last", steps=1)
     asked = [{e.prompt.text for e in examples} for _, examples in fits]
     assert [len(part) for part in asked] == [4] * 4
     assert set.union(*asked) == {f"q{i}" for i in range(16)}
 
 
 def test_epochs_count_for_each_round(taught: Taught) -> None:
-    found = taught("rft", rounds=2, n=2, pool="all", steps=None, epochs=1.0, schedule="linear", lr=1e-2)
+    found = taught(
+        "rft", rounds=2, n=2, from_rounds="all", steps=None, epochs=1.0, schedule="linear", lr=1e-2
+    )
     assert [row["round"] for row in found.rows] == [1] * 2 + [2] * 4  # 16 and 32 in batches of 8
     rates = [row["learning_rate"] for row in found.rows]
     assert rates == pytest.approx([1e-2, 0.5e-2, 1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
@@ -131,7 +141,7 @@ def test_pooled_by_hand() -> None:
     now = [one("b", "b2", 2.0), one("a", "a2", 4.0), one("c", "c2", 0.0)]
     assert texts(pooled(before, now, "best")) == ["a2", "b1", "c2"]
     assert texts(pooled(before, now, "all")) == ["a1", "b1", "b2", "a2", "c2"]
-    assert texts(pooled(before, now, "none")) == ["b2", "a2", "c2"]
+    assert texts(pooled(before, now, "last")) == ["b2", "a2", "c2"]
     assert texts(pooled([one("a", "a1", 1.0)], [one("a", "a2", 1.0)], "best")) == ["a1"]  # no better
     # Rows that ask the same, of which a reward may see different columns, each have a best.
     rows = [replace(one("a", t, r), prompt=Prompt("a", {"key": t})) for t, r in (("a1", 1.0), ("a2", 2.0))]
@@ -161,10 +171,12 @@ def test_the_temperature_of_a_round() -> None:
 
 def test_defaults() -> None:
     cfg = RFTConfig(data="x")
-    assert (cfg.rounds, cfg.temperature, cfg.restart, cfg.pool) == (4, 1.2, True, "all")
+    assert (cfg.rounds, cfg.temperature, cfg.restart, cfg.from_rounds) == (4, 1.2, True, "all")
 
 
-@pytest.mark.parametrize("wrong", [{"n": 1}, {"rounds": 0}, {"temperatures": (1.0, 0.0)}, {"pool": "some"}])
+@pytest.mark.parametrize(
+    "wrong", [{"n": 1}, {"rounds": 0}, {"temperatures": (1.0, 0.0)}, {"from_rounds": "some"}]
+)
 def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         RFTConfig(data="x", **wrong)

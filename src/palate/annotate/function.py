@@ -30,6 +30,10 @@ Rewards = dict[int, float | None]
 """Rewards by the number of their row."""
 
 
+Excuse = Callable[[Prompt, Completion, AnnotatorError], None]
+"""Receives a row without a reward, and the error of the function that should have given it."""
+
+
 class _Raised(NamedTuple):
     """An exception of a reward function: the error to report, and its cause."""
 
@@ -65,6 +69,7 @@ class FunctionScorer:
     Attributes:
         kept: saves rewards as they arrive; None saves nothing.
         saved_as: the name under which rewards are saved.
+        excuse: receives each row that fails twice with its error, and the row has no reward; None raises.
         say: shows a message to the user.
 
     Raises:
@@ -81,6 +86,7 @@ class FunctionScorer:
         self._takes = set(parameters)
         self._constants = constants_of(function)
         self.kept: Answers | None = None
+        self.excuse: Excuse | None = None
         self.say: Callable[[str], None] = lambda text: None
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
@@ -110,15 +116,20 @@ class FunctionScorer:
         if not self._is_rowwise(rows):
             first = self._ask_together(rows, rewards)
             keep(rewards)
-        failures: list[_Raised] = []
+        failures: dict[int, _Raised] = {}
         for attempt in range(2):
             failures = self._ask_singly(rows, rewards, keep)
-            first = first or (failures[0] if failures else None)
-            if not failures:
+            failure = next(iter(failures.values()), None)
+            first = first or failure
+            if failure is None:
                 break
-            if attempt:
-                raise failures[0].explained from failures[0].cause
-        if first is not None:
+            if self._gives_up(rows, rewards, failures) or (attempt and self.excuse is None):
+                raise failure.explained from failure.cause
+        for i, failed in failures.items():
+            assert self.excuse is not None, "without it the first failure has been raised"
+            self.excuse(*rows[i], failed.explained)
+            rewards[i] = None
+        if first is not None and not failures:
             self.say(f"{first.explained}; asked again row by row, it gave every reward that was missing")
         return [rewards[i] for i in range(len(rows))]
 
@@ -146,12 +157,13 @@ class FunctionScorer:
 
     def _ask_singly(
         self, rows: Sequence[Row], rewards: Rewards, keep: Callable[[Rewards], None]
-    ) -> list[_Raised]:
-        """Call the function once for each row without a reward; return the errors that it raises.
+    ) -> dict[int, _Raised]:
+        """Call the function once for each row without a reward; return the errors that it raises, by row.
 
-        It stops after `IN_A_ROW` failures in a row, because then the function fails for every row.
+        It stops after `IN_A_ROW` failures in a row, because then the function fails for every row; with
+        `excuse`, if as many prompts failed and no row succeeded.
         """
-        failures: list[_Raised] = []
+        failures: dict[int, _Raised] = {}
         unsaved: Rewards = {}
         in_a_row, saved = 0, time.monotonic()
         try:
@@ -160,8 +172,8 @@ class FunctionScorer:
                 error = self._ask_together([rows[i]], single)
                 in_a_row = in_a_row + 1 if error else 0
                 if error:
-                    failures.append(error)
-                    if in_a_row == IN_A_ROW:
+                    failures[i] = error
+                    if self._gives_up(rows, rewards, failures) if self.excuse else in_a_row == IN_A_ROW:
                         break
                     continue
                 rewards[i] = unsaved[i] = single[0]
@@ -171,6 +183,11 @@ class FunctionScorer:
         finally:
             keep(unsaved)
         return failures
+
+    def _gives_up(self, rows: Sequence[Row], rewards: Rewards, failures: Mapping[int, _Raised]) -> bool:
+        """Return whether the function fails for every row, so that to excuse each of them hides a mistake."""
+        prompts = {rows[i][0].id for i in failures}
+        return self.excuse is not None and not rewards and len(prompts) >= IN_A_ROW
 
     def _call(self, rows: Sequence[Row]) -> tuple[list[Any], _Raised | None]:
         """Return the values that the function gives, and the error that it raises."""

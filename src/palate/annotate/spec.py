@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from palate.annotate.base import Annotator, Scorer, judged, penalised, scored
-from palate.annotate.function import Answers, FunctionScorer, add_working_directory, load_function
+from palate.annotate.function import Answers, Excuse, FunctionScorer, add_working_directory, load_function
 from palate.annotate.ranker import Ranker, against_first
 from palate.annotate.registry import Registry
 from palate.annotate.reward_model import RewardModel
@@ -31,6 +31,7 @@ def annotator(
     missing_eos_penalty: float = 0.0,
     kept: Answers | None = None,
     say: Callable[[str], None] = lambda text: None,
+    excuse: Excuse | None = None,
     **model_options: Any,
 ) -> Annotator:
     """Return the annotator for `--reward` values such as `sentiment` and `0.5*length:40`.
@@ -40,6 +41,8 @@ def annotator(
         missing_eos_penalty: subtracted from the reward of truncated completions.
         kept: saves functions' rewards as they arrive, so that a failure loses none of them.
         say: reports temporary failures, and rewards that abstain from a prompt, to the user.
+        excuse: receives rows for which a function fails; they get no reward. None raises an error. With it, a
+            call may be without any usable reward.
         model_options: passed to `RewardModel.load`.
 
     Raises:
@@ -57,8 +60,9 @@ def annotator(
     _tell_apart([single for single in scorers if isinstance(single, FunctionScorer)])
     for single in scorers:
         if isinstance(single, FunctionScorer):
-            single.kept, single.say = kept, say
-    return penalised(scored(*scorers, weights=weights, say=say), missing_eos=missing_eos_penalty)
+            single.kept, single.say, single.excuse = kept, say, excuse
+    summed = scored(*scorers, weights=weights, may_be_silent=excuse is not None, say=say)
+    return penalised(summed, missing_eos=missing_eos_penalty)
 
 
 def _tell_apart(functions: Sequence[FunctionScorer]) -> None:

@@ -19,6 +19,7 @@ from palate.evaluation.config import EvaluateConfig
 from palate.evaluation.sides import Side, log_likelihoods, opened, sampled
 from palate.journal import Journal
 from palate.launch.rewards import annotator_of
+from palate.pool.pool import BILL
 from palate.run import Display, Run
 from palate.run.judging import model_options
 from palate.run.seeds import seed_of
@@ -163,7 +164,7 @@ def outcomes(meter: Meter, one: Measured, other: Measured) -> np.ndarray:
 
 
 def spending(job: Job) -> dict[str, float]:
-    """Return what a run itself sampled, asked and paid, from its journal and summary."""
+    """Return what a run itself sampled, asked and paid, and its part of a pool that it read."""
     journal = Journal(job.directory / "journal.db")
     try:
         rows = [
@@ -172,11 +173,13 @@ def spending(job: Job) -> dict[str, float]:
     finally:
         journal.close()
     summary: Mapping[str, Any] = read_summary(job.directory) or {}
+    asked = float(summary.get("judge_verdicts") or sum(row["reward"] is not None for row in rows))
+    pool = {name: float(summary.get(f"pool_{name}") or 0.0) for name in BILL}
     return {
-        "completions": len(rows),
-        "tokens": sum(row["tokens"] for row in rows),
-        "verdicts": float(summary.get("judge_verdicts") or sum(row["reward"] is not None for row in rows)),
-        "cost": float(summary.get("judge_cost") or 0.0),
-        "seconds": float(summary.get("seconds") or 0.0),
+        "completions": len(rows) + pool["completions"],
+        "tokens": sum(row["tokens"] for row in rows) + pool["tokens"],
+        "verdicts": asked + pool["verdicts"],
+        "cost": float(summary.get("judge_cost") or 0.0) + pool["cost"],
+        "seconds": float(summary.get("seconds") or 0.0) + pool["seconds"],
         "steps": float(summary.get("steps") or 0),
     }

@@ -31,7 +31,7 @@ from palate.launch.probe import probe_judge
 from palate.launch.rewards import annotator_of, held_out_annotator
 from palate.launch.rows import read_rows, report_rows, with_room
 from palate.learn import Learner, Policy
-from palate.loops import PairRounds, content_key, pairs_of, records_of
+from palate.loops import PairRounds, content_key, pairs_of, pool_bill, pool_date, records_of
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.quiet import quieted
@@ -293,6 +293,7 @@ def _finish(
     if evaluation is not None:
         summary |= evaluation.summary()
     checkpoint = run.save(learner).relative_to(run.directory)
+    summary |= pool_bill(run)
     summary |= {name.replace("/", "_"): number for name, number in run.meter().items() if name in COSTS}
     summary |= {"seconds": round(run.seconds, 1), "checkpoint": str(checkpoint)}
     summary = run.finish(summary, evaluation.samples() if evaluation is not None else ())
@@ -303,7 +304,7 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
     load = Policy.load if method.learner is None else method.learner
     learner = load(cfg, total_steps=steps, seed=run.seed("adapter"))
     # A template that prints the date must not render other prompts when the run resumes on another day.
-    started = run.remember("date of chat templates", datetime.now().isoformat())
+    started = run.remember("date of chat templates", pool_date(cfg) or datetime.now().isoformat())
     learner.model.codec.keep_date(datetime.fromisoformat(started))
     return learner
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from palate.errors import RunError
 from palate.learn.learner import POLICY, Learner
 from palate.learn.shards import FILE, SavedState
+from palate.model import LoadedModel
 from palate.model.sharded import whole_tensor
 from palate.world import current
 
@@ -76,8 +77,25 @@ def weights_hash(network: nn.Module, dtype: torch.dtype | None = None) -> str:
         network: the network.
         dtype: the format that counts for all weights; that of each by default. Sharded weights may be wider.
     """
+    return _hashed(sorted(network.named_parameters()), dtype)
+
+
+def start_hash(model: LoadedModel) -> str:
+    """Return the SHA-256 of the weights that a model samples from before training.
+
+    A new adapter changes nothing at the start, so a model with it has the hash of the same model without it.
+    """
+    named = [
+        (name.replace(".base_layer.", "."), parameter)
+        for name, parameter in model.network.named_parameters()
+        if not (model.fresh_adapter and ".lora_" in name)
+    ]
+    return _hashed(sorted(named), model.dtype if model.sharded else None)
+
+
+def _hashed(named: Iterable[tuple[str, nn.Parameter]], dtype: torch.dtype | None) -> str:
     digest = hashlib.sha256()
-    for name, parameter in sorted(network.named_parameters()):
+    for name, parameter in named:
         own = dtype or parameter.dtype
         digest.update(f"{name} {own} {tuple(parameter.shape)}\n".encode())
         raw = whole_tensor(parameter.detach()).to(own).cpu().contiguous().reshape(-1).view(torch.uint8)

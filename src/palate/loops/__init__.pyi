@@ -3,6 +3,7 @@ from .candidates import draw as draw
 from .candidates import fit_round as fit_round
 from .config import Ask as Ask
 from .config import Batches as Batches
+from .config import FromPool as FromPool
 from .config import OfflineConfig as OfflineConfig
 from .config import PairBatches as PairBatches
 from .config import Pairing as Pairing
@@ -25,6 +26,11 @@ from .pair_rounds import some_pairs as some_pairs
 from .pairing import paired as paired
 from .pairing import with_best as with_best
 from .policy_gradients import maximise_reward as maximise_reward
+from .pools import open_pool as open_pool
+from .pools import pool_bill as pool_bill
+from .pools import pool_date as pool_date
+from .pools import scored_by as scored_by
+from .pools import scored_draw as scored_draw
 from .preferences import Preferences as Preferences
 from .preferences import fit_reward_model as fit_reward_model
 from .preferences import gives_odds as gives_odds

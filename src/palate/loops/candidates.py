@@ -13,9 +13,11 @@ from palate.errors import RunError
 from palate.learn import Objective, Policy
 from palate.loops.config import Batches
 from palate.loops.offline import fit
+from palate.loops.pools import groups_of_pool
 from palate.loops.records import once
 from palate.loops.report import fresh_logps, group_numbers
 from palate.loops.texts import from_column
+from palate.pool import Pool
 from palate.run import Run
 from palate.select import Drop, distinct, select_completions
 from palate.types import Group, Prompt, Record
@@ -83,19 +85,26 @@ def draw(
     round_: int = 0,
     *,
     texts: Sequence[str] = (),
+    pool: Pool | None = None,
 ) -> Candidates:
-    """Sample n completions of each prompt as candidates, without repetitions.
+    """Sample n completions of each prompt as candidates, or read them from a pool, without repetitions.
 
     Args:
         policy, prompts, n, sampling: as in `Snapshot.sample`; repeated rows count once.
         run: source of the seed.
         round_: number of the draw, for a run with several draws.
         texts: columns of the data with further completions of the prompt.
+        pool: the source of the first draw.
 
     Raises:
+        ConfigError: the pool lacks a prompt.
         DataError: a prompt is too long to leave room for new tokens, or lacks a text.
     """
-    sampled = policy.snapshot().sample(once(prompts), n, sampling, seed=run.seed("sample", round_))
+    sampled = (
+        policy.snapshot().sample(once(prompts), n, sampling, seed=run.seed("sample", round_))
+        if pool is None or round_ > 0
+        else groups_of_pool(pool, policy, once(prompts), n, run)
+    )
     joined = [
         replace(g, completions=(*g.completions, *(from_column(policy, g.prompt, name) for name in texts)))
         for g in sampled

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from palate.config import Config, KLConfig, MethodConfig, RewardConfig, RunConfig, Sampling, Source
+from palate.config.base import expand_home
 from palate.given import is_judge
 
 Ask = Literal["scores", "comparisons"]
@@ -37,6 +39,19 @@ class PairBatches(Batches):
 
     eval_every: int | None = Field(None, ge=1)
     """Steps between measurements on the held-out data; default: only before and after training."""
+
+
+class FromPool(Config):
+    """Pool"""
+
+    pool: Path | None = None
+    """Directory of a pool, made by `palate pool`, with the candidates of the first round. Without it, the run
+    samples them itself. Model, prompts, sampling options and reward must be those of the pool."""
+
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _pool_at_home(cls, given: Any) -> Any:
+        return expand_home(given)
 
 
 class OfflineConfig(MethodConfig, RewardConfig, Sampling, KLConfig):

@@ -55,7 +55,7 @@ class Common(MethodConfig):
     """Sample only from the smallest set of likeliest tokens with this total probability; 1 means all."""
 
 
-class ClickConfig(Common, loops.RoundsConfig):
+class ClickConfig(Common, loops.FromPool, loops.RoundsConfig):
     """Options of CLICK; the defaults of its own options are those of the authors' code."""
 
     has_threshold: ClassVar = True
@@ -86,9 +86,12 @@ def click(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: C
     rule = partial(
         select.by_likelihood_rank, threshold=cfg.threshold, direction=cfg.direction, partner=cfg.partner
     )
+    pool = loops.open_pool(policy, cfg, run, n=cfg.n, sampling=cfg.sampling)
+    annotate = loops.scored_by(annotate, pool)
     for t in range(cfg.rounds):
         batch = loops.prompts_of_round(prompts, t, cfg, run)
-        candidates = loops.draw(policy, batch, cfg.n, cfg.sampling, run, t).annotated(annotate)  # Y+, Y-
+        candidates = loops.draw(policy, batch, cfg.n, cfg.sampling, run, t, pool=pool)
+        candidates = candidates.annotated(annotate)  # Y+, Y-
         pairs, dropped = select.select_pairs(candidates.groups, rule)  # log pi(y-) > log pi(y+)
         loops.fit_round(
             policy,

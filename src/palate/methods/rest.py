@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from palate.run import Run
 
 
-class ReSTConfig(loops.RoundsConfig):
+class ReSTConfig(loops.FromPool, loops.RoundsConfig):
     """Options of ReST."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
@@ -78,11 +78,11 @@ def rest(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: Re
     shown = _demonstrations(policy, annotate, cfg, run)
     assert cfg.lr is not None
     prompts, unseen = loops.kept_out(prompts, cfg.validation, run)
+    pool = loops.open_pool(policy, cfg, run, n=cfg.n, sampling=cfg.sampling)
     for g in range(cfg.rounds):
         batch = loops.prompts_of_round(prompts, g, cfg, run)  # Grow
         reached = loops.mean_reward(policy, annotate, unseen, cfg, run)
-        seed = run.seed("sample", g)
-        groups = loops.annotated_samples(policy.snapshot(), annotate, batch, cfg.n, cfg.sampling, seed=seed)
+        groups = loops.scored_draw(policy, annotate, batch, cfg.n, cfg.sampling, run, g, pool)
         for i, given in enumerate(cfg.thresholds):  # Improve
             tau = loops.threshold([*groups, *shown], given, cfg.threshold_by, f"round {g + 1}")
             if i == 0:

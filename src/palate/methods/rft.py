@@ -4,7 +4,8 @@ Each round samples many completions of each prompt from the current policy, keep
 highest reward, adds it to the pool of earlier rounds, and fine-tunes the starting model on the whole pool.
 Keeping the best completions of earlier rounds prevents the loss of abilities.
 
-Ours: the pool keeps one completion per prompt, the best of all rounds (`pool: all` keeps each round's best);
+Ours: `from_rounds: best` keeps one completion per prompt, the best of all rounds, instead of each round's
+best;
 all rounds use the same reward, while the paper improves its reward model between rounds; a completion
 without a usable reward is never kept. The paper does not state its number of completions.
 """
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from palate.run import Run
 
 
-class RFTConfig(loops.RoundsConfig):
+class RFTConfig(loops.FromPool, loops.RoundsConfig):
     """Options of rejection-sampling fine-tuning."""
 
     vetted_lr: ClassVar = {"lora": 2e-4, "full": 2e-5}
@@ -40,9 +41,10 @@ class RFTConfig(loops.RoundsConfig):
     """Number of sample-and-train rounds; epochs and steps count for each round."""
     n: int = Field(10, ge=2)
     """Number of completions per prompt, of which the best is kept."""
-    pool: Literal["best", "all", "none"] = "all"
-    """Completions to train on, per prompt. `all`: each round's best, as in the paper; `best`: best over all
-    rounds; `none`: this round only."""
+    from_rounds: Literal["all", "best", "last"] = "all"
+    """Completions to train on, per prompt. `all`: each round's best, as in the paper; `best`: the best over
+    all
+    rounds; `last`: the best of this round only."""
     restart: bool = True
     """Train each round from the starting weights; with false, continue from the previous round."""
     temperature: float = Field(1.2, gt=0)
@@ -53,9 +55,11 @@ class RFTConfig(loops.RoundsConfig):
 
     @property
     def compares_rewards(self) -> str | None:
-        """The pool, if it compares rewards of several rounds; else None."""
-        compares = self.pool == "best" and self.rounds > 1
-        return "pool best compares rewards of several rounds (all and none do not)" if compares else None
+        """The option that compares rewards of several rounds; None if nothing does."""
+        compares = self.from_rounds == "best" and self.rounds > 1
+        return (
+            "from_rounds best compares rewards of several rounds (all and last do not)" if compares else None
+        )
 
     def sampling_of(self, index: int) -> Sampling:
         """Return the sampling options of a round, counted from 0."""
@@ -66,12 +70,13 @@ class RFTConfig(loops.RoundsConfig):
 def rft(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RFTConfig, run: Run) -> None:
     """Train `policy` in place to imitate the best of its own completions."""
     start = {f"weight/{name}": p.detach().clone() for name, p in policy.model.trained() if cfg.restart}
+    candidates = loops.open_pool(policy, cfg, run, n=cfg.n, sampling=cfg.sampling_of(0))
     pool: list[Group] = []
     for t in range(cfg.rounds):
-        batch = loops.prompts_of_round(prompts, t, cfg, run)
-        groups = policy.snapshot().sample(batch, cfg.n, cfg.sampling_of(t), seed=run.seed("sample", t))
-        groups = annotate(groups)
-        pool = pooled(pool, select.select_completions(groups, partial(select.top_k, k=1)).groups, cfg.pool)
+        batch, sampling = loops.prompts_of_round(prompts, t, cfg, run), cfg.sampling_of(t)
+        groups = loops.scored_draw(policy, annotate, batch, cfg.n, sampling, run, t, candidates)
+        best = select.select_completions(groups, partial(select.top_k, k=1)).groups
+        pool = pooled(pool, best, cfg.from_rounds)
         if not pool:
             raise RunError(f"round {t + 1}: no completion has a usable reward; check the reward")
         examples = [Example(g.prompt, g.completions[0]) for g in pool]
@@ -88,12 +93,12 @@ def _likelihood(batch: Sequence[Example], _: int) -> learn.Likelihood:
     return learn.Likelihood.per_token(batch)
 
 
-def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["best", "all", "none"]) -> list[Group]:
+def pooled(pool: Sequence[Group], best: Sequence[Group], how: Literal["all", "best", "last"]) -> list[Group]:
     """Return the groups to learn from: the pool of earlier rounds combined with this round's best.
 
     Args:
         pool, best: groups of one completion each, with its reward; if rewards are equal, the earlier stays.
-        how: see `RFTConfig.pool`.
+        how: see `RFTConfig.from_rounds`.
     """
     if how != "best":
         return [*pool, *best] if how == "all" else list(best)
@@ -119,8 +124,8 @@ def spends(cfg: RFTConfig, rows: Rows) -> Spending:
     """Return the upper bounds of the spending."""
     prompts, total = loops.prompts_each_round(cfg, rows), Spending()
     for t in range(cfg.rounds):
-        size = {"all": (t + 1) * prompts, "best": min((t + 1) * prompts, rows.distinct), "none": prompts}
-        total += drawn(prompts, cfg.n) + learnt(cfg.total_steps(size[cfg.pool]), cfg.batch_size, 1)
+        size = {"all": (t + 1) * prompts, "best": min((t + 1) * prompts, rows.distinct), "last": prompts}
+        total += drawn(prompts, cfg.n) + learnt(cfg.total_steps(size[cfg.from_rounds]), cfg.batch_size, 1)
     return total
 
 

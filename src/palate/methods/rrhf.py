@@ -41,7 +41,7 @@ class Common(MethodConfig):
     """1 samples the model's own distribution; lower is more deterministic."""
 
 
-class RRHFConfig(Common, loops.RoundsConfig):
+class RRHFConfig(Common, loops.FromPool, loops.RoundsConfig):
     """Options of RRHF; the defaults of n, rank_weight and temperature are the paper's."""
 
     variant: Literal["sampled"] = "sampled"
@@ -72,9 +72,13 @@ def rrhf(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RR
     texts = [loops.from_column(policy, prompt, name) for prompt in prompts for name in cfg.texts]
     loops.warn_of_long_texts(texts, cfg.max_new_tokens, run)
     objective = learn.RankedGroups(rank_weight=cfg.rank_weight)
+    pool = loops.open_pool(policy, cfg, run, n=cfg.n, sampling=cfg.sampling)
+    annotate = loops.scored_by(annotate, pool)
     for t in range(cfg.rounds):
         batch = loops.prompts_of_round(prompts, t, cfg, run)
-        candidates = loops.draw(policy, batch, cfg.n, cfg.sampling, run, t, texts=cfg.texts)  # y_1..k ~ rho
+        candidates = loops.draw(  # y_1..k ~ rho
+            policy, batch, cfg.n, cfg.sampling, run, t, texts=cfg.texts, pool=pool
+        )
         candidates = candidates.annotated(annotate)  # r_1..k
         _, dropped = select.select_pairs(candidates.groups, select.best_vs_worst)
         groups = [g for g in candidates.groups if isinstance(select.best_vs_worst(g), Pair)]  # r differ

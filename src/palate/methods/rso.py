@@ -49,7 +49,7 @@ class Common(MethodConfig):
     """Sample only from the k likeliest tokens; 0 means all tokens."""
 
 
-class RSOConfig(Common, loops.OfflineConfig, loops.Batches):
+class RSOConfig(Common, loops.OfflineConfig, loops.FromPool, loops.Batches):
     """Options of RSO; the defaults of the method's own options are the paper's."""
 
     variant: Literal["sft-sample-rank", "rso-sample-rank"] = "rso-sample-rank"
@@ -91,9 +91,10 @@ def rso(policy: Policy, annotate: Annotator, prompts: Sequence[Prompt], cfg: RSO
     objective = _objective(policy, cfg)
     rng = Random(run.seed("select"))
     rejects = cfg.variant == "rso-sample-rank"
-    candidates = loops.draw(
-        policy, prompts, cfg.n if rejects else cfg.accept, cfg.sampling, run
-    )  # y ~ pi_sft
+    n = cfg.n if rejects else cfg.accept
+    pool = loops.open_pool(policy, cfg, run, n=n, sampling=cfg.sampling)
+    annotate = loops.scored_by(annotate, pool)
+    candidates = loops.draw(policy, prompts, n, cfg.sampling, run, pool=pool)  # y ~ pi_sft
     if rejects or cfg.ask == "scores":
         candidates = candidates.annotated(annotate)  # r
     if rejects:  # y ~ pi_sft exp(r / beta)

@@ -49,7 +49,7 @@ class Common(MethodConfig):
     """Sample only from the k likeliest tokens; 0 means all tokens."""
 
 
-class SlicHFConfig(Common, loops.OfflineConfig, loops.Batches):
+class SlicHFConfig(Common, loops.OfflineConfig, loops.FromPool, loops.Batches):
     """Options of SLiC-HF; the defaults of beta, n and sampling are the paper's."""
 
     variant: Literal["sample-rank"] = "sample-rank"
@@ -87,7 +87,9 @@ def slic_hf(
 ) -> None:
     """Train `policy` in place on its own ranked candidates."""
     loops.check_columns(policy, prompts, [cfg.target] if cfg.anchor == "target" else [])
-    candidates = loops.draw(policy, prompts, cfg.n, cfg.sampling, run)  # y_1..m ~ pi_sft
+    pool = loops.open_pool(policy, cfg, run, n=cfg.n, sampling=cfg.sampling)
+    annotate = loops.scored_by(annotate, pool)
+    candidates = loops.draw(policy, prompts, cfg.n, cfg.sampling, run, pool=pool)  # y_1..m ~ pi_sft
     if cfg.ask == "scores":
         candidates = candidates.annotated(annotate)
     rng = Random(run.seed("select"))

@@ -21,6 +21,7 @@ from palate.planning.network import network_of, parallel
 from palate.planning.pilot import Pilot, pilot
 from palate.planning.reading import PlannedData, read_data
 from palate.planning.speed import CHECKPOINTS, Draws, Flops, Seconds, flops_of
+from palate.pool.facts import note_for_plans
 from palate.run.judging import model_options
 from palate.spending import Spending
 from palate.types import Prompt
@@ -372,6 +373,8 @@ def _notes(
             "a judge's tokens are bounded by its texts' bytes, so that the bound is far above the "
             "expectation; --max-cost and --max-judge-tokens limit them"
         )
+    if getattr(cfg, "pool", None) is not None:
+        notes.append(note_for_plans(cfg.pool))
     if spending.replies:
         notes.append("replies with new prompts are bounded by the fewest usable prompts per reply")
     if getattr(cfg, "max_kl", None) is not None:

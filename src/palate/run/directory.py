@@ -23,6 +23,7 @@ from palate.model.device import resolve
 from palate.run.checkpoint import Checkpoint
 from palate.run.status import write_json
 from palate.rundir import LOCK, description_in
+from palate.rundir.files import POOL
 from palate.world.start import processes_around
 
 _PACKAGES = ("palate", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
@@ -275,7 +276,7 @@ def describe(method: str, cfg: RunConfig) -> dict[str, Any]:
 
 def has_begun(directory: Path) -> bool:
     """Return whether a run has results worth keeping."""
-    if any((directory / name).exists() for name in ("checkpoints", "summary.json")):
+    if any((directory / name).exists() for name in ("checkpoints", "summary.json", POOL)):
         return True
     if not (directory / "journal.db").exists():
         return False

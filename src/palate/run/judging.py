@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from palate.annotate import Annotator, Early, judged, with_label_noise
@@ -13,6 +14,7 @@ from palate.annotate.judges.local import LocalModel
 from palate.config import JudgeConfig, ModelConfig
 from palate.learn import Policy
 from palate.run.run import Run
+from palate.rundir.files import VERDICTS
 from palate.types import Group
 
 
@@ -74,11 +76,17 @@ def judge_court(cfg: JudgeConfig, run: Run) -> Judging:
     pairs = getattr(cfg, "compares_pairs", False)
     return judging(
         JudgeContext(cfg, model_options(cfg), own=lambda: _policy(cfg, run)),
-        ledger=run.ledger(cfg.verdict_cache),
+        ledger=run.ledger(cfg.verdict_cache or _verdicts_of_pool(cfg)),
         say=run.display.say,
         one_completion=one_score and not pairs,
         missing_eos_penalty=getattr(cfg, "annotator_penalty", 0.0),
     )
+
+
+def _verdicts_of_pool(cfg: JudgeConfig) -> Path | None:
+    """Return the file with the verdicts on a pool that the run reads; None without one."""
+    pool: Path | None = getattr(cfg, "pool", None)
+    return pool / VERDICTS if pool is not None and (pool / VERDICTS).exists() else None
 
 
 def _name(cfg: JudgeConfig, run: Run) -> str | Callable[[], str]:

@@ -15,6 +15,7 @@ T = TypeVar("T")
 CONFIG, STATUS, METRICS, JOURNAL = "config.json", "status.json", "metrics.jsonl", "journal.db"
 SUMMARY, SAMPLES, COMPLETIONS = "summary.json", "samples.jsonl", "completions.parquet"
 CHECKPOINTS = "checkpoints"
+POOL, VERDICTS = "pool.json", "verdicts.db"
 
 UNREADABLE = (OSError, ValueError, RecursionError)
 """Errors raised when a JSON file cannot be read. `RunError` is a `ValueError`, so it is included."""

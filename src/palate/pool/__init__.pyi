@@ -1,0 +1,10 @@
+from .facts import Facts as Facts
+from .facts import annotator_facts as annotator_facts
+from .facts import read_facts as read_facts
+from .facts import write_facts as write_facts
+from .pool import Pool as Pool
+from .rows import Columns as Columns
+from .rows import Entry as Entry
+from .rows import prompt_key as prompt_key
+from .rows import read_shard as read_shard
+from .rows import write_shard as write_shard

@@ -1,0 +1,287 @@
+"""The work of `palate pool`: sample and score the prompts of a data set, shard by shard.
+
+A pool is a run. A shard is sampled into `sampled/`, scored, and written to `shards/`, each time completely or
+not at all. So a killed pool repeats at most the shards under way: what is in `sampled/` is not sampled again,
+the journal has the rewards and verdicts so far, and the file of a shard exists once, whoever writes it.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from palate.annotate import Annotator, annotator, with_label_noise
+from palate.config import ModelConfig
+from palate.data import Account, read_prompts
+from palate.errors import RunError
+from palate.learn.state import start_hash
+from palate.loops import account_of, content_key, once, sample_numbers
+from palate.model import LoadedModel, load_model
+from palate.pool import (
+    Columns,
+    Entry,
+    Facts,
+    annotator_facts,
+    read_facts,
+    read_shard,
+    write_facts,
+    write_shard,
+)
+from palate.pool.facts import SAMPLED, missing_shards, scope_of, shard_path
+from palate.pooling.config import PoolConfig
+from palate.pooling.shards import (
+    Scoring,
+    added,
+    counts_of,
+    first_errors,
+    local_source,
+    sample_shard,
+    scores_anywhere,
+    split,
+    together,
+)
+from palate.quiet import quieted
+from palate.run import Display, Run, judge_annotator
+from palate.run.judging import model_options
+from palate.run.seeds import seed_of
+from palate.rundir.files import POOL, VERDICTS
+from palate.types import Group, Prompt
+
+COSTS = ("judge/verdicts", "judge/tokens", "judge/cost")
+
+MOST_NAMED = 5
+"""Bad rows that are shown; the file of their shard has all of them."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished pool: its directory, and the numbers of `summary.json`."""
+
+    directory: Path
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a pool, as far as it is the same in every process.
+
+    Attributes:
+        cfg: the options.
+        directory: the pool's directory.
+        prompts: all prompts.
+        shards: the numbers of the prompts of each shard.
+        columns: the columns of the files.
+        seed: seed of the draws.
+        date: the date for chat templates that print it.
+    """
+
+    cfg: PoolConfig
+    directory: Path
+    prompts: Sequence[Prompt]
+    shards: Sequence[range]
+    columns: Columns
+    seed: int
+    date: str
+
+    def path(self, shard: int) -> Path:
+        """Return the file of a finished shard."""
+        return shard_path(self.directory, shard)
+
+    def sampled(self, shard: int) -> Path:
+        """Return the file of a shard that is sampled and not scored."""
+        return shard_path(self.directory, shard, part=SAMPLED)
+
+    def finish(self, shard: int, entries: Sequence[Entry]) -> None:
+        """Write a finished shard; then its samples alone are of no more use."""
+        write_shard(self.path(shard), entries, self.prompts, self.columns)
+        self.sampled(shard).unlink(missing_ok=True)
+
+
+def make_pool(cfg: PoolConfig, *, display: Display | None = None) -> Made:
+    """Sample n completions of each prompt and score them; the same call again resumes.
+
+    Raises:
+        PalateError: a mistake that the user can correct; the message says how.
+    """
+    output = cfg.output or Path("runs") / "pool"
+    verdicts = cfg.verdict_cache or (output / VERDICTS if cfg.judge is not None else None)
+    cfg = cfg.model_copy(update={"output": output, "verdict_cache": verdicts})
+    with quieted(), Run(cfg, method="pool", display=display) as run:
+        prompts = _prompts(cfg, run)
+        date = run.remember("date of chat templates", datetime.now().isoformat())
+        work = work_of(cfg, run.directory, prompts, date)
+        model = loaded(cfg, date)
+        facts = _facts(work, model, run)
+        for part in run.directory.glob("*/.*.part"):  # of writes that a kill cut off
+            part.unlink(missing_ok=True)
+        with _scoring(cfg, run) as scoring:
+            if cfg.ray:
+                from palate.pooling.rays import on_ray
+
+                del model  # the workers load it themselves
+                gc.collect()
+                on_ray(work, scoring, run, facts)
+            else:
+                _here(work, model, scoring, run, facts)
+        return _finished(work, run)
+
+
+def read_all(cfg: PoolConfig) -> tuple[list[Prompt], Account]:
+    """Read the prompts in the order of the shards, with an account of the data.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    account = account_of(cfg)
+    rows = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account)
+    return together(once(rows)), account
+
+
+def work_of(cfg: PoolConfig, directory: Path, prompts: Sequence[Prompt], date: str) -> Work:
+    """Return the work of a pool."""
+    shards, seed = split(prompts, cfg.prompts_per_shard), seed_of(cfg.seed, "sample", 0)
+    return Work(cfg, directory, prompts, shards, Columns(prompts), seed, date)
+
+
+def loaded(cfg: PoolConfig, date: str) -> LoadedModel:
+    """Load the model that samples."""
+    model = load_model(cfg.part(ModelConfig), trainable=False)
+    model.codec.keep_date(datetime.fromisoformat(date))
+    return model
+
+
+def shown(work: Work, shard: int, entries: Sequence[Entry], run: Run, seconds: float) -> None:
+    """Show the numbers of a new shard, and name its bad rows."""
+    groups = [Group(work.prompts[e.row], e.completions, e.rewards) for e in entries if e.completions]
+    if groups:
+        row = {"step": shard + 1, "step_time": seconds, **sample_numbers(groups)}
+        run.display.metrics(row, groups)
+    bad = first_errors(entries, work.prompts)
+    for where, error in bad[:MOST_NAMED]:
+        run.display.say(f"shard {shard}: {where}: {error}")
+    if len(bad) > MOST_NAMED:
+        run.display.say(f"shard {shard}: {len(bad) - MOST_NAMED} more bad rows in {work.path(shard)}")
+
+
+# ---- Steps -----------------------------------------------------------------------------------------
+
+
+def _prompts(cfg: PoolConfig, run: Run) -> list[Prompt]:
+    prompts, account = read_all(cfg)
+    account.use(None)  # the files keep all columns
+    run.report_data(cfg.data, account)
+    run.require_same("the prompts", content_key(prompts), "the data")
+    return prompts
+
+
+def _facts(work: Work, model: LoadedModel, run: Run) -> Facts:
+    """Write the facts that the candidates depend on, or check that they are those at the start."""
+    cfg = work.cfg
+    facts = Facts(
+        id=run.id,
+        model=cfg.model,
+        weights=start_hash(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        sampling=cfg.sampling.model_dump(mode="json"),
+        n=cfg.n,
+        seed=cfg.seed,
+        annotator=annotator_facts(cfg),
+        scope=scope_of(cfg),
+        prompts=len(work.prompts),
+        shards=len(work.shards),
+        date=work.date,
+    )
+    if not (work.directory / POOL).exists():
+        write_facts(work.directory, facts)
+        return facts
+    before = read_facts(work.directory)
+    if before.weights != facts.weights:
+        raise RunError(
+            f"the model {cfg.model} changed since the pool in {str(work.directory)!r} was begun (hash "
+            f"{facts.weights[:12]}, was {before.weights[:12]}); restore it, or use another --output"
+        )
+    if before.annotator != facts.annotator:  # the run has compared the options, so the code differs
+        if len(missing_shards(work.directory, before)) < before.shards:
+            raise RunError(
+                f"the code of the reward changed since the pool in {str(work.directory)!r} was begun; "
+                "restore it, or use another --output"
+            )
+        write_facts(work.directory, replace(before, annotator=facts.annotator))
+    written = before.shards - len(missing_shards(work.directory, before))
+    run.display.say(f"{written} of {before.shards} shards are finished already")
+    return before
+
+
+@contextmanager
+def _scoring(cfg: PoolConfig, run: Run) -> Iterator[Scoring]:
+    """Open the annotator, whose answers the run stores as they come."""
+    scoring = Scoring(None, scope_of(cfg))
+    with ExitStack() as ending:
+        if cfg.ray and scores_anywhere(cfg):
+            pass  # the workers load the reward models themselves
+        elif cfg.judge is not None:
+            court = judge_annotator(cfg, run)
+            ending.callback(court.close)
+            scoring.annotate = court
+        elif cfg.reward:
+            scoring.annotate = _rewards(cfg, run, scoring)
+        yield scoring
+
+
+def _rewards(cfg: PoolConfig, run: Run, scoring: Scoring) -> Annotator:
+    annotate = annotator(
+        cfg.reward,
+        missing_eos_penalty=cfg.annotator_penalty,
+        kept=run.ledger(),
+        say=run.display.say,
+        excuse=scoring.excuse,
+        **model_options(cfg),
+    )
+    # The ledger has the answers of functions as they come. The run's journal would also keep that a row has
+    # no reward, and a failure that passes would stay until the code changes.
+    return with_label_noise(annotate, cfg.label_noise, seed=run.seed("label noise"))
+
+
+def _here(work: Work, model: LoadedModel, scoring: Scoring, run: Run, facts: Facts) -> None:
+    """Make the missing shards in this process."""
+    source = local_source(model, work.cfg.n, work.cfg.sampling, seed=work.seed, observe=run.observe)
+    missing = set(missing_shards(work.directory, facts))
+    for shard in run.steps(len(work.shards)) if missing else ():
+        if shard not in missing:
+            continue
+        began = time.perf_counter()
+        if work.sampled(shard).exists():
+            entries = read_shard(work.sampled(shard))
+        else:
+            entries = sample_shard(source, work.prompts, work.shards[shard])
+            if scoring.annotate is not None:
+                write_shard(work.sampled(shard), entries, work.prompts, work.columns)
+        entries = scoring(entries, work.prompts)
+        run.observe("annotate", sum(len(entry.completions) for entry in entries))
+        work.finish(shard, entries)
+        shown(work, shard, entries, run, time.perf_counter() - began)
+
+
+def _finished(work: Work, run: Run) -> Made:
+    counts: dict[str, int] = {}
+    total, scored = 0.0, 0
+    for shard in range(len(work.shards)):
+        entries = read_shard(work.path(shard))
+        counts = added(counts, counts_of(entries))
+        rewards = [r for entry in entries for r in entry.rewards or () if r is not None]
+        total, scored = total + sum(rewards), scored + len(rewards)
+    summary: dict[str, Any] = {
+        "method": "pool",
+        "steps": len(work.shards),
+        **counts,
+        **({"mean_reward": total / scored} if scored else {}),
+        **{name.replace("/", "_"): value for name, value in run.meter().items() if name in COSTS},
+        "seconds": round(run.seconds, 1),
+    }
+    return Made(run.directory, run.finish(summary))
