@@ -119,11 +119,12 @@ def tokenized(
     """
     codec.account = account
     records = []
-    for row in rows:
-        try:
-            records.append(tokenize(row))
-        except DataError as error:
-            account.skip(error)
+    for block in codec.in_blocks(rows):
+        for row in block:
+            try:
+                records.append(tokenize(row))
+            except DataError as error:
+                account.skip(error)
     account.check(source, len(records))
     _measure(codec, records, account)
     return records

@@ -17,9 +17,8 @@ class Asked:
 
     rendering: Rendering
     ids: tuple[int, ...]
-    same_chars: int = 0
     same_tokens: int = 0
-    """The characters and tokens before the last control token, which no later text can change."""
+    """The tokens before the last control token, which no later text can change."""
 
 
 @dataclass(frozen=True)
