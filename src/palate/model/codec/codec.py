@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from palate.data.account import TRUNCATED, Account, RowError
 from palate.errors import ModelError
+from palate.memory import key_of
 from palate.model.codec.encoder import Encoder
 from palate.model.codec.finished import Finisher
 from palate.model.codec.left_out import Witness
@@ -124,6 +125,20 @@ class Codec:
         """Set the date that the chat template prints."""
         self.template.now = now
         self._asked.clear()
+
+    @property
+    def identity(self) -> str:
+        """A key of everything on which the tokens of a row depend."""
+        tokenizer, backend = self.tokenizer, getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = backend.to_str() if backend is not None else [repr(tokenizer), sorted(tokenizer.get_vocab())]
+        template = [
+            repr(tokenizer.chat_template),
+            self.template.variables,
+            dict(tokenizer.special_tokens_map),
+        ]
+        date = self.template.now.isoformat() if self.template.prints_date else None
+        ends = [self.end_id, sorted(self.end_ids), self._writer.to_the_end, self._pad_id]
+        return key_of(type(tokenizer).__name__, rules, template, date, ends, self.max_length)
 
     # -- to tokens ---------------------------------------------------------------------------------
 
@@ -325,11 +340,10 @@ class Codec:
         turn, end = self._writer.without_end(turn_of(content))
         if end is not None:
             self.account.note(f"answers already end with {end}, so Palate adds no second one", prompt.where)
-        finished = self._writer.finished(prompt, content, opened.rendering)
+        finished, (text, typed, chars) = self._writer.finished(prompt, content, finish, opened.rendering)
         if self.has_template or not isinstance(prompt.content, str):
             self._report_left_out(prompt, turn, finished.text)
         cut, lead = finish == "length", 0 if self.has_template else len(self._encoder.before)
-        text, typed, chars = self._writer.piece(finished, opened.rendering, finish)
         before = () if self.has_template else self._encoder.before
         before = opened.ids[: opened.same_tokens] if chars else before
         encoded = self._encoder.encode(text, typed)

@@ -111,8 +111,8 @@ class Encoder:
         if self._puts_space or not self._fast:
             return 0
         inside = sorted(typed)
-        real = [m.start() for m in self.pattern.finditer(text) if not _overlaps(m.span(), inside)]
-        return real[-1] if real else 0
+        found = (m for m in self.pattern.finditer(text) if not inside or not _overlaps(m.span(), inside))
+        return max((match.start() for match in found), default=0)
 
     def letters(self, text: str) -> tuple[int, ...]:
         """Tokenise a text as plain letters, without control tokens."""

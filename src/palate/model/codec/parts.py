@@ -48,8 +48,15 @@ def closing(opened: str) -> str:
 
 def shared(rows: Sequence[Sequence[int]]) -> int:
     """Return the number of first tokens that all rows share."""
-    pairs = zip(*rows, strict=False)
-    return next((n for n, tokens in enumerate(pairs) if len(set(tokens)) > 1), min(map(len, rows)))
+    first = min(rows, key=len)
+    low, high = 0, len(first)
+    while low < high:  # by bisection: slices are compared faster than tokens
+        middle = (low + high + 1) // 2
+        if all(row[low:middle] == first[low:middle] for row in rows):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def other_start(opened: Asked, finished: Finished, notes: Collection[str]) -> str:

@@ -46,7 +46,8 @@ class Writer:
     ) -> None:
         self._finisher, self._encoder = finisher, encoder
         self._templated, self._opening, self._name = templated, opening, name
-        self._known: dict[tuple[str, str | int | None], Rendering | Finished] = {}
+        self._opened: dict[str, Rendering] = {}
+        self._finished: dict[tuple[str, str | int, Finish], tuple[Finished, Piece]] = {}
         self.ends: Sequence[str] = ()
         """The texts of the tokens that end a completion."""
         self.to_the_end = False
@@ -60,9 +61,8 @@ class Writer:
         Raises:
             RowError: the chat template refuses the prompt, or the prompt is already rendered.
         """
-        known = self._known.get((prompt.id, None))
-        if isinstance(known, Rendering):
-            return known
+        if prompt.id in self._opened:
+            return self._opened[prompt.id]
         if not self._templated and isinstance(prompt.content, str):
             spans = (match.span() for match in self._encoder.pattern.finditer(prompt.content))
             return Rendering(prompt.content, tuple(spans))
@@ -82,16 +82,21 @@ class Writer:
             return turn, None
         return {**turn, "content": words.rstrip().removesuffix(end)}, end
 
-    def finished(self, prompt: Prompt, content: Content, opened: Rendering) -> Finished:
-        """Return the conversation with an answer from data, without an end token in the answer's text.
+    def finished(
+        self, prompt: Prompt, content: Content, finish: Finish, opened: Rendering
+    ) -> tuple[Finished, Piece]:
+        """Return the conversation with an answer from data, and the part of it to tokenise.
+
+        An end token in the answer's text is left out, and an answer that was cut stays open.
 
         Raises:
             RowError: the chat template refuses the conversation.
         """
-        known = self._known.get((prompt.id, _key(content)))
-        if isinstance(known, Finished):
+        known = self._finished.get((prompt.id, _key(content), finish))
+        if known is not None:
             return known
-        return self.finish(prompt, self.without_end(turn_of(content))[0], opened)
+        finished = self.finish(prompt, self.without_end(turn_of(content))[0], opened)
+        return finished, self._piece(finished, opened, finish)
 
     def finish(self, prompt: Prompt, turn: Message, opened: Rendering) -> Finished:
         """Return the conversation with the assistant's turn.
@@ -107,8 +112,7 @@ class Writer:
         except Refused as error:
             raise self._refusal(prompt, error) from error
 
-    def piece(self, finished: Finished, opened: Rendering, finish: Finish) -> Piece:
-        """Return the part of a finished conversation to tokenise; an answer that was cut stays open."""
+    def _piece(self, finished: Finished, opened: Rendering, finish: Finish) -> Piece:
         end = len(finished.text) if self.to_the_end else finished.stop
         text = finished.text[: finished.close if finish == "length" else end]
         typed = [span for span in finished.typed if span[1] <= len(text)]
@@ -141,9 +145,10 @@ class Writer:
     def forget(self, rows: Iterable[Row]) -> None:
         """Forget the renderings of rows."""
         for row in rows:
-            prompt, contents, _ = parts_of(row)
-            for key in (None, *map(_key, contents)):
-                self._known.pop((prompt.id, key), None)
+            prompt, contents, finishes = parts_of(row)
+            self._opened.pop(prompt.id, None)
+            for content, finish in zip(contents, finishes, strict=True):
+                self._finished.pop((prompt.id, _key(content), finish), None)
 
     def _texts(self, row: Row, asked: Mapping[str, Asked]) -> Iterator[str]:
         prompt, contents, finishes = parts_of(row)
@@ -153,14 +158,14 @@ class Writer:
         if prompt.id in asked:
             opened = asked[prompt.id].rendering
         else:
-            opened = self._known[prompt.id, None] = self.opened(prompt)
+            opened = self._opened[prompt.id] = self.opened(prompt)
             if not opened.typed:
                 yield opened.text
         for content, finish in zip(contents, finishes, strict=True):
-            finished = self._known[prompt.id, _key(content)] = self.finished(prompt, content, opened)
-            piece = self.piece(finished, opened, finish)
-            if not piece.typed:
-                yield piece.text
+            made = self.finished(prompt, content, finish, opened)
+            self._finished[prompt.id, _key(content), finish] = made
+            if not made[1].typed:
+                yield made[1].text
 
     # -- refusals ----------------------------------------------------------------------------------
 
