@@ -301,7 +301,8 @@ def _explained(folder: Path, name: str) -> Iterator[None]:
         if isinstance(error, OSError):
             raise RunError(
                 f"the prepared data cannot be written to {str(folder)!r}: {error.strerror or error}; they "
-                f"need about twice the space of the data; free some space, then {AGAIN}, or use another --output"
+                f"need about twice the space of the data; free some space, then {AGAIN}, or use another "
+                "--output"
             ) from error
         raise
 
