@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, TypeVar, overload
 
 from palate.data import Account, StoredRows
 from palate.data.plain import Stored
@@ -30,7 +30,7 @@ from palate.journal import key_of
 from palate.model.codec import Codec
 from palate.run import Run
 from palate.select import same
-from palate.types import Comparison, Completion, Example, Pair, Prompt, said
+from palate.types import Comparison, Completion, Content, Example, Pair, Prompt, said
 
 FORMAT = 1
 """Version of the files and of the rules by which rows become tokens; a change makes old files unused."""
@@ -81,14 +81,13 @@ class Records(Sequence[R], Generic[R]):
         width = len(answers) + 1
         ids, *tokens = (tuple(self._shelf.get("tokens", index * width + i).tolist()) for i in range(width))
         prompt = replace(row.prompt, token_ids=ids)
-        texts = (row.chosen, row.rejected) if isinstance(row, Comparison) else (row.completion,)
         completions = [
             Completion(_words(content) if text is None else text, own, finish)
-            for (finish, text), content, own in zip(answers, texts, tokens, strict=True)
+            for (finish, text), content, own in zip(answers, _answers(row), tokens, strict=True)
         ]
         if isinstance(row, Comparison):
-            return cast(R, Pair(prompt, *completions, row.margin))
-        return cast(R, Example(prompt, *completions))
+            return Pair(prompt, completions[0], completions[1], row.margin)  # type: ignore[return-value]
+        return Example(prompt, completions[0])  # type: ignore[return-value]
 
 
 class Mapped(Sequence[T]):
@@ -240,12 +239,15 @@ def _write_records(
 
 def _facts(number: int, row: Stored, record: Pair | Example) -> list[Any]:
     """Return the parts of a record that are neither in its row nor tokens."""
-    texts = (row.chosen, row.rejected) if isinstance(row, Comparison) else (row.completion,)
-    both = zip(record.completions, texts, strict=True)
+    both = zip(record.completions, _answers(row), strict=True)
     return [number, *([c.finish, None if c.text == _words(text) else c.text] for c, text in both)]
 
 
-def _words(content: Any) -> str:
+def _answers(row: Stored) -> tuple[Content, ...]:
+    return (row.chosen, row.rejected) if isinstance(row, Comparison) else (row.completion,)
+
+
+def _words(content: Content) -> str:
     return content if isinstance(content, str) else said(content[0])
 
 

@@ -14,9 +14,9 @@ from palate.loops.prepared import CUT_EQUAL, REPEATED, records_on_disk, rows_on_
 from palate.model.codec import Codec
 from palate.run import Run
 from palate.select import same
-from palate.types import Example, Pair, Prompt, Record
+from palate.types import Comparison, Demonstration, Example, Pair, Prompt, Record
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Prompt | Comparison | Demonstration)
 R = TypeVar("R", bound=Prompt | Record)
 S = TypeVar("S", bound=Record)
 

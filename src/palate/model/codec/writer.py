@@ -134,7 +134,7 @@ class Writer:
             rows: the rows.
             asked: prompts that are tokenised already, by id.
         """
-        texts = []
+        texts: list[str] = []
         for row in rows:
             try:
                 texts += self._texts(row, asked)
