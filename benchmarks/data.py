@@ -2,11 +2,12 @@
 
     python benchmarks/data.py --output benchmarks/results/data.json [--pairs 60000] [--most 0] [--journal 0]
 
-`--pairs` are prepared as `palate run dpo` does before its first step: rows are read and checked, rendered with
-the chat template, tokenised and written to mapped files; then 1,000 random pairs are read, and the data are
-prepared again, as a run that resumes does. Each size is a process of its own; its memory is the most that the
-process has had, without and with the pages of mapped files. The texts are synthetic; with `--real FILE` they
-are the pairs of that file, each with a number in its prompt. `--most` is a second, larger number of pairs.
+`--pairs` are prepared as `palate run dpo` does before its first step: rows are read and checked, rendered
+with the chat template, tokenised and written to mapped files; then 1,000 random pairs are read, and the data
+are prepared again, as a run that resumes does. Each size is a process of its own; its memory is the most that
+the process has had, without and with the pages of mapped files. The texts are synthetic; with `--real FILE`
+they are the pairs of that file, each with a number in its prompt. `--most` is a second, larger number of
+pairs.
 `--journal` is a number of completions, in chunks of 16.
 """
 
