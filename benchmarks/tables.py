@@ -228,8 +228,8 @@ def preparing(result: dict[str, Any]) -> list[str]:
         one = result["journal"]
         lines += [
             "",
-            f"A journal of {one['completions']:,} completions ({one['gb']:.1f} GB) opens in "
-            f"{one['opening_seconds']:.1f} s and returns a chunk of 16 in {one['median_ms']:.2f} ms (median).",
+            f"A journal of {one['completions']:,} completions ({one['gb']:.1f} GB) opens "
+            f"in {one['opening_seconds']:.1f} s and returns 16 of them by key in {one['median_ms']:.2f} ms.",
         ]
     return lines
 

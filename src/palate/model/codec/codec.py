@@ -331,9 +331,9 @@ class Codec:
         before = () if self.has_template else self._encoder.before
         encoded = self._encoder.encode(rendering.text, rendering.typed)
         chars = self._encoder.settled(rendering.text, rendering.typed)
-        return Asked(
-            rendering, (*before, *encoded.ids) or self._first(), encoded.up_to(chars) if chars else 0
-        )
+        last = self._encoder.before_last_control
+        same = last(rendering.text, rendering.typed, encoded, chars) if chars else 0
+        return Asked(rendering, (*before, *encoded.ids) or self._first(), same)
 
     def _answered(self, prompt: Prompt, content: Content, finish: Finish) -> Answered:
         opened = self._ask(prompt.to_sample())
@@ -348,7 +348,11 @@ class Codec:
         before = opened.ids[: opened.same_tokens] if chars else before
         encoded = self._encoder.encode(text, typed)
         ids = (*before, *encoded.ids)
-        start = len(before) + self._encoder.up_to(finished.start - chars, text, typed, encoded)
+        asked = len(opened.ids)
+        if not typed and finished.start == len(opened.rendering.text) and ids[:asked] == opened.ids:
+            start = asked  # the usual case, for which the places of tokens are not needed
+        else:
+            start = len(before) + self._encoder.up_to(finished.start - chars, text, typed, encoded)
         to_the_end = self._writer.to_the_end
         if not cut and (len(ids) == start or (ids[-1] not in self.end_ids and not to_the_end)):
             ids = (*ids, self.end_id)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from palate.model.codec.template import Span
 
@@ -21,15 +23,21 @@ class Encoded:
     given: tuple[int, ...] = ()
     whole: Any = None
     """The tokenizer's own encoding, from which the ends of the tokens are read if something needs them."""
+    placed: Callable[[], Any] | None = None
+    """Makes that encoding, if the tokens were made without their places, which is faster."""
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """The end of each token in the text, in characters; empty if the tokenizer gives none."""
-        return self.given if self.whole is None else tuple(end for _, end in self.whole.offsets)
+        return self.given if self._encoding is None else tuple(end for _, end in self._encoding.offsets)
+
+    @cached_property
+    def _encoding(self) -> Any:
+        return self.whole if self.placed is None else self.placed()
 
     def up_to(self, place: int) -> int:
         """Return the number of tokens that end at or before a position in the text."""
-        at = None if self.whole is None else self.whole.char_to_token(place)
+        at = None if self._encoding is None else self._encoding.char_to_token(place)
         return bisect_right(self.ends, place) if at is None else at
 
 
@@ -56,6 +64,9 @@ class Encoder:
         self.pattern = _any_of(self.control.values())
         self._weak = frozenset(self.control.values()) - frozenset(self.special.values())
         self._fast = bool(getattr(tokenizer, "is_fast", False))
+        own = (type(tokenizer)._encode_plus, type(tokenizer).__call__) if self._fast else ()
+        # A tokenizer with a call of its own may change texts; for others the backend can be asked directly.
+        self._usual = own == (PreTrainedTokenizerFast._encode_plus, PreTrainedTokenizerFast.__call__)
         self._ahead: dict[str, Encoded] = {}
         self._lock = threading.Lock()  # the options of a call are set in the tokenizer, which threads share
         self._newline, self._puts_space = self._plain("\n").ids, True
@@ -86,8 +97,20 @@ class Encoder:
     def ahead(self, texts: Iterable[str]) -> None:
         """Tokenise texts together, on all cores, for the calls of `encode` until `forget`."""
         distinct = list(dict.fromkeys(text for text in texts if text))
-        if self._fast and distinct:
+        if not self._fast or not distinct:
+            return
+        if not self._usual:
             self._ahead |= dict(zip(distinct, self._call(distinct), strict=True))
+            return
+        backend = self.tokenizer.backend_tokenizer
+        with self._lock:
+            if backend.encode_special_tokens:
+                backend.encode_special_tokens = False
+            encodings = backend.encode_batch_fast(distinct, add_special_tokens=False)
+        self._ahead |= {
+            text: Encoded(tuple(encoding.ids), placed=partial(self._whole, text))
+            for text, encoding in zip(distinct, encodings, strict=True)
+        }
 
     def forget(self, texts: Iterable[str]) -> None:
         """Forget the tokens of texts."""
@@ -96,11 +119,18 @@ class Encoder:
 
     def up_to(self, place: int, text: str, typed: Sequence[Span], encoded: Encoded) -> int:
         """Return the number of tokens of an encoded text that end at or before a position in it."""
-        if encoded.whole is not None or encoded.given:
+        if encoded.whole is not None or encoded.placed is not None or encoded.given:
             return encoded.up_to(place)
         begun = self.encode(text[:place], [(b, min(e, place)) for b, e in typed if b < place]).ids
         both = zip(begun, encoded.ids, strict=False)
         return next((n for n, (mine, theirs) in enumerate(both) if mine != theirs), len(begun))
+
+    def before_last_control(self, text: str, typed: Sequence[Span], encoded: Encoded, chars: int) -> int:
+        """Return the number of tokens before the last control token of a text; it begins at `chars` > 0."""
+        at = [n for n, token in enumerate(encoded.ids) if token in self.control]
+        if typed or len(at) != sum(1 for _ in self.pattern.finditer(text)):
+            return encoded.up_to(chars)
+        return at[-1]
 
     def settled(self, text: str, typed: Sequence[Span]) -> int:
         """Return the length of the beginning of a text, in characters, that no appended text can change.
@@ -164,6 +194,9 @@ class Encoder:
             if after.ids[:n] == self._newline:
                 return Encoded(after.ids[n:], tuple(place - 1 for place in after.ends[n:]))
         return self._plain(text, split=split)
+
+    def _whole(self, text: str) -> Any:
+        return self._call([text])[0].whole
 
     def _call(self, texts: list[str], *, split: bool = False) -> list[Encoded]:
         with self._lock:
