@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from palate.data.account import Account
 from palate.data.beginnings import agreement, shared_text
@@ -58,7 +58,7 @@ def read_prompts(
     turn of the assistant, completions continue that turn.
     """
     account = account or Account(strict=True)
-    return list(_scan(source, split, columns, limit, account, _prompt, "prompts"))
+    return list(_scan(source, account, _prompt, "prompts", split=split, columns=columns, limit=limit))
 
 
 def read_comparisons(
@@ -80,28 +80,22 @@ def read_comparisons(
     unless `marked` includes them. Raises DataError too if no row is left.
     """
     account = account or Account(strict=True)
-    kept = list(
-        scan_comparisons(source, split=split, columns=columns, limit=limit, account=account, marked=marked)
-    )
+    options: dict[str, Any] = {"split": split, "columns": columns, "limit": limit, "marked": marked}
+    kept = list(scan_comparisons(source, account=account, **options))
     return kept, account.dropped[SAME].count if SAME in account.dropped else 0
 
 
 def scan_comparisons(
-    source: str,
-    *,
-    split: str = "train",
-    columns: Mapping[str, str] = _AS_NAMED,
-    limit: int | None = None,
-    account: Account,
-    marked: bool = False,
+    source: str, *, account: Account, marked: bool = False, **options: Any
 ) -> Iterator[Comparison]:
     """Yield the comparisons of `read_comparisons` one by one; the account is checked after the last."""
     read, kept = partial(_comparison, marked=marked), 0
-    for comparison in _scan(source, split, columns, limit, account, read, "pairs"):
+    for comparison in _scan(source, account, read, "pairs", **options):
         kept += 1
         yield comparison
     if not kept and MARKED in account.dropped:
-        raise DataError(f"{source}: no pair is left to learn from: {_lost(account)}; expected at least one.")
+        lost = ", ".join(f"{tally.count} {reason}" for reason, tally in account.dropped.items())
+        raise DataError(f"{source}: no pair is left to learn from: {lost}; expected at least one.")
     if not kept:
         raise DataError(
             f"{source}: chosen and rejected are the same in all {account.dropped[SAME].count} rows; expected "
@@ -123,23 +117,16 @@ def read_demonstrations(
     completion of the empty prompt. Rows with a false `label` are left out, unless `marked` includes them.
     """
     account = account or Account(strict=True)
-    return list(
-        scan_demonstrations(source, split=split, columns=columns, limit=limit, account=account, marked=marked)
-    )
+    options: dict[str, Any] = {"split": split, "columns": columns, "limit": limit, "marked": marked}
+    return list(scan_demonstrations(source, account=account, **options))
 
 
 def scan_demonstrations(
-    source: str,
-    *,
-    split: str = "train",
-    columns: Mapping[str, str] = _AS_NAMED,
-    limit: int | None = None,
-    account: Account,
-    marked: bool = False,
+    source: str, *, account: Account, marked: bool = False, **options: Any
 ) -> Iterator[Demonstration]:
     """Yield the rows of `read_demonstrations` one by one; the account is checked after the last."""
     read, kept = partial(_demonstration, marked=marked), 0
-    for demonstration in _scan(source, split, columns, limit, account, read, "demonstrations"):
+    for demonstration in _scan(source, account, read, "demonstrations", **options):
         kept += 1
         yield demonstration
     if not kept:
@@ -148,12 +135,13 @@ def scan_demonstrations(
 
 def _scan(
     source: str,
-    split: str,
-    columns: Mapping[str, str],
-    limit: int | None,
     account: Account,
     record: Callable[[Fields], T | None],
     kind: str,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] = _AS_NAMED,
+    limit: int | None = None,
 ) -> Iterator[T]:
     sound = 0
     for row in read_fields(source, scan_rows(source, split=split, limit=limit), columns, account):
@@ -189,10 +177,6 @@ def _prompt(row: Fields) -> Prompt:
         }
         return replace(record, columns={**record.columns, **own})
     return _record(row, _asked(row), "prompt")
-
-
-def _lost(account: Account) -> str:
-    return ", ".join(f"{tally.count} {reason}" for reason, tally in account.dropped.items())
 
 
 def _comparison(row: Fields, *, marked: bool) -> Comparison | None:

@@ -13,7 +13,7 @@ from palate.data.identity import key_of_files
 from palate.data.plain import Stored, from_json, to_json
 from palate.data.shelf import Shelf, ShelfWriter, opened
 
-Tell = Callable[[int], None]
+Progress = Callable[[int], None]
 """Gets the number of rows so far, now and then."""
 
 OFTEN = 512
@@ -52,7 +52,7 @@ class StoredRows(Sequence[Stored]):
 
 
 def store_rows(
-    path: Path, rows: Iterable[Stored], account: Account, source: str | None, tell: Tell
+    path: Path, rows: Iterable[Stored], account: Account, source: str | None, progress: Progress
 ) -> StoredRows:
     """Write rows to a shelf.
 
@@ -61,7 +61,7 @@ def store_rows(
         rows: the rows; iterating over them fills the account.
         account: saved with the rows.
         source: the key of everything that the rows are read from, for `stored_rows`; None if it has none.
-        tell: gets the number of rows so far.
+        progress: gets the number of rows so far.
 
     Raises:
         DataError: the rows cannot be used.
@@ -77,7 +77,7 @@ def store_rows(
             writer.add("rows", data or b"")
             digest.update(repr(row).encode("utf-8", "surrogatepass") if data is None else data + b"\n")
             if index % OFTEN == 0:
-                tell(index)
+                progress(index)
         saved = account.saved()
         digest.update(json.dumps(saved).encode("utf-8", "surrogatepass"))
         facts: dict[str, Any] = {"key": digest.hexdigest(), "account": saved}

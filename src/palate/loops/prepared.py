@@ -23,8 +23,8 @@ from typing import Any, Generic, TypeVar, overload
 
 from palate.data import Account, StoredRows
 from palate.data.plain import Stored
-from palate.data.shelf import Shelf, ShelfWriter, opened
-from palate.data.stored import Tell, source_key, store_rows, stored_rows
+from palate.data.shelf import Shelf, ShelfWriter, described, opened
+from palate.data.stored import Progress, source_key, store_rows, stored_rows
 from palate.errors import AGAIN, DataError, RunError
 from palate.journal import key_of
 from palate.model.codec import Codec
@@ -186,7 +186,13 @@ def forget_prepared(run: Run) -> None:
 
 
 def _write_records(
-    place: Path, codec: Codec, rows: StoredRows, source: str, account: Account, depends: str, tell: Tell
+    place: Path,
+    codec: Codec,
+    rows: StoredRows,
+    source: str,
+    account: Account,
+    depends: str,
+    progress: Progress,
 ) -> None:
     codec.account = account
     content, prompts = (hashlib.blake2b(digest_size=16) for _ in range(2))
@@ -194,7 +200,7 @@ def _write_records(
     repeats, sound, kept, number = Account(), 0, 0, -1
     with ShelfWriter(place, {"tokens": "=i4", "facts": "|u1"}) as writer:
         for block in codec.in_blocks(rows):
-            tell(number + 1)
+            progress(number + 1)
             for row in block:
                 number += 1
                 try:
@@ -296,24 +302,22 @@ def _explained(folder: Path, name: str) -> Iterator[None]:
     """Turn an error in writing into one that says what to do, and leave no partial files."""
     try:
         yield
-    except BaseException as error:
-        if not (folder / f"{name}.json").exists():
+    except OSError as error:
+        raise RunError(
+            f"the prepared data cannot be written to {str(folder)!r}: {error.strerror or error}; they need "
+            f"about twice the space of the data; free some space, then {AGAIN}, or use another --output"
+        ) from error
+    finally:
+        if not described(folder / name).exists():
             for file in folder.glob(f"{name}.*"):
                 file.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise RunError(
-                f"the prepared data cannot be written to {str(folder)!r}: {error.strerror or error}; they "
-                f"need about twice the space of the data; free some space, then {AGAIN}, or use another "
-                "--output"
-            ) from error
-        raise
 
 
-def _progress(run: Run, source: str, done: str) -> Tell:
+def _progress(run: Run, source: str, done: str) -> Progress:
     """Return a function that shows the number of rows so far."""
     last = time.monotonic()
 
-    def tell(count: int) -> None:
+    def show(count: int) -> None:
         nonlocal last
         run.display.working(f"{done} {count:,} rows of {source}", 0.0)
         if time.monotonic() - last > EVERY:
@@ -321,4 +325,4 @@ def _progress(run: Run, source: str, done: str) -> Tell:
             if not run.display.console.is_terminal:
                 run.display.say(f"{source}: {count:,} rows {done}")
 
-    return tell
+    return show

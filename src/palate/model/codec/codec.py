@@ -348,9 +348,9 @@ class Codec:
         before = opened.ids[: opened.same_tokens] if chars else before
         encoded = self._encoder.encode(text, typed)
         ids = (*before, *encoded.ids)
-        asked = len(opened.ids)
-        if not typed and finished.start == len(opened.rendering.text) and ids[:asked] == opened.ids:
-            start = asked  # the usual case, for which the places of tokens are not needed
+        count = len(opened.ids)
+        if not typed and finished.start == len(opened.rendering.text) and ids[:count] == opened.ids:
+            start = count  # the usual case, for which the places of tokens are not needed
         else:
             start = len(before) + self._encoder.up_to(finished.start - chars, text, typed, encoded)
         to_the_end = self._writer.to_the_end

@@ -141,8 +141,8 @@ class Encoder:
         if self._puts_space or not self._fast:
             return 0
         inside = sorted(typed)
-        found = (m for m in self.pattern.finditer(text) if not inside or not _overlaps(m.span(), inside))
-        return max((match.start() for match in found), default=0)
+        real = (m for m in self.pattern.finditer(text) if not inside or not _overlaps(m.span(), inside))
+        return max((match.start() for match in real), default=0)
 
     def letters(self, text: str) -> tuple[int, ...]:
         """Tokenise a text as plain letters, without control tokens."""

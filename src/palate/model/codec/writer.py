@@ -92,9 +92,9 @@ class Writer:
         Raises:
             RowError: the chat template refuses the conversation.
         """
-        known = self._finished.get((prompt.id, _key(content), finish))
-        if known is not None:
-            return known
+        made = self._finished.get((prompt.id, _key(content), finish))
+        if made is not None:
+            return made
         finished = self.finish(prompt, self.without_end(turn_of(content))[0], opened)
         return finished, self._piece(finished, opened, finish)
 
@@ -127,17 +127,17 @@ class Writer:
 
     # -- ahead -------------------------------------------------------------------------------------
 
-    def remember(self, rows: Iterable[Row], asked: Mapping[str, Asked]) -> list[str]:
+    def remember(self, rows: Iterable[Row], known: Mapping[str, Asked]) -> list[str]:
         """Render rows, keep the renderings, and return the texts that must be tokenised.
 
         Args:
             rows: the rows.
-            asked: prompts that are tokenised already, by id.
+            known: prompts that are tokenised already, by id.
         """
         texts: list[str] = []
         for row in rows:
             try:
-                texts += self._texts(row, asked)
+                texts += self._texts(row, known)
             except DataError:  # raised again where the row is used
                 continue
         return texts
@@ -150,13 +150,13 @@ class Writer:
             for content, finish in zip(contents, finishes, strict=True):
                 self._finished.pop((prompt.id, _key(content), finish), None)
 
-    def _texts(self, row: Row, asked: Mapping[str, Asked]) -> Iterator[str]:
+    def _texts(self, row: Row, known: Mapping[str, Asked]) -> Iterator[str]:
         prompt, contents, finishes = parts_of(row)
         if prompt.content == "" and contents and isinstance(contents[0], str):
             yield from (self.text_row(str(content)) for content in contents)
             return
-        if prompt.id in asked:
-            opened = asked[prompt.id].rendering
+        if prompt.id in known:
+            opened = known[prompt.id].rendering
         else:
             opened = self._opened[prompt.id] = self.opened(prompt)
             if not opened.typed:
