@@ -83,8 +83,9 @@ def prepare(path: Path, place: Path) -> dict[str, float]:
             records = records_on_disk(run, codec, rows, str(path), account)
             return read, time.perf_counter(), records, sum(account.lengths) / len(account.lengths)
 
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         read, made, records, tokens = once()
+        used = time.process_time() - used
         draw = random.Random(0)
         chosen = [draw.randrange(len(records)) for _ in range(1000)]
         looked = time.perf_counter()
@@ -101,6 +102,7 @@ def prepare(path: Path, place: Path) -> dict[str, float]:
         "reading_seconds": round(read - began, 2),
         "tokenising_seconds": round(made - read, 2),
         "seconds": round(made - began, 2),
+        "cpu_seconds": round(used, 2),
         "resumed_seconds": round(resumed, 2),
         "pair_microseconds": round(each * 1e6, 1),
         "memory_gb": round(peak.most / 1e9, 2),
