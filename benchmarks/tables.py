@@ -205,7 +205,8 @@ def preparing(result: dict[str, Any]) -> list[str]:
     machine = result["machine"]
     lines = [f"{machine['processor']}, {machine['cores']} cores, {machine['date']}:", ""]
     lines += row(
-        "pairs", "tokens of a pair's longer row", "reading (s)", "tokenising (s)", "processor time of both (s)", "on resume (s)",
+        "pairs", "tokens of a pair's longer row", "reading (s)", "tokenising (s)",
+        "processor time of both (s)", "on resume (s)",
         "tokenizer alone, for 60,000 pairs (s)", "memory (GB)", "disk (GB)",
     )  # fmt: skip
     lines += ["|---" * 9 + "|"]

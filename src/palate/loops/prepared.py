@@ -137,11 +137,12 @@ def rows_on_disk(
 
     Raises:
         DataError: the data cannot be used.
-        RunError: the files cannot be written.
+        RunError: the files cannot be written, or the processes see different files.
     """
     facts = [FORMAT, scan.__name__, options, account.strict, account.max_bad_rows]
     name = f"rows-{key_of(source, *facts)[:16]}"
-    key = source_key(source, *facts) if run.world.leads else None
+    key = source_key(source, *facts)
+    run.world.agree("the data", key or "")
 
     def write(place: Path) -> StoredRows:
         rows = scan(source, account=account, **options)
