@@ -222,7 +222,8 @@ def preparing(result: dict[str, Any]) -> list[str]:
                 f"{one['pairs']:,} ({text})",
                 f"{one['tokens']:.0f}",
                 *(f"{one[key]:.1f}" for key in ("reading_seconds", "tokenising_seconds")),
-                *(f"{one[key]:.1f}" for key in ("cpu_seconds", "resumed_seconds")),
+                f"{one['cpu_seconds']:.1f}" if "cpu_seconds" in one else "",
+                f"{one['resumed_seconds']:.1f}",
                 f"{one['tokenizer_seconds_per_60k']:.1f}",
                 *(f"{one[key]:.2f}" for key in ("memory_gb", "disk_gb")),
             )
