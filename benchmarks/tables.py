@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md from the results in benchmarks/results.
+"""Write the tables of docs/performance.md and docs/data.md from the results in benchmarks/results.
 
 python benchmarks/tables.py          # print them
 python benchmarks/tables.py --write  # put them into the page, each between its two marks
@@ -17,17 +17,20 @@ from marks import marked, missing, write
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
+DATA = ROOT / "docs" / "data.md"
 
 
 def main() -> None:
     """Print or write each table that has results; with `--check`, name the tables that are out of date."""
     if sys.argv[1:] == ["--write"]:
         write(PAGE, tables())
+        write(DATA, data_tables())
     elif sys.argv[1:] == ["--check"]:
-        old = missing(PAGE, tables())
+        old = [*missing(PAGE, tables()), *missing(DATA, data_tables())]
         sys.exit(f"not what benchmarks/tables.py writes: {', '.join(old)}" if old else 0)
     else:
-        print("\n\n".join(marked(name, lines) for name, lines in tables().items()))
+        both = {**tables(), **data_tables()}
+        print("\n\n".join(marked(name, lines) for name, lines in both.items()))
 
 
 def tables() -> dict[str, list[str]]:
@@ -189,6 +192,48 @@ def shares(results: list[dict[str, Any]]) -> list[str]:
     lines += ["|---" * (len(columns) + 1) + "|"]
     for kind in (name for name in columns[0][2] if name not in ("seconds", "gflops")):
         lines += row(kind, *(f"{100 * found[kind]:.0f} %" for _, _, found in columns))
+    return lines
+
+
+def data_tables() -> dict[str, list[str]]:
+    """Return the tables of docs/data.md, as far as their results are there."""
+    return {"preparing": preparing(read("data"))} if (RESULTS / "data.json").exists() else {}
+
+
+def preparing(result: dict[str, Any]) -> list[str]:
+    """Return the table of the preparation of pairs."""
+    machine = result["machine"]
+    lines = [f"{machine['processor']}, {machine['cores']} cores, {machine['date']}:", ""]
+    lines += row(
+        "pairs", "tokens of a pair's longer row", "reading (s)", "tokenising (s)",
+        "processor time of both (s)", "on resume (s)",
+        "tokenizer alone, for 60,000 pairs (s)", "memory (GB)", "disk (GB)",
+    )  # fmt: skip
+    lines += ["|---" * 9 + "|"]
+    names = {
+        "synthetic": "synthetic",
+        "real": "real answers",
+        "million": "synthetic, one thread, beside others",
+    }
+    for name, text in names.items():
+        if name in result:
+            one = result[name]
+            lines += row(
+                f"{one['pairs']:,} ({text})",
+                f"{one['tokens']:.0f}",
+                *(f"{one[key]:.1f}" for key in ("reading_seconds", "tokenising_seconds")),
+                f"{one['cpu_seconds']:.1f}" if "cpu_seconds" in one else "",
+                f"{one['resumed_seconds']:.1f}",
+                f"{one['tokenizer_seconds_per_60k']:.1f}",
+                *(f"{one[key]:.2f}" for key in ("memory_gb", "disk_gb")),
+            )
+    if "journal" in result:
+        one = result["journal"]
+        lines += [
+            "",
+            f"A journal of {one['completions']:,} completions ({one['gb']:.1f} GB) opens "
+            f"in {one['opening_seconds']:.1f} s and returns 16 of them by key in {one['median_ms']:.2f} ms.",
+        ]
     return lines
 
 

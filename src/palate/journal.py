@@ -249,7 +249,7 @@ class Journal:
     def table(self, purpose: Purpose = "completion") -> Iterator[dict[str, Any]]:
         """Yield every completion of a purpose with its prompt and its reward, in the order of sampling."""
         with self._explained("read"):
-            rows = self._db.execute(
+            rows = self._db.cursor().execute(
                 "SELECT k.place, p.content, c.text, c.finish, c.version, length(c.token_ids) / 4,"
                 # The reward within the sampled group; else within another group.
                 " coalesce((SELECT reward FROM rewards r"
@@ -258,17 +258,17 @@ class Journal:
                 " FROM chunks k JOIN completions c ON c.chunk = k.key JOIN prompts p ON p.id = c.prompt_id"
                 " WHERE k.purpose = ? ORDER BY k.rowid, c.prompt, c.sample",
                 (purpose,),
-            ).fetchall()
-        for place, prompt, text, finish, version, tokens, reward in rows:
-            yield {
-                "prompt": json.loads(prompt),
-                "completion": text,
-                "reward": reward,
-                "finish": finish,
-                "tokens": tokens,
-                "policy_version": version,
-                "place": place,
-            }
+            )
+            for place, prompt, text, finish, version, tokens, reward in rows:  # more than memory holds
+                yield {
+                    "prompt": json.loads(prompt),
+                    "completion": text,
+                    "reward": reward,
+                    "finish": finish,
+                    "tokens": tokens,
+                    "policy_version": version,
+                    "place": place,
+                }
 
     # -- inside ------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +8,16 @@ import pytest
 
 from palate.data import Account
 from palate.errors import DataError
-from palate.loops.records import REPEATED, content_key, pairs_of, records_of
+from palate.learn import Policy
+from palate.loops.records import REPEATED, content_key, distinct, records_of
 from palate.testing import tiny_policy
 from palate.types import Comparison, Completion, Example, Pair, Prompt
 
 SAME_WHEN_CUT = Comparison(Prompt("cut"), "a" * 40 + "b", "a" * 40 + "c")
+
+
+def pairs_of(policy: Policy, rows: Sequence[Comparison], source: str, account: Account) -> list[Pair]:
+    return distinct(records_of(policy, rows, source, account, policy.model.codec.pair), source, account)
 
 
 def test_pairs_that_become_equal_by_being_cut_are_left_out_and_counted(tiny: str) -> None:

@@ -3,10 +3,13 @@ from .account import RowError as RowError
 from .formats import read_comparisons as read_comparisons
 from .formats import read_demonstrations as read_demonstrations
 from .formats import read_prompts as read_prompts
+from .formats import scan_comparisons as scan_comparisons
+from .formats import scan_demonstrations as scan_demonstrations
 from .ranked import Ranking as Ranking
 from .ranked import read_rankings as read_rankings
 from .row import Row as Row
 from .rows import read_rows as read_rows
+from .stored import StoredRows as StoredRows
 from .stream import Stream as Stream
 from .write import check_target as check_target
 from .write import write_rows as write_rows

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from palate.errors import DataError
@@ -19,6 +19,8 @@ _MOST_LISTED = 10_000
 QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1}
 """The quantiles of lengths that are shown."""
 
+
+_TALLIES = ("dropped", "unused", "notes", "lost")
 
 TRUNCATED = "answers are truncated"
 """The beginning of the notes on answers that do not fit the model's context."""
@@ -229,6 +231,24 @@ class Account:
                     f"{text} in {share:.0%} of the rows, and the model has learnt no end of these; raise "
                     "--max-length, or shorten or drop these rows"
                 )
+
+    def saved(self) -> dict[str, Any]:
+        """Return all counts as JSON values, for `restore`."""
+        return {
+            "rows": self.rows,
+            "skipped": [astuple(row) for row in self.skipped],
+            "reasons": dict(self.reasons),
+            **{name: {key: astuple(t) for key, t in getattr(self, name).items()} for name in _TALLIES},
+            "lengths": self.lengths,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Replace all counts by those of `saved`."""
+        self.rows, self.lengths = saved["rows"], list(saved["lengths"])
+        self.skipped = [Skipped(*row) for row in saved["skipped"]]
+        self.reasons = Counter(saved["reasons"])
+        for name in _TALLIES:
+            setattr(self, name, {key: Tally(*tally) for key, tally in saved[name].items()})
 
     def summary(self) -> dict[str, Any]:
         """Return the account as plain data, for config.json."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any
 
 from palate.data.account import Account, RowError
@@ -206,32 +207,43 @@ class Fields:
 
 def read_fields(
     source: str, rows: Iterator[Row], columns: Mapping[str, str], account: Account
-) -> list[Fields]:
-    """Return rows under our names. `columns` maps our names to the row's, which are taken literally.
+) -> Iterator[Fields]:
+    """Yield rows under our names. `columns` maps our names to the row's, which are taken literally.
 
     Raises DataError if it maps a name that is not ours, or to a column that no row has.
     """
+    for row in _with_mapped(source, rows, columns):
+        account.rows += 1
+        if row.fault is None:
+            yield _fields(row, columns, account)
+        else:
+            account.skip(row.fault)
+
+
+def _with_mapped(source: str, rows: Iterator[Row], columns: Mapping[str, str]) -> Iterator[Row]:
+    """Return the rows, read up to the row from which on each mapped column has occurred."""
     for ours in columns:
         if ours not in NAMES:
             raise DataError(
                 f"--map {ours}={columns[ours]}: '{ours}' is not a column that is read; expected one of "
                 f"{', '.join(NAMES)} on the left.{near(ours, NAMES)}"
             )
-    kept = []
-    for row in rows:
-        account.rows += 1
-        if row.fault is None:
-            kept.append(row)
-        else:
-            account.skip(row.fault)
-    there = dict.fromkeys(name for row in kept for name in row.columns)
+    first: list[Row] = []
+    there: dict[str, None] = {}
+    while not there.keys() >= set(columns.values()):
+        row = next(rows, None)
+        if row is None:
+            break
+        first.append(row)
+        there |= dict.fromkeys(row.columns)
+    sound = any(row.fault is None for row in first)
     for ours, theirs in columns.items():
-        if kept and theirs not in there:
+        if sound and theirs not in there:
             raise DataError(
                 f"{source}: no row has the column '{theirs}' of --map {ours}={theirs}. "
                 f"{_has(there)}{near(theirs, there)}"
             )
-    return [_fields(row, columns, account) for row in kept]
+    return chain(first, rows)
 
 
 def _fields(row: Row, columns: Mapping[str, str], account: Account) -> Fields:

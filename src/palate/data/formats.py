@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from palate.data.account import Account
 from palate.data.beginnings import agreement, shared_text
@@ -58,7 +58,8 @@ def read_prompts(
     end in a user's turn), or the common beginning of `chosen` and `rejected`. If a prompt ends in a begun
     turn of the assistant, completions continue that turn.
     """
-    return _read(source, split, columns, limit, account or Account(strict=True), _prompt, "prompts")
+    account = account or Account(strict=True)
+    return list(_scan(source, account, _prompt, "prompts", split=split, columns=columns, limit=limit))
 
 
 def read_comparisons(
@@ -80,16 +81,27 @@ def read_comparisons(
     unless `marked` includes them. Raises DataError too if no row is left.
     """
     account = account or Account(strict=True)
-    kept = _read(source, split, columns, limit, account, partial(_comparison, marked=marked), "pairs")
-    same = account.dropped[SAME].count if SAME in account.dropped else 0
+    options: dict[str, Any] = {"split": split, "columns": columns, "limit": limit, "marked": marked}
+    kept = list(scan_comparisons(source, account=account, **options))
+    return kept, account.dropped[SAME].count if SAME in account.dropped else 0
+
+
+def scan_comparisons(
+    source: str, *, account: Account, marked: bool = False, **options: Any
+) -> Iterator[Comparison]:
+    """Yield the comparisons of `read_comparisons` one by one; the account is checked after the last."""
+    read, kept = partial(_comparison, marked=marked), 0
+    for comparison in _scan(source, account, read, "pairs", **options):
+        kept += 1
+        yield comparison
     if not kept and MARKED in account.dropped:
-        raise DataError(f"{source}: no pair is left to learn from: {_lost(account)}; expected at least one.")
+        lost = ", ".join(f"{tally.count} {reason}" for reason, tally in account.dropped.items())
+        raise DataError(f"{source}: no pair is left to learn from: {lost}; expected at least one.")
     if not kept:
         raise DataError(
-            f"{source}: chosen and rejected are the same in all {same} rows; expected a better and a "
-            "worse text. Look for the right columns and name them with --map chosen=NAME."
+            f"{source}: chosen and rejected are the same in all {account.dropped[SAME].count} rows; expected "
+            "a better and a worse text. Look for the right columns and name them with --map chosen=NAME."
         )
-    return kept, same
 
 
 def read_demonstrations(
@@ -106,23 +118,32 @@ def read_demonstrations(
     completion of the empty prompt. Rows with a false `label` are left out, unless `marked` includes them.
     """
     account = account or Account(strict=True)
-    read = partial(_demonstration, marked=marked)
-    kept = _read(source, split, columns, limit, account, read, "demonstrations")
+    options: dict[str, Any] = {"split": split, "columns": columns, "limit": limit, "marked": marked}
+    return list(scan_demonstrations(source, account=account, **options))
+
+
+def scan_demonstrations(
+    source: str, *, account: Account, marked: bool = False, **options: Any
+) -> Iterator[Demonstration]:
+    """Yield the rows of `read_demonstrations` one by one; the account is checked after the last."""
+    read, kept = partial(_demonstration, marked=marked), 0
+    for demonstration in _scan(source, account, read, "demonstrations", **options):
+        kept += 1
+        yield demonstration
     if not kept:
         raise DataError(f"{source}: no row is left to learn from: all are {MARKED}; expected at least one.")
-    return kept
 
 
-def _read(
+def _scan(
     source: str,
-    split: str,
-    columns: Mapping[str, str],
-    limit: int | None,
     account: Account,
     record: Callable[[Fields], T | None],
     kind: str,
-) -> list[T]:
-    kept: list[T] = []
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] = _AS_NAMED,
+    limit: int | None = None,
+) -> Iterator[T]:
     sound = 0
     for row in read_fields(source, scan_rows(source, split=split, limit=limit), columns, account):
         try:
@@ -132,11 +153,10 @@ def _read(
             continue
         sound += 1
         if made is not None:
-            kept.append(made)
             for name in _prompt_of(made).columns:
                 account.leave(f"column '{name}'", row.row.where)
+            yield made
     account.check(source, sound, _NEEDS[kind])
-    return kept
 
 
 def _prompt_of(record: object) -> Prompt:
@@ -158,10 +178,6 @@ def _prompt(row: Fields) -> Prompt:
         }
         return replace(record, columns={**record.columns, **own})
     return _record(row, _asked(row), "prompt")
-
-
-def _lost(account: Account) -> str:
-    return ", ".join(f"{tally.count} {reason}" for reason, tally in account.dropped.items())
 
 
 def _comparison(row: Fields, *, marked: bool) -> Comparison | None:

@@ -38,6 +38,8 @@ _NOT_READ = (".txt", ".md", ".yaml", ".yml", ".arrow", ".feather", ".xlsx", ".pk
              ".pt", ".npz", ".db", ".zip", ".gz", ".tar", ".tgz", ".bz2", ".xz", ".zst")  # fmt: skip
 _KINDS = ", ".join(_READ)
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9_][\w.-]*/[\w.-]+)(?::(?P<config>[\w.+-]+))?")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""The escape of half a surrogate pair in JSON."""
 _HUB_CONFIG = re.compile(r"([A-Za-z0-9_][\w-]*/[\w.-]+)[/@]([\w.+-]+)")
 
 
@@ -190,7 +192,8 @@ def _lines(file: BinaryIO, name: str) -> Iterator[Row]:
             text = _decode(line, where)
             if not text.strip():
                 continue
-            row = _row(_value(text, where, last=not line.endswith(b"\n")), where)
+            value = _value(text, where, last=not line.endswith(b"\n"))
+            row = _row(value, where, plain=_HALF.search(text) is None)
         except RowError as error:
             row = Row({}, where, fault=error)
         yield row
@@ -236,7 +239,8 @@ def _checked(value: Any, where: str) -> Row:
         return Row({}, where, fault=error)
 
 
-def _row(value: Any, where: str) -> Row:
+def _row(value: Any, where: str, *, plain: bool = False) -> Row:
+    """Check a value. `plain`: it comes from JSON text without escapes of halves of surrogate pairs."""
     if not isinstance(value, dict):
         kind = {list: "an array", str: "a string", type(None): "null"}.get(type(value))
         kind = kind or ("a number" if isinstance(value, int | float) else f"of type {type(value).__name__}")
@@ -246,6 +250,8 @@ def _row(value: Any, where: str) -> Row:
     if unnamed is not None:
         what = f"{where} has a column with the name {unnamed!r}; expected texts as names."
         raise RowError(what, where, "the name of a column is not a text")
+    if plain:
+        return Row(value, where)
     try:
         # Rows given in Python may have dates or arrays, which reward functions can read.
         json.dumps(value, ensure_ascii=False, default=str).encode()

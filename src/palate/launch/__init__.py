@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ import torch
 from palate.annotate import Annotator, Judge
 from palate.arguments import configured, method_named
 from palate.config import MethodConfig, RewardConfig
-from palate.data import read_comparisons, read_demonstrations, read_prompts
+from palate.data import read_prompts, scan_comparisons, scan_demonstrations
 from palate.errors import AnnotatorError, ConfigError
 from palate.evaluate import Evaluation, compare
 from palate.journal import key_of
@@ -29,9 +29,9 @@ from palate.launch.measure import (
 )
 from palate.launch.probe import probe_judge
 from palate.launch.rewards import annotator_of, held_out_annotator
-from palate.launch.rows import read_rows, report_rows, with_room
+from palate.launch.rows import prepared, read_rows, report_rows, stored, with_room
 from palate.learn import Learner, Policy
-from palate.loops import PairRounds, content_key, pairs_of, pool_bill, pool_date, records_of
+from palate.loops import PairRounds, Records, content_key, forget_prepared, pool_bill, pool_date, prompts_of
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.quiet import quieted
@@ -186,7 +186,8 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     held_out = with_room(policy, held_out, cfg.eval_data, others, cfg)
     report_rows(run, cfg, account, others)
     beside = () if method.beside is None else method.beside(policy, cfg, seed=run.seed("beside"))
-    _attach(policy, (*prompts, *held_out), run, *beside)
+    codec = policy.model.codec
+    _attach(policy, key_of([codec.prompt_ids(p) for p in (*prompts, *held_out)]), run, *beside)
     report_weights(run, policy, *beside)
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = shown_prompts(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
@@ -205,28 +206,17 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
 
 
 def _from_pairs(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
-    rows, account = read_rows(read_comparisons, cfg)
-    unseen, others = read_rows(read_comparisons, cfg, held_out=True)
+    rows, unseen = stored(scan_comparisons, cfg, run), stored(scan_comparisons, cfg, run, held_out=True)
     learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
-    pairs = pairs_of(learner, rows, cfg.data, account)
-    held_out = pairs_of(learner, unseen, cfg.eval_data, others) if unseen else []
-    report_rows(run, cfg, account, others)
-    run.require_same("the pairs", content_key([*pairs, *held_out]), "the data")
-    _attach(learner, [pair.prompt for pair in (*pairs, *held_out)], run)
-    counts = {"pairs": len(pairs), "pairs_dropped": account.dropped_rows}
+    pairs, held_out = prepared(rows, unseen, learner, cfg, run, name="pairs")
+    counts = {"pairs": len(pairs), "pairs_dropped": rows.account.dropped_rows}
     return _on_records(method, learner, pairs, held_out, annotate, cfg, run, counts)
 
 
 def _from_demonstrations(method: Method, cfg: Any, run: Run, annotate: Annotator | None) -> Outcome:
-    rows, account = read_rows(read_demonstrations, cfg)
-    unseen, others = read_rows(read_demonstrations, cfg, held_out=True)
+    rows, unseen = stored(scan_demonstrations, cfg, run), stored(scan_demonstrations, cfg, run, held_out=True)
     learner = _learner(method, cfg, run, cfg.total_steps(len(rows)))
-    example = learner.model.codec.example
-    examples = records_of(learner, rows, cfg.data, account, example)
-    held_out = records_of(learner, unseen, cfg.eval_data, others, example) if unseen else []
-    report_rows(run, cfg, account, others)
-    run.require_same("the demonstrations", content_key([*examples, *held_out]), "the data")
-    _attach(learner, [example.prompt for example in (*examples, *held_out)], run)
+    examples, held_out = prepared(rows, unseen, learner, cfg, run, name="demonstrations")
     counts = {"demonstrations": len(examples)}
     return _on_records(method, learner, examples, held_out, annotate, cfg, run, counts)
 
@@ -245,6 +235,8 @@ def _on_records(
     counts: Mapping[str, float],
 ) -> Outcome:
     """Train on records from data, and summarise the measurements on the held-out records."""
+    keys = [part.prompts_key for part in (records, held_out) if isinstance(part, Records)]
+    _attach(learner, key_of(*keys), run)
     learner.optimizer.total_steps = cfg.total_steps(len(records))  # dropped records do not count
     measured = held_out and annotate is not None
     start = learner.snapshot() if measured and isinstance(learner, Policy) else None
@@ -252,7 +244,7 @@ def _on_records(
     if annotate is not None:
         for prompt in prompts:
             learner.model.codec.room(prompt, need=cfg.max_new_tokens)
-    others = [record.prompt.to_sample() for record in records]
+    others = prompts_of(records)
     shown = shown_prompts(method, learner, prompts, others, cfg, all_held_out=start is not None)
     measure_fresh(learner, shown, cfg, run)
     watch_kl(learner, others, cfg, run, annotate)
@@ -297,6 +289,7 @@ def _finish(
     summary |= {name.replace("/", "_"): number for name, number in run.meter().items() if name in COSTS}
     summary |= {"seconds": round(run.seconds, 1), "checkpoint": str(checkpoint)}
     summary = run.finish(summary, evaluation.samples() if evaluation is not None else ())
+    forget_prepared(run)
     return Outcome(run, learner, summary, evaluation)
 
 
@@ -309,10 +302,8 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
     return learner
 
 
-def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run, *beside: Learner) -> None:
-    """Check that the prompts' tokens are those at the start of the run, then start or resume."""
-    codec = learner.model.codec
-    tokens = key_of([codec.prompt_ids(prompt) for prompt in prompts])
+def _attach(learner: Learner, tokens: str, run: Run, *beside: Learner) -> None:
+    """Check that the key of the prompts' tokens is that at the start of the run, then start or resume."""
     subject = f"the rendering of the prompts by the tokenizer or chat template of {learner.model.source}"
     run.require_same("the prompts in tokens", tokens, subject)
     run.attach(learner, *beside)

@@ -48,8 +48,12 @@ def shown_prompts(
 def fitting_prompts(learner: Learner, prompts: Iterable[Prompt], cfg: Any) -> Iterator[Prompt]:
     """Yield distinct prompts that leave room for a completion, in order."""
     codec = learner.model.codec
-    distinct = {prompt.id: prompt for prompt in prompts}.values()
-    return (p for p in distinct if len(codec.prompt_ids(p)) + cfg.max_new_tokens <= codec.max_length)
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id not in seen:
+            seen.add(prompt.id)
+            if len(codec.prompt_ids(prompt)) + cfg.max_new_tokens <= codec.max_length:
+                yield prompt
 
 
 def watch_kl(

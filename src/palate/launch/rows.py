@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from palate.data import Account
+from palate.data import Account, StoredRows
 from palate.given import GivenReward
+from palate.journal import key_of
 from palate.learn import Learner
-from palate.loops import account_of, records_of
+from palate.loops import Records, account_of, records_of, records_on_disk, rows_on_disk
 from palate.run import Run
 from palate.types import Prompt
 
@@ -26,6 +28,56 @@ def read_rows(read: Callable[..., Any], cfg: Any, *, held_out: bool = False) -> 
     )
     rows = read(source, split=split, columns=cfg.map, limit=limit, account=account)
     return (rows[0] if isinstance(rows, tuple) else rows), account
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set of a run in files, with its account.
+
+    Attributes:
+        name: the data set.
+        rows: its rows without tokens; None for held-out data that are not given.
+        account: the account of the rows.
+    """
+
+    name: str
+    rows: StoredRows | None
+    account: Account
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return 0 if self.rows is None else len(self.rows)
+
+
+def stored(scan: Callable[..., Iterator[Any]], cfg: Any, run: Run, *, held_out: bool = False) -> Source:
+    """Return the rows of the data, or of the optional held-out data, in files of the run."""
+    account = account_of(cfg)
+    source, split, limit = (
+        (cfg.eval_data, cfg.eval_split, cfg.eval_limit) if held_out else (cfg.data, cfg.split, cfg.limit)
+    )
+    if source is None:
+        return Source("", None, account)
+    rows = rows_on_disk(run, scan, source, account, split=split, columns=dict(cfg.map), limit=limit)
+    return Source(source, rows, account)
+
+
+def prepared(
+    data: Source, unseen: Source, learner: Learner, cfg: Any, run: Run, *, name: str
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return the records of the data and of the held-out data in the learner's tokens, and report on both.
+
+    Raises:
+        DataError: no record is left, or too many rows cannot be used.
+        RunError: the run started with other data.
+    """
+    codec, parts = learner.model.codec, []
+    for part in (data, unseen):
+        own = [] if part.rows is None else records_on_disk(run, codec, part.rows, part.name, part.account)
+        parts.append(own)
+    report_rows(run, cfg, data.account, unseen.account)
+    key = key_of(*(part.key for part in parts if isinstance(part, Records)))
+    run.require_same(f"the records of the {name}", key, "the data")
+    return parts[0], parts[1]
 
 
 def with_room(

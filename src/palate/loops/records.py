@@ -6,24 +6,22 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from palate.config import DataConfig
-from palate.data import Account, read_comparisons, read_demonstrations
+from palate.data import Account, read_demonstrations, scan_comparisons
 from palate.errors import DataError
 from palate.journal import key_of
 from palate.learn import Learner
+from palate.loops.prepared import CUT_EQUAL, REPEATED, records_on_disk, rows_on_disk
 from palate.model.codec import Codec
 from palate.run import Run
 from palate.select import same
-from palate.types import Comparison, Example, Pair, Prompt, Record
+from palate.types import Comparison, Demonstration, Example, Pair, Prompt, Record
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Prompt | Comparison | Demonstration)
 R = TypeVar("R", bound=Prompt | Record)
 S = TypeVar("S", bound=Record)
 
-REPEATED = "rows repeat an earlier row"
-"""The note on rows that are learnt from more than once in an epoch."""
 
-
-def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple[list[Pair], int]:
+def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple[Sequence[Pair], int]:
     """Read preference pairs of a file or data set, with the configuration's `split`, `map` and `limit`.
 
     Returns:
@@ -35,9 +33,10 @@ def read_pairs(policy: Learner, source: str, cfg: DataConfig, run: Run) -> tuple
         RunError: the run started with other pairs.
     """
     account = account_of(cfg)
-    rows, _ = read_comparisons(source, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account)
-    pairs = pairs_of(policy, rows, source, account)
-    run.require_same(f"the pairs of {source}", content_key(pairs), f"the data {source!r}")
+    options = {"split": cfg.split, "columns": dict(cfg.map), "limit": cfg.limit}
+    rows = rows_on_disk(run, scan_comparisons, source, account, **options)
+    pairs = records_on_disk(run, policy.model.codec, rows, source, account)
+    run.require_same(f"the records of {source}", pairs.key, f"the data {source!r}")
     run.report_data(source, account)
     return pairs, account.dropped_rows
 
@@ -72,15 +71,6 @@ def account_of(cfg: DataConfig) -> Account:
     return Account(strict=cfg.strict, max_bad_rows=cfg.max_bad_rows)
 
 
-def pairs_of(policy: Learner, rows: Sequence[Comparison], source: str, account: Account) -> list[Pair]:
-    """Return comparisons in the policy's tokens, without those that become equal when cut.
-
-    Raises:
-        DataError: none is left, or too many cannot be used; the message names `source`.
-    """
-    return distinct(records_of(policy, rows, source, account, policy.model.codec.pair), source, account)
-
-
 def distinct(pairs: Sequence[S], source: str, account: Account) -> list[S]:
     """Return the pairs whose two completions differ in tokens; the others are counted.
 
@@ -89,7 +79,7 @@ def distinct(pairs: Sequence[S], source: str, account: Account) -> list[S]:
     """
     kept = [pair for pair in pairs if not same(*pair.completions)]
     for _ in range(len(pairs) - len(kept)):
-        account.drop("chosen and rejected are the same, cut to the model's context")
+        account.drop(CUT_EQUAL)
     if not kept:
         raise DataError(
             f"{source}: after truncation to the model's context, chosen and rejected are the same in every "
@@ -119,11 +109,12 @@ def tokenized(
     """
     codec.account = account
     records = []
-    for row in rows:
-        try:
-            records.append(tokenize(row))
-        except DataError as error:
-            account.skip(error)
+    for block in codec.in_blocks(rows):
+        for row in block:
+            try:
+                records.append(tokenize(row))
+            except DataError as error:
+                account.skip(error)
     account.check(source, len(records))
     _measure(codec, records, account)
     return records

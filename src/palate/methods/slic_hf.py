@@ -117,13 +117,13 @@ def _objective(cfg: Common) -> learn.Anchored:
 
 def _anchored(
     policy: Policy, pairs: Sequence[Pair], groups: Sequence[Group], cfg: Common
-) -> list[Pair | AnchoredPair]:
+) -> Sequence[Pair | AnchoredPair]:
     """Return the pairs, each with its anchor unless the anchor is its chosen completion."""
     if cfg.anchor == "target":
         return loops.with_targets(policy, pairs, cfg.target)
     if cfg.anchor == "best" and groups:
         return loops.with_best(pairs, groups)
-    return list(pairs)  # the anchor is the chosen completion, or there is none
+    return pairs  # the anchor is the chosen completion, or there is none
 
 
 def spends(cfg: SlicHFConfig, rows: Rows) -> Spending:

@@ -259,11 +259,27 @@ def test_a_cpu_goes_from_segment_to_segment(dtype: torch.dtype) -> None:
     assert not flex.trusted(query, query, Attention(0.25, None, None))
 
 
+@pytest.mark.parametrize("value", [None, "0", "yes"])
+def test_it_is_off_unless_it_is_switched_on(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(flex.SWITCH, raising=False)
+    if value is not None:
+        monkeypatch.setenv(flex.SWITCH, value)
+    monkeypatch.setattr(flex, "_tried", lambda *given: True)
+    query = torch.zeros(1, 4, 9, 16, dtype=torch.bfloat16, device="meta")
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
+    assert not flex.trusted(query, query, Attention(0.25, None, None))
+    monkeypatch.setenv(flex.SWITCH, "1")
+    assert flex.trusted(query, query, Attention(0.25, None, None))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, for which the kernel is compiled")
 @pytest.mark.parametrize("softcap", [None, 30.0])
 @pytest.mark.parametrize("window", [None, 64])
 @pytest.mark.parametrize("size", [64, 128])
-def test_on_a_gpu_it_is_trusted(size: int, window: int | None, softcap: float | None) -> None:
+def test_on_a_gpu_it_is_trusted(
+    size: int, window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(flex.SWITCH, "1")
     how = Attention(size**-0.5, window, softcap)
     shape = [(500, (70, 64, 200)), (1, (1,)), (900, (200, 200))] * 2
     length = sum(prompt + sum(sizes) for prompt, sizes in shape)

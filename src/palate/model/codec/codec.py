@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from palate.data.account import TRUNCATED, Account, RowError
 from palate.errors import ModelError
+from palate.memory import key_of
 from palate.model.codec.encoder import Encoder
-from palate.model.codec.finished import Finished, Finisher
+from palate.model.codec.finished import Finisher
 from palate.model.codec.left_out import Witness
 from palate.model.codec.parts import Answered, Asked, closing, opening_of, other_start, shared, turn_of
 from palate.model.codec.shown import Shown, show
-from palate.model.codec.template import TEMPLATE_ERRORS, ChatTemplate, Refused, Rendering, Span
+from palate.model.codec.template import TEMPLATE_ERRORS, ChatTemplate, Refused, Rendering
+from palate.model.codec.writer import Row, Writer, turns_of
 from palate.types import (
     Comparison,
     Completion,
@@ -31,6 +36,11 @@ from palate.types import (
 
 MOST_PROMPTS = 1 << 16
 """Prompts in the cache of tokens; it is bounded because a pairwise judge makes a new prompt of every pair."""
+
+BLOCK = 512
+"""Rows that are tokenised together."""
+
+R = TypeVar("R", bound=Row)
 
 _NOT_SAID = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id")
 """Attributes of tokenizers that name tokens which are not part of a model's text."""
@@ -77,12 +87,12 @@ class Codec:
         try:
             self._encoder = Encoder(tokenizer, self.template.literals())
             self.template.mark_control(self._encoder.pattern)
-            self._finisher = Finisher(self.template, self._encoder.pattern)
+            finisher = Finisher(self.template, self._encoder.pattern)
         except (Refused, *TEMPLATE_ERRORS) as error:
             raise ModelError(f"the chat template of {name} cannot be used: {error}") from error
         self._witness = Witness(self.template)
         eos = [*eos_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
-        turn_end = self._finisher.turn_end() if self.has_template else None
+        turn_end = finisher.turn_end() if self.has_template else None
         if turn_end is not None:
             eos.insert(0, tokenizer.convert_tokens_to_ids(turn_end))
         if not eos:
@@ -91,13 +101,16 @@ class Codec:
         """The token that closes a completion from data if the template writes none."""
         self.end_ids = frozenset(eos)
         """Every token at which sampling ends."""
-        self._ends = [text for i in self.end_ids if (text := self._encoder.control.get(i))]
-        self._finisher.close_with(self._ends)
+        ends = [text for i in self.end_ids if (text := self._encoder.control.get(i))]
+        finisher.close_with(ends)
         not_said = {getattr(tokenizer, attribute, None) for attribute in _NOT_SAID}
         self._not_said = self.end_ids | {i for i in not_said if i is not None}
-        self._opening = opening_of(self.template, self._encoder.pattern) if self.has_template else ""
+        opening = opening_of(self.template, self._encoder.pattern) if self.has_template else ""
+        self._writer = Writer(
+            finisher, self._encoder, templated=self.has_template, opening=opening, name=name
+        )
+        self._writer.ends = ends
         self._asked: dict[str, Asked] = {}
-        self._to_the_end = False
         self._pad_id: int | None = None
 
     def read_to_the_end(self, pad_id: int | None) -> None:
@@ -106,14 +119,57 @@ class Codec:
         That is the last token of the template's rendering that is not the padding token. Without a template,
         the rendering is the text and an end token.
         """
-        self._to_the_end, self._pad_id = self.has_template, pad_id
+        self._writer.to_the_end, self._pad_id = self.has_template, pad_id
 
     def keep_date(self, now: datetime) -> None:
         """Set the date that the chat template prints."""
         self.template.now = now
         self._asked.clear()
 
+    @property
+    def identity(self) -> str:
+        """A key of everything on which the tokens of a row depend."""
+        tokenizer, backend = self.tokenizer, getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = backend.to_str() if backend is not None else [repr(tokenizer), sorted(tokenizer.get_vocab())]
+        template = [
+            repr(tokenizer.chat_template),
+            self.template.variables,
+            dict(tokenizer.special_tokens_map),
+        ]
+        date = self.template.now.isoformat() if self.template.prints_date else None
+        ends = [self.end_id, sorted(self.end_ids), self._writer.to_the_end, self._pad_id]
+        return key_of(type(tokenizer).__name__, rules, template, date, ends, self.max_length)
+
     # -- to tokens ---------------------------------------------------------------------------------
+
+    def in_blocks(self, rows: Iterable[R], size: int = BLOCK) -> Iterator[list[R]]:
+        """Yield rows in blocks whose tokens are made ahead, on all cores, for the calls below.
+
+        While the caller works on a block, a thread tokenises the next one. The results of the calls are the
+        same without it.
+        """
+        waiting: deque[tuple[list[R], list[str], Future[None]]] = deque()
+
+        def take() -> list[R]:
+            waiting[0][2].result()
+            return waiting[0][0]
+
+        def forget() -> None:
+            block, texts, _ = waiting.popleft()
+            self._writer.forget(block)
+            self._encoder.forget(texts)
+
+        rows = iter(rows)
+        with ThreadPoolExecutor(1, "palate-tokens") as thread:
+            while block := list(islice(rows, size)):
+                texts = self._writer.remember(block, self._asked)
+                waiting.append((block, texts, thread.submit(self._encoder.ahead, texts)))
+                if len(waiting) > 1:
+                    yield take()
+                    forget()
+            if waiting:
+                yield take()
+                forget()
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids after which the completion starts; at least one.
@@ -218,7 +274,7 @@ class Codec:
         if made.token_ids is None or prompt.content == "":
             return completion
         opened = self._ask(prompt.to_sample())
-        finished = self._finish(prompt, turn_of(content), opened)
+        finished = self._writer.finish(prompt, turn_of(content), opened.rendering)
         end = finished.close if finish == "length" else finished.stop
         if finished.text.startswith(opened.rendering.text):
             rest = finished.text[len(opened.rendering.text) : end]
@@ -268,45 +324,37 @@ class Codec:
         return self._asked[prompt.id]
 
     def _opened(self, prompt: Prompt) -> Asked:
-        if not self.has_template and isinstance(prompt.content, str):
-            rendering = Rendering(prompt.content, self._spans(prompt.content))
-        else:
-            self._refuse_rendered(prompt)
-            try:
-                rendering = self._finisher.open(self._turns(prompt), prompt.variables)
-            except Refused as error:
-                raise self._refusal(prompt, error) from error
+        rendering = self._writer.opened(prompt)
         if rendering.typed and self.has_template:
             self.account.note("text that looks like control tokens is read as text", prompt.where)
         # A template writes its own BOS.
         before = () if self.has_template else self._encoder.before
         encoded = self._encoder.encode(rendering.text, rendering.typed)
-        chars, tokens = self._encoder.settled(rendering.text, rendering.typed, encoded)
-        return Asked(rendering, (*before, *encoded.ids) or self._first(), chars, tokens)
+        chars = self._encoder.settled(rendering.text, rendering.typed)
+        last = self._encoder.before_last_control
+        same = last(rendering.text, rendering.typed, encoded, chars) if chars else 0
+        return Asked(rendering, (*before, *encoded.ids) or self._first(), same)
 
     def _answered(self, prompt: Prompt, content: Content, finish: Finish) -> Answered:
         opened = self._ask(prompt.to_sample())
-        turn = self._without_end(turn_of(content), prompt)
-        finished = self._finish(prompt, turn, opened)
+        turn, end = self._writer.without_end(turn_of(content))
+        if end is not None:
+            self.account.note(f"answers already end with {end}, so Palate adds no second one", prompt.where)
+        finished, (text, typed, chars) = self._writer.finished(prompt, content, finish, opened.rendering)
+        if self.has_template or not isinstance(prompt.content, str):
+            self._report_left_out(prompt, turn, finished.text)
         cut, lead = finish == "length", 0 if self.has_template else len(self._encoder.before)
-        end = len(finished.text) if self._to_the_end else finished.stop
-        text = finished.text[: finished.close if cut else end]
-        typed = [span for span in finished.typed if span[1] <= len(text)]
         before = () if self.has_template else self._encoder.before
-        chars = opened.same_chars
-        if (
-            chars
-            and text[:chars] == opened.rendering.text[:chars]
-            and self._encoder.pattern.match(text, chars)
-        ):
-            before, text = opened.ids[: opened.same_tokens], text[chars:]
-            typed = [(begin - chars, end - chars) for begin, end in typed if begin >= chars]
-        else:
-            chars = 0
+        before = opened.ids[: opened.same_tokens] if chars else before
         encoded = self._encoder.encode(text, typed)
         ids = (*before, *encoded.ids)
-        start = len(before) + self._encoder.up_to(finished.start - chars, text, typed, encoded)
-        if not cut and (len(ids) == start or (ids[-1] not in self.end_ids and not self._to_the_end)):
+        count = len(opened.ids)
+        if not typed and finished.start == len(opened.rendering.text) and ids[:count] == opened.ids:
+            start = count  # the usual case, for which the places of tokens are not needed
+        else:
+            start = len(before) + self._encoder.up_to(finished.start - chars, text, typed, encoded)
+        to_the_end = self._writer.to_the_end
+        if not cut and (len(ids) == start or (ids[-1] not in self.end_ids and not to_the_end)):
             ids = (*ids, self.end_id)
         while not cut and len(ids) > 1 and ids[-1] == self._pad_id:
             ids, start = ids[:-1], min(start, len(ids) - 2)
@@ -317,23 +365,15 @@ class Codec:
             words = self.text(ids[start:])
         return Answered(ids, start, words, finish, Rendering(finished.text, finished.typed), lead)
 
-    def _finish(self, prompt: Prompt, turn: Message, opened: Asked) -> Finished:
-        if not self.has_template and isinstance(prompt.content, str):
-            whole = prompt.content + said(turn)
-            return Finished(whole, opened.rendering.typed, len(prompt.content), len(whole), len(whole))
-        turns = self._turns(prompt)
-        try:
-            finished = self._finisher.finish(turns, turn, prompt.variables, opened.rendering.text)
-        except Refused as error:
-            raise self._refusal(prompt, error) from error
-        for name, in_answer in self._witness.left_out([*turns, turn], prompt.variables, finished.text):
+    def _report_left_out(self, prompt: Prompt, turn: Message, text: str) -> None:
+        """Count the parts of a finished conversation that its rendering lacks."""
+        for name, in_answer in self._witness.left_out([*turns_of(prompt), turn], prompt.variables, text):
             lost = in_answer and name in ("reasoning_content", "thinking", "reasoning")
             (self.account.lose if lost else self.account.leave)(name, prompt.where)
-        return finished
 
     def _text_row(self, text: str, finish: Finish) -> Answered:
         """Return a text that is learnt unchanged, with its control tokens as tokens."""
-        whole = text.rstrip() if text.rstrip().endswith(tuple(self._ends)) else text
+        whole = self._writer.text_row(text)
         ids = self._encoder.encode(whole).ids
         before = self._encoder.before
         lead = 0 if ids[: len(before)] == before else len(before)
@@ -355,36 +395,6 @@ class Codec:
             self.account.note(f"{TRUNCATED} at {self.max_length:,} tokens (--max-length)", prompt.where)
         return Completion(text=answered.text, token_ids=ids[:room], finish=finish)
 
-    def _turns(self, prompt: Prompt) -> tuple[Message, ...]:
-        content = prompt.content
-        return ({"role": "user", "content": content},) if isinstance(content, str) else content
-
-    def _spans(self, text: str) -> tuple[Span, ...]:
-        return tuple(match.span() for match in self._encoder.pattern.finditer(text))
-
     def _first(self) -> tuple[int, ...]:
         bos = self.tokenizer.bos_token_id
         return (bos if bos is not None else self.end_id,)
-
-    def _without_end(self, turn: Message, prompt: Prompt) -> Message:
-        """Return the turn without an end token in its text, because the template writes one."""
-        words = said(turn)
-        end = next((end for end in self._ends if words.rstrip().endswith(end)), None)
-        if not self.has_template or end is None:
-            return turn
-        self.account.note(f"answers already end with {end}, so Palate adds no second one", prompt.where)
-        return {**turn, "content": words.rstrip().removesuffix(end)}
-
-    def _refuse_rendered(self, prompt: Prompt) -> None:
-        content = prompt.content
-        if isinstance(content, str) and self._opening and content.rstrip().endswith(self._opening):
-            raise RowError(
-                f"{prompt.where or 'a prompt'}: the prompt is already rendered by a chat template (it ends "
-                f"with {self._opening!r}); expected the words of the turns. Give the turns as a list, or the "
-                "prompt and its answer together in a column `text`, which is learnt unchanged.",
-                prompt.where,
-            )
-
-    def _refusal(self, prompt: Prompt, error: Refused) -> RowError:
-        where = prompt.where or "a prompt"
-        return RowError(f"{where}: the chat template of {self.name} refuses it: {error}", prompt.where)

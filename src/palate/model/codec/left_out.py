@@ -55,6 +55,8 @@ class Witness:
                 yield "thoughts in turns of the assistant"
             elif not thoughts and not self._shows(turns, number, "content", variables, text):
                 yield f"turns of the {role}"
+        if len(turn) == 2 and "content" in turn:
+            return  # the usual turn: a role and a content
         thought = next((turn[key] for key in REASONING if turn.get(key)), None)
         if thought is not None and str(thought).strip() not in text:
             yield next(key for key in REASONING if turn.get(key))

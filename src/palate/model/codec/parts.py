@@ -17,9 +17,8 @@ class Asked:
 
     rendering: Rendering
     ids: tuple[int, ...]
-    same_chars: int = 0
     same_tokens: int = 0
-    """The characters and tokens before the last control token, which no later text can change."""
+    """The tokens before the last control token, which no later text can change."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,15 @@ def closing(opened: str) -> str:
 
 def shared(rows: Sequence[Sequence[int]]) -> int:
     """Return the number of first tokens that all rows share."""
-    pairs = zip(*rows, strict=False)
-    return next((n for n, tokens in enumerate(pairs) if len(set(tokens)) > 1), min(map(len, rows)))
+    first = min(rows, key=len)
+    low, high = 0, len(first)
+    while low < high:  # by bisection: slices are compared faster than tokens
+        middle = (low + high + 1) // 2
+        if all(row[low:middle] == first[low:middle] for row in rows):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def other_start(opened: Asked, finished: Finished, notes: Collection[str]) -> str:

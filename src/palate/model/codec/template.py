@@ -242,12 +242,12 @@ class ChatTemplate:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings(inner)
+    elif isinstance(value, list | tuple | Mapping):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            if isinstance(inner, str):
+                yield inner
+            else:
+                yield from _strings(inner)
 
 
 def _each_string(value: Any, change: Callable[[str], str], *, keep: tuple[str, ...] = ()) -> Any:

@@ -3,12 +3,16 @@
 Attention segment by segment suits a CPU; on a GPU, starting so many kernels takes longer than running them.
 Here one kernel processes the row and skips blocks without a visible key. It is compiled on first use, and
 used only if its results and gradients equal those of the segments.
+
+It is experimental, since it has only run uncompiled, on a CPU. So it is off unless `SWITCH` is 1 in the
+environment.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 from functools import cache
 from itertools import accumulate, pairwise
 from subprocess import SubprocessError
@@ -24,6 +28,9 @@ from palate.model.fast.attention import Attention
 from palate.model.fast.segments import Segments, Shape
 
 log = logging.getLogger("palate")
+
+SWITCH = "PALATE_FLEX"
+"""The environment variable that switches the kernel on."""
 
 BLOCK = 128
 """Number of queries, and of keys, in a block of the mask."""
@@ -191,8 +198,8 @@ FAILURES = (
 
 
 def trusted(query: Tensor, key: Tensor, how: Attention) -> bool:
-    """Return whether the kernel can be used: on a GPU, in half precision, if its test passes there."""
-    if query.device.type != "cuda" or query.dtype not in HALF:
+    """Return whether the kernel can be used: switched on, on a GPU, in half precision, if its test passes."""
+    if os.environ.get(SWITCH) != "1" or query.device.type != "cuda" or query.dtype not in HALF:
         return False
     heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
     return _tried(query.device, query.dtype, heads, kv_heads, size, how.scaling, how.softcap)
