@@ -18,7 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 LAYERS = (
-    ("errors", "types", "metrics", "declared", "near", "given", "quiet", "beside", "spinning"),
+    ("errors", "types", "metrics", "declared", "near", "given", "quiet", "beside", "spinning", "eventloop"),
     ("config", "memory", "rundir", "world"),
     ("settings",),
     ("losses", "advantages", "select", "data", "journal", "statistics", "winrates", "bestofn", "textstats"),

@@ -29,6 +29,7 @@ from palate.launch.measure import (
 )
 from palate.launch.probe import probe_judge
 from palate.launch.rewards import annotator_of, held_out_annotator
+from palate.launch.rollouts import closing_rollouts, open_rollouts
 from palate.launch.rows import read_rows, report_rows, with_room
 from palate.learn import Learner, Policy
 from palate.loops import PairRounds, content_key, pairs_of, records_of
@@ -153,7 +154,8 @@ def train(
         with quieted(), Run(config, method=method, display=shown) as run:
             own_judge = None if isinstance(judge, str) else judge
             annotate = led(lambda: annotator_of(config, run, own_judge))
-            with closing(annotate) if isinstance(annotate, JudgeAnnotator) else nullcontext():
+            judging = closing(annotate) if isinstance(annotate, JudgeAnnotator) else nullcontext()
+            with judging, closing_rollouts(run):
                 return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
 
 
@@ -186,7 +188,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     held_out = with_room(policy, held_out, cfg.eval_data, others, cfg)
     report_rows(run, cfg, account, others)
     beside = () if method.beside is None else method.beside(policy, cfg, seed=run.seed("beside"))
-    _attach(policy, (*prompts, *held_out), run, *beside)
+    _attach(policy, (*prompts, *held_out), cfg, run, *beside)
     report_weights(run, policy, *beside)
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = shown_prompts(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
@@ -212,7 +214,7 @@ def _from_pairs(method: Method, cfg: Any, run: Run, annotate: Annotator | None) 
     held_out = pairs_of(learner, unseen, cfg.eval_data, others) if unseen else []
     report_rows(run, cfg, account, others)
     run.require_same("the pairs", content_key([*pairs, *held_out]), "the data")
-    _attach(learner, [pair.prompt for pair in (*pairs, *held_out)], run)
+    _attach(learner, [pair.prompt for pair in (*pairs, *held_out)], cfg, run)
     counts = {"pairs": len(pairs), "pairs_dropped": account.dropped_rows}
     return _on_records(method, learner, pairs, held_out, annotate, cfg, run, counts)
 
@@ -226,7 +228,7 @@ def _from_demonstrations(method: Method, cfg: Any, run: Run, annotate: Annotator
     held_out = records_of(learner, unseen, cfg.eval_data, others, example) if unseen else []
     report_rows(run, cfg, account, others)
     run.require_same("the demonstrations", content_key([*examples, *held_out]), "the data")
-    _attach(learner, [example.prompt for example in (*examples, *held_out)], run)
+    _attach(learner, [example.prompt for example in (*examples, *held_out)], cfg, run)
     counts = {"demonstrations": len(examples)}
     return _on_records(method, learner, examples, held_out, annotate, cfg, run, counts)
 
@@ -308,10 +310,11 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
     return learner
 
 
-def _attach(learner: Learner, prompts: Iterable[Prompt], run: Run, *beside: Learner) -> None:
+def _attach(learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run, *beside: Learner) -> None:
     """Check that the prompts' tokens are those at the start of the run, then start or resume."""
     codec = learner.model.codec
     tokens = key_of([codec.prompt_ids(prompt) for prompt in prompts])
     subject = f"the rendering of the prompts by the tokenizer or chat template of {learner.model.source}"
     run.require_same("the prompts in tokens", tokens, subject)
     run.attach(learner, *beside)
+    open_rollouts(learner, cfg, run)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from palate.config import Config, KLConfig, MethodConfig, RewardConfig, RunConfig, Sampling, Source
+from palate.config import Config, KLConfig, MethodConfig, RewardConfig, Rollouts, RunConfig, Sampling, Source
 from palate.given import is_judge
 
 Ask = Literal["scores", "comparisons"]
@@ -39,7 +39,7 @@ class PairBatches(Batches):
     """Steps between measurements on the held-out data; default: only before and after training."""
 
 
-class OfflineConfig(MethodConfig, RewardConfig, Sampling, KLConfig):
+class OfflineConfig(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig):
     """Fields of methods that fit a fixed set of records, from data or sampled once.
 
     If the records come from data, the options of reward and sampling only affect the measurement before and
@@ -47,7 +47,7 @@ class OfflineConfig(MethodConfig, RewardConfig, Sampling, KLConfig):
     """
 
 
-class RoundsConfig(MethodConfig, RewardConfig, Sampling, KLConfig, Batches):
+class RoundsConfig(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig, Batches):
     """Fields of methods in rounds. `epochs` and `steps` count for one stage of training.
 
     Stages follow each other: a finished stage cannot be extended, but further rounds can be added.
