@@ -262,9 +262,9 @@ def test_no_function_is_nearly_another() -> None:
 
 
 def test_a_copy_with_other_names_is_found() -> None:
-    code = ast.unparse(next(f for f in functions(TREES["model/rollouts.py"]) if f.name == "sample"))
+    code = ast.unparse(next(f for f in functions(TREES["model/rollouts.py"]) if f.name == "begin"))
     trees = {
         "a.py": ast.parse(code),
-        "b.py": ast.parse(code.replace("def sample", "def draw").replace("n:", "k:")),
+        "b.py": ast.parse(code.replace("def begin", "def draw").replace("n:", "k:")),
     }
     assert len(copies(trees)) == 1

@@ -268,12 +268,12 @@ class RunConfig(Config):
         | {"judge_tokens_per_minute", "judge_timeout", "judge_retries", "judge_max_wait"}
         | {"probe_pairs", "probe_data"}
         | {"processes", "process_limit"}
-        | {"vllm_python", "vllm_args", "rollout_timeout", "rollout_retries"}
+        | {"rollouts", "vllm_python", "vllm_args", "rollout_timeout", "rollout_retries"}
     )
     """Fields that may change when a run is resumed and that affect none of its numbers."""
     may_change_bits: ClassVar[frozenset[str]] = frozenset(
         {"steps", "epochs", "eval_every", "threads", "device", "fast"}
-        | {"micro_batch_tokens", "sampling_rows", "checkpointing", "sharding", "rollouts"}
+        | {"micro_batch_tokens", "sampling_rows", "checkpointing", "sharding"}
     )
     """Fields that may change when a run is resumed, but whose change makes results not bit-identical."""
     may_grow: ClassVar[frozenset[str]] = frozenset()

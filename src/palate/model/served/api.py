@@ -64,7 +64,7 @@ class API:
         return await self._send("GET", path, None)
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Return the JSON of the reply to a request; None if the reply is no JSON, such as a plain text.
+        """Return the JSON of the reply to a request; None for a plain text.
 
         Raises:
             RefusedError: the server refused the request for good.
@@ -80,7 +80,7 @@ class API:
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._retries + 1),
             retry=tenacity.retry_if_exception(self._may_help),
-            wait=tenacity.wait_exponential_jitter(initial=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT),
+            wait=tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT),
             reraise=True,
         )
         try:

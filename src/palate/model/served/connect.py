@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,13 @@ def connected(
         for process in started:
             process.close()
 
-    try:
+    with ExitStack() as undo:
+        undo.callback(close)
         url, key = current().lead("the vLLM server", opening)
         ended = started[0].ended if started else lambda: None
         api = API(url, key=key, timeout=cfg.rollout_timeout, retries=cfg.rollout_retries, ended=ended)
         version, base, longest = current().lead("the server's model", partial(_greeted, api, model))
-    except BaseException:
-        close()
-        raise
+        undo.pop_all()
     identity = f"vLLM {version}"
     first = remember(identity)
     if first != identity:
@@ -127,7 +127,7 @@ def _greeted(api: API, model: LoadedModel) -> list[Any]:
     base, longest = greeting(answered(api.get("/v1/models"), api, "list its models"), api.url)
     version = str(answered(api.get("/version"), api, "name its version")["version"])
     # From the likeliest token alone, log-probabilities after the restriction are all zero.
-    options = Sampling(top_k=1, max_new_tokens=_PROBE, min_new_tokens=_PROBE)
+    options = Sampling.model_validate({"top_k": 1, "max_new_tokens": _PROBE, "min_new_tokens": _PROBE})
     row = Row((model.codec.end_id,), np.full(_PROBE, 0.5))
     reply = answered(api.post(GENERATE, body_of(row, options, base, ())), api, "sample")
     read_reply(reply, row, options, (), model=base)

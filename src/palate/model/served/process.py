@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -71,11 +71,10 @@ class ServerProcess:
                 start_new_session=True,  # Ctrl-C ends the run first, then the run ends the server
                 preexec_fn=None if _LIBC is None else _end_with_parent,
             )  # fmt: skip
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             self._wait()
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     def ended(self) -> str | None:
         """Return a sentence about the end of the process; None while it runs."""

@@ -14,7 +14,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,7 +147,7 @@ class VLLMSampler:
         """Fill rows with tokens from the server, `sampling_rows` requests at a time; see `Fill`."""
         rows = [row for group in groups for row in group]
         self._require_room(rows, sampling)
-        filled: SimpleQueue[int | BaseException] = SimpleQueue()
+        filled: SimpleQueue[int | None] = SimpleQueue()
 
         async def one(row: Row, room: asyncio.Semaphore) -> None:
             async with room:
@@ -161,25 +161,28 @@ class VLLMSampler:
                 async with asyncio.TaskGroup() as tasks:
                     for row in rows:
                         tasks.create_task(one(row, room))
-            except* Exception as errors:
-                first = errors.exceptions[0]
-                filled.put(
-                    explained(first, self._api, "sample") if isinstance(first, RefusedError) else first
-                )
-            except* asyncio.CancelledError:
-                filled.put(RunError("sampling was stopped"))
+            finally:
+                filled.put(None)  # after the last row, or after a failure
 
         future = eventloop.begin(everything())
         self._running.add(future)
         try:
-            for _ in rows:
-                item = filled.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            while (tokens := filled.get()) is not None:
+                yield tokens
+            wait([future])
+            if (failure := self._failure(future)) is not None:
+                raise failure
         finally:
             future.cancel()
             self._running.discard(future)
+
+    def _failure(self, future: Future[None]) -> BaseException | None:
+        """Return the first error of the tasks behind a finished future."""
+        if future.cancelled():
+            return RunError("sampling was stopped")
+        error = future.exception()
+        first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+        return explained(first, self._api, "sample") if isinstance(first, RefusedError) else first
 
     def _check(self, label: str | None) -> None:
         """Refuse a reply of other weights than those that were published last, or replied first."""
@@ -208,6 +211,7 @@ class VLLMSampler:
                 f"the adapter of {model.source} has whole embeddings, which vLLM does not serve; use "
                 "--no-lora or --rollouts local"
             )
+        assert model.peft is not None, "it has an adapter"
         path = self._write(name, partial(model.peft.save_pretrained, save_embedding_layers=False))
         body = {"lora_name": name, "lora_path": str(path.resolve())}
         self._send("/v1/load_lora_adapter", body, "load an adapter")

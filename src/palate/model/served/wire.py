@@ -135,4 +135,6 @@ def greeting(models: Mapping[str, Any], url: str) -> tuple[str, int]:
         base = next(m for m in models["data"] if m.get("parent") is None)
         return str(base["id"]), int(base["max_model_len"])
     except (KeyError, TypeError, ValueError, StopIteration):
-        raise ConfigError(f"the server at {url} lists no base model, so it is no vLLM server") from None
+        raise ConfigError(
+            f"the server at {url} lists no base model; expected the address of a vLLM server"
+        ) from None
