@@ -140,7 +140,8 @@ class Sampling(Config):
     """Texts that end a completion."""
     sampling_rows: int | None = Field(None, ge=1)
     """Completions sampled in parallel; changes memory use and speed, not results (in float32). Default: 64,
-    and up to 256 with 16 or more completions per prompt, if their keys and values fit in 2 GiB."""
+    and up to 256 with 16 or more completions per prompt, if their keys and values fit in 2 GiB; 256 if a
+    server samples."""
 
     @model_validator(mode="after")
     def _limits(self) -> Self:
@@ -197,7 +198,7 @@ class Rollouts(Config):
                 "the URL of rollouts contains a user, a password or a query, and it would be written to the "
                 "run's files; put the server's key into the environment variable VLLM_API_KEY"
             )
-        return given.rstrip("/")
+        return given.rstrip("/").removesuffix("/v1")
 
     @field_validator("vllm_python", mode="before")
     @classmethod

@@ -141,3 +141,18 @@ def test_the_key_is_in_no_file(
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if b"very-secret-key" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("ahead", ["0", "1"])
+def test_several_processes_send_their_parts(tiny: str, serve: Any, tmp_path: Path, ahead: str) -> None:
+    fake, one = serve(), serve()
+    again = words(tiny, tmp_path / "two", fake.url, "--processes", "2", "--ahead", ahead)
+    ended = subprocess.run([sys.executable, "-m", "palate", *again], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert main(words(tiny, tmp_path / "one", one.url, "--ahead", ahead)) == 0
+    seeds = [sorted(body["sampling_params"]["seed"] for body in own.asked) for own in (fake, one)]
+    assert seeds[0] == seeds[1]
+    assert [done for done, _ in fake.log].count("load") == STEPS - int(ahead)
+    tables = [pq.read_table(tmp_path / name / "completions.parquet").to_pylist() for name in ("two", "one")]
+    first = [[row["completion"] for row in table[: BATCH * N]] for table in tables]
+    assert first[0] == first[1]

@@ -93,7 +93,7 @@ class API:
             raise self._gone(f"{type(error).__name__}: {str(error)[:200]}") from error
         except RefusedError as error:
             if error.status in RETRIED:
-                raise self._gone(str(error)) from error
+                raise self._gone(str(error), "fails") from error
             raise
         raise AssertionError("the last attempt returns or raises")
 
@@ -123,12 +123,12 @@ class API:
             return error.status in RETRIED
         return isinstance(error, TimeoutError | httpx2.TransportError)
 
-    def _gone(self, note: str) -> RunError:
+    def _gone(self, note: str, what: str = "does not answer") -> RunError:
         reason = self._ended()
         if reason is not None:
             return RunError(f"{reason}; finished samples are in the journal, so {AGAIN}")
         return RunError(
-            f"the vLLM server at {self.url} does not answer ({self._hide(note)}; "
+            f"the vLLM server at {self.url} {what} ({self._hide(note)}; "
             f"{self._retries + 1} attempts); finished samples are in the journal: start the server again, "
             f"then {AGAIN}"
         )

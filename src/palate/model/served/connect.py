@@ -59,7 +59,8 @@ def connected(
 
     def opening() -> list[Any]:
         if cfg.rollouts == "vllm":
-            started.append(ServerProcess(cfg.vllm_python, arguments(cfg, model), directory / "vllm.log"))
+            own, log, whole = arguments(cfg, model), directory / "vllm.log", model.peft is None
+            started.append(ServerProcess(cfg.vllm_python, own, log, takes_weights=whole))
             return [started[0].url, started[0].key]
         return [cfg.rollouts.partition(":")[2], os.environ.get(KEY, "").strip()]
 

@@ -43,13 +43,16 @@ class ServerProcess:
         python: the Python of an environment with vLLM; None for `PALATE_VLLM_PYTHON`, else this Python.
         arguments: arguments of the server besides its address.
         log: file for its output.
+        takes_weights: the server lets any program on this machine exchange all of its weights.
 
     Raises:
         ConfigError: that Python does not exist or has no vLLM.
         RunError: the server ends before it answers.
     """
 
-    def __init__(self, python: Path | None, arguments: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, python: Path | None, arguments: Sequence[str], log: Path, *, takes_weights: bool = False
+    ) -> None:
         program = str(python or os.environ.get(PYTHON) or sys.executable)
         _require_vllm(program)
         self.key = secrets.token_urlsafe(24)
@@ -60,9 +63,10 @@ class ServerProcess:
         environ = os.environ | {
             "VLLM_API_KEY": self.key,  # an argument would be visible to other users of the machine
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-            "VLLM_SERVER_DEV_MODE": "1",  # the endpoints that exchange all weights
             "VLLM_NO_USAGE_STATS": "1",
         }
+        if takes_weights:
+            environ["VLLM_SERVER_DEV_MODE"] = "1"  # the key does not protect its endpoints
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [program, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1",

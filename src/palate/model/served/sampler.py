@@ -85,6 +85,7 @@ class VLLMSampler:
         self._latest: tuple[weakref.ref[Any], int, Published] | None = None
         self._pool = ThreadPoolExecutor(BATCHES, thread_name_prefix="palate-vllm")
         self._running: set[Future[None]] = set()
+        self._closed = False
 
     def publish(self, model: LoadedModel) -> Published:
         """Make the model's current weights available on the server, unless they are; a collective.
@@ -132,6 +133,7 @@ class VLLMSampler:
 
     def close(self) -> None:
         """Stop sampling, remove what was published, and end a server that the run has started."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         for future in list(self._running):
             future.cancel()
@@ -166,6 +168,8 @@ class VLLMSampler:
 
         future = eventloop.begin(everything())
         self._running.add(future)
+        if self._closed:
+            future.cancel()
         try:
             while (tokens := filled.get()) is not None:
                 yield tokens
