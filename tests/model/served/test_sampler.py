@@ -153,7 +153,7 @@ def test_failures_that_may_pass_are_retried_with_the_same_seed(
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Fault(500, b"oops"), r"does not answer \(HTTP 500: oops; 3 attempts\); finished samples"),
+        (Fault(500, b"oops"), r"fails \(HTTP 500: oops; 3 attempts\); finished samples"),
         (Fault(action="hang"), r"does not answer \(no reply within 0.3 seconds; 3 attempts\)"),
         (Fault(action="trickle"), r"does not answer \(no reply within 0.3 seconds"),
         (Fault(action="reset"), r"does not answer \(\w+Error: .*; 3 attempts\)"),
@@ -249,6 +249,11 @@ def test_the_engine_is_part_of_the_key_of_samples(make_policy: Make, serve: Any,
             policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3)
     assert len(set(known.keys)) == 3
     assert len(key_of("x")) == len(known.keys[0])
+
+
+def test_the_address_may_be_that_of_the_api() -> None:
+    cfg = OAIFConfig.model_validate({"data": "-", "rollouts": "vllm:http://127.0.0.1:8000/v1/"})
+    assert cfg.rollouts == "vllm:http://127.0.0.1:8000"
 
 
 @pytest.mark.parametrize(
