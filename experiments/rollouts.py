@@ -6,11 +6,10 @@
 It needs an environment with vLLM, whose Python the environment variable PALATE_VLLM_PYTHON names
 (docs/scale.md says how to make one). The arms have the same prompts, reward and seed:
 
-- `local`: Palate's own engine samples;
-- `vllm`: a server that the run starts beside itself;
-- `vllm, --ahead 2`: the same, two steps ahead;
-- `vllm, killed`: a server of its own at a URL, which is killed (SIGKILL) in the middle of a step; another one
-  is started at another address, and the same command resumes the run.
+- Palate's own engine samples;
+- a vLLM server at a URL samples. It is killed (SIGKILL) in the middle of a step, another one is started at
+  another address, and the same command resumes the run;
+- a vLLM server that the run starts beside itself samples, two steps ahead.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -34,16 +34,17 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results" / "rollouts.json"
 PAGE = ROOT / "docs" / "scale.md"
 SERVER = ["--max-model-len=512", "--max-num-seqs=32"]
-EDGE = 5
+KILLED = "vLLM, killed and resumed"
+EDGE = 4
 """Steps at each end of a run whose mean rewards are compared."""
 
 
 def command(output: Path, given: argparse.Namespace, *more: str) -> list[str]:
     return [
         *(sys.executable, "-m", "palate", "run", "oaif", "--data", "everyday", "--limit", "128"),
-        *("--reward", "length:12", "--n", "2", "--temperature", "1", "--max-new-tokens", "32"),
-        *("--steps", str(given.steps), "--batch-size", str(given.batch_size), "--lr", "3e-4"),
-        *("--dtype", given.dtype, "--checkpoint-every", "4", "--rollout-retries", "2"),
+        *("--reward", "length:12", "--n", "4", "--temperature", "1", "--max-new-tokens", "24"),
+        *("--steps", str(given.steps), "--batch-size", str(given.batch_size), "--lr", "1e-3"),
+        *("--dtype", given.dtype, "--checkpoint-every", "4", "--fresh-prompts", "0"),
         *("--output", str(output), *more),
     ]
 
@@ -95,7 +96,7 @@ def killed(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     process, url = server(folder / "first.log", given)
     environ = os.environ | {"VLLM_API_KEY": process.key}
     run = subprocess.Popen(
-        command(output, given, "--rollouts", f"vllm:{url}"),
+        command(output, given, "--rollouts", f"vllm:{url}", "--rollout-retries", "2"),
         env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while len(rows(output)) < at and run.poll() is None:
@@ -109,8 +110,8 @@ def killed(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     try:
         environ = os.environ | {"VLLM_API_KEY": process.key}
         subprocess.run(
-            command(output, given, "--rollouts", f"vllm:{url}"), check=True, env=environ,
-            stdout=subprocess.DEVNULL,
+            command(output, given, "--rollouts", f"vllm:{url}", "--rollout-retries", "2"),
+            check=True, env=environ, stdout=subprocess.DEVNULL,
         )  # fmt: skip
     finally:
         process.close()
@@ -129,7 +130,8 @@ def killed(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> list[str]:
     """Return the figures as Markdown."""
     lines = [
-        "| completions by | reward, first 5 steps | last 5 steps | sampler-learner difference, mean | max |",
+        f"| completions by | reward, first {EDGE} steps | last {EDGE} steps | difference to the learner, "
+        "mean | largest |",
         "|---|---|---|---|---|",
     ]
     for name, own in results["arms"].items():
@@ -137,13 +139,13 @@ def table(results: dict[str, Any]) -> list[str]:
             f"| {name} | {own['reward_first']:.2f} | {own['reward_last']:.2f} | {own['gap_mean']:.5f} | "
             f"{own['gap_max']:.3f} |"
         )
-    info, own = results["machine"], results["arms"]["vLLM, killed and resumed"]
+    info, own = results["machine"], results["arms"][KILLED]
     return [
         *lines,
         "",
         f"Measured on {info['date']}: {info['processor']}, {info['cores']} cores shared with other work, "
         f"{results['dtype']}, {results['steps']} steps of {results['batch_size']} prompts. The server of the "
-        f"last row was killed in step {own['steps_before'] + 1}: the run ended with exit code "
+        f"second row was killed in step {own['steps_before'] + 1}: the run ended with exit code "
         f"{own['exit_code']}, and the same command resumed it with another server. The rewards of "
         f"{own['steps_with_the_same_rewards']} of the {own['steps_before']} steps before the kill stayed the "
         "same.",
@@ -156,8 +158,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, help="directory of the runs; finished ones are not repeated")
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=14)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
@@ -172,16 +174,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        beside = ["--rollouts", "vllm", *(f"--vllm-args={argument}" for argument in SERVER)]
-        arms = {
-            "Palate's own engine": train(folder / "local", given),
-            "vLLM": train(folder / "vllm", given, *beside),
-            "vLLM, `--ahead 2`": train(folder / "ahead", given, *beside, "--ahead", "2"),
-            "vLLM, killed and resumed": killed(folder, given),
+        beside = ["--rollouts", "vllm", *(f"--vllm-args={argument}" for argument in SERVER), "--ahead", "2"]
+        work: dict[str, Callable[[], dict[str, Any]]] = {
+            "Palate": lambda: train(folder / "local", given),
+            KILLED: lambda: killed(folder, given),
+            "vLLM, `--ahead 2`": lambda: train(folder / "ahead", given, *beside),
         }
-    facts = {"dtype": given.dtype, "steps": given.steps, "batch_size": given.batch_size}
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps({"machine": machine(), **facts, "arms": arms}, indent=2) + "\n")
+        results: dict[str, Any] = {"machine": machine(), "dtype": given.dtype, "steps": given.steps}
+        results |= {"batch_size": given.batch_size, "arms": {}}
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        for name, run in work.items():
+            results["arms"][name] = run()
+            given.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class FakeVLLM:
             False,
             False,
         )
+        self.deaf = False
         vars(self).update(changes)
         self.adapters: dict[str, str] = {}
         self.log: list[tuple[str, str]] = []
@@ -51,9 +52,9 @@ class FakeVLLM:
 
     @property
     def asked(self) -> list[dict[str, Any]]:
-        """The bodies of the requests for completions, without the first, which tests log-probabilities."""
-        pairs = zip(self.server.paths, self.server.requests, strict=True)
-        return [body for path, body in pairs if path == "/inference/v1/generate"][1:]
+        """The bodies of the requests for completions, without those that test the server."""
+        bodies = [body for body in self.server.requests if "sampling_params" in body]
+        return [body for body in bodies if body["sampling_params"]["min_tokens"] == 0]
 
     def _answer(self, body: dict[str, Any], number: int) -> Any:
         path = self.server.paths[number]
@@ -107,13 +108,14 @@ class FakeVLLM:
         random = torch.Generator().manual_seed(options["seed"])
         tokens: list[int] = []
         entries = []
-        if isinstance(self.network, PeftModel) and body["model"] != "base":
+        base = body["model"] == "base" or self.deaf
+        if isinstance(self.network, PeftModel) and not base:
             self.network.set_adapter(body["model"])
         while len(tokens) < options["max_tokens"] and not (
             tokens and tokens[-1] in options["stop_token_ids"]
         ):
             inputs = torch.tensor([ids + tokens])
-            if isinstance(self.network, PeftModel) and body["model"] == "base":
+            if isinstance(self.network, PeftModel) and base:
                 with self.network.disable_adapter():
                     logits = self.network(inputs).logits[:, -1].float()
             else:

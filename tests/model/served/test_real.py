@@ -21,11 +21,12 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get(PYTHON), reason=f"{PYTHON} names no environment with vLLM"),
 ]
 
+STOP = ("p", "a", "e")
 PROMPTS = [Prompt(({"role": "user", "content": f"Name a {thing}."},)) for thing in ("colour", "fish", "city")]
 
 
 def sampling(**changes: Any) -> Sampling:
-    return Sampling.model_validate({"max_new_tokens": 24, **changes})
+    return Sampling.model_validate({"max_new_tokens": 12, **changes})
 
 
 def policy_of(lora: bool) -> Policy:
@@ -68,7 +69,7 @@ def test_each_version_samples_with_its_own_weights(served: Policy) -> None:
     again = served.snapshot().sample(PROMPTS, 2, sampling(), seed=1)
     assert gap(served, first) < 1e-2
     ids = tuple(served.model.codec.tokenizer.encode("purple purple purple"))
-    for _ in range(6):
+    for _ in range(4):
         served.update([Example(p, Completion("", ids)) for p in PROMPTS], Likelihood())
     old = gap(served, first)
     second = served.snapshot().sample(PROMPTS, 2, sampling(), seed=1)
@@ -79,13 +80,15 @@ def test_each_version_samples_with_its_own_weights(served: Policy) -> None:
 
 def test_end_tokens_and_stop_texts_are_in_the_tokens(served: Policy) -> None:
     end_ids = served.model.codec.end_ids
-    groups = served.snapshot().sample(PROMPTS, 4, sampling(max_new_tokens=96, stop=("a",)), seed=2)
+    groups = served.snapshot().sample(PROMPTS, 4, sampling(max_new_tokens=48, stop=STOP), seed=2)
     for completion in [c for group in groups for c in group.completions]:
         whole = served.model.codec.decode(completion.token_ids)
-        assert {"eos": completion.token_ids[-1] in end_ids, "stop": "a" in whole, "length": True}[
-            completion.finish
-        ]
-        assert "a" not in completion.text
+        assert {
+            "eos": completion.token_ids[-1] in end_ids,
+            "stop": any(s in whole for s in STOP),
+            "length": True,
+        }[completion.finish]
+        assert not any(s in completion.text for s in STOP)
     assert any(c.finish == "stop" for group in groups for c in group.completions)
-    long = served.snapshot().sample(PROMPTS, 4, sampling(min_new_tokens=12), seed=2)
-    assert min(len(c.token_ids) for group in long for c in group.completions) >= 12
+    long = served.snapshot().sample(PROMPTS, 4, sampling(min_new_tokens=8), seed=2)
+    assert min(len(c.token_ids) for group in long for c in group.completions) >= 8

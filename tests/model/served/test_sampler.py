@@ -102,9 +102,8 @@ def test_all_weights_are_replaced_while_nobody_samples(make_policy: Make, serve:
         groups = drawn.groups(), later.groups()
     assert [done for done, _ in fake.log] == ["reload", "reload"]
     assert tokens(groups[0]) != tokens(groups[1])
-    paths = fake.server.paths
-    second = max(i for i, path in enumerate(paths) if path == "/collective_rpc")
-    assert paths[:second].count("/inference/v1/generate") == 1 + 12  # the first one tests log-probabilities
+    second = max(i for i, path in enumerate(fake.server.paths) if path == "/collective_rpc")
+    assert len([body for body in fake.asked if fake.server.requests.index(body) < second]) == 12
 
 
 def test_replies_of_exchanged_weights_are_refused(make_policy: Make, serve: Any, tmp_path: Path) -> None:
@@ -116,10 +115,20 @@ def test_replies_of_exchanged_weights_are_refused(make_policy: Make, serve: Any,
             policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=4)
 
 
-def test_a_server_with_old_weights_is_refused_before_the_policy_learns(
+def test_a_server_that_keeps_old_weights_is_refused(make_policy: Make, serve: Any, tmp_path: Path) -> None:
+    fake, policy = serve(stale=True), make_policy(lr=0.3)
+    with sampled_by(policy, fake.url, tmp_path):
+        policy.snapshot().sample(PROMPTS, 2, SAMPLING, seed=3)  # the weights are still those of the start
+        for _ in range(4):
+            learn(policy, "zzzz")
+        with pytest.raises(ConfigError, match="has loaded the policy's weights, but its log-probabilities"):
+            policy.snapshot().sample(PROMPTS, 2, SAMPLING, seed=3)
+
+
+def test_a_server_that_ignores_adapters_is_refused_before_the_policy_learns(
     make_policy: Make, serve: Any, tmp_path: Path
 ) -> None:
-    fake, policy = serve(stale=True), make_policy(lr=0.3)
+    fake, policy = serve(deaf=True), make_policy(model={"lora": True}, lr=0.3)
     with sampled_by(policy, fake.url, tmp_path):
         for _ in range(4):
             learn(policy, "zzzz")

@@ -9,16 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from palate.config import ModelConfig, Rollouts, Sampling
 from palate.errors import ConfigError
 from palate.model.loaded import LoadedModel
-from palate.model.rows import Row
 from palate.model.served.api import API
 from palate.model.served.process import ServerProcess
-from palate.model.served.sampler import VLLMSampler, answered
-from palate.model.served.wire import GENERATE, body_of, greeting, read_reply
+from palate.model.served.sampler import PROBE, VLLMSampler, answered, first_completion
+from palate.model.served.weights import is_tied, write_untied
+from palate.model.served.wire import greeting
 from palate.model.source import find_source
 from palate.world import current
 
@@ -31,11 +29,11 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 ADAPTERS = 2
 """Adapters that a started server can use at the same time: two versions overlap with `--ahead`."""
 
+PUBLISHED, BASE = "published", "published/base"
+"""Directories in that of the run: of published weights, and of the base model if the server needs a copy."""
+
 NAME = "policy"
 """Name of the base model on a started server."""
-
-_PROBE = 16
-"""Tokens that a server samples first, to show how it computes log-probabilities."""
 
 
 def connected(
@@ -59,8 +57,8 @@ def connected(
 
     def opening() -> list[Any]:
         if cfg.rollouts == "vllm":
-            own, log, whole = arguments(cfg, model), directory / "vllm.log", model.peft is None
-            started.append(ServerProcess(cfg.vllm_python, own, log, takes_weights=whole))
+            own, log = arguments(cfg, model, directory / BASE), directory / "vllm.log"
+            started.append(ServerProcess(cfg.vllm_python, own, log, takes_weights=model.peft is None))
             return [started[0].url, started[0].key]
         return [cfg.rollouts.partition(":")[2], os.environ.get(KEY, "").strip()]
 
@@ -85,14 +83,27 @@ def connected(
         base=base,
         longest=longest,
         end_ids=model.codec.end_ids,
-        directory=directory / "published",
+        directory=directory / PUBLISHED,
         identity=first,
+        untied=cfg.rollouts == "vllm" and needs_untied(model),
         close=close,
     )
 
 
-def arguments(cfg: Rollouts, model: LoadedModel) -> Sequence[str]:
+def needs_untied(model: LoadedModel) -> bool:
+    """Return whether a server on this device would keep old weights in a head that shares the embedding's.
+
+    vLLM's CPU build packs the head's weights when it loads a model, and does not pack them again later.
+    """
+    return model.peft is None and model.device.type == "cpu" and is_tied(model.network)
+
+
+def arguments(cfg: Rollouts, model: LoadedModel, untied: Path) -> Sequence[str]:
     """Return the arguments of a server for a policy.
+
+    Args:
+        cfg, model: as in `connected`.
+        untied: a new directory for a copy of the model whose head has weights of its own, if one is needed.
 
     Raises:
         ConfigError: the policy is a loaded model, which has no files.
@@ -104,7 +115,12 @@ def arguments(cfg: Rollouts, model: LoadedModel) -> Sequence[str]:
             "and give its directory"
         )
     base = find_source(cfg.model, "lm", trainable=True, base=cfg.base).base
-    own = ["--model", base, "--served-model-name", NAME, "--dtype", str(model.dtype).removeprefix("torch.")]
+    own = ["--model", base]
+    if needs_untied(model):
+        untied.mkdir(parents=True, exist_ok=True)
+        write_untied(model.network, untied)
+        own = ["--model", str(untied), "--tokenizer", base]
+    own += ["--served-model-name", NAME, "--dtype", str(model.dtype).removeprefix("torch.")]
     own += ["--enable-scale-out", "--generation-config", "vllm", "--seed", "0"]
     if cfg.max_length is not None:
         own += ["--max-model-len", str(cfg.max_length)]
@@ -128,11 +144,8 @@ def _greeted(api: API, model: LoadedModel) -> list[Any]:
     base, longest = greeting(answered(api.get("/v1/models"), api, "list its models"), api.url)
     version = str(answered(api.get("/version"), api, "name its version")["version"])
     # From the likeliest token alone, log-probabilities after the restriction are all zero.
-    options = Sampling.model_validate({"top_k": 1, "max_new_tokens": _PROBE, "min_new_tokens": _PROBE})
-    row = Row((model.codec.end_id,), np.full(_PROBE, 0.5))
-    reply = answered(api.post(GENERATE, body_of(row, options, base, ())), api, "sample")
-    read_reply(reply, row, options, (), model=base)
-    if not any(row.logps):
+    likeliest = Sampling.model_validate({**PROBE, "top_k": 1})
+    if not any(first_completion(api, base, model.codec.end_id, likeliest).logps):
         raise ConfigError(
             f"the vLLM server at {api.url} returns log-probabilities after top-k and temperature; start it "
             "without --logprobs-mode processed_logprobs"

@@ -21,17 +21,23 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import numpy as np
+
 from palate import eventloop
 from palate.config import Sampling
 from palate.errors import AGAIN, ConfigError, RunError
 from palate.model.loaded import Fill, LoadedModel
 from palate.model.rows import Row
 from palate.model.served.api import API, RefusedError
+from palate.model.served.weights import allowed, difference, write_untied
 from palate.model.served.wire import GENERATE, body_of, explained, read_reply
 from palate.model.sharded import gathered
 from palate.world import current
 
 T = TypeVar("T")
+
+PROBE = {"max_new_tokens": 16, "min_new_tokens": 16}
+"""Options of the completions that test a server."""
 
 BATCHES = 2
 """Batches that are sampled at once: the second fills the server while the first ends."""
@@ -68,14 +74,15 @@ class VLLMSampler:
         end_ids: the tokens that end a completion.
         directory: a directory that the server can read, for published weights.
         identity: see above.
+        untied: the server's model has a head of its own, while the policy's shares the embedding's weights.
         close: called at the end.
     """
 
     def __init__(
         self, api: API, *, base: str, longest: int, end_ids: frozenset[int], directory: Path, identity: str,
-        close: Callable[[], None] = lambda: None,
+        untied: bool = False, close: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.identity = identity
+        self.identity, self._untied = identity, untied
         self._api, self._base, self._longest, self._end_ids = api, Published(self, base), longest, end_ids
         self._directory, self._close = directory, close
         self._label: str | None = None
@@ -221,7 +228,8 @@ class VLLMSampler:
         self._send("/v1/load_lora_adapter", body, "load an adapter")
 
     def _publish_weights(self, model: LoadedModel, name: str) -> None:
-        path = self._write(name, model.network.save_pretrained)
+        save = partial(write_untied, model.network) if self._untied else model.network.save_pretrained
+        path = self._write(name, save)
         reload = {"method": "reload_weights", "kwargs": {"weights_path": str(path.resolve())}}
         self._send("/collective_rpc", reload, "load all weights")
         answer = self._send("/reset_prefix_cache", {}, "forget what the old weights computed")
@@ -232,6 +240,15 @@ class VLLMSampler:
             )
         self._send("/update_weight_version", {"new_version": name}, "label its weights")
         shutil.rmtree(path, ignore_errors=True)
+        row = first_completion(self._api, self._base.name, model.codec.end_id, Sampling.model_validate(PROBE))
+        gap = difference(model, row.prompt_ids, row.tokens, row.logps)
+        if gap > allowed(model):
+            raise ConfigError(
+                f"the vLLM server at {self._api.url} has loaded the policy's weights, but its "
+                f"log-probabilities differ from the policy's by {gap:.2g} nats on average (at most "
+                f"{allowed(model)} is allowed), as in vLLM's CPU build if head and embedding share their "
+                "weights; use LoRA, or --rollouts vllm, which avoids this"
+            )
 
     def _write(self, name: str, save: Callable[[Path], None]) -> Path:
         """Write weights into a directory that appears when it is complete."""
@@ -255,6 +272,14 @@ class VLLMSampler:
 
     def _send(self, path: str, body: dict[str, Any], doing: str) -> Any:
         return answered(self._api.post(path, body), self._api, doing)
+
+
+def first_completion(api: API, model: str, first: int, sampling: Sampling) -> Row:
+    """Return a completion of one token that tests a server; it takes `max_new_tokens` tokens."""
+    row = Row((first,), np.full(sampling.max_new_tokens, 0.5))
+    reply = answered(api.post(GENERATE, body_of(row, sampling, model, ())), api, "sample")
+    read_reply(reply, row, sampling, (), model=model)
+    return row
 
 
 def answered(request: Coroutine[Any, Any, T], api: API, doing: str) -> T:
