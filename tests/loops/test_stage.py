@@ -154,7 +154,9 @@ def test_a_run_that_is_extended_samples_its_new_batches_now(
     tiny: str, tmp_path: Path, server: FaultyServer
 ) -> None:
     assert main(words(tiny, tmp_path / "run", server, "--ahead", "2")) == 0
-    assert main(words(tiny, tmp_path / "run", server, "--ahead", "2", "--steps", "8")) == 0
+    longer = words(tiny, tmp_path / "run", server, "--ahead", "2")
+    longer[longer.index("--steps") + 1] = "8"
+    assert main(longer) == 0
     versions = [row["policy_version"] for row in samples(tmp_path / "run")][::6]
     assert versions == [0, 0, 0, 1, 2, 3, 6, 6]
 

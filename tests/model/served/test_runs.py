@@ -26,11 +26,20 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
 
 
+REWARD = """
+def letters(completions):
+    return [float(sum(map(ord, c if isinstance(c, str) else c[0]["content"]))) for c in completions]
+"""
+"""A reward that hardly ever ties, so that every step learns."""
+
+
 def words(tiny: str, output: Path, url: str, *more: str, method: str = "oaif") -> list[str]:
     data = output.parent / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"Q{i}"}) + "\n" for i in range(12)))
+    (output.parent / "rewards.py").write_text(REWARD)
     return ["run", method, "--model", tiny, "--data", str(data), "--output", str(output),
-            "--dtype", "float32", "--device", "cpu", "--reward", "length:3", "--lr", "0.01",
+            "--dtype", "float32", "--device", "cpu", "--lr", "0.01",
+            "--reward", f"{output.parent / 'rewards.py'}:letters",
             "--max-new-tokens", "6", "--steps", str(STEPS), "--batch-size", str(BATCH),
             "--fresh-prompts", "0", "--checkpoint-every", "2", "--rollout-retries", "1",
             "--rollouts", f"vllm:{url}", *more]  # fmt: skip
@@ -117,13 +126,15 @@ def test_another_version_of_the_server_is_said_and_another_kind_refused(
     run = words(tiny, tmp_path / "run", serve().url)
     assert main(run) == 0
     capsys.readouterr()
-    newer = [word.replace("--rollouts", "--rollouts") for word in run]
+    newer = list(run)
+    newer[newer.index("--steps") + 1] = "8"
     newer[newer.index("--rollouts") + 1] = f"vllm:{serve(version='0.33.0').url}"
-    assert main([*newer, "--steps", "8"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    assert main(newer) == 0
+    shown = capsys.readouterr()
+    said = " ".join((shown.out + shown.err).split())
     assert "the run started with vLLM 0.32.0 and continues with vLLM 0.33.0" in said
     newer[newer.index("--rollouts") + 1] = "local"
-    assert main([*newer, "--steps", "8"]) == 2
+    assert main(newer) == 2
     assert "the engine of the samples (--rollouts) changed" in " ".join(capsys.readouterr().err.split())
 
 

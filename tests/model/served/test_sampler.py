@@ -103,7 +103,8 @@ def test_all_weights_are_replaced_while_nobody_samples(make_policy: Make, serve:
     assert [done for done, _ in fake.log] == ["reload", "reload"]
     assert tokens(groups[0]) != tokens(groups[1])
     second = max(i for i, path in enumerate(fake.server.paths) if path == "/collective_rpc")
-    assert len([body for body in fake.asked if fake.server.requests.index(body) < second]) == 12
+    before = [body["sampling_params"] for body in fake.server.requests[:second] if "sampling_params" in body]
+    assert len([options for options in before if options["min_tokens"] == 0]) == 12
 
 
 def test_replies_of_exchanged_weights_are_refused(make_policy: Make, serve: Any, tmp_path: Path) -> None:
@@ -128,15 +129,15 @@ def test_a_server_that_keeps_old_weights_is_refused(make_policy: Make, serve: An
 def test_a_server_that_ignores_adapters_is_refused_before_the_policy_learns(
     make_policy: Make, serve: Any, tmp_path: Path
 ) -> None:
-    fake, policy = serve(deaf=True), make_policy(model={"lora": True}, lr=0.3)
+    fake, policy = serve(deaf=True), make_policy(model={"lora": True}, lr=1.0)
     with sampled_by(policy, fake.url, tmp_path):
-        for _ in range(4):
+        for _ in range(8):
             learn(policy, "zzzz")
         groups = policy.snapshot().sample(PROMPTS, 2, SAMPLING, seed=3)
         records = [Example(g.prompt, c) for g in groups for c in g.completions]
         with pytest.raises(RunError, match="serves another model or old weights"):
             policy.update(records, Likelihood())
-    assert policy.version == 4
+    assert policy.version == 8
 
 
 def test_failures_that_may_pass_are_retried_with_the_same_seed(
