@@ -233,9 +233,11 @@ class Learner:
             whole.save(directory)
 
     def _gap_is_wrong(self, meter: Meter) -> bool:
+        if self.lag:  # the gap has updates in it
+            return False
         if self.model.sampler is not None:
             return meter.gap_mean > SERVED_GAP
-        return self.lag == 0 and meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32
+        return meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32
 
     def _explain_gap(self, meter: Meter) -> str:
         if self.model.sampler is not None:

@@ -42,7 +42,6 @@ class FakeVLLM:
             False,
             False,
         )
-        self.deaf = False
         vars(self).update(changes)
         self.adapters: dict[str, str] = {}
         self.log: list[tuple[str, str]] = []
@@ -108,7 +107,7 @@ class FakeVLLM:
         random = torch.Generator().manual_seed(options["seed"])
         tokens: list[int] = []
         entries = []
-        base = body["model"] == "base" or self.deaf
+        base = body["model"] == "base"
         if isinstance(self.network, PeftModel) and not base:
             self.network.set_adapter(body["model"])
         while len(tokens) < options["max_tokens"] and not (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -71,7 +72,7 @@ def connected(
         url, key = current().lead("the vLLM server", opening)
         ended = started[0].ended if started else lambda: None
         api = API(url, key=key, timeout=cfg.rollout_timeout, retries=cfg.rollout_retries, ended=ended)
-        version, base, longest = current().lead("the server's model", partial(_greeted, api, model))
+        version, base, longest, token = current().lead("the server's model", partial(_greeted, api, model))
         undo.pop_all()
     identity = f"vLLM {version}"
     first = remember(identity)
@@ -85,6 +86,7 @@ def connected(
         end_ids=model.codec.end_ids,
         directory=directory / PUBLISHED,
         identity=first,
+        prefix=f"palate-{token}",
         untied=cfg.rollouts == "vllm" and needs_untied(model),
         close=close,
     )
@@ -136,7 +138,7 @@ def arguments(cfg: Rollouts, model: LoadedModel, untied: Path) -> Sequence[str]:
 
 
 def _greeted(api: API, model: LoadedModel) -> list[Any]:
-    """Return the server's version, its base model and its longest sequence, after a first completion.
+    """Return the server's version, its base model, its longest sequence and a name for what is published.
 
     Raises:
         ConfigError: it returns other log-probabilities than the model's own.
@@ -150,4 +152,4 @@ def _greeted(api: API, model: LoadedModel) -> list[Any]:
             f"the vLLM server at {api.url} returns log-probabilities after top-k and temperature; start it "
             "without --logprobs-mode processed_logprobs"
         )
-    return [version, base, longest]
+    return [version, base, longest, secrets.token_hex(4)]

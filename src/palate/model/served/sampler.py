@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import shutil
 import threading
 import weakref
@@ -74,19 +73,20 @@ class VLLMSampler:
         end_ids: the tokens that end a completion.
         directory: a directory that the server can read, for published weights.
         identity: see above.
+        prefix: the beginning of the names of published weights, which no other run has.
         untied: the server's model has a head of its own, while the policy's shares the embedding's weights.
         close: called at the end.
     """
 
     def __init__(
         self, api: API, *, base: str, longest: int, end_ids: frozenset[int], directory: Path, identity: str,
-        untied: bool = False, close: Callable[[], None] = lambda: None,
+        prefix: str, untied: bool = False, close: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.identity, self._untied = identity, untied
         self._api, self._base, self._longest, self._end_ids = api, Published(self, base), longest, end_ids
         self._directory, self._close = directory, close
         self._label: str | None = None
-        self._prefix, self._count = f"palate-{secrets.token_hex(4)}", 0
+        self._prefix, self._count = prefix, 0
         self._changed = threading.Condition()
         self._names: list[Published] = []
         self._latest: tuple[weakref.ref[Any], int, Published] | None = None
