@@ -33,6 +33,7 @@ def write_untied(network: Any, path: Path) -> None:
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     config = copy.deepcopy(network.config)
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    config.architectures = [type(network).__name__]
     config.save_pretrained(path)
 
 
