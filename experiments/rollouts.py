@@ -119,7 +119,7 @@ def killed(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     same = [a["objective/scores"] == b["objective/scores"] for a, b in zip(before, after, strict=False)]
     found = figures(output) | {
         "exit_code": run.returncode,
-        "sentence": " ".join(said),
+        "sentence": "palate: " + " ".join(said).rpartition("palate: ")[2],
         "steps_before": len(before),
         "steps_with_the_same_rewards": sum(same),
     }
