@@ -18,7 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 LAYERS = (
-    ("errors", "types", "metrics", "declared", "near", "given", "quiet", "beside", "spinning"),
+    ("errors", "types", "metrics", "declared", "near", "given", "quiet", "beside", "spinning", "eventloop"),
     ("config", "memory", "rundir", "world"),
     ("settings",),
     ("losses", "advantages", "select", "data", "journal", "statistics", "winrates", "bestofn", "textstats"),
@@ -262,9 +262,9 @@ def test_no_function_is_nearly_another() -> None:
 
 
 def test_a_copy_with_other_names_is_found() -> None:
-    code = ast.unparse(next(f for f in functions(TREES["model/rollouts.py"]) if f.name == "sample"))
+    code = ast.unparse(next(f for f in functions(TREES["model/rollouts.py"]) if f.name == "begin"))
     trees = {
         "a.py": ast.parse(code),
-        "b.py": ast.parse(code.replace("def sample", "def draw").replace("n:", "k:")),
+        "b.py": ast.parse(code.replace("def begin", "def draw").replace("n:", "k:")),
     }
     assert len(copies(trees)) == 1

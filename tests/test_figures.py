@@ -13,7 +13,13 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize(
     "script",
-    ["experiments/comparison.py", "experiments/coverage.py", "experiments/rl.py", "benchmarks/tables.py"],
+    [
+        "experiments/comparison.py",
+        "experiments/coverage.py",
+        "experiments/rl.py",
+        "experiments/rollouts.py",
+        "benchmarks/tables.py",
+    ],
 )
 def test_the_documents_have_what_the_script_writes(script: str) -> None:
     told = subprocess.run(

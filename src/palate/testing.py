@@ -200,15 +200,17 @@ class FaultyServer:
 
     Attributes:
         url: the address of its API.
-        requests: the bodies of the requests, in order.
+        requests: the bodies of the requests, in order; a GET has none.
+        paths: the paths of the requests.
         headers: the headers of the requests.
-        delivered: number of good replies (status 200, sent whole) by question.
+        delivered: number of good replies (status 200, sent whole) by question, or by path.
         most_at_once: the largest number of concurrent requests.
     """
 
     def __init__(self, answer: Answer, *, delay: Callable[[int], float] = lambda number: 0.0) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.delivered: Counter[str] = Counter()
         self.most_at_once = 0
         self._answer, self._delay = answer, delay
@@ -238,16 +240,20 @@ class FaultyServer:
             def do_POST(self) -> None:
                 server._serve(self)
 
+            def do_GET(self) -> None:
+                server._serve(self)
+
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing."""
 
         return Handler
 
     def _serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+        body = json.loads(handler.rfile.read(int(handler.headers.get("content-length", 0))) or "{}")
         with self._lock:
             number = len(self.requests)
             self.requests.append(body)
+            self.paths.append(handler.path)
             self.headers.append({name.lower(): value for name, value in handler.headers.items()})
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
@@ -260,7 +266,7 @@ class FaultyServer:
             whole = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
             self._send(handler, Fault(body=whole), whole)
             with self._lock:
-                self.delivered[body["messages"][0]["content"]] += 1
+                self.delivered[body["messages"][0]["content"] if "messages" in body else handler.path] += 1
         except OSError:  # the client has disconnected
             handler.close_connection = True
         finally:

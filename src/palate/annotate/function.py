@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from palate.annotate import loop
+from palate import eventloop
 from palate.annotate.rowwise import constants_of
 from palate.annotate.userfiles import import_file
 from palate.errors import AnnotatorError
@@ -210,9 +210,9 @@ class FunctionScorer:
         try:
             result = self.function(**arguments)
             if inspect.isawaitable(result):
-                result = loop.run(_awaited(result))
+                result = eventloop.run(_awaited(result))
             if inspect.isasyncgen(result):
-                loop.run(_gathered(result, values))
+                eventloop.run(_gathered(result, values))
             elif isinstance(result, Mapping | Set):
                 raise TypeError(f"it gave a {type(result).__name__}, expected a list with a number for each")
             elif isinstance(result, Iterable):

@@ -164,7 +164,7 @@ def outcomes(meter: Meter, one: Measured, other: Measured) -> np.ndarray:
 
 
 def spending(job: Job) -> dict[str, float]:
-    """Return what a run itself sampled, asked and paid, and its part of a pool that it read."""
+    """Return what a run itself sampled, questions and paid, and its part of a pool that it read."""
     journal = Journal(job.directory / "journal.db")
     try:
         rows = [
@@ -173,12 +173,12 @@ def spending(job: Job) -> dict[str, float]:
     finally:
         journal.close()
     summary: Mapping[str, Any] = read_summary(job.directory) or {}
-    asked = float(summary.get("judge_verdicts") or sum(row["reward"] is not None for row in rows))
+    questions = float(summary.get("judge_verdicts") or sum(row["reward"] is not None for row in rows))
     pool = {name: float(summary.get(f"pool_{name}") or 0.0) for name in BILL}
     return {
         "completions": len(rows) + pool["completions"],
         "tokens": sum(row["tokens"] for row in rows) + pool["tokens"],
-        "verdicts": asked + pool["verdicts"],
+        "verdicts": questions + pool["verdicts"],
         "cost": float(summary.get("judge_cost") or 0.0) + pool["cost"],
         "seconds": float(summary.get("seconds") or 0.0) + pool["seconds"],
         "steps": float(summary.get("steps") or 0),

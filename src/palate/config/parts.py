@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -146,7 +147,8 @@ class Sampling(Config):
     """Texts that end a completion."""
     sampling_rows: int | None = Field(None, ge=1)
     """Completions sampled in parallel; changes memory use and speed, not results (in float32). Default: 64,
-    and up to 256 with 16 or more completions per prompt, if their keys and values fit in 2 GiB."""
+    and up to 256 with 16 or more completions per prompt, if their keys and values fit in 2 GiB; 256 if a
+    server samples."""
 
     @model_validator(mode="after")
     def _limits(self) -> Self:
@@ -169,6 +171,46 @@ class Sampling(Config):
         """Return options that sample the model's own distribution: temperature 1, without restrictions."""
         kept = {"max_new_tokens", "stop", "sampling_rows"}
         return Sampling(**{name: getattr(self, name) for name in kept})
+
+
+class Rollouts(Config):
+    """Sampling"""
+
+    rollouts: str = "local"
+    """Engine that samples the policy's completions: `local`, in this process; `vllm:URL`, a running vLLM
+    server; `vllm`, a vLLM server that Palate starts on this machine and ends with the run."""
+    vllm_python: Path | None = None
+    """With `--rollouts vllm`: Python of the environment that has vLLM. Default: the environment variable
+    PALATE_VLLM_PYTHON, else the Python that runs Palate."""
+    vllm_args: Names = ()
+    """With `--rollouts vllm`: further arguments of the server, such as `--vllm-args=--max-num-seqs=64`."""
+    rollout_timeout: float = Field(600.0, gt=0)
+    """Seconds after which a request to the server is sent again."""
+    rollout_retries: int = Field(5, ge=0)
+    """Number of times that a failed request to the server is sent again, after waits that double."""
+
+    @field_validator("rollouts")
+    @classmethod
+    def _names_an_engine(cls, given: str) -> str:
+        if given in ("local", "vllm"):
+            return given
+        kind, _, url = given.partition(":")
+        parts = urlsplit(url)
+        if kind != "vllm" or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"rollouts is {given!r}, expected local, vllm, or vllm:URL such as vllm:http://127.0.0.1:8000"
+            )
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "the URL of rollouts contains a user, a password or a query, and it would be written to the "
+                "run's files; put the server's key into the environment variable VLLM_API_KEY"
+            )
+        return given.rstrip("/").removesuffix("/v1")
+
+    @field_validator("vllm_python", mode="before")
+    @classmethod
+    def _python_at_home(cls, given: Any) -> Any:
+        return expand_home(given)
 
 
 class KLConfig(Config):
@@ -234,6 +276,7 @@ class RunConfig(Config):
         | {"judge_tokens_per_minute", "judge_timeout", "judge_retries", "judge_max_wait"}
         | {"probe_pairs", "probe_data"}
         | {"processes", "process_limit"}
+        | {"rollouts", "vllm_python", "vllm_args", "rollout_timeout", "rollout_retries"}
     )
     """Fields that may change when a run is resumed and that affect none of its numbers."""
     may_change_bits: ClassVar[frozenset[str]] = frozenset(

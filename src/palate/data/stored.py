@@ -106,7 +106,7 @@ def stored_rows(
 
 
 def source_key(source: str, *parts: Any) -> str | None:
-    """Return a key of a source's content and of `parts`, JSON values; None if it is no file or folder."""
+    """Return a key of the content of a file or folder and of `parts`, JSON values; None for another source."""
     content = key_of_files(source)
     if content is None:
         return None

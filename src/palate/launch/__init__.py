@@ -29,6 +29,7 @@ from palate.launch.measure import (
 )
 from palate.launch.probe import probe_judge
 from palate.launch.rewards import annotator_of, held_out_annotator
+from palate.launch.rollouts import closing_rollouts, open_rollouts
 from palate.launch.rows import prepared, read_rows, report_rows, stored, with_room
 from palate.learn import Learner, Policy
 from palate.loops import PairRounds, Records, content_key, forget_prepared, pool_bill, pool_date, prompts_of
@@ -153,7 +154,8 @@ def train(
         with quieted(), Run(config, method=method, display=shown) as run:
             own_judge = None if isinstance(judge, str) else judge
             annotate = led(lambda: annotator_of(config, run, own_judge))
-            with closing(annotate) if isinstance(annotate, JudgeAnnotator) else nullcontext():
+            judging = closing(annotate) if isinstance(annotate, JudgeAnnotator) else nullcontext()
+            with judging, closing_rollouts(run):
                 return _PROCEDURES[way.learns_from](chosen, config, run, annotate)
 
 
@@ -187,7 +189,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     report_rows(run, cfg, account, others)
     beside = () if method.beside is None else method.beside(policy, cfg, seed=run.seed("beside"))
     codec = policy.model.codec
-    _attach(policy, key_of([codec.prompt_ids(p) for p in (*prompts, *held_out)]), run, *beside)
+    _attach(policy, key_of([codec.prompt_ids(p) for p in (*prompts, *held_out)]), cfg, run, *beside)
     report_weights(run, policy, *beside)
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = shown_prompts(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
@@ -236,7 +238,7 @@ def _on_records(
 ) -> Outcome:
     """Train on records from data, and summarise the measurements on the held-out records."""
     keys = [part.prompts_key for part in (records, held_out) if isinstance(part, Records)]
-    _attach(learner, key_of(*keys), run)
+    _attach(learner, key_of(*keys), cfg, run)
     learner.optimizer.total_steps = cfg.total_steps(len(records))  # dropped records do not count
     measured = held_out and annotate is not None
     start = learner.snapshot() if measured and isinstance(learner, Policy) else None
@@ -302,8 +304,9 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
     return learner
 
 
-def _attach(learner: Learner, tokens: str, run: Run, *beside: Learner) -> None:
+def _attach(learner: Learner, tokens: str, cfg: Any, run: Run, *beside: Learner) -> None:
     """Check that the key of the prompts' tokens is that at the start of the run, then start or resume."""
     subject = f"the rendering of the prompts by the tokenizer or chat template of {learner.model.source}"
     run.require_same("the prompts in tokens", tokens, subject)
     run.attach(learner, *beside)
+    open_rollouts(learner, cfg, run)

@@ -44,6 +44,9 @@ POLICY = "policy"
 FLOAT32_GAP = 1e-2
 """Largest allowed difference between sampler and learner in a token's log-probability in float32, in nats."""
 
+SERVED_GAP = 0.5
+"""Largest allowed mean of that difference if a server samples, in nats: number formats explain a tenth."""
+
 MOST_SKIPPED = 3
 """Number of skipped (not finite) updates in a row that ends training."""
 
@@ -65,6 +68,7 @@ class Learner:
         observe: receives reports of work, for progress and timing.
         micro_batch_tokens: most tokens in one forward and backward pass.
         memory: keeps samples and reference log-probabilities under `name`; None outside a run.
+        lag: number of updates by which a sampler's version may be older to be compared with the learner.
     """
 
     def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int, name: str = POLICY) -> None:
@@ -76,6 +80,7 @@ class Learner:
         self.skipped = self.skipped_in_a_row = 0
         self.observe: Observer = unobserved
         self.memory: Memory | None = None
+        self.lag = 0
         few = 1024 if model.device.type == "cpu" else 8192
         self.micro_batch_tokens = cfg.micro_batch_tokens or few
         self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
@@ -124,7 +129,7 @@ class Learner:
                 loss, numbers = objective(outputs, micro)
                 (loss.sum() / len(records)).backward()  # type: ignore[no-untyped-call]
             meter.add({"loss": loss.detach(), **numbers})
-            self.observe("learn", meter.add_tokens(outputs, micro, self.version))
+            self.observe("learn", meter.add_tokens(outputs, micro, self.version, lag=self.lag))
             if not bool(loss.isfinite().all()):
                 meter.problem = f"the loss is {float(loss.detach().sum())}"
             if (meter.problem or self._gap_is_wrong(meter)) and not self.model.sharded:
@@ -135,11 +140,7 @@ class Learner:
         if meter.problem:
             return self._skip(records, meter.result(), meter.problem)
         if self._gap_is_wrong(meter):
-            raise RunError(
-                f"sampler and learner differ by {meter.gap_max:.2g} nats in the log-probability of the "
-                f"same token of {self.model.source}, so training would use wrong probabilities; use "
-                "--no-fast and report the problem"
-            )
+            raise RunError(self._explain_gap(meter))
         self.optimizer.sum_gradients()
         self._before_step()
         norm = self.optimizer.step()
@@ -232,7 +233,24 @@ class Learner:
             whole.save(directory)
 
     def _gap_is_wrong(self, meter: Meter) -> bool:
+        if self.lag:  # the gap has updates in it
+            return False
+        if self.model.sampler is not None:
+            return meter.gap_mean > SERVED_GAP
         return meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32
+
+    def _explain_gap(self, meter: Meter) -> str:
+        if self.model.sampler is not None:
+            return (
+                f"the server's log-probabilities of its own tokens differ from those of {self.model.source} "
+                f"by {meter.gap_mean:.2g} nats on average (at most {SERVED_GAP} is allowed), so it serves "
+                "another model or old weights; start it with the model that is trained"
+            )
+        return (
+            f"sampler and learner differ by {meter.gap_max:.2g} nats in the log-probability of the "
+            f"same token of {self.model.source}, so training would use wrong probabilities; use "
+            "--no-fast and report the problem"
+        )
 
     def _needs(self, objective: Objective[R]) -> Needs:
         needs, head = objective.needs, self.model.head

@@ -37,8 +37,12 @@ class Meter:
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = total + float(applies.sum()), count + len(applies)
 
-    def add_tokens(self, outputs: Outputs, records: Sequence[Record], version: int | None) -> int:
+    def add_tokens(
+        self, outputs: Outputs, records: Sequence[Record], version: int | None, *, lag: int = 0
+    ) -> int:
         """Add token means and the gap between the sampler's and the learner's log-probabilities.
+
+        The gap is that of completions from this version, or from one that is up to `lag` updates older.
 
         Returns:
             The number of tokens.
@@ -57,12 +61,20 @@ class Meter:
                 self.tokens[name] = self.tokens.get(name, 0.0) + float(values.values.detach().double().sum())
         completions = [c for record in records for c in record.completions]
         for row, completion in zip(outputs.logps.rows(), completions, strict=True):
-            if version is not None and completion.policy_version == version and completion.logps is not None:
+            drawn = completion.policy_version
+            if version is None or drawn is None or completion.logps is None:
+                continue
+            if version - lag <= drawn <= version:
                 gap = (row.detach().cpu() - torch.tensor(completion.logps)).abs()
                 self.gap_sum += float(gap.sum())
                 self.gap_max = max(self.gap_max, float(gap.max()))
                 self.gap_count += len(gap)
         return tokens
+
+    @property
+    def gap_mean(self) -> float:
+        """The mean difference of a token's log-probability between sampler and learner, in nats."""
+        return self.gap_sum / max(1, self.gap_count)
 
     def share(self, name: str) -> None:
         """Add up what the processes have measured; each has the same result afterwards."""
@@ -89,6 +101,6 @@ class Meter:
         if self.token_count:
             metrics["num_tokens"] = self.token_count
         if self.gap_count:
-            metrics["sampling/sampling_logp_difference/mean"] = self.gap_sum / self.gap_count
+            metrics["sampling/sampling_logp_difference/mean"] = self.gap_mean
             metrics["sampling/sampling_logp_difference/max"] = self.gap_max
         return metrics

@@ -8,7 +8,16 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from palate.config import Config, KLConfig, MethodConfig, RewardConfig, RunConfig, Sampling, Source
+from palate.config import (
+    Config,
+    KLConfig,
+    MethodConfig,
+    RewardConfig,
+    Rollouts,
+    RunConfig,
+    Sampling,
+    Source,
+)
 from palate.config.base import expand_home
 from palate.given import is_judge
 
@@ -54,7 +63,7 @@ class FromPool(Config):
         return expand_home(given)
 
 
-class OfflineConfig(MethodConfig, RewardConfig, Sampling, KLConfig):
+class OfflineConfig(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig):
     """Fields of methods that fit a fixed set of records, from data or sampled once.
 
     If the records come from data, the options of reward and sampling only affect the measurement before and
@@ -62,7 +71,7 @@ class OfflineConfig(MethodConfig, RewardConfig, Sampling, KLConfig):
     """
 
 
-class RoundsConfig(MethodConfig, RewardConfig, Sampling, KLConfig, Batches):
+class RoundsConfig(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig, Batches):
     """Fields of methods in rounds. `epochs` and `steps` count for one stage of training.
 
     Stages follow each other: a finished stage cannot be extended, but further rounds can be added.

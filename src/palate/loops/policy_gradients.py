@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from palate.annotate import Annotator
-from palate.data import Stream
 from palate.learn import Learner, Policy
 from palate.loops.critic import pretraining, price_of_kl, reward_centre
 from palate.loops.rl_config import PolicyGradients
 from palate.loops.rollouts import learn_phase, roll_out, usable
-from palate.loops.stage import annotated_samples
+from palate.loops.stage import Ahead
 from palate.run import Run
 from palate.types import Prompt
 
@@ -41,12 +40,13 @@ def maximise_reward(
     ref = policy.snapshot()  # pi_ref
     texts = pretraining(policy, cfg, run)
     centre = reward_centre(policy, annotate, prompts, cfg, run)
-    stream = Stream(prompts, seed=run.seed("prompts"))
+    batches = Ahead(
+        policy, annotate, prompts, n=cfg.n, batch_size=cfg.batch_size, steps=cfg.steps, sampling=cfg.sampling,
+        ahead=cfg.ahead, run=run,
+    )  # fmt: skip
 
     for step in run.steps(cfg.steps, policy, *others, *critics):
-        batch = stream.batch(step, cfg.batch_size)  # x ~ D
-        seed = run.seed("sample", step)
-        groups = annotated_samples(policy.snapshot(), annotate, batch, cfg.n, cfg.sampling, seed=seed)
+        groups = batches.groups(step)  # x ~ D, y ~ pi_theta_t
         kept, numbers = usable(groups, cfg)
         beta = price_of_kl(cfg, run)
         metrics: dict[str, float] = {}

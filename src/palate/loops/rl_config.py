@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Sampling, Source
+from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Rollouts, Sampling, Source
 
 BY_ESTIMATOR: dict[str, dict[str, Any]] = {
     "gae": {"n": 1, "ppo_epochs": 4, "whiten": True},
@@ -27,7 +27,7 @@ def _is_long(max_new_tokens: Any) -> bool:
         return False  # not a number, which the field itself reports
 
 
-class PolicyGradients(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfig):
+class PolicyGradients(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig, BatchConfig):
     """Fields of methods that learn by policy gradients."""
 
     batch_size: int = Field(16, ge=1)
@@ -57,6 +57,12 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfi
     """Optimizer steps per pass."""
     clip: float = Field(0.2, gt=0)
     """Clip range: a token's probability may change by this share in a phase before its gradient is zero."""
+    ahead: int = Field(0, ge=0)
+    """Number of phases by which each batch is sampled early, from the policy as it is then, so that a judge
+    on a server and a server that samples (`--rollouts`) work while the policy learns."""
+    importance_cap: float = Field(2.0, gt=0)
+    """With `ahead`, or with a server that samples: largest weight of a token. The weight is its probability
+    under the policy at the start of the phase, divided by that under the policy that sampled it."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount factor per token."""
     lam: float = Field(1.0, ge=0, le=1)
@@ -136,6 +142,11 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfi
         A judge then scores each completion by itself.
         """
         return None if self.estimator == "rloo" else "advantages compare completions of different prompts"
+
+    @property
+    def off_policy(self) -> bool:
+        """Return whether completions come from another policy than the one that learns from them."""
+        return self.ahead > 0 or self.rollouts != "local"
 
     @property
     def updates(self) -> int:

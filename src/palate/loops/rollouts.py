@@ -106,12 +106,46 @@ def roll_out(
     scores = torch.tensor([r for group in groups for r in group.rewards or ()]) - centre
     rewards = shaped_rewards(scores, kl.k1, mask, beta=beta)
     advantages, returns = _advantages(rewards, values.values, mask, [len(g.completions) for g in groups], cfg)
+    weights: dict[str, float] = {}
+    if cfg.off_policy:
+        importance, weights = importance_weights(logps.values, mask, groups, cap=cfg.importance_cap)
+        advantages = advantages * importance
     columns = [iter(TokenValues(t, mask).rows()) for t in (logps.values, advantages, values.values, returns)]
     rollouts = [
         Rollout(g.prompt, g.completions, *(tuple(next(c) for _ in g.completions) for c in columns))
         for g in groups
     ]
-    return rollouts, _numbers(scores, rewards, kl, values.values, returns, mask, critic is not None)
+    numbers = _numbers(scores, rewards, kl, values.values, returns, mask, critic is not None)
+    return rollouts, numbers | weights
+
+
+def importance_weights(
+    logps: Tensor, mask: Tensor, groups: Sequence[Group], *, cap: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Return truncated importance weights of tokens that another policy has sampled: min(cap, pi / mu).
+
+    A token's term in the loss of PPO is multiplied by its weight, which has no gradient (Espeholt et al.
+    2018, arXiv:1802.01561; Hilton et al. 2021, arXiv:2110.00641). The ratio that PPO clips stays that of the
+    phase.
+
+    Args:
+        logps: log pi, under the policy at the start of the phase. (N, T)
+        mask: the tokens. (N, T)
+        groups: the completions, with log mu, under the policy that sampled them.
+        cap: the largest weight.
+
+    Returns:
+        The weights (N, T), 0 outside the mask, and their metrics.
+    """
+    sampled = ragged([torch.tensor(c.logps or ()) for group in groups for c in group.completions]).values
+    difference = torch.where(mask, logps - sampled.to(logps.dtype), 0)
+    weights = torch.where(mask, difference.exp().clamp(max=cap), 0)
+    own = weights[mask]
+    return weights, {
+        "rollouts/weight": float(own.mean()),
+        "rollouts/weight_capped": float((own >= cap).float().mean()),
+        "rollouts/logp_difference": float(difference[mask].abs().mean()),
+    }
 
 
 def learn_phase(

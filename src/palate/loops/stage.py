@@ -9,6 +9,7 @@ from palate.config import Sampling
 from palate.data import Stream
 from palate.learn import Policy
 from palate.model import Snapshot
+from palate.model.rollouts import Drawn
 from palate.run import Run
 from palate.types import Group, Prompt
 
@@ -24,14 +25,14 @@ def annotated_samples(
 
 
 class Ahead:
-    """The annotated samples of each step.
+    """The annotated samples of each step, which are sampled up to `ahead` steps early.
 
-    With `ahead` = 1, the batch of step t is sampled from version max(0, t - 1) of the policy (Noukhovitch et
-    al. 2024, arXiv:2410.18252): before the policy learns from a step's batch, the next one is sampled. A
-    judge on a server is asked about a group as soon as its completions are finished, so it works while the
-    next groups are sampled, and with `ahead` also while the policy learns.
+    The batch of step t is always sampled from the policy as it is before step max(0, t - ahead) (Noukhovitch
+    et al. 2024, arXiv:2410.18252). A judge on a server is asked about a group as soon as its completions are
+    finished, so it works while later batches are sampled and while the policy learns. If a server samples, it
+    works meanwhile, too.
 
-    A run that resumes reads a batch of an earlier version from the journal, where it is since before the
+    A run that resumes reads the batches of earlier versions from the journal, where they are before each
     checkpoint. So replay is exact.
 
     Args:
@@ -42,7 +43,7 @@ class Ahead:
         batch_size: prompts per step.
         steps: number of steps.
         sampling: options of sampling.
-        ahead: 0 or 1.
+        ahead: number of steps; 0 samples each batch from the policy that learns from it.
         run: the method's run.
     """
 
@@ -62,19 +63,34 @@ class Ahead:
         self._policy, self._annotate, self._run = policy, annotate, run
         self._stream = Stream(prompts, seed=run.seed("prompts"))
         self._n, self._size, self._steps, self._sampling = n, batch_size, steps, sampling
-        self._ahead, self._next = ahead, (-1, list[Group]())
+        self._ahead = policy.lag = ahead
+        self._waiting: dict[int, Drawn] = {}
+        if ahead:
+            run.settle = self._settle
 
     def groups(self, step: int) -> list[Group]:
         """Return the annotated groups of a step (from 0); call it once for each step, in order."""
-        version, (at, groups) = self._policy.snapshot(), self._next
-        if at != step:
-            earlier = step > 0 and self._ahead > 0
-            groups = self._sample(step, version.recalled(version.version - 1) if earlier else version)
-        if self._ahead and step + 1 < self._steps:
-            self._next = (step + 1, self._sample(step + 1, version))
-        return self._annotate(groups)
+        policy = self._policy.snapshot()
+        begun = max(self._waiting, default=step - 1)
+        for later in range(begun + 1, min(step + self._ahead, self._steps - 1) + 1):
+            self._waiting[later] = self._begin(later, policy, resumed=later < step + self._ahead and step > 0)
+        self._settle(wait=False)
+        return self._annotate(self._waiting.pop(step).groups())
 
-    def _sample(self, step: int, policy: Snapshot) -> list[Group]:
+    def _begin(self, step: int, policy: Snapshot, *, resumed: bool) -> Drawn:
+        """Begin to sample a batch: from the policy as it is, or as it was when the batch was begun first."""
+        world, fact = self._run.world, f"version of the policy for batch {step}"
+        known = world.lead(fact, lambda: self._run.journal.fact(fact)) if resumed else None
+        if known is not None:
+            policy = policy.recalled(int(known))
+        elif self._ahead:
+            world.lead(fact, lambda: self._run.journal.keep_fact(fact, str(policy.version)))
         batch = self._stream.batch(step, self._size)
         seed, begin = self._run.seed("sample", step), beginning(self._annotate)
-        return policy.sample(batch, self._n, self._sampling, seed=seed, finished=begin)
+        return policy.begin(batch, self._n, self._sampling, seed=seed, finished=begin)
+
+    def _settle(self, *, wait: bool = True) -> None:
+        """Keep the batches that are finished, or wait for all of them."""
+        for drawn in self._waiting.values():
+            if wait or (self._run.world.size == 1 and drawn.ready()):
+                drawn.groups()

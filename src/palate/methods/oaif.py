@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from palate import learn, loops, losses, select
-from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Sampling
+from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Rollouts, Sampling
 from palate.method import Method, Recipe, Share
 from palate.types import Prompt
 
@@ -30,7 +30,7 @@ BETA = {"dpo": 0.1, "ipo": 1.0, "hinge_norm": 0.002}
 """The paper's strength for each of its three losses (its tau, for IPO; its "SLiC" is hinge_norm)."""
 
 
-class OAIFConfig(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfig):
+class OAIFConfig(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig, BatchConfig):
     """Options of online AI feedback; the defaults of temperature, loss and beta are the paper's."""
 
     vetted_lr: ClassVar = {"lora": 3e-4, "full": 2e-5}
@@ -42,9 +42,9 @@ class OAIFConfig(MethodConfig, RewardConfig, Sampling, KLConfig, BatchConfig):
     loss: 0.1 for dpo, 1.0 for ipo (its tau), 0.002 for hinge_norm."""
     n: int = Field(2, ge=2)
     """Number of completions per prompt; with more than two, the best and the worst form the pair."""
-    ahead: int = Field(0, ge=0, le=1)
-    """1 samples each batch one step early, from the policy before its last update, so that a judge on a
-    server works while the policy samples and learns."""
+    ahead: int = Field(0, ge=0)
+    """Number of steps by which each batch is sampled early, from the policy as it is then, so that a judge on
+    a server and a server that samples (`--rollouts`) work while the policy learns."""
     tie: float = Field(0.0, ge=0)
     """Largest reward difference that counts as a tie; tied pairs are dropped."""
     temperature: float = Field(0.9, gt=0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from palate.model.codec import Codec
 from palate.model.outputs import Outputs
 from palate.model.rows import Row
 from palate.types import Record
+
+T = TypeVar("T")
 
 Head = Literal["lm", "scalar", "value"]
 """Token probabilities, one number per completion, or one number per token."""
@@ -37,6 +40,35 @@ class SamplingEngine(Protocol):
         Yields:
             The number of new tokens of each step.
         """
+
+
+Fill = Callable[[Sequence[list[Row]], Sampling], Iterator[int]]
+"""Fills rows with sampled tokens, as `SamplingEngine.fill` does, from fixed weights."""
+
+
+class Weights(Protocol):
+    """Weights of a model that another program samples from."""
+
+    def begin(self, work: Callable[[Fill], T]) -> Future[T]:
+        """Call a function in the background, with the function that samples from these weights."""
+
+
+class Sampler(Protocol):
+    """Samples instead of a model's engine, in another program, so that this one can do other work meanwhile.
+
+    Its completions are not those of the engine, and its log-probabilities differ from the model's by
+    rounding.
+    """
+
+    @property
+    def identity(self) -> str:
+        """The engine, its version and its settings, as part of the memory's keys."""
+
+    def publish(self, model: LoadedModel) -> Weights:
+        """Make the model's current weights available to the program; a collective."""
+
+    def close(self) -> None:
+        """Stop sampling, and free what it takes."""
 
 
 class Engine(SamplingEngine, Protocol):
@@ -94,6 +126,7 @@ class LoadedModel:
         adapter_off: True while the adapter is switched off.
         sharded: True if the weights are divided among the processes.
         computes_in: number format of the layers, if that of the weights differs.
+        sampler: samples instead of the engine, for a policy whose completions come from a server.
     """
 
     network: Any
@@ -108,6 +141,7 @@ class LoadedModel:
     adapter_off: bool = False
     sharded: bool = False
     computes_in: torch.dtype | None = None
+    sampler: Sampler | None = None
     _dropout: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property

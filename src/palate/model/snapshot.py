@@ -12,7 +12,7 @@ from palate.memory import Memory, Purpose, key_of
 from palate.model.batched import batched_logps
 from palate.model.loaded import LoadedModel
 from palate.model.outputs import TokenValues, ragged
-from palate.model.rollouts import Observer, sample, unobserved
+from palate.model.rollouts import Drawn, Observer, begin, unobserved
 from palate.types import Group, Prompt, Record
 
 Weights = Callable[[], AbstractContextManager[LoadedModel]]
@@ -73,8 +73,22 @@ class Snapshot:
             DataError: a prompt is too long to leave room for new tokens.
             RunError: the snapshot is `recalled`, and the memory lacks the completions.
         """
+        return self.begin(prompts, n, sampling, seed=seed, purpose=purpose, finished=finished).groups()
+
+    @torch.no_grad()
+    def begin(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        purpose: Purpose = "completion",
+        finished: Callable[[Group], None] | None = None,
+    ) -> Drawn:
+        """Begin to sample, as `sample` does; if a server samples, the policy may learn meanwhile."""
         with self._weights() as model:
-            return sample(
+            return begin(
                 model,
                 prompts,
                 n,

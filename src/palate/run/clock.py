@@ -57,7 +57,7 @@ class Clock:
         """Return the step's time in seconds, by stage and in total, and the sampled tokens per second."""
         row = {f"time/{stage}": round(seconds, 4) for stage, seconds in self._seconds.items()}
         row["step_time"] = round(time.perf_counter() - self._step_began, 4)
-        if "sample" in self._amounts:
+        if self._amounts.get("sample"):  # work in the background has no time of its own
             row["sampling/tokens_per_second"] = round(self._rate("sample"), 1)
         return row
 

@@ -53,6 +53,7 @@ class Run:
         checkpoints: the run's checkpoints, which `steps` and `save` write.
         journal: the run's journal; `memory` is its part for models, which all processes of the run share.
         meter: returns further numbers of each step, such as the cost of a judge.
+        settle: called before a checkpoint, to keep results of earlier versions that are under way.
         drift: measures the KL between steps, and ends training where it passes a bound; None for neither.
         contest: compares two policies on the held-out prompts; None without held-out prompts or a reward.
 
@@ -93,6 +94,7 @@ class Run:
         self._accounts: dict[str, Account] = {}
         self.memory: Memory = self.journal if self.world.size == 1 else SharedMemory(self.journal)
         self.meter: Callable[[], Metrics] = dict
+        self.settle: Callable[[], None] = lambda: None
         if not self._place.resumed:
             self._start()
 
@@ -150,8 +152,7 @@ class Run:
         Args:
             cache: a file of verdicts that several runs share.
         """
-        if self._ledger is None:
-            self._ledger = Ledger(self.directory / "journal.db", cache)
+        self._ledger = self._ledger or Ledger(self.directory / "journal.db", cache)
         return self._ledger
 
     @property
@@ -364,8 +365,7 @@ class Run:
         self._progress.write()
         if self._new_steps == 0 and self.world.leads:  # the run is not finished again, so exports are old
             remove_exports(self.directory)
-        self._new_steps += 1
-        self._done = step + 1
+        self._new_steps, self._done = self._new_steps + 1, step + 1
 
     def _measure_drift(self, last: bool, *learners: Learner) -> dict[str, Any]:
         """Measure KL and reward if due; return marks for a checkpoint. Above the bound, BoundReachedError."""
@@ -390,6 +390,7 @@ class Run:
         return BoundReachedError(f"training ended after step {step}")
 
     def _save(self, position: Position, *learners: Learner) -> Path:
+        self.settle()
         path = self.checkpoints.save(position, *learners)
         self._place.keep()
         return path

@@ -483,10 +483,10 @@ def test_judges_can_be_asked_from_several_threads(open_court: Open) -> None:
 
 
 def test_a_pace_of_few_tokens_lets_a_large_request_through() -> None:
-    from palate.annotate import loop
+    from palate import eventloop
 
     async def go() -> str:
         async with Pace(1, tokens=600).slot(5000):
             return "through"
 
-    assert loop.run(go()) == "through"
+    assert eventloop.run(go()) == "through"

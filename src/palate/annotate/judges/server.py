@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from palate.annotate import loop
+from palate import eventloop
 from palate.annotate.judges.client import Client, TransportError
 from palate.annotate.judges.desk import Desk
 from palate.annotate.judges.pace import Pace
@@ -119,11 +119,11 @@ class ServerModel:
                 f"judge {self.name}: the key and all texts are sent without encryption (http) to another "
                 "machine; use https if the server offers it"
             )
-        loop.run(self._ask_all(questions, desk))
+        eventloop.run(self._ask_all(questions, desk))
 
     def close(self) -> None:
         """Close the connections."""
-        loop.run(self.client.close())
+        eventloop.run(self.client.close())
 
     async def _ask_all(self, questions: Mapping[str, Question], desk: Desk) -> None:
         waiting = iter(questions.items())

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -31,13 +32,18 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         finally:
             ended.set()
 
-    future = asyncio.run_coroutine_threadsafe(watched(), _running())
+    future = begin(watched())
     try:
         return future.result()
     except KeyboardInterrupt:
         future.cancel()
         ended.wait(GRACE)
         raise
+
+
+def begin(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start a coroutine in the process's one event loop; the future waits for it or cancels it."""
+    return asyncio.run_coroutine_threadsafe(work, _running())
 
 
 def _running() -> asyncio.AbstractEventLoop:

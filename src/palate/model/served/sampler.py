@@ -1,0 +1,290 @@
+"""Sampling by a vLLM server, from versions of a policy that are published to it.
+
+An adapter is published as a directory under a name that is never used again: vLLM caches prefixes by the
+adapter's name. All weights are published as a checkpoint that replaces the server's weights, with a label
+that its replies repeat. A reply of another name or label is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import numpy as np
+
+from palate import eventloop
+from palate.config import Sampling
+from palate.errors import AGAIN, ConfigError, RunError
+from palate.model.loaded import Fill, LoadedModel
+from palate.model.rows import Row
+from palate.model.served.api import API, RefusedError
+from palate.model.served.weights import allowed, difference, write_untied
+from palate.model.served.wire import GENERATE, body_of, explained, read_reply
+from palate.model.sharded import gathered
+from palate.world import current
+
+T = TypeVar("T")
+
+PROBE = {"max_new_tokens": 16, "min_new_tokens": 16}
+"""Options of the completions that test a server."""
+
+BATCHES = 2
+"""Batches that are sampled at once: the second fills the server while the first ends."""
+
+
+@dataclass(eq=False)
+class Published:
+    """Weights that the server has.
+
+    Attributes:
+        name: the model's name in requests.
+        users: number of batches that are being sampled from them.
+    """
+
+    owner: VLLMSampler
+    name: str
+    users: int = 0
+
+    def begin(self, work: Callable[[Fill], T]) -> Future[T]:
+        """Call a function in the background, with the function that samples from these weights."""
+        return self.owner.begin(self, work)
+
+
+class VLLMSampler:
+    """Samples with a vLLM server; a `Sampler`.
+
+    Attributes:
+        identity: the engine, its version and its model, as part of the memory's keys.
+
+    Args:
+        api: the server.
+        base: the name of its base model.
+        longest: the most tokens of a prompt with its completion.
+        end_ids: the tokens that end a completion.
+        directory: a directory that the server can read, for published weights.
+        identity: see above.
+        prefix: the beginning of the names of published weights, which no other run has.
+        untied: the server's model has a head of its own, while the policy's shares the embedding's weights.
+        close: called at the end.
+    """
+
+    def __init__(
+        self, api: API, *, base: str, longest: int, end_ids: frozenset[int], directory: Path, identity: str,
+        prefix: str, untied: bool = False, close: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.identity, self._untied = identity, untied
+        self._api, self._base, self._longest, self._end_ids = api, Published(self, base), longest, end_ids
+        self._directory, self._close = directory, close
+        self._label: str | None = None
+        self._prefix, self._count = prefix, 0
+        self._changed = threading.Condition()
+        self._names: list[Published] = []
+        self._latest: tuple[weakref.ref[Any], int, Published] | None = None
+        self._pool = ThreadPoolExecutor(BATCHES, thread_name_prefix="palate-vllm")
+        self._running: set[Future[None]] = set()
+        self._closed = False
+
+    def publish(self, model: LoadedModel) -> Published:
+        """Make the model's current weights available on the server, unless they are; a collective.
+
+        Raises:
+            ConfigError: the server cannot take weights of this kind.
+            RunError: the server does not answer.
+        """
+        if model.adapter_off:
+            return self._base
+        known = self._latest
+        if known is not None and known[0]() is model.network and known[1] == model.revision:
+            return known[2]
+        self._count += 1
+        name = f"{self._prefix}-{self._count}"
+        whole = gathered(model)
+        if model.peft is not None:
+            current().lead("publish an adapter", partial(self._publish_adapter, whole, name))
+            new = Published(self, name)
+            self._names.append(new)
+        else:
+            with self._changed:  # the server has one set of weights
+                self._changed.wait_for(lambda: self._base.users == 0)
+            current().gather("no process samples", None)
+            current().lead("publish weights", partial(self._publish_weights, whole, name))
+            self._label, new = name, self._base
+        self._latest = (weakref.ref(model.network), model.revision, new)
+        self._unload(keep=new)
+        return new
+
+    def begin(self, weights: Published, work: Callable[[Fill], T]) -> Future[T]:
+        """Call a function in the background; the weights stay on the server until it returns."""
+        with self._changed:
+            weights.users += 1
+
+        def working() -> T:
+            try:
+                return work(partial(self._fill, weights))
+            finally:
+                with self._changed:
+                    weights.users -= 1
+                    self._changed.notify_all()
+
+        return self._pool.submit(working)
+
+    def close(self) -> None:
+        """Stop sampling, remove what was published, and end a server that the run has started."""
+        self._closed = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for future in list(self._running):
+            future.cancel()
+        self._pool.shutdown(wait=True)
+        eventloop.run(self._api.close())
+        if current().leads:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        self._close()
+
+    # -- sampling ----------------------------------------------------------------------------------
+
+    def _fill(self, weights: Published, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
+        """Fill rows with tokens from the server, `sampling_rows` requests at a time; see `Fill`."""
+        rows = [row for group in groups for row in group]
+        self._require_room(rows, sampling)
+        filled: SimpleQueue[int | None] = SimpleQueue()
+
+        async def one(row: Row, room: asyncio.Semaphore) -> None:
+            async with room:
+                reply = await self._api.post(GENERATE, body_of(row, sampling, weights.name, self._end_ids))
+            self._check(read_reply(reply, row, sampling, self._end_ids, model=weights.name))
+            filled.put(len(row.tokens))
+
+        async def everything() -> None:
+            room = asyncio.Semaphore(sampling.sampling_rows or len(rows))
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for row in rows:
+                        tasks.create_task(one(row, room))
+            finally:
+                filled.put(None)  # after the last row, or after a failure
+
+        future = eventloop.begin(everything())
+        self._running.add(future)
+        if self._closed:
+            future.cancel()
+        try:
+            while (tokens := filled.get()) is not None:
+                yield tokens
+            wait([future])
+            if (failure := self._failure(future)) is not None:
+                raise failure
+        finally:
+            future.cancel()
+            self._running.discard(future)
+
+    def _failure(self, future: Future[None]) -> BaseException | None:
+        """Return the first error of the tasks behind a finished future."""
+        if future.cancelled():
+            return RunError("sampling was stopped")
+        error = future.exception()
+        first = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+        return explained(first, self._api, "sample") if isinstance(first, RefusedError) else first
+
+    def _check(self, label: str | None) -> None:
+        """Refuse a reply of other weights than those that were published last, or replied first."""
+        if self._label is None:
+            self._label = label
+        if label != self._label:
+            raise RunError(
+                f"the vLLM server's weights are {label!r}, expected {self._label!r}: another program has "
+                "exchanged them, or the server was started again; use a server of its own for each run that "
+                f"trains all weights, and {AGAIN}"
+            )
+
+    def _require_room(self, rows: Sequence[Row], sampling: Sampling) -> None:
+        most = max((len(row.prompt_ids) for row in rows), default=0) + sampling.max_new_tokens
+        if most > self._longest:
+            raise ConfigError(
+                f"a prompt and {sampling.max_new_tokens} new tokens need {most} tokens, but the vLLM server "
+                f"takes {self._longest}; start it with a larger --max-model-len, or lower --max-new-tokens"
+            )
+
+    # -- publishing --------------------------------------------------------------------------------
+
+    def _publish_adapter(self, model: LoadedModel, name: str) -> None:
+        if model.whole_embeddings:
+            raise ConfigError(
+                f"the adapter of {model.source} has whole embeddings, which vLLM does not serve; use "
+                "--no-lora or --rollouts local"
+            )
+        assert model.peft is not None, "it has an adapter"
+        path = self._write(name, partial(model.peft.save_pretrained, save_embedding_layers=False))
+        body = {"lora_name": name, "lora_path": str(path.resolve())}
+        self._send("/v1/load_lora_adapter", body, "load an adapter")
+
+    def _publish_weights(self, model: LoadedModel, name: str) -> None:
+        save = partial(write_untied, model.network) if self._untied else model.network.save_pretrained
+        path = self._write(name, save)
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": str(path.resolve())}}
+        self._send("/collective_rpc", reload, "load all weights")
+        answer = self._send("/reset_prefix_cache", {}, "forget what the old weights computed")
+        if isinstance(answer, dict) and answer.get("success") is False:
+            raise RunError(
+                f"the vLLM server at {self._api.url} keeps what its old weights computed, since it is busy; "
+                "use a server of its own for each run that trains all weights"
+            )
+        self._send("/update_weight_version", {"new_version": name}, "label its weights")
+        shutil.rmtree(path, ignore_errors=True)
+        row = first_completion(self._api, self._base.name, model.codec.end_id, Sampling.model_validate(PROBE))
+        gap = difference(model, row.prompt_ids, row.tokens, row.logps)
+        if gap > allowed(model):
+            raise ConfigError(
+                f"the vLLM server at {self._api.url} has loaded the policy's weights, but its "
+                f"log-probabilities differ from the policy's by {gap:.2g} nats on average (at most "
+                f"{allowed(model)} is allowed), as in vLLM's CPU build if head and embedding share their "
+                "weights; use LoRA, or --rollouts vllm, which avoids this"
+            )
+
+    def _write(self, name: str, save: Callable[[Path], None]) -> Path:
+        """Write weights into a directory that appears when it is complete."""
+        path = self._directory / name
+        part = path.with_name(f".{name}.part")
+        part.mkdir(parents=True)
+        save(part)
+        os.replace(part, path)
+        return path
+
+    def _unload(self, keep: Published) -> None:
+        """Remove adapters that no process samples from; several processes agree on them."""
+        with self._changed:
+            busy = [p.name for p in self._names if p.users or p is keep]
+        needed = {name for names in current().gather("adapters in use", busy) for name in names}
+        for old in [p for p in self._names if p.name not in needed]:
+            self._names.remove(old)
+            if current().leads:
+                self._send("/v1/unload_lora_adapter", {"lora_name": old.name}, "unload an adapter")
+                shutil.rmtree(self._directory / old.name, ignore_errors=True)
+
+    def _send(self, path: str, body: dict[str, Any], doing: str) -> Any:
+        return answered(self._api.post(path, body), self._api, doing)
+
+
+def first_completion(api: API, model: str, first: int, sampling: Sampling) -> Row:
+    """Return a completion of one token that tests a server; it takes `max_new_tokens` tokens."""
+    row = Row((first,), np.full(sampling.max_new_tokens, 0.5))
+    reply = answered(api.post(GENERATE, body_of(row, sampling, model, ())), api, "sample")
+    read_reply(reply, row, sampling, (), model=model)
+    return row
+
+
+def answered(request: Coroutine[Any, Any, T], api: API, doing: str) -> T:
+    """Return the answer to a request from the main thread, and explain a refusal."""
+    try:
+        return eventloop.run(request)
+    except RefusedError as error:
+        raise explained(error, api, doing) from error
