@@ -164,7 +164,7 @@ def outcomes(meter: Meter, one: Measured, other: Measured) -> np.ndarray:
 
 
 def spending(job: Job) -> dict[str, float]:
-    """Return what a run itself sampled, questions and paid, and its part of a pool that it read."""
+    """Return what a run itself sampled, asked and paid, and its part of a pool that it read."""
     journal = Journal(job.directory / "journal.db")
     try:
         rows = [

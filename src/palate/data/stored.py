@@ -106,7 +106,7 @@ def stored_rows(
 
 
 def source_key(source: str, *parts: Any) -> str | None:
-    """Return a key of the content of a file or folder and of `parts`, JSON values; None for another source."""
+    """Return a key of a file or folder by its content and of `parts`, JSON values; None for other sources."""
     content = key_of_files(source)
     if content is None:
         return None
