@@ -34,7 +34,7 @@ SAMPLED = ["--max-new-tokens", "24", "--batch-size", "4", "--seed", "1"]
 PROMPTS = ["--data", "everyday", "--eval-data", "everyday", "--eval-limit", "8", "--reward", "length:20"]
 ROUNDS = ["--limit", "12", "--n", "4", "--steps", "2"]
 PAIRS = ["--data", "PAIRS", "--limit", "24", "--steps", "3", "--batch-size", "4", "--seed", "1"]
-DEMONSTRATIONS = ["--data", "PAIRS", "--map", "completion=chosen", "--limit", "24", "--seed", "1"]
+DEMONSTRATIONS = ["--data", "PAIRS", "--map", "completion=chosen", "--limit", "24"]
 CASES: dict[str, list[str]] = {
     "oaif": [*PROMPTS, *SAMPLED, "--steps", "4"],
     "rlhf": [*PROMPTS, *SAMPLED, "--steps", "2"],

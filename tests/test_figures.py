@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
         "experiments/rl.py",
         "experiments/rollouts.py",
         "benchmarks/tables.py",
+        "benchmarks/plan.py",
     ],
 )
 def test_the_documents_have_what_the_script_writes(script: str) -> None:

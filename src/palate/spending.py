@@ -47,6 +47,7 @@ class Spending:
             reference, or by a reward model that the run has trained.
         questions: questions to a pairwise judge besides those about the annotator's groups.
         replies: replies in which a model writes new prompts, of at most `new_prompt_tokens` tokens each.
+        early: completions of `sampled` that are sampled at once, before the first step.
     """
 
     prompts: int = 0
@@ -57,6 +58,7 @@ class Spending:
     referenced: int = 0
     questions: int = 0
     replies: int = 0
+    early: int = 0
 
     def __add__(self, other: Spending) -> Spending:
         """Return the sum of two parts of a run."""
@@ -69,6 +71,7 @@ class Spending:
             self.referenced + other.referenced,
             self.questions + other.questions,
             self.replies + other.replies,
+            self.early + other.early,
         )
 
     @property
@@ -108,7 +111,8 @@ def drawn(prompts: int, n: int, *, size: int | None = None) -> Spending:
         size: size of the groups, if it is not n; 0 if the annotator does not get them.
     """
     size = n if size is None else size
-    return Spending(prompts, prompts * n, (Annotations(prompts, size),) if size and prompts else ())
+    groups = (Annotations(prompts, size),) if size and prompts else ()
+    return Spending(prompts, prompts * n, annotations=groups)
 
 
 def learnt(steps: int, batch: int, completions: int, *, referenced: int = 0) -> Spending:

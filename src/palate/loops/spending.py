@@ -42,7 +42,7 @@ def spends_on_policy_gradients(cfg: PolicyGradients, rows: Rows) -> Spending:
     )
     if cfg.centre_on == "start":
         n = 1 if cfg.judge is None else cfg.n
-        return drawn(min(rows.distinct, cfg.centre_prompts), n) + spending
+        return _early(drawn(min(rows.distinct, cfg.centre_prompts), n)) + spending
     if cfg.centre_on != "none":
         return drawn(cfg.centre_prompts, 0, size=1) + spending
     return spending
@@ -56,13 +56,17 @@ def spends_on_learnt_reward(cfg: LearntReward, rows: Rows) -> Spending:
     available = rows.distinct if cfg.pairs is None else rows.others
     prompts = min(cfg.preference_prompts or available, available)
     each = comb(cfg.candidates, 2)
-    sampled = drawn(prompts, cfg.candidates, size=0) if cfg.pairs is None else Spending()
+    sampled = _early(drawn(prompts, cfg.candidates, size=0)) if cfg.pairs is None else Spending()
     labels = Spending(annotations=(Annotations(prompts * each, 2),))
     learning = (prompts - int(cfg.preference_held_out * prompts)) * each
     reward = learnt(cfg.reward_total_steps(learning), cfg.reward_batch_size, 2)
     gradients = spends_on_policy_gradients(cfg, rows)
     own = replace(gradients, annotations=(), referenced=gradients.referenced + gradients.scored)
     return sampled + labels + reward + own
+
+
+def _early(spending: Spending) -> Spending:
+    return replace(spending, early=spending.sampled)
 
 
 def _pretraining(cfg: PolicyGradients) -> int:

@@ -42,6 +42,7 @@ class Setup:
         slots: prompts in progress at a time.
         longest_prompt, new_tokens: in tokens.
         devices: devices that share the batch.
+        each_step: completions sampled in each step; 0 if sampling does not follow the steps.
     """
 
     network: Network
@@ -60,6 +61,7 @@ class Setup:
     longest_prompt: int
     new_tokens: int
     devices: int = 1
+    each_step: int = 0
 
 
 @dataclass(frozen=True)

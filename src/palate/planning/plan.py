@@ -217,7 +217,8 @@ def setup_of(
     can_sample = samples(method, cfg)
     n = max(1, getattr(cfg, "n", 1), getattr(cfg, "candidates", 1))
     prompts = [len(codec.prompt_ids(p)) for p in data.prompts] or [0]
-    each_call = cfg.batch_size * n if method.recipe.judged == "each step" else math.inf
+    each_step = cfg.batch_size * n if method.recipe.judged == "each step" else 0
+    each_call = max(each_step, spending.early) or math.inf
     calls = spending.sampled or 2 * min(getattr(cfg, "fresh_prompts", 0), data.sizes.fitting)
     network = network_of(cfg)
     rows = 0
@@ -243,6 +244,7 @@ def setup_of(
         longest_prompt=max(prompts),
         new_tokens=getattr(cfg, "max_new_tokens", 0),
         devices=devices,
+        each_step=each_step,
     )  # fmt: skip
 
 
@@ -276,10 +278,10 @@ def seconds_of(
 ) -> Seconds:
     """Return the expected time, from the pilot's rates."""
     rates, mean = trial.rates, lengths.sampled or 0.0
-    by_step = spending.sampled / max(1, spending.sampled // max(1, setup.rows)) if spending.sampled else 1
-    sampling = 0.0
-    for name, count in completions.items():
-        each = round(by_step) if name == "training" else max(1, count // 2)
+    later, sampling = spending.sampled - spending.early, 0.0
+    each_of = {"training": setup.each_step or round(later / max(1, later // max(1, setup.rows)))}
+    for name, count in {**completions, "training": later, "early": spending.early}.items():
+        each = count if name == "early" else each_of.get(name, max(1, count // 2))
         draws = Draws(count, each, mean, lengths.longest_sampled, count * lengths.prompt / max(1, _n(cfg)))
         sampling += draws.seconds(rates, setup.rows or 1)
     learning = tokens["learned"] * rates.update + spending.steps * rates.apply
