@@ -220,8 +220,8 @@ def setup_of(
     each_step = cfg.batch_size * n if method.recipe.judged == "each step" else 0
     each_call = max(each_step, spending.early) or math.inf
     calls = spending.sampled or 2 * min(getattr(cfg, "fresh_prompts", 0), data.sizes.fitting)
-    network = network_of(cfg)
-    rows = 0
+    network, rows = network_of(cfg), 0
+    each_record = max(2, spending.learned // max(1, spending.steps * cfg.batch_size))  # completions
     if can_sample:
         most = cfg.sampling_rows or parallel(network, n, max(prompts) + cfg.max_new_tokens)
         rows = int(min(most, each_call, max(1, calls)))
@@ -230,7 +230,7 @@ def setup_of(
             len(codec.prompt_ids(r.prompt)) + sum(len(c.token_ids) for c in r.completions)
             for r in data.records
         ),
-        default=max(prompts) + 2 * getattr(cfg, "max_new_tokens", 0),
+        default=max(prompts) + each_record * getattr(cfg, "max_new_tokens", 0),
     )
     budget = cfg.micro_batch_tokens or (CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS)
     total = cfg.batch_size * longest // devices
