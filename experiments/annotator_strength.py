@@ -32,10 +32,10 @@ from palate.types import Completion, Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "annotator_strength.jsonl"
-STEPS, BATCH = 16, 12
+STEPS, BATCH = 20, 16
 COMMON = {
-    "model": "smollm2", "lora_rank": 16, "lr": 5e-4, "data": "everyday",
-    "batch_size": BATCH, "steps": STEPS, "n": 2, "temperature": 1.0, "max_new_tokens": 32,
+    "model": "smollm2", "dtype": "bfloat16", "lora_rank": 16, "lr": 3e-4, "schedule": "linear",
+    "data": "everyday", "batch_size": BATCH, "steps": STEPS, "n": 2, "temperature": 1.0, "max_new_tokens": 32,
     "eval_data": "everyday", "eval_limit": 60, "eval_reward": "sentiment", "fresh_prompts": 0,
 }  # fmt: skip
 ARMS: Mapping[str, Mapping[str, Any]] = {

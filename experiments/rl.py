@@ -1,12 +1,12 @@
 """RLHF beside online DPO on the task of the demo: cheerful answers that keep to the question.
 
-SmolLM2-135M-Instruct, gold is `sentiment + 0.4 * on-topic`. Every arm samples the same number of
-completions of the same length. Arms with `gold` ask gold itself; arms with `model` ask a reward model that
-learnt from pairs labelled by gold; `rlaif` trains a reward model of its own in the same run, from the soft
-verdicts of a scripted judge: P(first preferred) is the logistic function of 3 times gold's difference. All
-are measured by gold on the same held-out prompts. Each run is a process of its own, and its row is appended
-to the results as soon as it is there; rows that are there are not made again; a run that was interrupted
-resumes.
+SmolLM2-135M-Instruct, gold is `sentiment + 0.4 * on-topic`. Every arm samples the same number of completions
+of the same length. Arms with `gold` ask gold itself; arms with `model` ask a reward model that learnt from
+pairs labelled by gold; `rlaif` trains a reward model of its own in the same run, from the soft verdicts of a
+scripted judge: P(first preferred) is the logistic function of 3 times gold's difference; for it, `rlaif`
+samples 720 more completions. All are measured by gold on the same held-out prompts. Each run is a process of
+its own, and its row is appended to the results as soon as it is there; rows that are there are not made
+again; a run that was interrupted resumes.
 
     python experiments/rl.py --seeds 0 1 2
     python experiments/rl.py --write    # the tables into docs/methods/rlhf.md and rlaif.md
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "rl.jsonl"
 PAGES = {name: ROOT / "docs" / "methods" / f"{name}.md" for name in ("rlhf", "rlaif")}
 GOLD = ["sentiment", "0.4*on-topic"]
-STEPS, COMPLETIONS, NEW_TOKENS = 30, 48, 40
+STEPS, COMPLETIONS, NEW_TOKENS = 16, 48, 40
 """Steps (rollout phases) of every arm, completions of a step, and tokens of a completion at most."""
 POLICY = {"model": "smollm2", "data": "everyday", "dtype": "bfloat16", "lora_rank": 16}
 COMMON = {
