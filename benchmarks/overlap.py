@@ -2,6 +2,8 @@
 
 Three settings: judge after sampling; judge while sampling (the default); judge while sampling and learning
 (`--ahead 1`). The server is on this machine and computes nothing. The first step of each run is left out.
+Fewer rows are sampled at once than a step has completions, as on a real machine with a real batch, so that
+groups end one after another and the judge can begin early.
 
     python benchmarks/overlap.py --output benchmarks/results/overlap.json
 """
@@ -39,9 +41,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=24)
-    parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--sampling-rows", type=int, default=8)
+    parser.add_argument("--concurrency", type=int, default=2)
     args = parser.parse_args()
     quiet_libraries()
     os.environ["OVERLAP_KEY"] = "none"
@@ -58,6 +62,7 @@ def main() -> None:
             outcome = palate.train(
                 "oaif", output=work / name.replace(" ", "-"), model=args.model, data="everyday",
                 steps=args.steps, batch_size=args.batch_size, n=2, max_new_tokens=args.max_new_tokens,
+                sampling_rows=args.sampling_rows, dtype=args.dtype, lr=1e-6,
                 judge=f"server:m@{server.url}", judge_key_env="OVERLAP_KEY", probe_pairs=0, fresh_prompts=0,
                 judge_concurrency=args.concurrency, display=None, **setting,
             )  # fmt: skip

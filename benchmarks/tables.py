@@ -1,13 +1,14 @@
-"""Write the tables of docs/performance.md and docs/data.md from the results in benchmarks/results.
+"""Write the tables of the pages in docs/ from the results in benchmarks/results.
 
 python benchmarks/tables.py          # print them
-python benchmarks/tables.py --write  # put them into the page, each between its two marks
+python benchmarks/tables.py --write  # put them into the pages, each between its two marks
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from common import ROOT, runs_of
@@ -16,21 +17,39 @@ sys.path.insert(0, str(ROOT / "experiments"))
 from marks import marked, missing, write
 
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "performance.md"
-DATA = ROOT / "docs" / "data.md"
+DOCS = ROOT / "docs"
 
 
 def main() -> None:
     """Print or write each table that has results; with `--check`, name the tables that are out of date."""
+    made = documents()
     if sys.argv[1:] == ["--write"]:
-        write(PAGE, tables())
-        write(DATA, data_tables())
+        for page, parts in made.items():
+            write(page, parts)
     elif sys.argv[1:] == ["--check"]:
-        old = [*missing(PAGE, tables()), *missing(DATA, data_tables())]
+        old = [name for page, parts in made.items() for name in missing(page, parts)]
         sys.exit(f"not what benchmarks/tables.py writes: {', '.join(old)}" if old else 0)
     else:
-        both = {**tables(), **data_tables()}
-        print("\n\n".join(marked(name, lines) for name, lines in both.items()))
+        parts = {name: lines for tables in made.values() for name, lines in tables.items()}
+        print("\n\n".join(marked(name, lines) for name, lines in parts.items()))
+
+
+def documents() -> dict[Path, dict[str, list[str]]]:
+    """Return the lines of each table by name, by page."""
+    alone = {
+        "data.md": {"preparing": preparing}, "judges.md": {"overlap": overlap},
+        "scale.md": {"processes": processes},
+    }  # fmt: skip
+    files = {"preparing": "data"}
+    made = {
+        DOCS / page: {
+            name: table(read(files.get(name, name)))
+            for name, table in parts.items()
+            if (RESULTS / f"{files.get(name, name)}.json").exists()
+        }
+        for page, parts in alone.items()
+    }
+    return {DOCS / "performance.md": tables(), **made}
 
 
 def tables() -> dict[str, list[str]]:
@@ -195,11 +214,6 @@ def shares(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def data_tables() -> dict[str, list[str]]:
-    """Return the tables of docs/data.md, as far as their results are there."""
-    return {"preparing": preparing(read("data"))} if (RESULTS / "data.json").exists() else {}
-
-
 def preparing(result: dict[str, Any]) -> list[str]:
     """Return the table of the preparation of pairs."""
     machine = result["machine"]
@@ -234,6 +248,45 @@ def preparing(result: dict[str, Any]) -> list[str]:
             f"A journal of {one['completions']:,} completions ({one['gb']:.1f} GB) opens "
             f"in {one['opening_seconds']:.1f} s and returns 16 of them by key in {one['median_ms']:.2f} ms.",
         ]
+    return lines
+
+
+def overlap(result: dict[str, Any]) -> list[str]:
+    """Return the table of seconds per step with a slow judge."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {result['dtype']}, {machine['date']}; "
+        f"{result['batch_size']} prompts a step with two completions of at most {result['max_new_tokens']} "
+        f"tokens, {result['sampling_rows']} sampled at once, {result['concurrency']} requests at once; "
+        "medians of the steps after the first:",
+        "",
+    ]
+    lines += row("judge", "seconds of a step", "sampling", "waiting for the judge", "learning")
+    lines += ["|---" * 5 + "|"]
+    for one in result["rows"]:
+        parts = (one[name] for name in ("seconds", "time/sample", "time/annotate", "time/learn"))
+        lines += row(one["judge"], *(f"{seconds:.2f}" for seconds in parts))
+    return lines
+
+
+def processes(result: dict[str, Any]) -> list[str]:
+    """Return the table of two processes beside one, and of their messages."""
+    lines = [where(result) + ", medians of the steps after the first:", ""]
+    lines += row(
+        "method", "one process (s a step)", "two processes", "lost", "one with half the threads",
+        "messages of process 0 (MB a step)", "of these gradients", "waiting and sending (s a step)",
+    )  # fmt: skip
+    lines += ["|---" * 8 + "|"]
+    for method in result["arms"]:
+        kinds = result[method]
+        one, two, half = (kinds[name]["step_time"] for name in ("one", "two", "one_with_half_the_threads"))
+        sent = kinds["two"]["messages"]
+        gradients = sum(m["bytes"] for name, m in sent.items() if "gradient" in name)
+        lines += row(
+            f"`{method}`", f"{one:.2f}", f"{two:.2f}", f"{two / one - 1:+.0%}", f"{half:.2f}",
+            f"{sum(m['bytes'] for m in sent.values()) / 1e6:.2f}", f"{gradients / 1e6:.2f}",
+            f"{sum(m['seconds'] for m in sent.values()):.2f}",
+        )  # fmt: skip
     return lines
 
 

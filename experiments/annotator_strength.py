@@ -25,12 +25,13 @@ import pyarrow.parquet as pq
 
 import palate
 from machine import machine
-from marks import write
+from marks import missing, write
 from palate.annotate import sentiment
 from palate.quiet import quiet_libraries
 from palate.types import Completion, Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "methods" / "oaif.md"
 RESULTS = Path(__file__).parent / "results" / "annotator_strength.jsonl"
 STEPS, BATCH = 20, 16
 COMMON = {
@@ -56,9 +57,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--write", action="store_true", help="put the results into docs/methods/oaif.md")
+    parser.add_argument("--check", action="store_true", help="say whether the document is as the rows say")
     args = parser.parse_args()
+    parts = {"annotator strength": paragraph(rows())}
+    if args.check:
+        sys.exit(f"not what experiments/annotator_strength.py writes: {PAGE}" if missing(PAGE, parts) else 0)
     if args.write:
-        write(ROOT / "docs" / "methods" / "oaif.md", {"annotator strength": paragraph(rows())})
+        write(PAGE, parts)
         return
     quiet_libraries()
     for seed in args.seeds:

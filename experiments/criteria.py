@@ -18,19 +18,21 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import palate
 from machine import machine
-from marks import write
+from marks import missing, write
 from palate.annotate import sentiment
 from palate.quiet import quiet_libraries
 from palate.testing import FaultyServer, judge_reply
 from palate.types import Completion, Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "methods" / "oaif.md"
 RESULTS = Path(__file__).parent / "results" / "criteria.jsonl"
 CRITERIA: Mapping[str, str] = {
     "cheerful": "Prefer the more cheerful answer.",
@@ -51,9 +53,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/criteria"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--write", action="store_true", help="put the results into docs/methods/oaif.md")
+    parser.add_argument("--check", action="store_true", help="say whether the document is as the rows say")
     args = parser.parse_args()
+    parts = {"criteria": paragraph(rows())}
+    if args.check:
+        sys.exit(f"not what experiments/criteria.py writes: {PAGE}" if missing(PAGE, parts) else 0)
     if args.write:
-        write(ROOT / "docs" / "methods" / "oaif.md", {"criteria": paragraph(rows())})
+        write(PAGE, parts)
         return
     quiet_libraries()
     for seed in args.seeds:

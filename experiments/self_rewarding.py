@@ -2,8 +2,8 @@
 
 The base model answers prompts of `everyday`, VADER's sentiment ranks the answers, and `palate make eft`
 writes gradings from these ranks (`--eft-writer gold`), because a model of this size cannot write its own. M1
-imitates them; then come the rounds of M2 and M3. Two other arms skip the gradings, or have VADER itself as
-the judge.
+imitates them (`palate run sft`); all seeds share it. Then come the rounds of M2 and M3. Two other arms start
+from the base model without the gradings, with themselves and with VADER as the judge.
 
     python experiments/self_rewarding.py --work runs/self-rewarding        # all arms; resumes
     python experiments/self_rewarding.py --work runs/self-rewarding --arms self --seeds 0
@@ -34,14 +34,18 @@ from palate.errors import RunError
 from palate.journal import Journal
 from palate.model import Snapshot, load_model
 from palate.quiet import quiet_libraries
+from palate.types import Group
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "self_rewarding.jsonl"
 PAGE = HERE.parent / "docs" / "methods" / "self-rewarding.md"
 TEMPLATE = HERE / "cheerful.jinja"
 
-ANSWERED, RANKED, ANSWERS, TOKENS = 240, 110, 4, 40
-"""Prompts that the base answers, those whose ranks are used, answers per prompt, tokens per answer."""
+TAUGHT, MEASURED = 300, 30
+"""Prompts of `everyday` whose ranked answers become gradings, and those after them that measure the judge;
+the rounds take the rest."""
+ANSWERS, HELD_OUT, TOKENS = 8, 4, 40
+"""Answers per prompt for the gradings, and for the measurements; the most tokens of an answer."""
 
 ARMS: Mapping[str, Sequence[int]] = {"self": (0, 1, 2), "no eft": (0,), "gold judge": (0,)}
 """The seeds of each arm."""
@@ -60,45 +64,59 @@ RUN = {
     "eval_reward": "sentiment",
     "dtype": "bfloat16",
 }
-LESSONS = {"sft_epochs": 2, "sft_lr": 8e-4}
+LESSONS: dict[str, Any] = {
+    "batch_size": 8, "lr": 5e-4, "warmup_steps": 10, "schedule": "linear", "lora_rank": 16,
+    "dtype": "bfloat16",
+}  # fmt: skip
+"""Settings of `sft` for M1."""
 
 
-def prepare(work: Path) -> None:
-    """Answer prompts with the base model, rank the answers by VADER, and make the gradings."""
-    ranked, eft = work / "ranked.jsonl", work / "eft.jsonl"
+def prepare(work: Path) -> Path:
+    """Answer prompts with the base model, rank the answers by VADER, make the gradings; return M1."""
+    taught, measured, eft, m1 = (work / n for n in ("taught.jsonl", "measured.jsonl", "eft.jsonl", "m1"))
     prompts = read_prompts("everyday")
-    if not ranked.exists():
+    if not measured.exists():
         model = load_model(ModelConfig(lora=False, dtype="bfloat16"), trainable=False)
         with closing(Journal(work / "ranked.db")) as journal:
             base = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=2048, memory=lambda: journal)
-            groups = base.sample(prompts[:ANSWERED], ANSWERS, Sampling(max_new_tokens=TOKENS), seed=11)
-        score = sentiment().score
-        rows = [
-            {
-                "prompt": group.prompt.text,
-                "completions": [c.text for c in group.completions],
-                "scores": [score(c.text) for c in group.completions],
-            }
-            for group in groups
-        ]
-        write_rows(ranked, rows)
+            sampling = Sampling(max_new_tokens=TOKENS)
+            write_rows(taught, ranked(base.sample(prompts[:TAUGHT], ANSWERS, sampling, seed=11)))
+            others = prompts[TAUGHT : TAUGHT + MEASURED]
+            write_rows(measured, ranked(base.sample(others, HELD_OUT, sampling, seed=11)))
     if not eft.exists():
-        command = ["make", "eft", "--data", str(ranked), "--limit", str(RANKED), "--held-out", "0.25"]
+        command = ["make", "eft", "--data", str(taught), "--held-out", "0"]
         command += ["--judge-template", str(TEMPLATE), "--output", str(eft)]
         if palate_main(command):
             raise SystemExit("the gradings could not be made")
-    write_rows(work / "prompts.jsonl", [{"prompt": prompt.text} for prompt in prompts[ANSWERED:]])
+    rest = prompts[TAUGHT + MEASURED :]
+    write_rows(work / "prompts.jsonl", [{"prompt": prompt.text} for prompt in rest])
+    if not (m1 / "summary.json").exists():
+        palate.train("sft", output=m1, data=str(eft), **LESSONS)
+    return m1
 
 
-def run(arm: str, seed: int, work: Path) -> dict[str, Any]:
+def ranked(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return a row of ranked answers for each prompt; its scores are VADER's."""
+    score = sentiment().score
+    return [
+        {
+            "prompt": group.prompt.text,
+            "completions": [c.text for c in group.completions],
+            "scores": [score(c.text) for c in group.completions],
+        }
+        for group in groups
+    ]
+
+
+def run(arm: str, seed: int, work: Path, m1: Path) -> dict[str, Any]:
     """Run an arm, and return its row: the measurements of each policy, or the error that ended it."""
     options: dict[str, Any] = {**RUN, "data": str(work / "prompts.jsonl"), "eval_data": "everyday"}
     if arm == "gold judge":
         options["reward"] = "sentiment"
     else:
-        options |= GRADE | {"judge_data": str(work / "eft-held-out.jsonl"), "judge_gap": 0.2}
+        options |= GRADE | {"judge_data": str(work / "measured.jsonl"), "judge_gap": 0.2}
     if arm == "self":
-        options |= LESSONS | {"eft": str(work / "eft.jsonl")}
+        options |= {"model": str(m1)}
     directory = work / f"{arm.replace(' ', '-')}-{seed}"
     row: dict[str, Any] = {"arm": arm, "seed": seed}
     try:
@@ -146,9 +164,8 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        names = [f"M{i}" for i in range(len(row["judge"]))]
-        if row["arm"] == "no eft":
-            names = [f"M{i}" for i in (0, 2, 3)][: len(row["judge"])]
+        start = 1 if row["arm"] == "self" else 0
+        names = [f"M{i}" for i in (start, 2, 3)][: len(row["judge"])]
         for name, judge in zip(names, row["judge"], strict=True):
             rate = "none"
             if "pairwise" in judge:
@@ -212,13 +229,13 @@ def main() -> None:
         return
     quiet_libraries()
     given.work.mkdir(parents=True, exist_ok=True)
-    prepare(given.work)
+    m1 = prepare(given.work)
     done = {(row["arm"], row["seed"]) for row in rows_of(given.output)}
     for arm in given.arms:
         for seed in given.seeds or ARMS[arm]:
             if (arm, seed) in done:
                 continue
-            row = run(arm, seed, given.work) | {"machine": machine()}
+            row = run(arm, seed, given.work, m1) | {"machine": machine()}
             with given.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)

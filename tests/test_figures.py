@@ -14,10 +14,14 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     "script",
     [
+        "experiments/annotator_strength.py",
         "experiments/comparison.py",
         "experiments/coverage.py",
+        "experiments/criteria.py",
+        "experiments/demo.py",
         "experiments/rl.py",
         "experiments/rollouts.py",
+        "experiments/self_rewarding.py",
         "benchmarks/tables.py",
         "benchmarks/plan.py",
     ],
