@@ -36,6 +36,8 @@ OF_REWARD_MODEL = {
 
 LITTLE = 0.55
 """Agreement with the judge on held-out pairs below which a warning says so; chance is 0.5."""
+ENOUGH = 20
+"""Held-out pairs from which agreement says anything."""
 
 NAME = "reward model"
 """Name of the stage, of its seeds and of its measurements."""
@@ -166,10 +168,9 @@ def fit_reward_model(
     agreement = measure().get("eval_reward_model/accuracy")
     if agreement is not None:
         verdict = f"{agreement:.2f} of {len(labelled.held_out)} held-out pairs"
+        useless = agreement < LITTLE and len(labelled.held_out) >= ENOUGH
         little = "; its rewards say little: use more prompts, or a judge that is surer"
-        run.display.say(
-            f"the reward model agrees with the judge on {verdict}{little if agreement < LITTLE else ''}"
-        )
+        run.display.say(f"the reward model agrees with the judge on {verdict}{little if useless else ''}")
 
 
 def learnt_reward(reward: Learner, cfg: LearntReward, run: Run) -> Annotator:

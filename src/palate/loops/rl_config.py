@@ -114,6 +114,12 @@ class PolicyGradients(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig, 
                 "only correct for one optimizer step per rollout phase; leave both at 1, or use the "
                 "estimator gae or rloo, whose loss is clipped"
             )
+        phase = self.batch_size * self.n
+        if self.mini_batches > phase:
+            raise ValueError(
+                f"mini_batches is {self.mini_batches}, but a rollout phase has only {phase} completions "
+                "(batch_size x n); use fewer mini-batches or larger batches"
+            )
         plain = Sampling.model_validate({})
         for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens"):
             if getattr(self, name) != getattr(plain, name):
