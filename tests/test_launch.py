@@ -143,6 +143,20 @@ def test_held_out_completions_may_have_a_reward_of_their_own(go: Callable[..., p
         assert group.rewards == (-abs(len(completion.text.split()) - 3) / 3,)
 
 
+def test_held_out_completions_may_have_a_temperature_of_their_own(
+    go: Callable[..., palate.Outcome], tmp_path: Path
+) -> None:
+    toy = method(sampled, "prompts", config=SampledConfig)
+
+    def before(seed: int, **options: Any) -> list[tuple[int, ...]]:
+        evaluation = go(toy, "prompts", seed=seed, output=tmp_path / f"{seed}{options}", **options).evaluation
+        assert evaluation is not None
+        return [group.completions[0].token_ids for group in evaluation.before]
+
+    assert before(0) != before(1)
+    assert before(0, eval_temperature=0) == before(1, eval_temperature=0)
+
+
 def test_fresh_samples_before_and_after(
     go: Callable[..., palate.Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,9 +173,12 @@ class Sampling(Config):
         return Sampling(**{name: getattr(self, name) for name in kept})
 
 
-class Rollouts(Config):
+class Rollouts(Sampling):
     """Sampling"""
 
+    eval_temperature: float | None = Field(None, ge=0)
+    """Temperature of the held-out completions, before and after training; default: `temperature`. A model is
+    often used at a lower temperature than it learns at."""
     rollouts: str = "local"
     """Engine that samples the policy's completions: `local`, in this process; `vllm:URL`, a running vLLM
     server; `vllm`, a vLLM server that Palate starts on this machine and ends with the run."""
@@ -188,6 +191,12 @@ class Rollouts(Config):
     """Seconds after which a request to the server is sent again."""
     rollout_retries: int = Field(5, ge=0)
     """Number of times that a failed request to the server is sent again, after waits that double."""
+
+    @property
+    def held_out_sampling(self) -> Sampling:
+        """Return the options of held-out completions."""
+        given = self.eval_temperature
+        return self.sampling if given is None else self.sampling.model_copy(update={"temperature": given})
 
     @field_validator("rollouts")
     @classmethod

@@ -277,7 +277,8 @@ def _compared(
     if start is None or annotate is None or not prompts or not isinstance(learner, Policy):
         return None
     run.observe("evaluate")
-    return compare(start, learner.snapshot(), prompts, annotate, cfg.sampling, seed=run.seed("evaluate"))
+    seed = run.seed("evaluate")
+    return compare(start, learner.snapshot(), prompts, annotate, cfg.held_out_sampling, seed=seed)
 
 
 def _finish(

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from palate.annotate import Annotator
-from palate.config import KLConfig, Sampling
+from palate.config import KLConfig, Rollouts, Sampling
 from palate.data import Stream
 from palate.errors import ConfigError
 from palate.evaluate import Evaluation, compare, kl_from
@@ -107,12 +107,12 @@ def keep_best(run: Run, *learners: Learner) -> None:
 
 def hold_contests(held_out: Sequence[Prompt], annotate: Annotator | None, cfg: Any, run: Run) -> None:
     """Let the run compare two policies on the held-out prompts, as methods in rounds do after each round."""
-    if not held_out or annotate is None or not isinstance(cfg, Sampling):
+    if not held_out or annotate is None or not isinstance(cfg, Rollouts):
         return
 
     def contest(before: Snapshot, after: Snapshot) -> dict[str, float]:
         seed = run.seed("contest", after.version)
-        outcome = compare(before, after, held_out, annotate, cfg.sampling, seed=seed)
+        outcome = compare(before, after, held_out, annotate, cfg.held_out_sampling, seed=seed)
         return {
             "eval_round_reward": outcome.reward_after,
             "eval_round_win_rate": outcome.win_rate,
@@ -136,7 +136,8 @@ def measure_fresh(
         if known is not None:
             return fresh_logps(known.after)
         # The seed is that of `compare`, which then reads the samples from the journal.
-        return fresh_logps(learner.snapshot().sample(prompts, 1, cfg.sampling, seed=2 * run.seed("evaluate")))
+        seed = 2 * run.seed("evaluate")
+        return fresh_logps(learner.snapshot().sample(prompts, 1, cfg.held_out_sampling, seed=seed))
 
     run.measure("fresh", metrics)
 

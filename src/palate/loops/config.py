@@ -15,7 +15,6 @@ from palate.config import (
     RewardConfig,
     Rollouts,
     RunConfig,
-    Sampling,
     Source,
 )
 from palate.config.base import expand_home
@@ -63,7 +62,7 @@ class FromPool(Config):
         return expand_home(given)
 
 
-class OfflineConfig(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig):
+class OfflineConfig(MethodConfig, RewardConfig, Rollouts, KLConfig):
     """Fields of methods that fit a fixed set of records, from data or sampled once.
 
     If the records come from data, the options of reward and sampling only affect the measurement before and
@@ -71,7 +70,7 @@ class OfflineConfig(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig):
     """
 
 
-class RoundsConfig(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig, Batches):
+class RoundsConfig(MethodConfig, RewardConfig, Rollouts, KLConfig, Batches):
     """Fields of methods in rounds. `epochs` and `steps` count for one stage of training.
 
     Stages follow each other: a finished stage cannot be extended, but further rounds can be added.

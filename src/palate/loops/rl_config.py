@@ -27,7 +27,7 @@ def _is_long(max_new_tokens: Any) -> bool:
         return False  # not a number, which the field itself reports
 
 
-class PolicyGradients(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig, BatchConfig):
+class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfig):
     """Fields of methods that learn by policy gradients."""
 
     batch_size: int = Field(16, ge=1)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from palate import learn, loops, losses, select
-from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Rollouts, Sampling
+from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Rollouts
 from palate.method import Method, Recipe, Share
 from palate.types import Prompt
 
@@ -30,7 +30,7 @@ BETA = {"dpo": 0.1, "ipo": 1.0, "hinge_norm": 0.002}
 """The paper's strength for each of its three losses (its tau, for IPO; its "SLiC" is hinge_norm)."""
 
 
-class OAIFConfig(MethodConfig, RewardConfig, Sampling, Rollouts, KLConfig, BatchConfig):
+class OAIFConfig(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfig):
     """Options of online AI feedback; the defaults of temperature, loss and beta are the paper's."""
 
     vetted_lr: ClassVar = {"lora": 3e-4, "full": 2e-5}

@@ -99,7 +99,7 @@ def samples(method: Method, cfg: Any) -> bool:
 
 def each_comparison(cfg: Any, prompts: int) -> tuple[int, int]:
     """Return the completions sampled, and those scored, in one comparison of two policies."""
-    extra = 0 if cfg.sampling == cfg.sampling.unrestricted else prompts
+    extra = 0 if cfg.held_out_sampling == cfg.unrestricted else prompts
     return 2 * prompts + extra, 2 * prompts
 
 
