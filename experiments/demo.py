@@ -33,6 +33,8 @@ from palate.quiet import quiet_libraries
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "demo.yaml"
 RESULTS = Path(__file__).parent / "results" / "demo.jsonl"
+READINGS = RESULTS.with_name("demo_readings.json")
+"""The answers after training that are off topic as read, from 0, by number format and seed."""
 PAGE = ROOT / "docs" / "demo.md"
 READ = 10
 """Held-out prompts whose answers are shown."""
@@ -76,22 +78,26 @@ def documents(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
         return {"demo": ["This configuration has not been measured yet."], "answers": []}
     heads = (
         "number format", "seed", "steps", "win rate by VADER", "KL (nats)", "VADER before → after",
-        "of ten, on topic by the rule", "seconds", "processor seconds",
+        "of ten, on topic by the rule", "as read", "seconds", "processor seconds",
     )  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     told: list[str] = []
+    readings = json.loads(READINGS.read_text(encoding="utf-8")) if READINGS.exists() else {}
     for row in sorted(rows, key=lambda row: (row["dtype"], row["seed"])):
+        off = readings.get(f"{row['dtype']} {row['seed']}")
         cpu = "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.0f}"
         cells = (
             row["dtype"], str(row["seed"]), f"{row['steps']:.0f}",
             f"{row['win_rate']:.3f} [{row['win_rate_low']:.3f}, {row['win_rate_high']:.3f}]",
             f"{row['kl']:.1f}", f"{row['reward_before']:.2f} → {row['reward_after']:.2f}",
-            str(row["on_topic"]), f"{row['seconds']:.0f}", cpu,
+            str(row["on_topic"]), "" if off is None else str(len(row["answers"]) - len(off)),
+            f"{row['seconds']:.0f}", cpu,
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
         told += ["", f"### {row['dtype']}, seed {row['seed']}", ""]
-        for answer in row["answers"]:
-            told.append(f"- **{_flat(answer['prompt'])}**")
+        for i, answer in enumerate(row["answers"]):
+            mark = " (off topic as read)" if i in (off or ()) else ""
+            told.append(f"- **{_flat(answer['prompt'])}**{mark}")
             told += [f"  - {when}: {_flat(answer[when])}" for when in ("before", "after")]
     kinds = sorted({_machine(row) for row in rows})
     return {"demo": [*lines, "", *kinds], "answers": told[1:]}
