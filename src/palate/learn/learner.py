@@ -27,12 +27,11 @@ from palate.model import (
     Outputs,
     Snapshot,
     TokenValues,
-    load_model,
 )
 from palate.model.batched import batched_scores, batched_values, rounds
 from palate.model.loaded import Head
 from palate.model.rollouts import Observer, unobserved
-from palate.model.sharded import gathered, local_part, second, shard, shards
+from palate.model.sharded import gathered, load_divided, local_part, second
 from palate.types import Record
 from palate.world import current, own_part
 
@@ -90,9 +89,7 @@ class Learner:
         cls, cfg: LearnerConfig, *, total_steps: int, seed: int = 0, head: Head = "lm", name: str = POLICY
     ) -> Self:
         """Load a model for training; see `load_model` for the values of `cfg.model` and the errors raised."""
-        model = load_model(cfg, head=head, seed=seed)
-        if shards(cfg.sharding, model):
-            model = shard(model)
+        model = load_divided(cfg, head=head, seed=seed)
         return cls(model, cfg, total_steps=total_steps, name=name)
 
     def update(self, records: Sequence[R], objective: Objective[R]) -> Metrics:

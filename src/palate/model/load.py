@@ -38,7 +38,9 @@ _NO_LIMIT = 1 << 20
 """Tokens above which a tokenizer's length limit is ignored; some tokenizers state 1e30."""
 
 
-def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable: bool = True) -> LoadedModel:
+def load_model(
+    cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable: bool = True, on_host: bool = False
+) -> LoadedModel:
     """Load the model that `cfg.model` names, or prepare the loaded model that it carries.
 
     If the directory has an adapter, it is trained further; a reward model can start from a language model's
@@ -53,6 +55,7 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
             per token. A value head starts as a reward model's head if the model is one, else as zeros.
         seed: seed of the random initialisation of a new adapter or head.
         trainable: False loads the model for sampling or scoring only, without a new adapter.
+        on_host: True leaves the weights in the machine's own memory, whatever the device.
 
     Raises:
         ModelError: the name has no usable model, the model needs permission to run its own code, or the
@@ -68,7 +71,8 @@ def load_model(cfg: ModelConfig, *, head: Head = "lm", seed: int = 0, trainable:
         torch.manual_seed(seed)
         # An adapter of a classifier includes its head.
         if given is None:
-            network, dropout = _network(base, cfg, head, dtype, device, trainable or adapter is not None)
+            place = torch.device("cpu") if on_host else device
+            network, dropout = _network(base, cfg, head, dtype, place, trainable or adapter is not None)
             tokenizer = _tokenizer(base, adapter, cfg)
         else:
             (network, dropout), tokenizer = network_of(given, cfg, head), tokenizer_of(given)

@@ -21,9 +21,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from palate.config import Sampling
+from palate.config import LearnerConfig, Sampling
 from palate.errors import ConfigError
-from palate.model.loaded import Engine, LoadedModel
+from palate.given import GivenModel
+from palate.model.device import resolve
+from palate.model.load import load_model
+from palate.model.loaded import Engine, Head, LoadedModel
 from palate.model.outputs import Outputs, TokenValues
 from palate.model.rows import Row
 from palate.types import Record
@@ -64,6 +67,7 @@ class ShardedEngine:
         """Return a copy of the model with all weights in each process; a collective."""
         _require_all(model)
         network, peft = _with_memory(self._template, model.device)
+        network.to(model.device)  # the buffers, which the template has where the model was loaded
         _fill(network, model)
         return replace(model, network=network, peft=peft, engine=self.inner, sharded=False)
 
@@ -97,21 +101,39 @@ class ShardedEngine:
         return self.inner.tokens(prompt, completions)
 
 
-def shard(model: LoadedModel) -> LoadedModel:
+def load_divided(cfg: LearnerConfig, *, head: Head = "lm", seed: int = 0) -> LoadedModel:
+    """Load a model for training, and divide its weights among the processes if `cfg.sharding` says so.
+
+    A model that may be divided is loaded into the machine's own memory, since it may be too large for one
+    device. See `load_model` for the arguments and the errors raised.
+    """
+    device, _ = resolve(cfg)
+    given = isinstance(cfg.model, GivenModel)
+    on_host = current().size > 1 and cfg.sharding != "none" and not given
+    model = load_model(cfg, head=head, seed=seed, on_host=on_host)
+    if shards(cfg.sharding, model, device):
+        return shard(model, device)
+    model.network.to(device)
+    return model
+
+
+def shard(model: LoadedModel, device: torch.device) -> LoadedModel:
     """Divide a model's weights among the processes; the model itself must not be used afterwards.
 
-    Every process has loaded the same model.
+    Every process has loaded the same model. Layer after layer moves to the device and leaves only a part
+    there, so that the device never has the whole model.
     """
     dtype, network = model.dtype, model.network
     template = _with_memory((network, model.peft), "meta")
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    mesh = init_device_mesh(model.device.type, (current().size,))
+    mesh = init_device_mesh(device.type, (current().size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     kinds = set(getattr(network, "_no_split_modules", None) or ())
     layers = [module for module in network.modules() if type(module).__name__ in kinds]
     for module in (*layers, network):
+        for parameter in module.parameters():
+            if not isinstance(parameter, DTensor):
+                whole = parameter.data.to(device)
+                parameter.data = whole.float() if parameter.requires_grad else whole
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for module in network.modules():
         if isinstance(module, FSDPModule):
@@ -124,8 +146,8 @@ def shard(model: LoadedModel) -> LoadedModel:
     return replace(model, engine=ShardedEngine(model.engine, template), sharded=True, computes_in=dtype)
 
 
-def shards(sharding: str, model: LoadedModel) -> bool:
-    """Return whether to divide a model's weights: with `auto`, if training would not fit the accelerator.
+def shards(sharding: str, model: LoadedModel, device: torch.device) -> bool:
+    """Return whether to divide a model's weights: with `auto`, if training would not fit the device.
 
     Raises:
         ConfigError: one process cannot share weights.
@@ -136,11 +158,11 @@ def shards(sharding: str, model: LoadedModel) -> bool:
             "sharding is full, but one process has nobody to share weights with; use --processes N or "
             "torchrun, or --sharding auto"
         )
-    if sharding != "auto" or not several or model.device.type != "cuda":
+    if sharding != "auto" or not several or device.type != "cuda":
         return sharding == "full"
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
     trained = sum(p.numel() for _, p in model.trained())
-    total = torch.cuda.get_device_properties(model.device).total_memory
+    total = torch.cuda.get_device_properties(device).total_memory
     return bool(weights + TRAINED_BYTES * trained > ROOM * total)
 
 
@@ -158,7 +180,7 @@ def gathered(model: LoadedModel) -> LoadedModel:
 
 def second(model: LoadedModel) -> LoadedModel:
     """Return a sharded copy of a sharded model, which does not change with it; a collective."""
-    return shard(gathered(model))
+    return shard(gathered(model), model.device)
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
