@@ -31,7 +31,7 @@ from palate.model import (
 from palate.model.batched import batched_scores, batched_values, rounds
 from palate.model.loaded import Head
 from palate.model.rollouts import Observer, unobserved
-from palate.model.sharded import gathered, load_divided, local_part, second
+from palate.model.sharded import load_divided, local_part, second, to_save
 from palate.types import Record
 from palate.world import current, own_part
 
@@ -225,7 +225,7 @@ class Learner:
 
         All processes call it for a sharded model.
         """
-        whole = gathered(self.model)
+        whole = to_save(self.model)
         if current().leads:
             whole.save(directory)
 

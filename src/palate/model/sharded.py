@@ -71,6 +71,21 @@ class ShardedEngine:
         _fill(network, model)
         return replace(model, network=network, peft=peft, engine=self.inner, sharded=False)
 
+    def on_host(self, model: LoadedModel, *, saved: bool) -> LoadedModel:
+        """Return a copy in the machine's memory, gathered weight by weight; a collective.
+
+        Args:
+            model: the sharded model.
+            saved: True for what `LoadedModel.save` writes, in process 0 alone; False for all weights in every
+                process.
+        """
+        _require_all(model)
+        only_trained = saved and model.peft is not None and not model.whole_embeddings
+        here = current().leads or not saved
+        network, peft = _with_memory(self._template, "cpu" if here else "meta", only_trained=only_trained)
+        _fill(network, model, only_trained=only_trained)
+        return replace(model, network=network, peft=peft, engine=self.inner, sharded=False)
+
     def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
         """Return the inner engine's context."""
         return self.inner.computing(model)
@@ -173,14 +188,18 @@ ROOM = 0.7
 """Share of an accelerator's memory for weights and optimizer; the rest is for activations."""
 
 
-def gathered(model: LoadedModel) -> LoadedModel:
-    """Return the model with all weights in this process; a copy, and a collective, if it is sharded."""
-    return model.engine.gathered(model) if isinstance(model.engine, ShardedEngine) else model
+def to_save(model: LoadedModel) -> LoadedModel:
+    """Return the model, or process 0's copy of what `LoadedModel.save` writes; a collective if sharded.
+
+    The copy is in the machine's memory, since a device may have no room for it.
+    """
+    return model.engine.on_host(model, saved=True) if isinstance(model.engine, ShardedEngine) else model
 
 
 def second(model: LoadedModel) -> LoadedModel:
     """Return a sharded copy of a sharded model, which does not change with it; a collective."""
-    return shard(gathered(model), model.device)
+    assert isinstance(model.engine, ShardedEngine), "the model is sharded"
+    return shard(model.engine.on_host(model, saved=False), model.device)
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
@@ -207,13 +226,18 @@ def like(weight: Tensor, part: Tensor) -> Tensor:
     )
 
 
-def _with_memory(pair: tuple[Any, Any], device: torch.device | str) -> tuple[Any, Any]:
-    """Return copies of a network and of peft's wrapper with new, empty parameters; buffers are copied."""
+def _with_memory(
+    pair: tuple[Any, Any], device: torch.device | str, *, only_trained: bool = False
+) -> tuple[Any, Any]:
+    """Return copies of a network and of peft's wrapper with new, empty parameters; buffers are copied.
+
+    With `only_trained`, the other parameters have a shape and no memory.
+    """
     network, _ = pair
-    new: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad)
-        for p in network.parameters()
-    }
+    new: dict[int, Any] = {}
+    for p in network.parameters():
+        place = device if p.requires_grad or not only_trained else "meta"
+        new[id(p)] = nn.Parameter(torch.empty_like(p, device=place), requires_grad=p.requires_grad)
     copied: tuple[Any, Any] = copy.deepcopy(pair, new)  # tied weights stay tied
     return copied
 

@@ -30,7 +30,7 @@ from palate.model.rows import Row
 from palate.model.served.api import API, RefusedError
 from palate.model.served.weights import allowed, difference, write_untied
 from palate.model.served.wire import GENERATE, body_of, explained, read_reply
-from palate.model.sharded import gathered
+from palate.model.sharded import to_save
 from palate.world import current
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class VLLMSampler:
             return known[2]
         self._count += 1
         name = f"{self._prefix}-{self._count}"
-        whole = gathered(model)
+        whole = to_save(model)
         if model.peft is not None:
             current().lead("publish an adapter", partial(self._publish_adapter, whole, name))
             new = Published(self, name)
