@@ -271,7 +271,13 @@ def overlap(result: dict[str, Any]) -> list[str]:
 
 def processes(result: dict[str, Any]) -> list[str]:
     """Return the table of two processes beside one, and of their messages."""
-    lines = [where(result) + ", medians of the steps after the first:", ""]
+    machine = result["machine"]
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores ({kind_of(machine)}), torch {machine['torch']}, "
+        f"{machine['date']}; the embedded model with a LoRA adapter, 8 prompts or pairs a step, medians of "
+        "the steps after the first:",
+        "",
+    ]
     lines += row(
         "method", "one process (s a step)", "two processes", "lost", "one with half the threads",
         "messages of process 0 (MB a step)", "of these gradients", "waiting and sending (s a step)",

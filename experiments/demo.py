@@ -4,7 +4,8 @@ Each run is a process of its own, as `make demo` is one, and its row is appended
 processor and the date. Rows that are there are not made again; a run that was interrupted resumes. A row has
 the first ten held-out prompts with the answers before and after, to be read: `on_topic` is what
 `annotate/topic.py` says of the ten answers after (a content word of the prompt is in them), and not the
-judgement of a reader.
+judgement of a reader. With OMP_NUM_THREADS=1, several runs can go on side by side; the seconds of such runs
+say nothing and are left out of the table.
 
     python experiments/demo.py --seeds 0 1 2 --dtypes bfloat16 float32
     python experiments/demo.py --write    # the table and the answers into docs/demo.md
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "demo.yaml"
 RESULTS = Path(__file__).parent / "results" / "demo.jsonl"
 READINGS = RESULTS.with_name("demo_readings.json")
-"""The answers after training that are off topic as read, from 0, by number format and seed."""
+"""The answers after training that are off topic as read, from 0, by number format, seed and threads."""
 PAGE = ROOT / "docs" / "demo.md"
 READ = 10
 """Held-out prompts whose answers are shown."""
@@ -78,23 +79,24 @@ def documents(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
         return {"demo": ["This configuration has not been measured yet."], "answers": []}
     heads = (
         "number format", "seed", "steps", "win rate by VADER", "KL (nats)", "VADER before → after",
-        "of ten, on topic by the rule", "as read", "seconds", "processor seconds",
+        "of ten, on topic by the rule", "as read", "threads", "seconds", "processor seconds",
     )  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     told: list[str] = []
     readings = json.loads(READINGS.read_text(encoding="utf-8")) if READINGS.exists() else {}
-    for row in sorted(rows, key=lambda row: (row["dtype"], row["seed"])):
-        off = readings.get(f"{row['dtype']} {row['seed']}")
+    for row in sorted(rows, key=lambda row: (row["dtype"], row["seed"], row["threads"])):
+        off = readings.get(f"{row['dtype']} {row['seed']} {row['threads']}")
         cpu = "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.0f}"
         cells = (
             row["dtype"], str(row["seed"]), f"{row['steps']:.0f}",
             f"{row['win_rate']:.3f} [{row['win_rate_low']:.3f}, {row['win_rate_high']:.3f}]",
             f"{row['kl']:.1f}", f"{row['reward_before']:.2f} → {row['reward_after']:.2f}",
             str(row["on_topic"]), "" if off is None else str(len(row["answers"]) - len(off)),
-            f"{row['seconds']:.0f}", cpu,
+            str(row["threads"]), f"{row['seconds']:.0f}" if row["threads"] > 1 else "", cpu,
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-        told += ["", f"### {row['dtype']}, seed {row['seed']}", ""]
+        name = f"{row['dtype']}, seed {row['seed']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+        told += ["", f"### {name}", ""]
         for i, answer in enumerate(row["answers"]):
             mark = " (off topic as read)" if i in (off or ()) else ""
             told.append(f"- **{_flat(answer['prompt'])}**{mark}")
@@ -143,7 +145,8 @@ def main() -> None:
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     else:
-        there = {(row["dtype"], row["seed"]) for row in rows_of()}
+        threads = torch.get_num_threads()
+        there = {(row["dtype"], row["seed"]) for row in rows_of() if row["threads"] == threads}
         for dtype in given.dtypes:
             for seed in given.seeds:
                 if (dtype, seed) not in there:
