@@ -18,7 +18,7 @@ import numpy as np
 
 from palate.errors import AGAIN, RunError
 from palate.memory import Logps, Purpose, content_key, group_key, key_of
-from palate.types import Completion, Group, Prompt
+from palate.types import Completion, Content, Group, Prompt
 
 __all__ = ["FORMAT", "Journal", "Reward", "content_key", "group_key", "key_of"]
 
@@ -269,6 +269,27 @@ class Journal:
                     "policy_version": version,
                     "place": place,
                 }
+
+    def prompts(self, purpose: Purpose = "completion") -> Iterator[Content]:
+        """Yield the content of each prompt that has a completion of a purpose, once."""
+        with self._explained("read"):
+            rows = self._db.cursor().execute(
+                "SELECT content FROM prompts WHERE id IN"
+                " (SELECT c.prompt_id FROM chunks k JOIN completions c ON c.chunk = k.key"
+                "  WHERE k.purpose = ?)",
+                (purpose,),
+            )
+            for (content,) in rows:
+                yield json.loads(content)
+
+    def has_completions(self, purpose: Purpose = "completion") -> bool:
+        """Return whether there are completions of a purpose."""
+        with self._explained("read"):
+            rows = self._db.execute(
+                "SELECT 1 FROM chunks k JOIN completions c ON c.chunk = k.key WHERE k.purpose = ? LIMIT 1",
+                (purpose,),
+            )
+            return rows.fetchone() is not None
 
     # -- inside ------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from palate.data import column_type
 from palate.errors import RunError
 from palate.memory import key_of
 from palate.run.files import writing
@@ -86,17 +87,17 @@ class Columns:
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         contents = [_plain(prompt.content) for prompt in prompts]
-        self._as_json = {name for name, values in self._given(prompts) if _type(values) is None}
+        self._as_json = {name for name, values in self._given(prompts) if column_type(values) is None}
         mixed = len({type(content) for content in contents}) > 1
-        if mixed or _type(contents) is None:
+        if mixed or column_type(contents) is None:
             self._as_json.add("prompt")
         texts = all(isinstance(content, str) for content in contents)
         turn = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
         self._chat = not texts and "prompt" not in self._as_json
-        own = {name: _type(values) or pa.string() for name, values in self._given(prompts)}
+        own = {name: column_type(values) or pa.string() for name, values in self._given(prompts)}
         self.schema = pa.schema(
             {
-                "prompt": pa.string() if "prompt" in self._as_json else _type(contents),
+                "prompt": pa.string() if "prompt" in self._as_json else column_type(contents),
                 "completion": turn if self._chat else pa.string(),
                 **FIXED,
                 **own,
@@ -245,16 +246,6 @@ def _values(column: Any) -> list[Any]:
 
 def _text(said: Any) -> str:
     return said if isinstance(said, str) else str(said[0]["content"])
-
-
-def _type(values: Sequence[Any]) -> pa.DataType | None:
-    """Return the common type of values; None if they have none, or Parquet cannot hold it."""
-    try:
-        kind = pa.array(values).type
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError):
-        return None
-    # Parquet has no form for an object without keys, and a column of nulls has no type to agree on.
-    return None if pa.types.is_null(kind) or "struct<>" in str(kind) else kind
 
 
 def _name(column: str) -> str:
