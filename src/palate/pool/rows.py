@@ -45,6 +45,9 @@ OURS = {
 }
 """Columns that Palate reads: the prompt's number, keys of its content and of its tokens, and the tokens."""
 
+_IDS: dict[int, int] = {}
+"""An object for each token id that was read."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -171,18 +174,22 @@ def read_shard(path: Path, *, keys: frozenset[str] | None = None, n: int | None 
     """
     names = [*OURS, "completion", "finish", "reward", "reward_parts", "error"]
     try:
-        table = pq.read_table(path, columns=names).combine_chunks()
+        table = pq.read_table(path, columns=names)
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"the pool's file {str(path)!r} cannot be read: {error}; restore a good copy"
         ) from error
+    columns = (table.column(name).to_pylist() for name in ("prompt_key", "sample"))
+    wanted = [
+        (keys is None or key in keys) and (n is None or (sample or 0) < n)
+        for key, sample in zip(*columns, strict=True)
+    ]
+    table = table.filter(pa.array(wanted, pa.bool_())).combine_chunks()
     values = {name: _values(table.column(name)) for name in names}
+    values["token_ids"] = [None if ids is None else _shared(ids) for ids in values["token_ids"]]
     together: dict[int, list[int]] = {}
-    for i, (row, key, sample) in enumerate(
-        zip(values["prompt_row"], values["prompt_key"], values["sample"], strict=True)
-    ):
-        if (keys is None or key in keys) and (n is None or (sample or 0) < n):
-            together.setdefault(row, []).append(i)
+    for i, row in enumerate(values["prompt_row"]):
+        together.setdefault(row, []).append(i)
     return [
         _entry({name: [column[i] for i in own] for name, column in values.items()})
         for own in together.values()
@@ -222,7 +229,8 @@ def _entry(values: Mapping[str, Sequence[Any]]) -> Entry:
     if values["sample"][0] is None:
         return Entry(row, key, tokens, error=values["error"][0])
     completions = tuple(
-        Completion(_text(said), ids, finish, 0, logps, sampling)
+        # Both are often equal, and then one tuple is enough.
+        Completion(_text(said), ids, finish, 0, logps, logps if sampling == logps else sampling)
         for said, ids, finish, logps, sampling in zip(
             *(values[name] for name in ("completion", "token_ids", "finish", "logps", "sampling_logps")),
             strict=True,
@@ -242,6 +250,11 @@ def _values(column: Any) -> list[Any]:
     flat, ends = array.values.to_numpy(zero_copy_only=False), np.asarray(array.offsets)
     known = array.is_valid().to_pylist()
     return [tuple(flat[ends[i] : ends[i + 1]].tolist()) if there else None for i, there in enumerate(known)]
+
+
+def _shared(ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the same token ids, of which all completions share the objects: 8 bytes a token, not 36."""
+    return tuple(_IDS.setdefault(i, i) for i in ids)
 
 
 def _text(said: Any) -> str:
