@@ -212,6 +212,8 @@ def _facts(work: Work, model: LoadedModel, run: Run) -> Facts:
                 f"the code of the reward changed since the pool in {str(work.directory)!r} was begun; "
                 "restore it, or use another --output"
             )
+        if cfg.judge is None:
+            run.ledger().forget_answers()
         write_facts(work.directory, replace(before, annotator=facts.annotator))
     written = before.shards - len(missing_shards(work.directory, before))
     run.display.say(f"{written} of {before.shards} shards are finished already")
