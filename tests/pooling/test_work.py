@@ -272,7 +272,7 @@ def test_another_code_is_refused_once_a_shard_is_scored(
         with pytest.raises(Killed):
             make_pool(cfg)
     functions("    return [2.0 for _ in completions]\n")
-    with pytest.raises(RunError, match="the code of the reward changed"):
+    with pytest.raises(RunError, match=r"the reward rewards\.py changed since the pool in"):
         make_pool(cfg)
 
 
