@@ -252,7 +252,7 @@ class Repeats:
         self._numbers, self._keys = array("i"), array("Q")
 
     def add(self, number: int, key: bytes) -> None:
-        """Note a row by its number, with a key of its contents. 8 of its bytes tell rows apart."""
+        """Note a row by its number, with a key of its contents. 8 of its bytes distinguish rows."""
         self._numbers.append(number)
         self._keys.append(int.from_bytes(key[:8], "little"))
 
