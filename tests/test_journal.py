@@ -188,6 +188,7 @@ def test_metrics_come_back_in_order(journal: Journal) -> None:
         journal.add_metrics(row, key=f"key {i}" if i else None)
     journal = again(journal)
     assert journal.metrics() == rows
+    assert journal.count_metrics() == len(rows)
     assert journal.metrics_of("key 1") == rows[1]
 
 

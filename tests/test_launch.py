@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -13,6 +14,7 @@ from palate import launch
 from palate.config import MethodConfig, RewardConfig
 from palate.errors import DataError, ModelError, RunError
 from palate.journal import Journal
+from palate.launch.measure import drawn_prompts
 from palate.learn import Learner, Likelihood, Policy, Ranking
 from palate.loops import OfflineConfig, PairBatches, fit, read_pairs
 from palate.method import Method, Recipe, Way
@@ -114,6 +116,30 @@ def go(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 def rows_of(outcome: palate.Outcome) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (outcome.run.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_of_large_data_only_the_drawn_prompts_are_tokenised() -> None:
+    tokenised: list[str] = []
+
+    def prompt_ids(prompt: Prompt) -> tuple[int, ...]:
+        tokenised.append(prompt.text)
+        return (0,) * len(prompt.text)
+
+    codec = SimpleNamespace(prompt_ids=prompt_ids, max_length=10)
+    learner: Any = SimpleNamespace(model=SimpleNamespace(codec=codec))
+    cfg = SimpleNamespace(max_new_tokens=6)
+    prompts = [Prompt(f"{i // 2}" if i % 3 else "too long") for i in range(300)]
+    drawn = drawn_prompts(learner, prompts, cfg, 8, seed=0)
+    assert len({prompt.id for prompt in drawn}) == len(drawn) == 8
+    assert all(len(prompt.text) <= 4 for prompt in drawn)
+    assert len(tokenised) <= 9  # a prompt that is too long, once
+    assert drawn == drawn_prompts(learner, prompts, cfg, 8, seed=0)
+    assert drawn != drawn_prompts(learner, prompts, cfg, 8, seed=1)
+    # With few prompts, all that fit.
+    some = drawn_prompts(learner, prompts[:6], cfg, 8, seed=0)
+    assert {prompt.text for prompt in some} == {"0", "1", "2"}
+    assert drawn_prompts(learner, prompts[:1], cfg, 8, seed=0) == []
+    assert drawn_prompts(learner, [], cfg, 8, seed=0) == []
 
 
 def test_demonstrations(go: Callable[..., palate.Outcome]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from palate.errors import AGAIN, RunError
 from palate.memory import Logps, Purpose, content_key, group_key, key_of
-from palate.types import Completion, Group, Prompt
+from palate.types import Completion, Content, Group, Prompt
 
 __all__ = ["FORMAT", "Journal", "Reward", "content_key", "group_key", "key_of"]
 
@@ -66,12 +66,13 @@ class Journal:
 
     Args:
         path: the file, created if missing. `:memory:` stores nothing on disk.
+        check: read the whole file to find damage, which takes seconds per GB.
 
     Raises:
         RunError: the file is damaged, has another format, or cannot be written. All methods raise this too.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, check: bool = True) -> None:
         self.path = path
         self.place = ""
         with self._explained("opened"):
@@ -80,7 +81,7 @@ class Journal:
             # network disks lack.
             self._db.execute("PRAGMA journal_mode = DELETE")
             self._db.execute("PRAGMA synchronous = EXTRA")
-            (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0] if check else "ok"
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
             if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -199,6 +200,12 @@ class Journal:
             rows = self._db.execute("SELECT row FROM metrics ORDER BY id").fetchall()
         return [json.loads(row) for (row,) in rows]
 
+    def count_metrics(self) -> int:
+        """Return the number of rows of metrics."""
+        with self._explained("read"):
+            (count,) = self._db.execute("SELECT count(*) FROM metrics").fetchone()
+        return int(count)
+
     def metrics_of(self, key: str) -> dict[str, Any] | None:
         """Return the row of metrics of a key; None if it is not known."""
         with self._explained("read"):
@@ -269,6 +276,27 @@ class Journal:
                     "policy_version": version,
                     "place": place,
                 }
+
+    def prompts(self, purpose: Purpose = "completion") -> Iterator[Content]:
+        """Yield the content of each prompt that has a completion of a purpose, once."""
+        with self._explained("read"):
+            rows = self._db.cursor().execute(
+                "SELECT content FROM prompts WHERE id IN"
+                " (SELECT c.prompt_id FROM chunks k JOIN completions c ON c.chunk = k.key"
+                "  WHERE k.purpose = ?)",
+                (purpose,),
+            )
+            for (content,) in rows:
+                yield json.loads(content)
+
+    def has_completions(self, purpose: Purpose = "completion") -> bool:
+        """Return whether there are completions of a purpose."""
+        with self._explained("read"):
+            rows = self._db.execute(
+                "SELECT 1 FROM chunks k JOIN completions c ON c.chunk = k.key WHERE k.purpose = ? LIMIT 1",
+                (purpose,),
+            )
+            return rows.fetchone() is not None
 
     # -- inside ------------------------------------------------------------------------------------
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from array import array
+
 import pytest
 
 from palate.data import Account
@@ -23,7 +26,7 @@ def test_quantiles(values: list[int], expected: dict[str, int]) -> None:
 
 
 def test_two_lines_say_how_much_is_used() -> None:
-    account = Account(rows=1200, lengths=[3, 5, 1000])
+    account = Account(rows=1200, lengths=array("i", [3, 5, 1000]))
     assert list(account.overview()) == [
         "1,200 rows, all of them used",
         "tokens per row: median 5, 90th percentile 1,000, longest 1,000",
@@ -33,6 +36,17 @@ def test_two_lines_say_how_much_is_used() -> None:
     assert next(account.overview()) == "1,199 of 1,200 rows are used"
     assert account.summary()["used"] == 1199
     assert account.summary()["tokens"]["longest"] == 1000
+
+
+def test_an_account_comes_back_from_json_and_bytes() -> None:
+    account = Account(rows=4, lengths=array("i", [3, 5, 1000]))
+    account.skip(DataError("a:2: no answer"))
+    account.note("truncated", "a:3")
+    again = Account()
+    again.restore(json.loads(json.dumps(account.saved())), account.lengths.tobytes())
+    assert again == account
+    # One number per row is too much for JSON, whose numbers a reader keeps as objects.
+    assert "lengths" not in account.saved()
 
 
 def test_parts_that_are_not_used_are_kept_by_row_if_asked() -> None:

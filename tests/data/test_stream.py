@@ -28,6 +28,22 @@ def test_a_batch_depends_on_its_position_alone(count, size, seed, steps):
     assert halves == asked_before.batch(7, 2 * size)
 
 
+def test_once_is_the_first_epoch_read_as_it_is_needed():
+    class Items(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return super().__getitem__(index)
+
+    items = Items("abcdefgh")
+    stream = Stream(items, seed=3)
+    first = stream.once()
+    assert [next(first), next(first)] == ["d", "c"]
+    assert items.reads == 2
+    assert list(stream.once()) == stream.batch(0, 8)
+
+
 def test_epochs_and_seeds_differ():
     stream = Stream(range(100), seed=0)
     assert stream.batch(0, 100) != stream.batch(1, 100)

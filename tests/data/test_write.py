@@ -1,10 +1,12 @@
 import os
+import weakref
 from pathlib import Path
 from types import MappingProxyType
 
+import pyarrow as pa
 import pytest
 
-from palate.data import read_comparisons, read_demonstrations, read_rows, write_rows
+from palate.data import read_comparisons, read_demonstrations, read_rows, write, write_rows
 from palate.errors import DataError
 
 TURNS = ({"role": "user", "content": "Wie geht's?\n☕"},)
@@ -67,6 +69,38 @@ def test_what_cannot_be_written(tmp_path, name, rows, message):
         write_rows(tmp_path / name, rows)
     assert message in str(caught.value)
     assert os.listdir(tmp_path) == ["dir.jsonl"]
+
+
+class Text(str):
+    """A text that can be followed with a weak reference."""
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_rows_with_given_types_are_written_in_batches(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(write, "BATCH", 10)
+    alive: weakref.WeakSet[Text] = weakref.WeakSet()
+    most = 0
+
+    def rows():
+        nonlocal most
+        for i in range(95):
+            text = Text(f"text {i}")
+            alive.add(text)
+            most = max(most, len(alive))
+            yield {"text": text, "turns": [{"role": "user"}] if i < 50 else [{"n": i}], "number": None}
+
+    turn = pa.list_(pa.struct({"role": pa.string(), "n": pa.int64()}))
+    write_rows(tmp_path / name, rows(), {"text": pa.string(), "turns": turn, "number": pa.float64()})
+    read = [row.columns for row in read_rows(str(tmp_path / name))]
+    assert [row["text"] for row in read] == [f"text {i}" for i in range(95)]
+    assert [row["turns"][0].get("n") for row in read] == [None] * 50 + list(range(50, 95))
+    assert most <= 30
+
+
+def test_a_value_of_another_type_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"p\.parquet is not written: column 'a' is not of one type \("):
+        write_rows(tmp_path / "p.parquet", [{"a": 1}, {"a": "x"}], {"a": pa.int64()})
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

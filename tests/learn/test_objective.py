@@ -1,3 +1,5 @@
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -6,9 +8,10 @@ import torch
 from torch import Tensor
 
 from palate.config import Sampling
+from palate.journal import Journal
 from palate.learn import CachedReference, Pairwise, Policy
 from palate.losses import PAIR_LOSSES, PairLoss
-from palate.model import Outputs, Snapshot, TokenValues, ragged
+from palate.model import LoadedModel, Outputs, Snapshot, TokenValues, ragged, snapshot
 from palate.types import Comparison, Completion, Example, Group, Pair, Prompt, Record
 
 # Two pairs, the tokens' log-probabilities of chosen and rejected.
@@ -141,8 +144,9 @@ class Counted:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.asked: list[tuple[Prompt, Completion]] = []
+        self.has_memory = snapshot.has_memory
 
-    def logps(self, records: Sequence[Record], *, kept: bool) -> TokenValues:
+    def logps(self, records: Sequence[Record], *, kept: bool = False) -> TokenValues:
         self.asked += [(r.prompt, c) for r in records for c in r.completions]
         return self.snapshot.logps(records, kept=kept)
 
@@ -176,6 +180,39 @@ def test_a_cached_reference_gives_the_snapshots_numbers_and_asks_once(policy: Po
     assert len(counted.asked) == 6
 
 
+def test_a_cached_reference_keeps_no_records(policy: Policy) -> None:
+    # Of a million pairs, the completions with their tokens would fill the memory.
+    cached, pairs = CachedReference(policy.snapshot()), rows(policy)
+    cached.logps(pairs)
+    completions = [weakref.ref(c) for pair in pairs for c in pair.completions]
+    del pairs
+    gc.collect()
+    assert [made() for made in completions] == [None] * 6
+
+
+def test_in_a_run_a_cached_reference_reads_the_journal(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, pairs = CachedReference(policy.snapshot()), rows(policy)
+    policy.memory = Journal(":memory:")
+    passes: list[int] = []
+    compute = snapshot.batched_logps
+
+    def counted(model: LoadedModel, records: Sequence[Record], budget: int) -> TokenValues:
+        passes.append(len(records))
+        return compute(model, records, budget)
+
+    monkeypatch.setattr(snapshot, "batched_logps", counted)
+    expected = policy.snapshot().logps(pairs)
+    for _ in range(2):
+        assert torch.equal(cached.logps(pairs).values, expected.values)
+    assert passes == [3, 3]  # what is expected, and once for the reference
+    # It keeps nothing itself: with another journal it computes again.
+    policy.memory = Journal(":memory:")
+    assert torch.equal(cached.logps(pairs).values, expected.values)
+    assert passes == [3, 3, 3]
+
+
 def test_a_completion_is_cached_with_its_prompt(policy: Policy) -> None:
     completion = policy.model.codec.completion(Prompt("Q"), "yes")
     one, other = Example(Prompt("Q"), completion), Example(Prompt("Something else"), completion)
@@ -183,6 +220,10 @@ def test_a_completion_is_cached_with_its_prompt(policy: Policy) -> None:
     first, second = cached.logps([one]), cached.logps([other])
     assert not torch.equal(first.values, second.values)
     assert torch.equal(second.values, policy.snapshot().logps([other]).values)
+    # A row of data may have other tokens before the completion than sampling starts from.
+    ids = (*policy.model.codec.prompt_ids(Prompt("Q")), 1)
+    row = Example(Prompt("Q", token_ids=ids), completion)
+    assert torch.equal(cached.logps([row]).values, policy.snapshot().logps([row]).values)
 
 
 def test_a_cached_reference_stays_when_the_policy_moves(policy: Policy) -> None:

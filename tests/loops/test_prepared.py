@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import tracemalloc
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +20,12 @@ from palate.data.shelf import ShelfWriter
 from palate.errors import DataError, RunError
 from palate.learn import Policy
 from palate.loops import Records, prompts_of, records_on_disk, rows_on_disk
+from palate.loops.prepared import Repeats
 from palate.loops.records import distinct, records_of
 from palate.methods import METHODS
 from palate.run import Run
 from palate.testing import tiny_model, tiny_policy
+from palate.types import Comparison, Prompt
 
 Trial = Callable[..., "Attempt"]
 
@@ -101,6 +106,39 @@ def test_prepared_data_are_reused(trial: Trial) -> None:
     assert again.account == first.account
     assert isinstance(again.records, Records)
     assert again.records.key == first.records.key  # type: ignore[attr-defined]
+
+
+def test_the_lengths_are_numbers_in_a_file(trial: Trial, tmp_path: Path) -> None:
+    # As JSON they would stay in memory, as an object each, for the whole run.
+    made = trial()
+    (description,) = (tmp_path / "run" / "prepared").glob("tokens-*.json")
+    assert "lengths" not in json.loads(description.read_text())["facts"]["account"]
+    assert isinstance(made.account.lengths, array)
+    assert len(made.account.lengths) == 41
+    assert trial().account.lengths == made.account.lengths
+
+
+@pytest.mark.parametrize("contents", ["abc", "abcabca", "aaaa", "a", "bbab"])
+def test_repeats_are_counted_as_with_a_set(contents: str) -> None:
+    repeats, account, seen = Repeats(), Account(), set()
+    rows = [Comparison(Prompt("Q", where=f"f:{i}"), "x", "y") for i in range(2 * len(contents))]
+    for i, content in enumerate(contents):
+        repeats.add(2 * i + 1, content.encode() * 16)  # the rows between cannot be used
+        if content in seen:
+            account.note("repeat", f"f:{2 * i + 1}")
+        seen.add(content)
+    assert repeats.tally(rows) == account.notes.get("repeat")
+
+
+def test_repeats_take_few_bytes_per_row() -> None:
+    repeats, rows = Repeats(), 20_000
+    tracemalloc.start()
+    for i in range(rows):
+        repeats.add(i, hashlib.blake2b(str(i).encode(), digest_size=16).digest())
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 20 * rows
+    assert repeats.tally([]) is None
 
 
 def test_a_moved_run_reuses_its_data(trial: Trial, tmp_path: Path) -> None:

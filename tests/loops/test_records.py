@@ -39,13 +39,14 @@ def test_lengths_and_repeats_are_counted(tiny: str) -> None:
     account = Account(rows=3)
     pairs = pairs_of(policy, rows, "f", account)
     before = len(policy.model.codec.prompt_ids(Prompt("q")))
-    assert account.lengths == [before + 4, before + 3, before + 4]  # the longer of the two, with its end
+    # The longer one of the two, with its end.
+    assert list(account.lengths) == [before + 4, before + 3, before + 4]
     assert [(text, str(tally)) for text, tally in account.notes.items()] == [(REPEATED, "1 row, first f:2")]
     assert len(pairs) == 3
     asked = [Prompt("q", {"wanted": wanted}, f"f:{wanted}") for wanted in "aba"]
     account = Account(rows=3)
     assert records_of(policy, asked, "f", account, lambda prompt: prompt) == asked
-    assert account.lengths == [before] * 3
+    assert list(account.lengths) == [before] * 3
     assert str(account.notes[REPEATED]) == "1 row, first f:a"
 
 

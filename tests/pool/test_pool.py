@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import json
+import linecache
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,10 @@ def made(name: str, tmp_path: Path) -> Callable[..., Pool]:
         )
 
     return make
+
+
+def short(completions: Any, **_: Any) -> list[float]:
+    return [1.0 for _ in completions]
 
 
 def method(**options: Any) -> RoundsConfig:
@@ -139,6 +146,55 @@ def test_a_trained_model_is_another_model(made: Any, model: LoadedModel, name: s
     next(trained.network.parameters()).data.add_(1e-3)
     with pytest.raises(ConfigError, match="was sampled from the model"):
         pool.require(trained, SAMPLING, 3, method())
+
+
+@pytest.fixture
+def scorers(tmp_path: Path, name: str) -> Callable[[int], str]:
+    """Writes a reward model of a seed, always to the same directory."""
+
+    def make(seed: int) -> str:
+        cfg = ModelConfig(model=name, dtype="float32", device="cpu", lora=False)
+        load_model(cfg, head="scalar", seed=seed).save(tmp_path / "scorer")
+        return f"model:{tmp_path / 'scorer'}"
+
+    return make
+
+
+def test_a_reward_model_that_was_trained_again_is_named(
+    made: Any, model: LoadedModel, scorers: Callable[[int], str]
+) -> None:
+    pool, cfg = made(reward=[f"0.5*{scorers(0)}"]), method(reward=[f"0.5*{scorers(0)}"])
+    pool.require(model, SAMPLING, 3, cfg)
+    reward = scorers(1)
+    with pytest.raises(ConfigError, match=rf"was scored by another version of {reward}; restore it, or make"):
+        pool.require(model, SAMPLING, 3, cfg)
+
+
+def test_another_code_of_a_module_or_of_a_given_function_is_named(
+    made: Any, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(completions: Any, **_: Any) -> list[float]:
+        return [2.0 for _ in completions]
+
+    other.__qualname__ = short.__qualname__
+    pool = made(reward=[short])
+    pool.require(model, SAMPLING, 3, method(reward=[short]))
+    with pytest.raises(ConfigError, match=r"another version of function short given in Python; restore"):
+        pool.require(model, SAMPLING, 3, method(reward=[other]))
+    monkeypatch.syspath_prepend(tmp_path)
+    for value, refused in ((1, False), (2, True)):
+        code = f"def f(completions, **_):\n    return [{value}.0 for _ in completions]\n"
+        (tmp_path / "pool_rewards.py").write_text(code)
+        sys.modules.pop("pool_rewards", None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        cfg = method(reward=["pool_rewards:f"])
+        if not refused:
+            pool = made(reward=["pool_rewards:f"], output=tmp_path / "second")
+            pool.require(model, SAMPLING, 3, cfg)
+            continue
+        with pytest.raises(ConfigError, match=r"another version of pool_rewards:f; restore"):
+            pool.require(model, SAMPLING, 3, cfg)
 
 
 def test_a_prompt_that_is_not_there_is_named(made: Any, model: LoadedModel) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from palate.data import read_demonstrations
 from palate.errors import RunError
-from palate.pool import Columns, Entry, prompt_key, read_shard, write_shard
+from palate.pool import Columns, Entry, prompt_key, read_shard, rows, write_shard
 from palate.types import Completion, Prompt
 
 CHAT = ({"role": "user", "content": "hi"},)
@@ -47,7 +47,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert [c.logps for c in read_shard(tmp_path / "0.parquet")[0].completions] == [(-0.5, -0.5), (-0.5,)]
 
 
-def test_only_some_prompts_and_completions_are_read(tmp_path: Path) -> None:
+def test_only_some_prompts_and_completions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [Prompt("a"), Prompt("b")]
     write_shard(
         tmp_path / "0.parquet",
@@ -55,8 +55,30 @@ def test_only_some_prompts_and_completions_are_read(tmp_path: Path) -> None:
         prompts,
         Columns(prompts),
     )
+    converted, values = [], rows._values
+    monkeypatch.setattr(rows, "_values", lambda column: converted.append(len(column)) or values(column))
     (read,) = read_shard(tmp_path / "0.parquet", keys=frozenset({prompt_key(prompts[1])}), n=2)
     assert (read.row, [c.text for c in read.completions]) == (1, ["x", "y"])
+    assert set(converted) == {2}  # the others never become Python values
+    assert read_shard(tmp_path / "0.parquet", keys=frozenset({"another"})) == []
+
+
+def test_completions_share_what_is_equal(tmp_path: Path) -> None:
+    # A run holds all completions of its pool.
+    ids = (1000, 2000, 3000)
+    drawn = Completion("x", ids, "eos", 0, (-0.5, -1.5, -2.5), (-0.5, -1.5, -2.5))
+    warm = Completion("y", ids, "eos", 0, (-0.5, -1.5, -2.5), (-0.25, -1.5, -2.5))
+    prompt = Prompt("a")
+    made = Entry(0, prompt_key(prompt), "tokens", (drawn, warm))
+    write_shard(tmp_path / "0.parquet", [made], [prompt], Columns([prompt]))
+    first, second = read_shard(tmp_path / "0.parquet")[0].completions
+    assert (first.logps, second.logps, second.sampling_logps) == (
+        drawn.logps,
+        warm.logps,
+        warm.sampling_logps,
+    )
+    assert first.sampling_logps is first.logps
+    assert all(one is other for one, other in zip(first.token_ids, second.token_ids, strict=True))
 
 
 def test_all_files_of_a_pool_have_the_same_columns(tmp_path: Path) -> None:

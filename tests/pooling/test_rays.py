@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import palate.pooling.rays as rays
+from palate.config import ModelConfig
 from palate.errors import AnnotatorError, ConfigError, DataError, RunError
+from palate.model import load_model
 from palate.pooling import make_pool
 from palate.pooling.rays import TRIES
 from palate.pooling.shards import scores_anywhere
@@ -243,6 +245,18 @@ def test_a_worker_with_other_weights_refuses(
     monkeypatch.setattr(rays, "start_hash", lambda model: "0" * 64)
     with pytest.raises(RunError, match=r"a worker loads .* with other weights, or in another number format"):
         make_pool(configure(ray=True))
+
+
+def test_a_worker_with_another_reward_model_refuses(
+    configure: Any, ray: StandIn, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = ModelConfig(model=model, dtype="float32", device="cpu", lora=False)
+    load_model(cfg, head="scalar").save(tmp_path / "scorer")
+    reward = f"model:{tmp_path / 'scorer'}"
+    other = {"code": {reward: "0"}}
+    monkeypatch.setattr(rays, "annotator_facts", lambda cfg: other)
+    with pytest.raises(RunError, match=rf"a worker reads other files of {reward} than the process"):
+        make_pool(configure(ray=True, reward=[reward]))
 
 
 # ---- Ray itself -------------------------------------------------------------------------------------

@@ -272,8 +272,22 @@ def test_another_code_is_refused_once_a_shard_is_scored(
         with pytest.raises(Killed):
             make_pool(cfg)
     functions("    return [2.0 for _ in completions]\n")
-    with pytest.raises(RunError, match="the code of the reward changed"):
+    with pytest.raises(RunError, match=r"the reward rewards\.py changed since the pool in"):
         make_pool(cfg)
+
+
+def test_another_code_gives_all_rewards_before_a_shard_is_scored(configure: Any, functions: Reward) -> None:
+    # Interrupted in the first shard, whose first rows have rewards of the earlier code.
+    body = (
+        "    for p in place:\n"
+        "        if p == 1: raise OSError if len(place) > 1 else KeyboardInterrupt\n"
+        "        yield 1.0\n"
+    )
+    cfg = configure(reward=functions(body))
+    with pytest.raises(KeyboardInterrupt):
+        make_pool(cfg)
+    functions("    return [2.0 for _ in completions]\n")
+    assert {row["reward"] for row in rows_of(make_pool(cfg).directory)} == {2.0}
 
 
 def test_a_prompt_that_is_too_long_is_one_row(configure: Any) -> None:

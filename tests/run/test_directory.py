@@ -13,7 +13,7 @@ import torch
 from palate.config import RunConfig
 from palate.errors import BudgetError, ConfigError, DataError, ModelError, NonFiniteError, RunError
 from palate.methods.oaif import OAIFConfig
-from palate.run import Run
+from palate.run import Display, Run
 from palate.run.directory import RunDirectory, describe, has_begun
 from palate.types import Completion, Example, Prompt
 
@@ -344,6 +344,47 @@ def test_a_run_has_begun_when_something_would_be_missed(tmp_path: Path) -> None:
     db.close()
     (directory / "checkpoints").rmdir()
     assert has_begun(directory)
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The SQL statements of all journals."""
+    executed: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        db = connect(*args, **kwargs)
+        db.set_trace_callback(executed.append)
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    return executed
+
+
+def checks(statements: list[str]) -> int:
+    return sum("quick_check" in statement for statement in statements)
+
+
+def test_only_a_run_that_resumes_checks_its_whole_journal(tmp_path: Path, statements: list[str]) -> None:
+    directory = begun(tmp_path / "run")
+    statements.clear()
+    assert has_begun(directory)
+    with pytest.raises(RunError, match="already holds a run"):
+        begin(directory, seed=1)
+    assert checks(statements) == 0
+    with Run(RunConfig(output=directory), method="toy"):
+        assert checks(statements) == 1
+
+
+def test_the_check_of_a_large_journal_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, said = begun(tmp_path / "run"), []
+    display = Display()
+    monkeypatch.setattr(display, "say", said.append)
+    Run(RunConfig(output=directory), method="toy", display=display).__exit__(None, None, None)
+    assert not any("checking" in line for line in said)
+    monkeypatch.setattr("palate.run.directory.LARGE", 1)
+    Run(RunConfig(output=directory), method="toy", display=display).__exit__(None, None, None)
+    assert "checking the journal (0.0 GB)" in said
 
 
 # ---- What a refusal leaves -------------------------------------------------------------------------

@@ -21,4 +21,5 @@ from .rules import regex as regex
 from .rules import sentiment as sentiment
 from .spec import annotator as annotator
 from .spec import files_of as files_of
+from .spec import identities_of as identities_of
 from .spec import scorer as scorer

@@ -12,6 +12,8 @@ from typing import Any
 
 from palate.annotate.base import Annotator, Scorer, judged, penalised, scored
 from palate.annotate.function import Answers, Excuse, FunctionScorer, add_working_directory, load_function
+from palate.annotate.identity import code_key
+from palate.annotate.judges.local import weights_digest
 from palate.annotate.ranker import Ranker, against_first
 from palate.annotate.registry import Registry
 from palate.annotate.reward_model import RewardModel
@@ -19,9 +21,14 @@ from palate.annotate.rules import length, regex, sentiment
 from palate.annotate.topic import OnTopic
 from palate.errors import AnnotatorError
 from palate.given import GivenReward, is_judge
+from palate.memory import key_of
+from palate.model.loaded import Head
+from palate.model.source import model_key
 from palate.near import near
 
 _RANKER = "ranker:"
+_HEADS: dict[str, Head] = {"model": "scalar", "ranker": "lm"}
+"""The head of the models of rewards, by the word before the colon."""
 _WEIGHT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
 
 
@@ -80,6 +87,29 @@ def files_of(specs: Sequence[str]) -> list[Path]:
     """Return the Python files among the `--reward` values."""
     files = [Path(_split(spec)[1].rpartition(":")[0]) for spec in specs]
     return [path for path in files if path.suffix == ".py" and path.is_file()]
+
+
+def identities_of(specs: Sequence[str]) -> dict[str, str]:
+    """Return a key of the code or of the model of each `--reward` value, by its name without the weight.
+
+    A Python file counts by its whole text, under the name of the file. Rules and rewards of other packages
+    have no key.
+
+    Raises:
+        AnnotatorError: a function cannot be loaded.
+        ModelError: a model does not exist.
+    """
+    keys = {path.name: key_of(path.read_text("utf-8")) for path in files_of(specs)}
+    for _, name in map(_split, specs):
+        kind, colon, argument = name.partition(":")
+        if isinstance(name, GivenReward):
+            own = name.reward.model if isinstance(name.reward, RewardModel) else None
+            keys[str(name)] = code_key(name.reward) if own is None else weights_digest(own)
+        elif colon and kind in _HEADS:
+            keys[name] = model_key(argument, _HEADS[kind])
+        elif colon and kind not in REWARDS and not files_of([name]):
+            keys[name] = code_key(load_function(name).function)
+    return keys
 
 
 def scorer(spec: str, **model_options: Any) -> Scorer:

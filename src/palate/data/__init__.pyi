@@ -12,4 +12,5 @@ from .rows import read_rows as read_rows
 from .stored import StoredRows as StoredRows
 from .stream import Stream as Stream
 from .write import check_target as check_target
+from .write import column_type as column_type
 from .write import write_rows as write_rows

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
+
+import numpy as np
 
 from palate.errors import DataError
 
@@ -97,8 +100,8 @@ class Account:
     """Unexpected changes to rows, such as truncated answers."""
     lost: dict[str, Tally] = field(default_factory=dict)
     """Parts of answers that should be learnt, but that the chat template does not render."""
-    lengths: list[int] = field(default_factory=list)
-    """The tokens of each used row: its prompt, with the longest of its completions."""
+    lengths: array[int] = field(default_factory=lambda: array("i"))
+    """The tokens of each used row: its prompt, with the longest of its completions. int32"""
     by_row: bool = False
     """Keep `unused_of` too."""
     unused_of: dict[str, list[str]] = field(default_factory=dict)
@@ -233,18 +236,17 @@ class Account:
                 )
 
     def saved(self) -> dict[str, Any]:
-        """Return all counts as JSON values, for `restore`."""
+        """Return all counts as JSON values, for `restore`; the lengths, one per row, are not among them."""
         return {
             "rows": self.rows,
             "skipped": [astuple(row) for row in self.skipped],
             "reasons": dict(self.reasons),
             **{name: {key: astuple(t) for key, t in getattr(self, name).items()} for name in _TALLIES},
-            "lengths": self.lengths,
         }
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Replace all counts by those of `saved`."""
-        self.rows, self.lengths = saved["rows"], list(saved["lengths"])
+    def restore(self, saved: Mapping[str, Any], lengths: bytes = b"") -> None:
+        """Replace all counts by those of `saved`, and the lengths by their bytes, which are saved apart."""
+        self.rows, self.lengths = saved["rows"], array("i", lengths)
         self.skipped = [Skipped(*row) for row in saved["skipped"]]
         self.reasons = Counter(saved["reasons"])
         for name in _TALLIES:
@@ -267,9 +269,9 @@ class Account:
 
 def quantiles(values: Sequence[int]) -> dict[str, int]:
     """Return the `QUANTILES`: the smallest value that at least this share of them does not exceed."""
-    ranked = sorted(values)
+    ranked = np.sort(np.asarray(values))
     places = {name: max(0, math.ceil(share * len(ranked)) - 1) for name, share in QUANTILES.items()}
-    return {name: ranked[place] for name, place in places.items()} if ranked else {}
+    return {name: int(ranked[place]) for name, place in places.items()} if len(ranked) else {}
 
 
 def _count(tallies: dict[str, Tally], name: str, where: str) -> None:

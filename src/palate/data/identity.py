@@ -21,18 +21,18 @@ def key_of_files(source: str) -> str | None:
     folder = path if path.is_dir() else Path(source.rpartition(":")[0]).expanduser()
     try:
         if path.is_file():
-            return _digest(path)
+            return file_key(path)
         if not source.rpartition(":")[0] and not path.is_dir():
             return None
         files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
-        named = [f"{file.relative_to(folder).as_posix()} {_digest(file)}" for file in files]
+        named = [f"{file.relative_to(folder).as_posix()} {file_key(file)}" for file in files]
     except OSError:  # reading the source explains it
         return None
     return hashlib.blake2b("\n".join(named).encode(), digest_size=16).hexdigest() if named else None
 
 
-def _digest(path: Path) -> str:
-    """Read the whole file: its size and time may stay the same when its content changes."""
+def file_key(path: Path) -> str:
+    """Return a key of a file's whole content: its size and time may stay the same when that changes."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Generic, TypeVar
 
@@ -36,6 +36,10 @@ class Stream(Generic[T]):
         assert step >= 0, "steps count from 0"
         assert size >= 1, "a batch has at least one item"
         return [self._at(position) for position in range(step * size, (step + 1) * size)]
+
+    def once(self) -> Iterator[T]:
+        """Yield every item once, in the order of the first epoch."""
+        return map(self._at, range(len(self.items)))
 
     def _at(self, position: int) -> T:
         epoch, index = divmod(position, len(self.items))

@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palate.errors import DataError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+BATCH = 4096
+"""Rows of a Parquet file with given types that are in memory at once."""
+
+Rows = Iterator[Mapping[str, Any]]
+Types = Mapping[str, "pa.DataType"]
+"""Arrow types by column."""
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], types: Types | None = None) -> None:
     """Write rows to a .jsonl or .parquet file under the column names they have.
 
     The file appears under its name only when it is complete, and replaces an existing one; chat turns
-    may be tuples or any mappings. Parquet gets the columns of all rows, empty where a row lacks one.
+    may be tuples or any mappings. Parquet gets the columns of all rows, empty where a row lacks one; their
+    types follow from all rows, which are in memory together. With `types` it gets these columns, and any
+    number of rows needs little memory, as in .jsonl.
 
     Raises DataError if the suffix is not supported, there are no rows, a row cannot be written in the format,
     or the folder is missing or not writable.
     """
     path = Path(path)
     write = check_target(path)
-    plain = [_plain(row) for row in rows]
-    if not plain:
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
         raise DataError(f"{path} is not written: there are no rows; expected at least one.")
-    _replace(path, plain, write)
+    _replace(path, map(_plain, chain([first], rows)), write, types)
 
 
-Write = Callable[[Path, list[dict[str, Any]], Path], None]
+Write = Callable[[Path, Rows, Path, Types | None], None]
 
 
 def check_target(path: Path, *sources: object) -> Write:
@@ -61,11 +75,23 @@ def _is_same_file(path: Path, source: object) -> bool:
         return False
 
 
-def _replace(path: Path, rows: list[dict[str, Any]], write: Write) -> None:
+def column_type(values: Sequence[Any]) -> pa.DataType | None:
+    """Return the Arrow type of values; None if they have no common type, or Parquet cannot hold it."""
+    import pyarrow as pa
+
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError):
+        return None
+    # Parquet has no form for an object without keys, and a column of nulls has no type to agree on.
+    return None if pa.types.is_null(kind) or "struct<>" in str(kind) else kind
+
+
+def _replace(path: Path, rows: Rows, write: Write, types: Types | None) -> None:
     """Write a temporary file, then rename it, so that readers never see a partial file."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(part, rows, path)
+        write(part, rows, path, types)
         os.replace(part, path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}.") from error
@@ -74,7 +100,7 @@ def _replace(path: Path, rows: list[dict[str, Any]], write: Write) -> None:
             part.unlink(missing_ok=True)
 
 
-def _jsonl(part: Path, rows: list[dict[str, Any]], path: Path) -> None:
+def _jsonl(part: Path, rows: Rows, path: Path, types: Types | None) -> None:
     with part.open("wb") as file:
         for number, row in enumerate(rows, 1):
             try:
@@ -87,25 +113,40 @@ def _jsonl(part: Path, rows: list[dict[str, Any]], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _parquet(part: Path, rows: list[dict[str, Any]], path: Path) -> None:
+def _parquet(part: Path, rows: Rows, path: Path, types: Types | None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    arrays = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        try:
-            arrays[name] = pa.array([row.get(name) for row in rows])
-        except (pa.ArrowException, UnicodeEncodeError) as error:
-            raise DataError(
-                f"{path} is not written: column '{name}' is not of one type ({error}); write .jsonl."
-            ) from error
+    def tables() -> Iterator[pa.Table]:
+        while batch := list(islice(rows, None if types is None else BATCH)):
+            yield _table(batch, path, types)
+
     with part.open("wb") as file:
+        made = tables()
+        first = next(made)
         try:
-            pq.write_table(pa.table(arrays), file)
+            with pq.ParquetWriter(file, first.schema) as writer:
+                for table in chain([first], made):
+                    writer.write_table(table)
         except pa.ArrowException as error:  # an object without keys, which Parquet has no form for
             raise DataError(f"{path} is not written as Parquet ({error}); write .jsonl.") from error
         file.flush()
         os.fsync(file.fileno())
+
+
+def _table(rows: Sequence[Mapping[str, Any]], path: Path, types: Types | None) -> pa.Table:
+    import pyarrow as pa
+
+    names = dict.fromkeys(name for row in rows for name in row) if types is None else types
+    arrays = {}
+    for name in names:
+        try:
+            arrays[name] = pa.array([row.get(name) for row in rows], types and types[name])
+        except (pa.ArrowException, UnicodeEncodeError) as error:
+            raise DataError(
+                f"{path} is not written: column '{name}' is not of one type ({error}); write .jsonl."
+            ) from error
+    return pa.table(arrays)
 
 
 def _plain(value: Any) -> Any:

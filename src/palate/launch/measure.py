@@ -56,8 +56,16 @@ def fitting_prompts(learner: Learner, prompts: Iterable[Prompt], cfg: Any) -> It
                 yield prompt
 
 
+def drawn_prompts(
+    learner: Learner, prompts: Sequence[Prompt], cfg: Any, count: int, *, seed: int
+) -> list[Prompt]:
+    """Draw distinct prompts that leave room for a completion; only the first ones that fit are read."""
+    shuffled = Stream(prompts, seed=seed).once() if len(prompts) else ()
+    return list(islice(fitting_prompts(learner, shuffled, cfg), count))
+
+
 def watch_kl(
-    learner: Learner, prompts: Iterable[Prompt], cfg: Any, run: Run, annotate: Annotator | None
+    learner: Learner, prompts: Sequence[Prompt], cfg: Any, run: Run, annotate: Annotator | None
 ) -> None:
     """Have the run measure KL(policy || start), and the reward if the best checkpoint is kept.
 
@@ -75,10 +83,9 @@ def watch_kl(
     if every is None:
         return
     start, sampling = learner.snapshot(), cfg.sampling
-    fitting = list(fitting_prompts(learner, prompts, cfg))
-    if not fitting:
+    drawn = drawn_prompts(learner, prompts, cfg, cfg.kl_prompts, seed=run.seed("kl prompts"))
+    if not drawn:
         raise ConfigError("no training prompt leaves room for max_new_tokens, so the KL cannot be measured")
-    drawn = Stream(fitting, seed=run.seed("kl prompts")).batch(0, min(cfg.kl_prompts, len(fitting)))
 
     def measure(step: int) -> float:
         return kl_from(start, learner.snapshot(), drawn, sampling, seed=run.seed("kl", step))

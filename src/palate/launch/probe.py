@@ -8,8 +8,8 @@ from typing import Any
 from palate.annotate import Annotator
 from palate.annotate.judges.build import Judging
 from palate.config import JudgeConfig
-from palate.data import Stream, read_comparisons
-from palate.launch.measure import fitting_prompts
+from palate.data import read_comparisons
+from palate.launch.measure import drawn_prompts
 from palate.learn import Learner, Policy
 from palate.run import JudgeAnnotator, Run
 from palate.statistics import rate_interval
@@ -49,10 +49,9 @@ def probe_judge(
     known = [] if cfg.probe_data is None else read_comparisons(cfg.probe_data, **options)[0]
 
     def numbers() -> dict[str, float]:
-        fitting = list(fitting_prompts(policy, prompts, cfg))
-        if not fitting:
+        drawn = drawn_prompts(policy, prompts, cfg, count, seed=run.seed("probe prompts"))
+        if not drawn:
             return {}
-        drawn = Stream(fitting, seed=run.seed("probe prompts")).batch(0, min(count, len(fitting)))
         seed = run.seed("probe")
         sampled = policy.snapshot().sample(drawn, 2, cfg.sampling, seed=seed, purpose="probe")
         own = [group for group in sampled if group.completions[0].text != group.completions[1].text]

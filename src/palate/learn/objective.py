@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from palate.losses import PairLoss
+from palate.memory import Logps, key_of
 from palate.model import Outputs, Snapshot, TokenValues, ragged
 from palate.model.loaded import Head
 from palate.statistics import rate_interval
@@ -147,19 +148,28 @@ def accuracy_interval(outcomes: Sequence[tuple[float, str]]) -> dict[str, float]
 
 
 class CachedReference:
-    """A reference that computes the log-probabilities of a completion once, for data used several times."""
+    """A reference that computes the log-probabilities of a completion once, for data used several times.
+
+    In a run they are in its journal, on disk, and are read from there: all pairs of large data would fill the
+    memory. A snapshot without a memory has no such place; then they are kept here, outside the device.
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._known: dict[tuple[str, Completion], Tensor] = {}
+        self._known: dict[str, Logps] = {}
+        self._device = torch.device("cpu")
 
     def logps(self, records: Sequence[Record]) -> TokenValues:
         """Return the same as `Snapshot.logps`."""
-        keys = [(r.prompt.id, c) for r in records for c in r.completions]
+        if self._snapshot.has_memory:
+            return self._snapshot.logps(records, kept=True)
+        # A completion itself would be a key of 40 bytes for each of its tokens.
+        keys = [key_of(r.prompt.id, r.prompt.token_ids, c.token_ids) for r in records for c in r.completions]
         if not all(key in self._known for key in keys):
             # Compute all records, not only the missing rows: the batch then has the same layout as the
             # learner's, so policy and reference agree to the last bit before the first step.
-            logps = self._snapshot.logps(records, kept=True)
+            logps = self._snapshot.logps(records)
+            self._device = logps.values.device
             for key, row in zip(keys, logps.rows(), strict=True):
-                self._known.setdefault(key, row)  # the first value stays, as in the journal
-        return ragged([self._known[key] for key in keys])
+                self._known.setdefault(key, row.cpu().numpy())  # the first value stays, as in the journal
+        return ragged([torch.tensor(self._known[key], device=self._device) for key in keys])

@@ -21,7 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
+import numpy as np
+
 from palate.data import Account, StoredRows
+from palate.data.account import Tally
 from palate.data.plain import Stored
 from palate.data.shelf import Shelf, ShelfWriter, described, opened
 from palate.data.stored import Progress, source_key, store_rows, stored_rows
@@ -32,7 +35,7 @@ from palate.run import Run
 from palate.select import same
 from palate.types import Comparison, Completion, Content, Example, Pair, Prompt, said
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files and of the rules by which rows become tokens; a change makes old files unused."""
 
 REPEATED = "rows repeat an earlier row"
@@ -170,7 +173,7 @@ def records_on_disk(run: Run, codec: Codec, rows: StoredRows, source: str, accou
             return None
         if key is not None and shelf.facts["key"] != key:
             return None
-        account.restore(shelf.facts["account"])
+        account.restore(shelf.facts["account"], shelf.get("lengths", 0).tobytes())
         return Records(rows, shelf)
 
     def write(place: Path) -> Records[Any]:
@@ -197,9 +200,8 @@ def _write_records(
 ) -> None:
     codec.account = account
     content, prompts = (hashlib.blake2b(digest_size=16) for _ in range(2))
-    seen: set[bytes] = set()
-    repeats, sound, kept, number = Account(), 0, 0, -1
-    with ShelfWriter(place, {"tokens": "=i4", "facts": "|u1"}) as writer:
+    repeats, kept, number = Repeats(), 0, -1
+    with ShelfWriter(place, {"tokens": "=i4", "facts": "|u1", "lengths": "=i4"}) as writer:
         for block in codec.in_blocks(rows):
             progress(number + 1)
             for row in block:
@@ -210,13 +212,10 @@ def _write_records(
                 except DataError as error:
                     account.skip(error)
                     continue
-                sound += 1
                 account.lengths.append(len(tokens[0]) + max(map(len, tokens[1:])))
                 packed = [array("i", ids).tobytes() for ids in tokens]
                 key = _digest(record.prompt.id, packed[1:])
-                if key in seen:
-                    repeats.note(REPEATED, record.prompt.where)
-                seen.add(key)
+                repeats.add(number, key)
                 if isinstance(record, Pair) and same(record.chosen, record.rejected):
                     account.drop(CUT_EQUAL)
                     continue
@@ -227,13 +226,15 @@ def _write_records(
                 for values in packed:
                     writer.add("tokens", values)
                 writer.add("facts", json.dumps(_facts(number, row, record)).encode())
-        account.check(source, sound)
-        account.notes |= repeats.notes
+        account.check(source, len(account.lengths))
+        if (tally := repeats.tally(rows)) is not None:
+            account.notes[REPEATED] = tally
         if not kept:
             raise DataError(
                 f"{source}: after truncation to the model's context, chosen and rejected are the same in "
                 "every pair; use shorter texts or a larger --max-length"
             )
+        writer.add("lengths", account.lengths.tobytes())
         writer.finish(
             {
                 "depends": depends,
@@ -242,6 +243,28 @@ def _write_records(
                 "account": account.saved(),
             }
         )
+
+
+class Repeats:
+    """Counts rows that repeat an earlier one, from 12 bytes per row."""
+
+    def __init__(self) -> None:
+        self._numbers, self._keys = array("i"), array("Q")
+
+    def add(self, number: int, key: bytes) -> None:
+        """Note a row by its number, with a key of its contents. 8 of its bytes distinguish rows."""
+        self._numbers.append(number)
+        self._keys.append(int.from_bytes(key[:8], "little"))
+
+    def tally(self, rows: Sequence[Stored]) -> Tally | None:
+        """Return the number of repeats with the first and the last of them; None if there are none."""
+        keys = np.asarray(self._keys)
+        order = np.argsort(keys, kind="stable")  # of equal keys, the earlier row comes first
+        repeats = order[1:][keys[order[1:]] == keys[order[:-1]]]
+        if len(repeats) == 0:
+            return None
+        first, last = (rows[self._numbers[int(i)]].prompt.where for i in (repeats.min(), repeats.max()))
+        return Tally(len(repeats), first, last)
 
 
 def _facts(number: int, row: Stored, record: Pair | Example) -> list[Any]:

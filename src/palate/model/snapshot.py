@@ -45,6 +45,11 @@ class Snapshot:
         self._name = name
         self._known_only = False
 
+    @property
+    def has_memory(self) -> bool:
+        """True within a run, whose memory stores samples and log-probabilities."""
+        return self._memory() is not None
+
     @torch.no_grad()
     def sample(
         self,

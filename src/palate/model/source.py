@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from peft import PeftConfig
+from transformers.utils.hub import cached_file
 
 from palate.config import EMBEDDED
+from palate.data.identity import file_key
 from palate.errors import ModelError
+from palate.memory import key_of
 from palate.model.adapters import CLASSIFIER
 from palate.model.embedded import CACHED_AS, embedded_model
 from palate.model.explain import explained
@@ -17,6 +20,9 @@ from palate.model.loaded import Head
 from palate.rundir import model_in
 
 log = logging.getLogger("palate")
+
+_FILES = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer*.json", "*.jinja")
+"""The files that a model's outputs depend on."""
 
 
 class Source(NamedTuple):
@@ -42,6 +48,30 @@ def find_source(name: str, head: Head, *, trainable: bool, base: str | None = No
     if base is not None and source.adapter is None:
         raise ModelError(f"model {name!r} is a whole model, so --base {base} does nothing; leave it out")
     return source
+
+
+def model_key(name: str, head: Head) -> str:
+    """Return a key of a model's files, and of those of the base of an adapter; all are read.
+
+    A model on the hub counts by its commit.
+
+    Raises:
+        ModelError: the directory does not exist, or has no model that fits the head.
+    """
+    source = find_source(name, head, trainable=False)
+    return key_of([_place_key(place) for place in source if place is not None])
+
+
+def _place_key(place: str) -> str | dict[str, str]:
+    folder = Path(place)
+    if not folder.is_dir():
+        try:
+            return Path(str(cached_file(place, "config.json"))).parent.name
+        except OSError:  # loading the model explains it
+            return place
+    files = {file for pattern in _FILES for file in folder.glob(pattern)}
+    # The state of an optimizer, beside the weights in a run's checkpoint, has no effect.
+    return {file.name: file_key(file) for file in files if not file.name.startswith("state")}
 
 
 def _named(name: str, head: Head, *, trainable: bool, base: str | None) -> Source:

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from palate.annotate import files_of
+from palate.annotate import identities_of
 from palate.config import JudgeConfig, RewardConfig, RunConfig
 from palate.errors import ConfigError, RunError
 from palate.given import is_judge
-from palate.journal import key_of
 from palate.run.status import write_json
 from palate.rundir import read_object, read_summary
 from palate.rundir.files import POOL
@@ -102,17 +101,23 @@ def missing_shards(directory: Path, facts: Facts) -> list[int]:
 
 
 def annotator_facts(cfg: RewardConfig) -> dict[str, Any] | None:
-    """Return the options that decide the rewards, with the code of reward files; None without an
-    annotator.
+    """Return the options that decide the rewards, with keys of the rewards' code and models.
+
+    The result is None without an annotator.
     """
     if not (cfg.reward or cfg.judge):
         return None
     values = cfg.model_dump(mode="json")
     judge = [name for name in JudgeConfig.model_fields if name not in RunConfig.may_change]
     own = {name: values[name] for name in ("label_noise", *judge)} | {"judge_mode": _mode(cfg)}
-    code = {path.name: key_of(path.read_text("utf-8")) for path in files_of(cfg.reward)}
-    rewards = [str(spec) for spec in cfg.reward]
+    rewards, code = [str(spec) for spec in cfg.reward], identities_of(cfg.reward)
     return {"reward": rewards, "missing_eos_penalty": cfg.annotator_penalty, **own, "code": code}
+
+
+def changed_rewards(there: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> list[str]:
+    """Return the names of the rewards whose code or model differs between two `annotator_facts`."""
+    then, now = ((facts or {}).get("code", {}) for facts in (there, here))
+    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
 
 
 def _mode(cfg: RewardConfig) -> str | None:

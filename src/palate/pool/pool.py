@@ -14,7 +14,7 @@ from palate.learn.state import start_hash
 from palate.memory import key_of
 from palate.model import LoadedModel
 from palate.model.codec import Codec
-from palate.pool.facts import annotator_facts, listed, missing_shards, read_facts, shard_path
+from palate.pool.facts import annotator_facts, changed_rewards, listed, missing_shards, read_facts, shard_path
 from palate.pool.rows import Entry, prompt_key, read_shard
 from palate.rundir import read_summary
 from palate.types import Completion, Group, Prompt
@@ -94,11 +94,10 @@ class Pool:
                 f"{self} was scored by {self._scored_by()}, but no reward is given here; give the same"
             )
         self._same(facts.annotator, given, [name for name in given if name != "code"], "was scored with")
-        if facts.annotator["code"] != given["code"]:
-            changed = ", ".join(sorted(facts.annotator["code"].keys() | given["code"].keys()))
+        if changed := changed_rewards(facts.annotator, given):
             raise ConfigError(
-                f"{self} was scored by another version of the code in {changed}; restore it, or make "
-                "another pool"
+                f"{self} was scored by another version of {', '.join(changed)}; restore it, or make another "
+                "pool"
             )
 
     def groups(

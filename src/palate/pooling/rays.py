@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ from palate.given import GivenModel, GivenReward, GivenRows
 from palate.learn.state import start_hash
 from palate.loops import content_key
 from palate.model.rollouts import unobserved
-from palate.pool import Facts, read_shard, write_shard
-from palate.pool.facts import SAMPLED, missing_shards, scope_of
+from palate.pool import Facts, annotator_facts, read_shard, write_shard
+from palate.pool.facts import SAMPLED, changed_rewards, missing_shards, scope_of
 from palate.pooling.config import PoolConfig
 from palate.pooling.shards import Scoring, Source, local_source, sample_shard, scores_anywhere
 from palate.pooling.work import Work, loaded, read_all, shown, work_of
@@ -93,6 +93,7 @@ class Begun:
         home: the working directory, to which relative paths of data and models belong.
         key: key of the prompts.
         weights: hash of the weights that sample.
+        annotator: the facts of the rewards.
     """
 
     cfg: PoolConfig
@@ -101,6 +102,7 @@ class Begun:
     home: Path
     key: str
     weights: str
+    annotator: Mapping[str, Any] | None
 
     def work(self) -> Work:
         """Read the prompts and return the work.
@@ -117,6 +119,18 @@ class Begun:
                 "give all machines the same files"
             )
         return work_of(self.cfg, self.directory, prompts, self.date)
+
+    def require_rewards(self) -> None:
+        """Check that this machine has the reward models of the driver; call `work` before.
+
+        Raises:
+            RunError: it has others.
+        """
+        if changed := changed_rewards(self.annotator, annotator_facts(self.cfg)):
+            raise RunError(
+                f"a worker reads other files of {', '.join(changed)} than the process that began the pool; "
+                "give all machines the same files"
+            )
 
 
 class SamplingWorker:
@@ -176,6 +190,7 @@ class ScoringWorker:
         penalty, options = cfg.annotator_penalty, model_options(cfg)
         try:
             self._work = begun.work()
+            begun.require_rewards()
             annotate = annotator(cfg.reward, missing_eos_penalty=penalty, excuse=_unexcused, **options)
             self._scoring = Scoring(annotate, scope_of(cfg))
         except PalateError as error:
@@ -272,7 +287,7 @@ def _pipeline(
     sampling_gpus = int(cfg.device != "cpu" and gpus >= cfg.workers)
     scoring_gpus = int(cfg.device != "cpu" and gpus >= cfg.workers * sampling_gpus + cfg.scorers)
     key = content_key(work.prompts)
-    begun = Begun(cfg, work.directory.resolve(), work.date, Path.cwd(), key, facts.weights)
+    begun = Begun(cfg, work.directory.resolve(), work.date, Path.cwd(), key, facts.weights, facts.annotator)
     data = ray.data.from_items([{"shard": i} for i in missing], override_num_blocks=len(missing))
 
     def actors(count: int) -> Any:

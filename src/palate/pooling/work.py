@@ -33,7 +33,7 @@ from palate.pool import (
     write_facts,
     write_shard,
 )
-from palate.pool.facts import SAMPLED, missing_shards, scope_of, shard_path
+from palate.pool.facts import SAMPLED, changed_rewards, missing_shards, scope_of, shard_path
 from palate.pooling.config import PoolConfig
 from palate.pooling.shards import (
     Scoring,
@@ -206,12 +206,15 @@ def _facts(work: Work, model: LoadedModel, run: Run) -> Facts:
             f"the model {cfg.model} changed since the pool in {str(work.directory)!r} was begun (hash "
             f"{facts.weights[:12]}, was {before.weights[:12]}); restore it, or use another --output"
         )
-    if before.annotator != facts.annotator:  # the run has compared the options, so the code differs
+    if before.annotator != facts.annotator:  # the run has compared the options, so code or models differ
         if len(missing_shards(work.directory, before)) < before.shards:
+            changed = ", ".join(changed_rewards(before.annotator, facts.annotator))
             raise RunError(
-                f"the code of the reward changed since the pool in {str(work.directory)!r} was begun; "
-                "restore it, or use another --output"
+                f"the reward {changed} changed since the pool in {str(work.directory)!r} was begun; restore "
+                "it, or use another --output"
             )
+        if cfg.judge is None:
+            run.ledger().forget_answers()
         write_facts(work.directory, replace(before, annotator=facts.annotator))
     written = before.shards - len(missing_shards(work.directory, before))
     run.display.say(f"{written} of {before.shards} shards are finished already")

@@ -8,8 +8,8 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ _BEFORE = {"processes": 1}
 
 _LEFT_EARLY = (LOCK, ".config.json.part")
 """The files of a run that is killed before it writes its description."""
+
+LARGE = 10**9
+"""Bytes of a journal whose check takes so long that the run says so."""
 
 
 class RunDirectory:
@@ -91,11 +94,12 @@ class RunDirectory:
         if not self.resumed:
             self.settle()
 
-    def journal(self, latest: Checkpoint | None) -> Journal:
+    def journal(self, latest: Checkpoint | None, say: Callable[[str], None]) -> Journal:
         """Return the run's journal, a new one for a new run.
 
         Args:
             latest: the last checkpoint of a resumed run.
+            say: shows a message, before the check of a large journal.
 
         Raises:
             RunError: the journal is missing or does not belong to the checkpoints.
@@ -104,12 +108,15 @@ class RunDirectory:
         way_out = "restore the original, or start over with --overwrite"
         if latest is not None and not path.exists():
             raise RunError(f"journal {str(path)!r} is missing; {way_out}")
+        size = path.stat().st_size if path.exists() else 0
+        if size > LARGE:
+            say(f"checking the journal ({size / 1e9:.1f} GB)")
         journal = Journal(path)
         known = journal.fact("run")
         problem = None
         if known is not None and known != self.id:
             problem = "belongs to another run"
-        elif latest is not None and (known is None or len(journal.metrics()) < latest.position.metrics):
+        elif latest is not None and (known is None or journal.count_metrics() < latest.position.metrics):
             problem = f"lacks the records up to {latest.path.name}: it is new or an older copy"
         if problem is not None:
             journal.close()
@@ -281,13 +288,11 @@ def has_begun(directory: Path) -> bool:
     if not (directory / "journal.db").exists():
         return False
     try:
-        journal = Journal(directory / "journal.db")
+        # Only a run that resumes checks its journal: that takes seconds per GB.
+        with closing(Journal(directory / "journal.db", check=False)) as journal:
+            return not journal.is_empty()
     except RunError:  # a damaged journal had content
         return True
-    try:
-        return not journal.is_empty()
-    finally:
-        journal.close()
 
 
 def now_text() -> str:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from palate.data import write_rows
+from palate.data import column_type, write_rows
+from palate.data.write import BATCH
 from palate.errors import RunError
 from palate.journal import Journal
 from palate.run.files import writing
 from palate.run.status import write_json
 from palate.rundir import read_summary
 from palate.rundir.files import COMPLETIONS, SAMPLES, SUMMARY
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_exports(
@@ -40,12 +45,45 @@ def _write(
 ) -> None:
     if samples:
         write_rows(directory / SAMPLES, samples)
-    rows = list(journal.table())
-    if len({type(row["prompt"]) for row in rows}) > 1:  # a column has one type
-        rows = [{**row, "prompt": _as_text(row["prompt"])} for row in rows]
-    if rows:
-        write_rows(directory / COMPLETIONS, rows)
+    if journal.has_completions():
+        _write_completions(directory / COMPLETIONS, journal)
     write_json(directory / SUMMARY, finite(summary))
+
+
+def _write_completions(path: Path, journal: Journal) -> None:
+    """Write every completion; only a part of them is in memory at once."""
+    import pyarrow as pa
+
+    prompt = _prompt_type(journal)
+    types = {
+        "prompt": prompt or pa.string(),
+        "completion": pa.string(),
+        "reward": pa.float64(),
+        "finish": pa.string(),
+        "tokens": pa.int64(),
+        "policy_version": pa.int64(),
+        "place": pa.string(),
+    }
+    rows: Iterator[Mapping[str, Any]] = journal.table()
+    if prompt is None:
+        rows = ({**row, "prompt": _as_text(row["prompt"])} for row in rows)
+    write_rows(path, rows, types)
+
+
+def _prompt_type(journal: Journal) -> pa.DataType | None:
+    """Return the type of all prompts; None for texts beside conversations, which have no common type."""
+    import pyarrow as pa
+
+    prompts, seen = journal.prompts(), pa.schema([])
+    while batch := list(islice(prompts, BATCH)):
+        kind = column_type(batch)
+        if kind is None:
+            return None
+        try:
+            seen = pa.unify_schemas([seen, pa.schema({"prompt": kind})], promote_options="permissive")
+        except pa.ArrowException:
+            return None
+    return seen.field("prompt").type
 
 
 def remove_exports(directory: Path) -> None:

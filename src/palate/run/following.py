@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class FollowedDirectory:
     resumed: bool
     changes: list[str]
 
-    def journal(self, latest: Checkpoint | None) -> Journal:
+    def journal(self, latest: Checkpoint | None, say: Callable[[str], None]) -> Journal:
         """Return an empty journal in memory; `SharedMemory` reads that of process 0."""
         return Journal(":memory:")
 

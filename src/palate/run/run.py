@@ -80,7 +80,7 @@ class Run:
             self._place = open_directory(self.directory, method, cfg)
             undo.callback(self._place.release)
             self.checkpoints = open_checkpoints(self.directory, self._place.id, cfg)
-            self.journal = self._place.journal(self.checkpoints.latest)
+            self.journal = self._place.journal(self.checkpoints.latest, self.display.say)
             undo.callback(self.journal.close)
             self._metrics = open_metrics(self.directory, self.journal, cfg)
             undo.pop_all()

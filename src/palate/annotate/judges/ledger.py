@@ -138,6 +138,11 @@ class Ledger:
         with self._writing() as db:
             db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", list(rewards.items()))
 
+    def forget_answers(self) -> None:
+        """Delete the saved rewards of functions, because their code has changed."""
+        with self._writing() as db:
+            db.execute("DELETE FROM answers")
+
     # -- inside ------------------------------------------------------------------------------------
 
     def _copy(self, missing: Sequence[str], verdicts: dict[str, Verdict]) -> None:
