@@ -16,7 +16,7 @@ from palate.cli import main
 from palate.config import DataConfig, RewardConfig
 from palate.data import read_comparisons
 from palate.errors import BudgetError, ConfigError, DataError, PalateError, RunError
-from palate.labelling import label
+from palate.labelling import label, measure
 from palate.testing import Fault, FaultyServer, judge_reply
 
 Row = dict[str, Any]
@@ -122,6 +122,8 @@ def test_completions_become_a_pair_of_best_and_worst(server: FaultyServer, tmp_p
     (row,) = read(output)
     assert row["chosen"] == CHATS[1]["completion"]
     assert row["p_chosen_shown_second"] == pytest.approx(0.85)
+    with pytest.raises(DataError, match="the annotator itself made this pair"):
+        measure(str(output))
     label(DataConfig(data=str(data)), RewardConfig(reward=("length:1",)), tmp_path / "r.jsonl", pairs=True)
     (row,) = read(tmp_path / "r.jsonl")
     assert (row["chosen"], row["rejected"]) == (CHATS[0]["completion"], CHATS[1]["completion"])
