@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from palate.annotate import Ranker
 from palate.errors import ConfigError, RunError
 from palate.evaluation import EvaluateConfig, evaluate
 from palate.report.evaluated import notes, table, write_evaluation
@@ -151,6 +152,36 @@ def test_a_judge_is_asked_in_both_orders_and_paid_once(
 def test_a_policy_cannot_judge_itself_here() -> None:
     with pytest.raises(ConfigError, match="judge is self"):
         config(model=["a", "b"], judge="self", reward=())
+
+
+class Coin:
+    """A judge without a preference."""
+
+    name = "coin"
+
+    def __call__(self, prompts: Any, pairs: Any) -> list[float | None]:
+        return [0.5] * len(pairs)
+
+
+def named_ranker() -> Ranker:
+    ranker = object.__new__(Ranker)  # without a model
+    ranker.name = "r"
+    return ranker
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({"reward": ("length:5",)}, "score"),
+        ({"reward": ("ranker:r",)}, "log-odds"),
+        ({"reward": [Coin()]}, "probability"),
+        ({"reward": [named_ranker()]}, "log-odds"),
+        ({"reward": (), "judge": "local:m"}, "probability"),
+        ({"reward": (), "judge": "local:m", "judge_mode": "rubric"}, "score"),
+    ],
+)
+def test_the_scale_of_the_rewards(settings: dict[str, Any], scale: str) -> None:
+    assert config(model=["a", "b"], **settings).scale == scale
 
 
 def test_only_a_judge_that_compares_is_asked_in_both_orders() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from palate.evaluation.numbers import best_numbers, finite, reward_numbers, win_numbers
@@ -13,7 +15,7 @@ def group(*rewards: float | None, prompt: str = "p") -> Group:
 
 def test_wins_ties_and_losses() -> None:
     groups = [group(0, 1), group(1, 1), group(2, 1), group(None, 1)]
-    numbers = win_numbers(groups, 1, pairwise=False)
+    numbers = win_numbers(groups, 1, scale="score")
     assert (numbers["wins"], numbers["ties"], numbers["losses"], numbers["unusable"]) == (1, 1, 1, 1)
     assert numbers["win_rate"] == 0.5
 
@@ -22,7 +24,7 @@ def test_pairs_of_a_prompt_are_one_cluster() -> None:
     rewards = [(0, 1)] * 8 + [(1, 0)] * 8
     of_two = [group(*own, prompt=str(i // 8)) for i, own in enumerate(rewards)]
     of_many = [group(*own, prompt=str(i)) for i, own in enumerate(rewards)]
-    together, apart = win_numbers(of_two, 8, pairwise=False), win_numbers(of_many, 1, pairwise=False)
+    together, apart = win_numbers(of_two, 8, scale="score"), win_numbers(of_many, 1, scale="score")
     assert together["win_rate"] == apart["win_rate"]
     assert (
         together["win_rate_high"] - together["win_rate_low"] > apart["win_rate_high"] - apart["win_rate_low"]
@@ -31,8 +33,28 @@ def test_pairs_of_a_prompt_are_one_cluster() -> None:
 
 def test_a_judges_probabilities_are_used_at_equal_length() -> None:
     groups = [group(0.4, 0.6), group(0.45, 0.55), group(0.4, 0.6)]
-    assert win_numbers(groups, 1, pairwise=True)["win_rate"] == 1
-    assert 0.5 < win_numbers(groups, 1, pairwise=True)["length_controlled_win_rate"] < 0.62
+    assert win_numbers(groups, 1, scale="probability")["win_rate"] == 1
+    assert 0.5 < win_numbers(groups, 1, scale="probability")["length_controlled_win_rate"] < 0.62
+
+
+def test_the_log_odds_of_a_ranker_are_used_as_probabilities() -> None:
+    chances = (0.6, 0.55, 0.6)
+    odds = [group(0.0, math.log(p / (1 - p))) for p in chances]
+    same = [group(1 - p, p) for p in chances]
+    by_odds, by_chance = win_numbers(odds, 1, scale="log-odds"), win_numbers(same, 1, scale="probability")
+    assert by_odds == pytest.approx(by_chance, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("penalised", "same"),
+    [((0.4 - 1.0, 0.6 - 1.0), (0.4, 0.6)), ((0.9 - 1.0, 0.1), (0.4, 0.6)), ((0.1 - 1.0, 0.9), (0.0, 1.0))],
+)
+def test_penalties_move_a_probability_within_its_range(
+    penalised: tuple[float, float], same: tuple[float, float]
+) -> None:
+    ours, expected = ([group(*own)] * 4 for own in (penalised, same))
+    numbers = win_numbers(ours, 1, scale="probability")
+    assert numbers == pytest.approx(win_numbers(expected, 1, scale="probability"), nan_ok=True)
 
 
 def test_the_best_of_all_shares_a_tie() -> None:
@@ -50,7 +72,7 @@ def test_json_has_no_nan() -> None:
 
 
 def test_win_rate_without_verdicts() -> None:
-    numbers = win_numbers([group(None, 1)], 1, pairwise=False)
+    numbers = win_numbers([group(None, 1)], 1, scale="score")
     assert "length_controlled_win_rate" not in numbers
     assert numbers["win_rate"] != numbers["win_rate"]
     assert pytest.approx(numbers["win_rate_low"]) == 0
@@ -58,7 +80,7 @@ def test_win_rate_without_verdicts() -> None:
 
 def test_rows_that_repeat_a_prompt_are_one_cluster() -> None:
     repeated = [group(0, 1, prompt="p") for _ in range(4)] + [group(1, 0, prompt="q") for _ in range(4)]
-    rows, pairs = win_numbers(repeated, 1, pairwise=False), win_numbers(repeated, 4, pairwise=False)
+    rows, pairs = win_numbers(repeated, 1, scale="score"), win_numbers(repeated, 4, scale="score")
     for name in ("win_rate", "win_rate_low", "win_rate_high", "standard_error"):
         assert rows[name] == pytest.approx(pairs[name])
     assert rows["standard_error"] == pytest.approx(0.5)

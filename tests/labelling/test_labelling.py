@@ -16,7 +16,7 @@ from palate.cli import main
 from palate.config import DataConfig, RewardConfig
 from palate.data import read_comparisons
 from palate.errors import BudgetError, ConfigError, DataError, PalateError, RunError
-from palate.labelling import label
+from palate.labelling import label, measure
 from palate.testing import Fault, FaultyServer, judge_reply
 
 Row = dict[str, Any]
@@ -122,9 +122,22 @@ def test_completions_become_a_pair_of_best_and_worst(server: FaultyServer, tmp_p
     (row,) = read(output)
     assert row["chosen"] == CHATS[1]["completion"]
     assert row["p_chosen_shown_second"] == pytest.approx(0.85)
+    with pytest.raises(DataError, match="the annotator itself made this pair"):
+        measure(str(output))
     label(DataConfig(data=str(data)), RewardConfig(reward=("length:1",)), tmp_path / "r.jsonl", pairs=True)
     (row,) = read(tmp_path / "r.jsonl")
     assert (row["chosen"], row["rejected"]) == (CHATS[0]["completion"], CHATS[1]["completion"])
+
+
+def test_a_prompt_that_gives_no_pair_is_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": p, "completion": c} for p, c in (("Q", "a"), ("Q", "b c"), ("R", "a"))]
+    data, output = write(tmp_path / "c.jsonl", rows), tmp_path / "out.jsonl"
+    command = ["annotate", str(data), "--reward", "length:1", "--pairs", "--output", str(output)]
+    assert main(command) == 0
+    assert "1 prompts have fewer than two usable scores" in capfd.readouterr().out
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["unpaired"] == 1
+    assert len(read(output)) == 1
 
 
 def test_rewards_score_completions(tmp_path: Path) -> None:
@@ -137,6 +150,24 @@ def test_rewards_score_completions(tmp_path: Path) -> None:
     first, second = pq.read_table(output).to_pylist()
     assert (first["score"], second["score"]) == (0.0, -0.5)
     assert (first["data_score"], first["data_label"]) == (7, False)  # a row marked false is labelled too
+
+
+def ten(body: Row, number: int) -> Row:
+    """The best score, in text."""
+    return {"choices": [{"message": {"content": "10"}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize("mode", [None, "score"])
+def test_a_truncated_completion_pays_its_penalty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    rows = [{"prompt": f"Q{i}", "completion": "a", "finish": end} for i, end in enumerate(("length", "eos"))]
+    data, output = write(tmp_path / "c.jsonl", rows), tmp_path / "out.jsonl"
+    with FaultyServer(ten) as server:
+        cfg = judged(server, judge_mode=mode, judge_logprobs=False, missing_eos_penalty=0.75)
+        label(DataConfig(data=str(data)), cfg, output)
+    assert [row["score"] for row in read(output)] == [0.25, 1.0]
 
 
 def test_bad_rows_are_counted_and_named(tmp_path: Path) -> None:

@@ -16,6 +16,11 @@ FROM_DATA = "data"
 """The value of `against` that means the completions in the data."""
 
 
+Scale = Literal["score", "probability", "log-odds"]
+"""The meaning of two rewards: scores, the probabilities of winning, or the log-odds of winning by their
+difference."""
+
+
 class EvaluateConfig(RewardConfig, Sampling, RunConfig):
     """Evaluation"""
 
@@ -91,12 +96,24 @@ class EvaluateConfig(RewardConfig, Sampling, RunConfig):
 
     @property
     def pairwise(self) -> bool:
-        """True if rewards are probabilities to win against the other completions of the prompt."""
-        from palate.given import is_judge
+        """True if the rewards come from comparisons with the other completions of the prompt."""
+        return self.scale != "score"
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of the rewards: log-odds of a ranker, probabilities of another judge that compares."""
+        from palate.given import GivenReward, is_judge
 
         if self.judge is not None:
-            return self.judge_mode in (None, "pairwise")
-        return any(is_judge(spec) for spec in self.reward)
+            return "probability" if self.judge_mode in (None, "pairwise") else "score"
+        judge = next((spec for spec in self.reward if is_judge(spec)), None)
+        if judge is None:
+            return "score"
+        if isinstance(judge, GivenReward):
+            from palate.annotate import Ranker
+
+            return "log-odds" if isinstance(judge.reward, Ranker) else "probability"
+        return "log-odds"
 
     @property
     def annotating(self) -> EvaluateConfig:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from palate.evaluation.config import Scale
 from palate.evaluation.sides import Side
 from palate.statistics import rate_interval
 from palate.textstats import distinct, repetition
@@ -44,12 +45,13 @@ def preferences(groups: Sequence[Group], n: int) -> list[list[float | None]]:
     return [outcomes[i : i + n] for i in range(0, len(outcomes), n)]
 
 
-def win_numbers(groups: Sequence[Group], n: int, *, pairwise: bool) -> dict[str, float]:
+def win_numbers(groups: Sequence[Group], n: int, *, scale: Scale) -> dict[str, float]:
     """Return the win rate of a model over the baseline, with its errors, and the length-controlled one.
 
     Args:
         groups, n: as in `preferences`.
-        pairwise: the rewards are probabilities to win, which the length-controlled rate uses as they are.
+        scale: the meaning of the rewards. The length-controlled rate uses the probability of winning if the
+            rewards express one, and the outcome for scores.
     """
     by_prompt = preferences(groups, n)
     # Rows that repeat a prompt are one cluster: the prompts are the sample, and the rows are not independent.
@@ -68,7 +70,7 @@ def win_numbers(groups: Sequence[Group], n: int, *, pairwise: bool) -> dict[str,
         "losses": sum(o == 0 for o in won),
         "unusable": sum(o is None for own in by_prompt for o in own),
     }
-    verdicts = [v for group in groups if (v := _verdict(group, pairwise=pairwise)) is not None]
+    verdicts = [v for group in groups if (v := _verdict(group, scale)) is not None]
     if verdicts:
         controlled = length_controlled(verdicts)
         numbers |= {
@@ -139,13 +141,28 @@ def _outcome(baseline: float | None, model: float | None) -> float | None:
     return None if baseline is None or model is None else 0.5 * ((model > baseline) + (model >= baseline))
 
 
-def _verdict(group: Group, *, pairwise: bool) -> Verdict | None:
-    rewards = group.rewards or (None, None)
-    outcome = _outcome(*rewards)
-    if outcome is None:
+def _verdict(group: Group, scale: Scale) -> Verdict | None:
+    old, new = group.rewards or (None, None)
+    outcome = _outcome(old, new)
+    if outcome is None or old is None or new is None:
         return None
     baseline, model = group.completions
-    return Verdict(float(rewards[1] or 0.0) if pairwise else outcome, _length(model), _length(baseline))
+    chances = {
+        "score": outcome,
+        "probability": _clamped((1 + new - old) / 2),
+        "log-odds": _sigmoid(new - old),
+    }
+    return Verdict(chances[scale], _length(model), _length(baseline))
+
+
+def _clamped(p: float) -> float:
+    """Return p in [0, 1]: penalties move the rewards p and 1 - p, and their difference beyond 1."""
+    return min(1.0, max(0.0, p))
+
+
+def _sigmoid(odds: float) -> float:
+    """Return the probability of log-odds, without overflow."""
+    return 0.5 * (1.0 + math.tanh(odds / 2))
 
 
 def _length(completion: Completion) -> float:

@@ -141,7 +141,7 @@ def _measured(
         numbers: dict[str, Any] = {"name": side.name, **text_numbers(side)}
         if baseline is not None:
             pairs = annotate(_paired(baseline, side))
-            numbers |= win_numbers(pairs, cfg.n, pairwise=cfg.pairwise)
+            numbers |= win_numbers(pairs, cfg.n, scale=cfg.scale)
             firsts = [(group.rewards or (None, None)) for group in pairs[:: cfg.n]]
             rewards[side.name] = [first[1] for first in firsts]
             if not cfg.pairwise or len(sides) == 1:

@@ -12,6 +12,7 @@ from palate.agreement import Judged, pair_agreement
 from palate.data import Row, read_rows
 from palate.data.account import RowError
 from palate.errors import DataError
+from palate.labelling.items import PREFERS
 from palate.memory import key_of
 from palate.ranking import Ranked, judge_metrics
 from palate.statistics import Rate
@@ -90,9 +91,16 @@ def _judged(row: Row) -> Judged:
     for name in ("prompt", "chosen", "rejected"):
         if columns.get(name) is None:
             raise _fault(row, f"{name} is missing", "a row of `palate annotate` with chosen and rejected")
-    prefers = columns.get("data_prefers", "chosen")
+    if PREFERS not in columns and "judge_verdicts" in columns:
+        raise _fault(
+            row,
+            "the annotator itself made this pair, so its own winner cannot be the reference",
+            f"labelled pairs with {PREFERS}; or label the completions without --pairs, and name a column of "
+            "reference scores with --gold",
+        )
+    prefers = columns.get(PREFERS, "chosen")
     if prefers not in ("chosen", "rejected"):
-        raise _fault(row, f"data_prefers is {prefers!r}", "`chosen` or `rejected`")
+        raise _fault(row, f"{PREFERS} is {prefers!r}", "`chosen` or `rejected`")
     first, second = _probabilities(row)
     longer = len(_text(columns["chosen"])) - len(_text(columns["rejected"]))
     cluster = key_of(columns["prompt"])
@@ -156,11 +164,7 @@ def _disagreements(rows: Sequence[Row], verdicts: Sequence[Judged]) -> Samples:
     )
     samples = []
     for p, row in wrong:
-        sides = (
-            ("chosen", "rejected")
-            if row.columns.get("data_prefers") != "rejected"
-            else ("rejected", "chosen")
-        )
+        sides = ("chosen", "rejected") if row.columns.get(PREFERS) != "rejected" else ("rejected", "chosen")
         samples.append(
             {"prompt": _text(row.columns["prompt"]), "p": p, "texts": [_text(row.columns[s]) for s in sides]}
         )

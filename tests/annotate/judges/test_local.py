@@ -9,15 +9,17 @@ from transformers import AutoModelForCausalLM
 
 from palate.annotate.base import in_both_orders
 from palate.annotate.judges.budget import Budget, Limits
+from palate.annotate.judges.build import JudgeContext, judging
 from palate.annotate.judges.desk import Desk
 from palate.annotate.judges.judging import Bench, PairwiseJudge, RubricJudge, ScoreJudge
 from palate.annotate.judges.ledger import Ledger
 from palate.annotate.judges.local import LocalModel, label_completions
 from palate.annotate.judges.records import SCORES, Question, labels_of
 from palate.annotate.judges.template import Mode, Template
+from palate.config import JudgeConfig
 from palate.errors import BudgetError, DataError
 from palate.testing import tiny_model
-from palate.types import Completion, Prompt
+from palate.types import Completion, Group, Prompt
 
 SHORT = "{{ prompt }}|{{ first }}|{{ second }}|{{ label_first }}{{ label_second }}{{ nonce }}{{ criteria }}"
 ONE = "{{ prompt }}|{{ completion }}{{ criteria }}"
@@ -114,15 +116,63 @@ def test_the_end_token_closes_labels_where_one_begins_another(directory: str) ->
     assert [len(c.token_ids) for c in label_completions(codec, SCORES)] == [2] * 9 + [3]
 
 
+def writes(monkeypatch: pytest.MonkeyPatch, *replies: str) -> None:
+    """Let the judge write these answers."""
+    waiting = iter(replies)
+
+    def write(self: LocalModel, questions: Any, prompts: Any) -> list[Completion]:
+        return [Completion(next(waiting), (1,) * 5, "eos") for _ in questions]
+
+    monkeypatch.setattr(LocalModel, "_write", write)
+
+
 def test_a_rubric_is_written_and_read(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = court(directory, "rubric")
-    replies = iter(["Good.\nScore: 3", "Fine.\nScore: 4", "Hm", "Score: 5\nreally"])
-    monkeypatch.setattr(
-        LocalModel, "_write", lambda self, questions, prompts: [(next(replies), 5, "eos") for _ in questions]
-    )
+    writes(monkeypatch, "Good.\nScore: 3", "Fine.\nScore: 4", "Hm", "Score: 5\nreally")
     judge = RubricJudge(Bench(desk, template("rubric"), samples=4))
     assert judge([Prompt("Q")], [done("yes")]) == [3.5]  # half of the gradings are usable
     assert desk.ledger.counts() == {"ok": 2, "unparsed": 2}
+
+
+def test_a_written_score_is_a_bare_number(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = court(directory, "score")
+    writes(monkeypatch, "10", "1\n", "Score: 3", "eleven")
+    bench = Bench(desk, template("score"), samples=4)
+    (share,) = bench.shares([bench.question(Prompt("Q"), ("yes",), SCORES)])
+    assert share == (0.5, *[0.0] * 8, 0.5)
+    assert desk.ledger.counts() == {"ok": 2, "unparsed": 2}
+
+
+def test_a_judge_without_log_probabilities_writes_its_verdicts(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = JudgeConfig(judge=f"local:{directory}", judge_mode="score", judge_logprobs=False, judge_samples=2)
+    court = judging(JudgeContext(cfg, OPTIONS), ledger=Ledger())
+    court.benches[0].template = template("score")
+    writes(monkeypatch, "10", "1")
+    (annotated,) = court.annotate([Group(Prompt("Q"), (done("yes"),))])
+    assert annotated.rewards == (0.0,)  # 5.5 on the scale from 1 to 10
+    assert court.metrics()["judge/verdicts"] == 2
+
+
+def test_reasoning_comes_before_a_written_verdict(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = court(directory)
+    bench = Bench(desk, template("pairwise"), samples=1, reasoning=10)
+    answered: list[Any] = []
+
+    def write(self: LocalModel, questions: Any, prompts: Any) -> list[Completion]:
+        answered.extend(prompts)
+        return [Completion(question.labels[0], (1,), "eos") for question in questions]
+
+    monkeypatch.setattr(LocalModel, "_write", write)
+    (share,) = bench.shares([bench.question(Prompt("Q"), ("yes", "no"), ("A", "B"))])
+    assert share == (1.0, 0.0)
+    (prompt,) = answered
+    _, thought, last = prompt.content
+    assert last["content"].startswith("So, your verdict")
+    raw, written = desk.ledger._db.execute("SELECT raw, completion_tokens FROM verdicts").fetchone()
+    assert raw.startswith(thought["content"])
+    assert 1 < written <= 11
 
 
 def test_what_a_judge_writes_is_the_same_each_time(directory: str) -> None:

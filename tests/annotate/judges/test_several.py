@@ -9,7 +9,7 @@ from palate.annotate.base import in_both_orders
 from palate.annotate.judges.build import JudgeContext, judging
 from palate.annotate.judges.judging import PairwiseJudge, metrics_of
 from palate.annotate.judges.ledger import Ledger
-from palate.annotate.judges.several import Cascade, Panel
+from palate.annotate.judges.several import Cascade, Panel, ScorePanel
 from palate.config import JudgeConfig
 from palate.errors import BudgetError, ConfigError
 from palate.testing import FaultyServer, judge_reply
@@ -45,6 +45,50 @@ def test_a_panel_needs_half_of_its_members(open_court: Open) -> None:
     silent = Silent(open_court(says(0.9)).bench)
     assert Panel([good.judge, silent])([Prompt("Q")], PAIRS[:1]) == pytest.approx([0.9])
     assert Panel([good.judge, silent, silent])([Prompt("Q")], PAIRS[:1]) == [None]
+
+
+def test_a_member_with_one_order_only_does_not_vote(open_court: Open) -> None:
+    class OneOrder(PairwiseJudge):
+        def __call__(self, prompts: Any, pairs: Any) -> list[float | None]:
+            return [0.9 if first.text == "longer" else None for first, _ in pairs]
+
+    whole = open_court(says(0.6)).judge
+    panel = Panel([whole, OneOrder(open_court(says(0.9)).bench)])
+    assert in_both_orders(panel, [Prompt("Q")], PAIRS[:1]) == pytest.approx([0.6])
+    assert panel([Prompt("Q")], PAIRS[:1]) == pytest.approx([0.75])  # it is asked in one order alone
+
+
+class Fixed:
+    """A scorer with given scores."""
+
+    def __init__(self, *scores: float | None) -> None:
+        self.name, self.scores = "fixed", scores
+
+    def __call__(self, prompts: Any, completions: Any) -> list[float | None]:
+        return list(self.scores)
+
+
+def test_a_panel_that_scores_takes_the_mean_of_the_usable_scores() -> None:
+    panel = ScorePanel([Fixed(4.0, 4.0, None), Fixed(2.0, None, None)])
+    assert panel([Prompt("Q")] * 3, [done("a"), done("b"), done("c")]) == [3.0, 4.0, None]
+    three = ScorePanel([Fixed(4.0), Fixed(None), Fixed(None)])
+    assert three([Prompt("Q")], [done("a")]) == [None]
+
+
+def test_a_member_without_a_score_does_not_lower_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+
+    def grades(text: str) -> Callable[[dict[str, Any], int], Any]:
+        return lambda body, number: {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+
+    with FaultyServer(grades("Good.\nScore: 4")) as one, FaultyServer(grades("Hm")) as two:
+        cfg = JudgeConfig(
+            judge=f"server:a@{one.url}", judge_panel=(f"server:b@{two.url}",), judge_mode="rubric",
+            judge_keys={two.url.split("/")[2]: "OPENAI_API_KEY"},
+        )  # fmt: skip
+        court = judging(JudgeContext(cfg), ledger=Ledger(), one_completion=True)
+        (annotated,) = court.annotate([Group(Prompt("Q"), (done("a"),))])
+    assert annotated.rewards == (4.0,)
 
 
 class Silent(PairwiseJudge):

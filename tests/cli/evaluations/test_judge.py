@@ -146,6 +146,7 @@ PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
         ({**PAIR, "score_chosen": 10**400, "score_rejected": 1}, "score_chosen is 1000"),
         ({**PAIR, "score_chosen": 2, "score_rejected": 1, "judge_cost": "free"}, "judge_cost is 'free'"),
         ({"prompt": "Q"}, "it has no score"),
+        ({**PAIR, "score_chosen": 2, "score_rejected": 1, "judge_verdicts": 2}, "the annotator itself made"),
     ],
 )
 def test_a_row_that_cannot_be_measured_is_named(tmp_path: Path, row: Row, message: str) -> None:

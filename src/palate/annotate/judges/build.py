@@ -16,7 +16,7 @@ from palate.annotate.judges.judging import JUDGES, Bench, PairwiseJudge, metrics
 from palate.annotate.judges.ledger import Ledger
 from palate.annotate.judges.prices import FREE, price_of
 from palate.annotate.judges.records import POINTS, SCORES, Amount, Question, labels_of
-from palate.annotate.judges.several import Cascade, Panel
+from palate.annotate.judges.several import Cascade, Panel, ScorePanel
 from palate.annotate.judges.template import Mode, Template
 from palate.annotate.registry import Registry
 from palate.config import JudgeConfig
@@ -51,7 +51,7 @@ class Judging:
 
     Attributes:
         annotate: groups in, groups with rewards out.
-        judge: the judge, which compares or scores; None for several judges that score.
+        judge: the judge, which compares or scores; several judges are one.
         benches: the bench of each model that is asked. They share one budget and one ledger.
         template: the template of its questions.
     """
@@ -156,6 +156,7 @@ def judging(
             criteria=cfg.criteria or "",
             samples=cfg.judge_samples,
             reasoning=cfg.judge_reasoning or (RUBRIC_TOKENS if mode == "rubric" else 0),
+            logprobs=cfg.judge_logprobs,
         )
         for model in models
     ]
@@ -167,10 +168,8 @@ def _annotating(mode: Mode, benches: Sequence[Bench], cfg: JudgeConfig) -> tuple
     """Return the judge over all models, and its annotator."""
     if mode != "pairwise":
         scorers: list[Any] = [JUDGES[mode](bench) for bench in benches]
-        weights = [1 / len(scorers)] * len(scorers)
-        return scorers[0] if len(scorers) == 1 else None, scored(
-            *scorers, weights=weights, may_be_silent=True
-        )
+        scorer = scorers[0] if len(scorers) == 1 else ScorePanel(scorers)
+        return scorer, scored(scorer, may_be_silent=True)
     members = [PairwiseJudge(bench) for bench in benches]
     expert = None if cfg.judge_expert is None else members.pop()
     judge: Judge = members[0] if len(members) == 1 else Panel(members)

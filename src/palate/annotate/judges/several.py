@@ -1,10 +1,10 @@
-"""Several judges as one: a panel that takes the mean, and a cascade that asks a second judge when unsure."""
+"""Several judges as one: panels that take the mean, and a cascade that asks a second judge when unsure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from palate.annotate.base import Judge
+from palate.annotate.base import Judge, Scorer
 from palate.annotate.judges.judging import PairwiseJudge
 from palate.types import Completion, Prompt
 
@@ -14,8 +14,10 @@ Pairs = Sequence[tuple[Completion, Completion]]
 class Panel:
     """Asks several judges and returns the mean of their probabilities.
 
-    A question has a verdict if at least half of the members give one. The bench of the first member counts
-    the questions on which members prefer different texts.
+    A question has a verdict if at least half of the members give one. If a pair is asked about in both
+    orders, a member's verdict counts only if it has one in each order: otherwise its position bias would not
+    cancel in the mean of the orders. The bench of the first member counts the questions on which members
+    prefer different texts.
 
     Args:
         members: at least two judges, which share one budget.
@@ -27,16 +29,35 @@ class Panel:
 
     def __call__(self, prompts: Sequence[Prompt], pairs: Pairs) -> list[float | None]:
         """Return P(first preferred) for each pair as shown, in [0, 1]; None without a usable verdict."""
-        votes = zip(*(member(prompts, pairs) for member in self.members), strict=True)
-        return [self._mean([p for p in own if p is not None]) for own in votes]
+        whole = [_in_both_orders_or_none(prompts, pairs, member(prompts, pairs)) for member in self.members]
+        votes = list(zip(*whole, strict=True))
+        for own in votes:
+            self._count([p for p in own if p is not None])
+        return [_mean_of_half(own) for own in votes]
 
-    def _mean(self, votes: Sequence[float]) -> float | None:
+    def _count(self, votes: Sequence[float]) -> None:
         counts = self.members[0].bench.counts
         counts["voted"] += len(votes) > 1
         counts["split"] += any(p > 0.5 for p in votes) and any(p < 0.5 for p in votes)
-        if not votes or 2 * len(votes) < len(self.members):
-            return None
-        return sum(votes) / len(votes)
+
+
+class ScorePanel:
+    """Asks several scorers on one scale and returns the mean of their usable scores.
+
+    A completion has a score if at least half of the members give one.
+
+    Args:
+        members: at least two scorers.
+    """
+
+    def __init__(self, members: Sequence[Scorer]) -> None:
+        self.members = tuple(members)
+        self.name = " + ".join(member.name for member in members)
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        """Return one reward per completion; None if fewer than half of the members give one."""
+        scores = zip(*(member(prompts, completions) for member in self.members), strict=True)
+        return [_mean_of_half(own) for own in scores]
 
 
 class Cascade:
@@ -82,3 +103,21 @@ class Cascade:
 
 def _of(p: float | None, *, swapped: bool) -> float | None:
     return 1.0 - p if swapped and p is not None else p
+
+
+def _mean_of_half(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None if these are fewer than half."""
+    usable = [value for value in values if value is not None]
+    return sum(usable) / len(usable) if usable and 2 * len(usable) >= len(values) else None
+
+
+def _in_both_orders_or_none(
+    prompts: Sequence[Prompt], pairs: Pairs, verdicts: Sequence[float | None]
+) -> list[float | None]:
+    """Return the verdicts; None for each whose pair has no verdict in the other order, if it is asked so."""
+    keys = [(prompt.id, a.text, b.text) for prompt, (a, b) in zip(prompts, pairs, strict=True)]
+    missing = {key for key, p in zip(keys, verdicts, strict=True) if p is None}
+    return [
+        None if (prompt, second, first) in missing else p
+        for (prompt, first, second), p in zip(keys, verdicts, strict=True)
+    ]
