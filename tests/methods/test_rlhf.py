@@ -317,6 +317,21 @@ def test_the_mean_reward_of_the_start_is_taken_off(config: Callable[..., RLHFCon
     assert row["objective/rlhf_reward"] == 0
 
 
+def test_rloo_needs_no_mean_reward_of_the_start(config: Callable[..., RLHFConfig]) -> None:
+    def compared(groups: Sequence[Group]) -> list[Group]:
+        """Rank the completions of a prompt, as a ranker does, which says nothing about a single one."""
+        assert all(len(group.completions) > 1 for group in groups)
+        return scored(lambda ids: float(ids[0]))(groups)
+
+    cfg = config(estimator="rloo", steps=1, batch_size=2)
+    policy, _ = learners(cfg)
+    with Run(cfg, method="rlhf") as run:
+        rlhf(policy, compared, [Prompt("q")], cfg, run)
+    (row,) = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+    assert row["rollouts/kept"] == 8
+    assert row["objective/centred_scores"] == row["objective/scores"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -489,7 +504,7 @@ def test_a_judge_compares_completions_of_a_prompt_for_rloo_only(
     with FaultyServer(answer) as server:
         options = {
             **files, "reward": (), "judge": f"server:m@{server.url}", "price_in": 1, "price_out": 1,
-            "centre_on": "start", "estimator": estimator, "ppo_epochs": 1, "mini_batches": 1,
+            "centre_on": None, "estimator": estimator, "ppo_epochs": 1, "mini_batches": 1,
             "missing_eos_penalty": 0, "steps": 1, "output": tmp_path / "judged",
         }  # fmt: skip
         outcome = palate.train("rlhf", METHODS["rlhf"].configure(options))

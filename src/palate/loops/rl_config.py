@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 from palate.config import BatchConfig, KLConfig, MethodConfig, RewardConfig, Rollouts, Sampling, Source
 
 BY_ESTIMATOR: dict[str, dict[str, Any]] = {
-    "gae": {"n": 1, "ppo_epochs": 4, "whiten": True},
-    "reinforce": {"n": 1, "ppo_epochs": 1, "whiten": True},
-    "rloo": {"n": 4, "ppo_epochs": 1, "whiten": False},
+    "gae": {"n": 1, "ppo_epochs": 4, "whiten": True, "centre_on": "start"},
+    "reinforce": {"n": 1, "ppo_epochs": 1, "whiten": True, "centre_on": "start"},
+    "rloo": {"n": 4, "ppo_epochs": 1, "whiten": False, "centre_on": "none"},
 }
 """Defaults that depend on the estimator."""
 
@@ -72,7 +72,8 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
     """Scale the advantages of a phase to mean 0 and variance 1; off for `rloo`."""
     centre_on: str = "start"
     """Mean to subtract from every reward: `start` uses the rewards of the starting model's own completions,
-    data with prompts and completions uses the rewards of these completions, `none` subtracts nothing."""
+    data with prompts and completions uses the rewards of these completions, `none` subtracts nothing.
+    Default: `start`, and `none` for `rloo`, which compares completions of one prompt."""
     centre_prompts: int = Field(64, ge=1)
     """Number of prompts (or rows of the data) from which that mean is computed, once."""
 
