@@ -339,7 +339,7 @@ def test_rloo_needs_no_mean_reward_of_the_start(config: Callable[..., RLHFConfig
         ({"top_p": 0.9}, "top_p is 0.9, expected 1.0"),
         ({"estimator": "rloo", "n": 1}, "n is 1, but rloo compares"),
         ({"estimator": "reinforce", "ppo_epochs": 2}, "only correct for one optimizer step"),
-        ({"batch_size": 2, "mini_batches": 4}, "mini_batches is 4, but a rollout phase has only 2"),
+        ({"batch_size": 2, "n": 4, "mini_batches": 4}, "mini_batches is 4, but a rollout phase has only 2"),
         ({"reward": "ranker:x"}, "use --estimator rloo, or a reward that scores"),
         ({"estimator": "rloo", "value_model": "x"}, "has no value function"),
     ],

@@ -54,7 +54,7 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
     ppo_epochs: int = Field(4, ge=1)
     """Passes over the completions of a phase; default: 4, and 1 for `reinforce` and `rloo`."""
     mini_batches: int = Field(1, ge=1)
-    """Optimizer steps per pass."""
+    """Optimizer steps per pass, at most `batch_size`: the completions of a prompt stay together."""
     clip: float = Field(0.2, gt=0)
     """Clip range: a token's probability may change by this share in a phase before its gradient is zero."""
     ahead: int = Field(0, ge=0)
@@ -115,11 +115,11 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
                 "only correct for one optimizer step per rollout phase; leave both at 1, or use the "
                 "estimator gae or rloo, whose loss is clipped"
             )
-        phase = self.batch_size * self.n
-        if self.mini_batches > phase:
+        if self.mini_batches > self.batch_size:
             raise ValueError(
-                f"mini_batches is {self.mini_batches}, but a rollout phase has only {phase} completions "
-                "(batch_size x n); use fewer mini-batches or larger batches"
+                f"mini_batches is {self.mini_batches}, but a rollout phase has only {self.batch_size} prompts "
+                "(batch_size), and the completions of a prompt stay together; use fewer mini-batches or "
+                "larger batches"
             )
         plain = Sampling.model_validate({})
         for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens"):
