@@ -349,6 +349,13 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
         RLHFConfig.model_validate({"data": "-", **options})
 
 
+def test_the_warm_up_is_shorter_than_the_optimizer_steps() -> None:
+    given = {"data": "-", "steps": 5, "ppo_epochs": 2, "mini_batches": 4}
+    assert RLHFConfig.model_validate({**given, "warmup_steps": 39}).schedule_steps == 40
+    with pytest.raises(ValidationError, match="warmup_steps is 40, but there are only 40 steps"):
+        RLHFConfig.model_validate({**given, "warmup_steps": 40})
+
+
 def test_defaults_follow_the_estimator() -> None:
     made = [RLHFConfig.model_validate({"data": "-", "estimator": e}) for e in ("gae", "reinforce", "rloo")]
     assert [(c.n, c.ppo_epochs, c.whiten) for c in made] == [(1, 4, True), (1, 1, True), (4, 1, False)]

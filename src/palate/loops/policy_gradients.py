@@ -36,7 +36,7 @@ def maximise_reward(
     """
     critics = () if critic is None else (critic,)
     for learner in (policy, *critics):
-        learner.optimizer.total_steps = cfg.steps * cfg.updates
+        learner.optimizer.total_steps = cfg.schedule_steps
     ref = policy.snapshot()  # pi_ref
     texts = pretraining(policy, cfg, run)
     centre = reward_centre(policy, annotate, prompts, cfg, run)

@@ -160,6 +160,11 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
         """Return the number of optimizer steps per rollout phase."""
         return self.ppo_epochs * self.mini_batches
 
+    @property
+    def schedule_steps(self) -> int:
+        """The optimizer steps of the policy's learning-rate schedule."""
+        return self.steps * self.updates
+
 
 class LearntReward(PolicyGradients):
     """Fields of methods that first train a reward model on a judge's preferences.
