@@ -70,6 +70,11 @@ def test_parts_add_up() -> None:
             {"steps": 3, "batch_size": 4, "ppo_epochs": 2, "mini_batches": 2, "centre_prompts": 50},
             Spending(62, 62, (Annotations(50, 1), Annotations(12, 1)), 12, 24, 12, early=50),
         ),
+        (
+            "rlhf",  # no mean reward at the start
+            {"steps": 3, "batch_size": 4, "estimator": "rloo"},
+            Spending(12, 48, (Annotations(12, 4),), 3, 48, 48),
+        ),
     ],
 )
 def test_bounds_by_hand(name: str, options: dict[str, Any], expected: Spending) -> None:

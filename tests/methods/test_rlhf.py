@@ -240,7 +240,8 @@ def test_a_bandit_comes_to_its_optimum(config: Callable[..., RLHFConfig], estima
     # π*(y) ∝ π_ref(y) exp(r(y) / β), so the rewarded mass p becomes p e^(1/β) / (p e^(1/β) + 1 - p).
     cfg = config(
         estimator=estimator, n=64, batch_size=1, steps=40, max_new_tokens=1, beta=0.5, lr=3e-3,
-        value_lr=1e-2, schedule="linear", centre_on="none", missing_eos_penalty=0,
+        value_lr=1e-2 if estimator == "gae" else None, schedule="linear", centre_on="none",
+        missing_eos_penalty=0,
     )  # fmt: skip
     cfg = cfg.model_copy(update={"ppo_epochs": min(cfg.ppo_epochs, 2)})
     p = mass(Policy.load(cfg, total_steps=1))
@@ -289,6 +290,19 @@ def test_several_passes_in_mini_batches(config: Callable[..., RLHFConfig]) -> No
     assert steps[0]["policy/approxkl_avg"] > 0
 
 
+def test_a_warm_up_of_the_value_function_leaves_the_policy_its_whole_schedule(
+    config: Callable[..., RLHFConfig],
+) -> None:
+    cfg = config(value_warmup=1, ppo_epochs=2, steps=3, batch_size=2, schedule="linear", lr=1e-2)
+    policy, rows = taught(cfg, lambda ids: float(ids[0]))
+    assert policy.version == 4
+    first, *others = (row for row in rows if "loss/value_avg" in row)
+    assert "learning_rate" not in first
+    assert [row["learning_rate"] for row in others] == pytest.approx([1e-2 * 3 / 4, 1e-2 / 4])
+    rates = [row["value/learning_rate"] for row in (first, *others)]
+    assert rates == pytest.approx([3e-2 * 5 / 6, 3e-2 * 3 / 6, 3e-2 / 6])
+
+
 def test_completions_without_a_reward_take_no_part_and_are_counted(config: Callable[..., RLHFConfig]) -> None:
     _, rows = taught(
         config(n=8, batch_size=1, steps=1, centre_on="none"), lambda ids: None if ids[0] % 2 else 0.0
@@ -317,6 +331,21 @@ def test_the_mean_reward_of_the_start_is_taken_off(config: Callable[..., RLHFCon
     assert row["objective/rlhf_reward"] == 0
 
 
+def test_rloo_needs_no_mean_reward_of_the_start(config: Callable[..., RLHFConfig]) -> None:
+    def compared(groups: Sequence[Group]) -> list[Group]:
+        """Rank the completions of a prompt, as a ranker does, which says nothing about a single one."""
+        assert all(len(group.completions) > 1 for group in groups)
+        return scored(lambda ids: float(ids[0]))(groups)
+
+    cfg = config(estimator="rloo", steps=1, batch_size=2)
+    policy, _ = learners(cfg)
+    with Run(cfg, method="rlhf") as run:
+        rlhf(policy, compared, [Prompt("q")], cfg, run)
+    (row,) = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+    assert row["rollouts/kept"] == 8
+    assert row["objective/centred_scores"] == row["objective/scores"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -324,14 +353,27 @@ def test_the_mean_reward_of_the_start_is_taken_off(config: Callable[..., RLHFCon
         ({"top_p": 0.9}, "top_p is 0.9, expected 1.0"),
         ({"estimator": "rloo", "n": 1}, "n is 1, but rloo compares"),
         ({"estimator": "reinforce", "ppo_epochs": 2}, "only correct for one optimizer step"),
-        ({"batch_size": 2, "mini_batches": 4}, "mini_batches is 4, but a rollout phase has only 2"),
+        ({"batch_size": 2, "n": 4, "mini_batches": 4}, "mini_batches is 4, but a rollout phase has only 2"),
         ({"reward": "ranker:x"}, "use --estimator rloo, or a reward that scores"),
         ({"estimator": "rloo", "value_model": "x"}, "has no value function"),
+        ({"estimator": "rloo", "gamma": 0.9}, "gamma is 0.9, but the estimator rloo does not discount"),
+        ({"estimator": "rloo", "centre_on": "start"}, "so that a mean cancels out"),
+        ({"estimator": "reinforce", "lam": 0.9}, "lam is 0.9, but the estimator reinforce has no value"),
+        ({"estimator": "reinforce", "clip": 0.1}, "has no clipped loss"),
+        ({"steps": 3, "value_warmup": 3}, "value_warmup is 3, but there are only 3 rollout phases"),
+        ({"kl_horizon": 5}, "kl_horizon is 5, but there is no kl_target"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         RLHFConfig.model_validate({"data": "-", **options})
+
+
+def test_the_warm_up_is_shorter_than_the_optimizer_steps() -> None:
+    given = {"data": "-", "steps": 5, "ppo_epochs": 2, "mini_batches": 4}
+    assert RLHFConfig.model_validate({**given, "warmup_steps": 39}).schedule_steps == 40
+    with pytest.raises(ValidationError, match="warmup_steps is 40, but there are only 40 steps"):
+        RLHFConfig.model_validate({**given, "warmup_steps": 40})
 
 
 def test_defaults_follow_the_estimator() -> None:
@@ -341,6 +383,8 @@ def test_defaults_follow_the_estimator() -> None:
     assert [c.compares_rewards is None for c in made] == [False, False, True]
     short, long = (RLHFConfig.model_validate({"data": "-", "max_new_tokens": n}) for n in (64, 65))
     assert (short.lam, long.lam) == (0.95, 1.0)
+    for cfg in (*made, short, long):  # a whole configuration can be given again
+        assert RLHFConfig.model_validate(cfg.model_dump()) == cfg
 
 
 # ---- Two learners ------------------------------------------------------------------------------------
@@ -489,7 +533,7 @@ def test_a_judge_compares_completions_of_a_prompt_for_rloo_only(
     with FaultyServer(answer) as server:
         options = {
             **files, "reward": (), "judge": f"server:m@{server.url}", "price_in": 1, "price_out": 1,
-            "centre_on": "start", "estimator": estimator, "ppo_epochs": 1, "mini_batches": 1,
+            "centre_on": None, "estimator": estimator, "ppo_epochs": 1, "mini_batches": 1,
             "missing_eos_penalty": 0, "steps": 1, "output": tmp_path / "judged",
         }  # fmt: skip
         outcome = palate.train("rlhf", METHODS["rlhf"].configure(options))

@@ -109,8 +109,13 @@ class OptimConfig(Config):
 
     @model_validator(mode="after")
     def _warms_up(self) -> Self:
-        check_warmup(self.warmup_steps, getattr(self, "steps", None))
+        check_warmup(self.warmup_steps, self.schedule_steps)
         return self
+
+    @property
+    def schedule_steps(self) -> int | None:
+        """The optimizer steps of the learning-rate schedule; None if they depend on the data."""
+        return getattr(self, "steps", None)
 
 
 def check_warmup(warmup_steps: int, steps: int | None) -> None:
