@@ -239,6 +239,15 @@ def test_the_key_is_sent_and_in_no_message(
     assert {headers["authorization"] for headers in fake.server.headers} == {"Bearer very-secret"}
 
 
+def test_no_proxy_gets_the_requests_to_this_machine(
+    make_policy: Make, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    policy = make_policy(model={"lora": True})
+    with sampled_by(policy, serve().url, tmp_path, rollout_retries=0):
+        assert tokens(policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3))
+
+
 def test_the_engine_is_part_of_the_key_of_samples(make_policy: Make, serve: Any, tmp_path: Path) -> None:
     class Known:
         def __init__(self) -> None:

@@ -21,6 +21,10 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the first retry, doubled each time; at most."""
 
+DIRECT = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
+"""Hosts of this machine, for an HTTP client: a proxy that the environment names cannot reach them, and would
+get the key."""
+
 
 class RefusedError(Exception):
     """A reply with an error.
@@ -55,6 +59,7 @@ class API:
         self._client = httpx2.AsyncClient(
             timeout=timeout,
             follow_redirects=False,  # a redirect would carry the key elsewhere
+            mounts=DIRECT,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
         )
