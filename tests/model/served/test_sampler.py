@@ -281,3 +281,19 @@ def test_the_address_may_be_that_of_the_api() -> None:
 def test_other_names_of_engines_are_refused(rollouts: str) -> None:
     with pytest.raises(ValueError, match="rollouts"):
         OAIFConfig.model_validate({"data": "-", "rollouts": rollouts})
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("--host=0.0.0.0", "--host", "--ho=::", "--port=1", "--uds=/tmp/x", "--api-key=secret", "--api_key"),
+        *("--model=x", "--served-model-name=x", "--served_model_name", "--logprobs-mode=processed_logprobs"),
+    ],
+)
+def test_arguments_that_would_undo_the_servers_safety_are_refused(argument: str) -> None:
+    with pytest.raises(ValueError, match="which Palate sets itself") as refused:
+        OAIFConfig.model_validate({"data": "-", "rollouts": "vllm", "vllm_args": ("--seed=1", argument)})
+    (error,) = refused.value.errors()  # type: ignore[attr-defined]
+    assert "secret" not in error["msg"]
+    kept = ("--max-model-len=9", "--model-impl=auto", "--hf-overrides={}", "-O0")
+    assert OAIFConfig.model_validate({"data": "-", "vllm_args": kept}).vllm_args == kept
