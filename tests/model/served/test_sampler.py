@@ -154,7 +154,7 @@ def test_failures_that_may_pass_are_retried_with_the_same_seed(
         groups = policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3)
     assert len(fake.asked) == 6  # three of them twice
     assert len({body["sampling_params"]["seed"] for body in fake.asked}) == 3
-    plain = serve()
+    plain = serve(salt=fake.salt)
     with sampled_by(policy, plain.url, tmp_path):
         assert tokens(policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3)) == tokens(groups)
 
