@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from palate.errors import RunError
 from palate.memory import key_of
-from palate.run.files import writing
 from palate.run.status import sync
+from palate.rundir.writing import writing
 from palate.types import Completion, Content, Prompt
 
 FIXED = {

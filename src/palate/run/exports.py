@@ -11,10 +11,10 @@ from typing import Any
 from palate.data import write_rows
 from palate.errors import RunError
 from palate.journal import Journal
-from palate.run.files import writing
 from palate.run.status import write_json
 from palate.rundir import read_summary
 from palate.rundir.files import COMPLETIONS, SAMPLES, SUMMARY
+from palate.rundir.writing import writing
 
 
 def write_exports(

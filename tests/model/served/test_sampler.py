@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,6 +187,90 @@ def test_other_failures_are_one_sentence(
         pytest.raises(PalateError, match=words),
     ):
         policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3)
+
+
+PUBLISHING = ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/collective_rpc"]
+
+
+def publish_twice(policy: Policy) -> list[Group]:
+    """Sample from two versions, so that both are published and the first is removed."""
+    policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3)
+    learn(policy)
+    return policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3)
+
+
+@pytest.mark.parametrize("path", PUBLISHING)
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault(500, b"oops"), r"fails \(HTTP 500: oops; 3 attempts\); finished samples"),
+        (Fault(action="hang"), r"does not answer \(no reply within 0.5 seconds; 3 attempts\)"),
+    ],
+)
+def test_publishing_that_keeps_failing_is_one_sentence(
+    make_policy: Make, serve: Any, tmp_path: Path, path: str, fault: Fault, words: str
+) -> None:
+    fake = serve(lambda asked, body, number: fault if asked == path else None)
+    policy = make_policy(model={"lora": "lora" in path}, lr=0.1)
+    with (
+        sampled_by(policy, fake.url, tmp_path, rollout_timeout=0.5),
+        pytest.raises(RunError, match=words),
+    ):
+        publish_twice(policy)
+
+
+@pytest.mark.parametrize("path", PUBLISHING)
+def test_publishing_survives_a_failure_and_a_reply_that_is_lost(
+    make_policy: Make, serve: Any, tmp_path: Path, path: str
+) -> None:
+    left = [Fault(action="reset"), Fault(500, b"oops")]
+
+    def faulty(asked: str, body: dict[str, Any], number: int) -> Any:
+        if asked != path or not left:
+            return None
+        if len(left) == 1:
+            fake.reply(asked, body)  # done, but the client does not hear of it
+        return left.pop()
+
+    fake, policy = serve(faulty), make_policy(model={"lora": "lora" in path}, lr=0.1)
+    with sampled_by(policy, fake.url, tmp_path):
+        groups = publish_twice(policy)
+        assert not left
+        assert len(fake.adapters) == ("lora" in path)
+    ours = policy.snapshot().logps(groups).rows()
+    for a, b in zip(ours, [c.logps for g in groups for c in g.completions], strict=True):
+        assert a.tolist() == pytest.approx(b, abs=1e-3)
+
+
+def test_a_server_that_is_started_again_gets_the_next_version(
+    make_policy: Make, serve: Any, tmp_path: Path
+) -> None:
+    fake, policy = serve(), make_policy(model={"lora": True}, lr=0.1)
+    with sampled_by(policy, fake.url, tmp_path):
+        policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3)
+        fake.restart()
+        with pytest.raises(RunError, match="has lost the policy's weights"):
+            policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=4)  # the same version
+        learn(policy)
+        assert tokens(policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=4))
+        assert len(fake.adapters) == 1
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_weights_that_cannot_be_written_are_one_sentence(
+    make_policy: Make, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
+) -> None:
+    policy = make_policy(model={"lora": lora})
+
+    def full(place: Path, **options: Any) -> None:
+        (place / "half").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(policy.model.peft if lora else policy.model.network, "save_pretrained", full)
+    with sampled_by(policy, serve().url, tmp_path):
+        with pytest.raises(RunError, match="cannot be written: No space left on device; the journal"):
+            policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3)
+        assert list((tmp_path / "published").iterdir()) == []
 
 
 def test_a_server_that_cannot_be_used_is_refused_at_the_start(

@@ -19,6 +19,7 @@ from palate.model.served.sampler import PROBE, VLLMSampler, answered, first_comp
 from palate.model.served.weights import is_tied, write_untied
 from palate.model.served.wire import greeting
 from palate.model.source import find_source
+from palate.rundir.writing import writing
 from palate.world import current
 
 KEY = "VLLM_API_KEY"
@@ -119,8 +120,9 @@ def arguments(cfg: Rollouts, model: LoadedModel, untied: Path) -> Sequence[str]:
     base = find_source(cfg.model, "lm", trainable=True, base=cfg.base).base
     own = ["--model", base]
     if needs_untied(model):
-        untied.mkdir(parents=True, exist_ok=True)
-        write_untied(model.network, untied)
+        with writing(untied):
+            untied.mkdir(parents=True, exist_ok=True)
+            write_untied(model.network, untied)
         own = ["--model", str(untied), "--tokenizer", base]
     own += ["--served-model-name", NAME, "--dtype", str(model.dtype).removeprefix("torch.")]
     own += ["--enable-scale-out", "--generation-config", "vllm", "--seed", "0"]

@@ -31,6 +31,7 @@ from palate.model.served.api import API, RefusedError
 from palate.model.served.weights import allowed, difference, write_untied
 from palate.model.served.wire import GENERATE, body_of, explained, read_reply
 from palate.model.sharded import to_save
+from palate.rundir.writing import writing
 from palate.world import current
 
 T = TypeVar("T")
@@ -225,7 +226,8 @@ class VLLMSampler:
         assert model.peft is not None, "it has an adapter"
         path = self._write(name, partial(model.peft.save_pretrained, save_embedding_layers=False))
         body = {"lora_name": name, "lora_path": str(path.resolve())}
-        self._send("/v1/load_lora_adapter", body, "load an adapter")
+        # The server has loaded it if the reply to an earlier attempt was lost: no other run has this name.
+        self._send("/v1/load_lora_adapter", body, "load an adapter", fine="already been loaded")
 
     def _publish_weights(self, model: LoadedModel, name: str) -> None:
         save = partial(write_untied, model.network) if self._untied else model.network.save_pretrained
@@ -254,9 +256,13 @@ class VLLMSampler:
         """Write weights into a directory that appears when it is complete."""
         path = self._directory / name
         part = path.with_name(f".{name}.part")
-        part.mkdir(parents=True)
-        save(part)
-        os.replace(part, path)
+        try:
+            with writing(path):
+                part.mkdir(parents=True)
+                save(part)
+                os.replace(part, path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)  # a part that stays would take room on a full disk
         return path
 
     def _unload(self, keep: Published) -> None:
@@ -267,11 +273,23 @@ class VLLMSampler:
         for old in [p for p in self._names if p.name not in needed]:
             self._names.remove(old)
             if current().leads:
-                self._send("/v1/unload_lora_adapter", {"lora_name": old.name}, "unload an adapter")
+                # A server that was started again has lost it, which is as good.
+                body = {"lora_name": old.name}
+                self._send("/v1/unload_lora_adapter", body, "unload an adapter", fine="cannot be found")
                 shutil.rmtree(self._directory / old.name, ignore_errors=True)
 
-    def _send(self, path: str, body: dict[str, Any], doing: str) -> Any:
-        return answered(self._api.post(path, body), self._api, doing)
+    def _send(self, path: str, body: dict[str, Any], doing: str, *, fine: str = "") -> Any:
+        """Send a request from the main thread; a refusal with the words `fine` is as good as a success."""
+
+        async def sent() -> Any:
+            try:
+                return await self._api.post(path, body)
+            except RefusedError as error:
+                if not fine or fine not in error.text:
+                    raise
+                return None
+
+        return answered(sent(), self._api, doing)
 
 
 def first_completion(api: API, model: str, first: int, sampling: Sampling) -> Row:
