@@ -36,6 +36,8 @@ class FakeVLLM:
     repeat its own bits, so a batch that is drawn twice must be noticed.
 
     Attributes:
+        stale: it accepts weights and does not use them.
+        partial: it does not use weights with this in their name.
         drawn: the latest completion of each seed.
         recorded: completions by seed, which it returns instead of drawing.
     """
@@ -44,7 +46,7 @@ class FakeVLLM:
         self, model: str, override: Override = lambda path, body, number: None, **changes: Any
     ) -> None:
         self.version, self.longest, self.stale, self.processed = "0.32.0", 256, False, False
-        self.salt = 0
+        self.salt, self.partial = 0, "no weight has this name"
         self.recorded: dict[int, dict[str, Any]] = {}
         vars(self).update(changes)
         self.log: list[tuple[str, str]] = []
@@ -60,10 +62,11 @@ class FakeVLLM:
         self.adapters: dict[str, str] = {}
         self.label = "default"
 
-    def restart(self) -> None:
-        """Start again under the same address, without anything that was published."""
+    def restart(self, model: str | None = None) -> None:
+        """Start again under the same address, without anything that was published, or with another model."""
         with self._lock:
             self.salt += 1
+            self._model = model or self._model
             self._start()
 
     def reply(self, path: str, body: dict[str, Any]) -> Any:
@@ -92,7 +95,9 @@ class FakeVLLM:
             name, place = body["lora_name"], body["lora_path"]
             if name in self.adapters:
                 return refusal(400, f"The lora adapter '{name}' has already been loaded.")
-            if not isinstance(self.network, PeftModel):
+            if self.stale:
+                pass
+            elif not isinstance(self.network, PeftModel):
                 self.network = PeftModel.from_pretrained(self.network, place, adapter_name=name).eval()
             else:
                 self.network.load_adapter(place, adapter_name=name)
@@ -107,7 +112,9 @@ class FakeVLLM:
         if path == "/collective_rpc":
             place = Path(body["kwargs"]["weights_path"])
             if not self.stale:
-                self.network.load_state_dict(load_file(place / "model.safetensors"), strict=False)
+                weights = load_file(place / "model.safetensors")
+                own = {name: weights[name] for name in weights if self.partial not in name}
+                self.network.load_state_dict(own, strict=False)
                 self.network.tie_weights()
             self.log.append(("reload", place.name))
             return {"results": [None]}

@@ -118,8 +118,22 @@ def test_replies_of_exchanged_weights_are_refused(make_policy: Make, serve: Any,
             policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=4)
 
 
-def test_a_server_that_keeps_old_weights_is_refused(make_policy: Make, serve: Any, tmp_path: Path) -> None:
-    fake, policy = serve(stale=True), make_policy(lr=0.3)
+@pytest.mark.parametrize("lr", [1e-4, 0.3])
+def test_a_server_that_keeps_old_weights_is_refused(
+    make_policy: Make, serve: Any, tmp_path: Path, lr: float
+) -> None:
+    fake, policy = serve(stale=True), make_policy(lr=lr)
+    with sampled_by(policy, fake.url, tmp_path):
+        policy.snapshot().sample(PROMPTS, 2, SAMPLING, seed=3)  # the weights are still those of the start
+        learn(policy, "zzzz")
+        with pytest.raises(ConfigError, match="still computes with older ones"):
+            policy.snapshot().sample(PROMPTS, 2, SAMPLING, seed=3)
+
+
+def test_a_server_that_keeps_some_old_weights_is_refused(
+    make_policy: Make, serve: Any, tmp_path: Path
+) -> None:
+    fake, policy = serve(partial="embed"), make_policy(lr=0.3)
     with sampled_by(policy, fake.url, tmp_path):
         policy.snapshot().sample(PROMPTS, 2, SAMPLING, seed=3)  # the weights are still those of the start
         for _ in range(4):
@@ -128,17 +142,44 @@ def test_a_server_that_keeps_old_weights_is_refused(make_policy: Make, serve: An
             policy.snapshot().sample(PROMPTS, 2, SAMPLING, seed=3)
 
 
-def test_a_server_with_another_model_is_refused_before_the_policy_learns(
+@pytest.mark.parametrize("vocabulary", [259, 10_000])
+def test_a_server_with_another_model_is_refused_at_the_start(
+    make_policy: Make, serve: Any, tmp_path: Path, vocabulary: int
+) -> None:
+    other = tiny_model(
+        tmp_path / "other", chat=True, initializer_range=1.0, vocab_size=vocabulary, tie_word_embeddings=False
+    )
+    with pytest.raises(ConfigError, match=r"serves another model: its log-probabilities of 16 tokens differ"):
+        sampled_by(make_policy(model={"lora": True}), serve(model=other).url, tmp_path).__enter__()
+
+
+def test_a_server_that_does_not_use_an_adapter_is_refused(
+    make_policy: Make, serve: Any, tmp_path: Path
+) -> None:
+    fake, policy = serve(stale=True), make_policy(model={"lora": True}, lr=0.3)
+    for _ in range(4):
+        learn(policy, "zzzz")  # as a policy that starts from an adapter, or resumes
+    with (
+        sampled_by(policy, fake.url, tmp_path),
+        pytest.raises(ConfigError, match="has loaded the policy's adapter, but its log-probabilities differ"),
+    ):
+        policy.snapshot().sample(PROMPTS, 2, SAMPLING, seed=3)
+
+
+def test_a_server_that_gets_another_model_is_refused_before_the_policy_learns(
     make_policy: Make, serve: Any, tmp_path: Path
 ) -> None:
     other = tiny_model(tmp_path / "other", chat=True, initializer_range=1.0)
-    fake, policy = serve(model=other), make_policy(model={"lora": True})
+    fake, policy = serve(), make_policy(model={"lora": True})
     with sampled_by(policy, fake.url, tmp_path):
+        policy.snapshot().sample(PROMPTS, 2, SAMPLING, seed=3)
+        learn(policy)
+        fake.restart(other)
         groups = policy.snapshot().sample(PROMPTS, 2, SAMPLING, seed=3)
         records = [Example(g.prompt, c) for g in groups for c in g.completions]
         with pytest.raises(RunError, match="serves another model or old weights"):
             policy.update(records, Likelihood())
-    assert policy.version == 0
+    assert policy.version == 1
 
 
 def test_failures_that_may_pass_are_retried_with_the_same_seed(

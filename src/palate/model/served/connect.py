@@ -16,7 +16,7 @@ from palate.model.loaded import LoadedModel
 from palate.model.served.api import API
 from palate.model.served.process import ServerProcess
 from palate.model.served.sampler import PROBE, VLLMSampler, answered, first_completion
-from palate.model.served.weights import is_tied, write_untied
+from palate.model.served.weights import OTHER_GAP, is_tied, probed, write_untied
 from palate.model.served.wire import greeting
 from palate.model.source import find_source
 from palate.rundir.writing import writing
@@ -73,7 +73,10 @@ def connected(
         url, key = current().lead("the vLLM server", opening)
         ended = started[0].ended if started else lambda: None
         api = API(url, key=key, timeout=cfg.rollout_timeout, retries=cfg.rollout_retries, ended=ended)
-        version, base, longest, token = current().lead("the server's model", partial(_greeted, api, model))
+        version, base, longest, token, *probe = current().lead(
+            "the server's model", partial(_greeted, api, model)
+        )
+        _require_base(api, model, *probe)
         undo.pop_all()
     identity = f"vLLM {version}"
     first = remember(identity)
@@ -140,7 +143,10 @@ def arguments(cfg: Rollouts, model: LoadedModel, untied: Path) -> Sequence[str]:
 
 
 def _greeted(api: API, model: LoadedModel) -> list[Any]:
-    """Return the server's version, its base model, its longest sequence and a name for what is published.
+    """Return facts about the server.
+
+    They are its version, its base model, its longest sequence, a name for what is published, and 16 tokens of
+    the base model with their log-probabilities.
 
     Raises:
         ConfigError: it returns other log-probabilities than the model's own.
@@ -149,9 +155,30 @@ def _greeted(api: API, model: LoadedModel) -> list[Any]:
     version = str(answered(api.get("/version"), api, "name its version")["version"])
     # From the likeliest token alone, log-probabilities after the restriction are all zero.
     likeliest = Sampling.model_validate({**PROBE, "top_k": 1})
-    if not any(first_completion(api, base, model.codec.end_id, likeliest).logps):
+    row = first_completion(api, base, model.codec.end_id, likeliest)
+    if not any(row.logps):
         raise ConfigError(
             f"the vLLM server at {api.url} returns log-probabilities after top-k and temperature; start it "
             "without --logprobs-mode processed_logprobs"
         )
-    return [version, base, longest, secrets.token_hex(4)]
+    return [version, base, longest, secrets.token_hex(4), row.tokens, row.logps]
+
+
+def _require_base(api: API, model: LoadedModel, tokens: list[int], logps: list[float]) -> None:
+    """Check that the server's base model is that of the policy's adapter; a collective.
+
+    Whole weights are tested when they are published, whatever the server had before.
+
+    Raises:
+        ConfigError: it is another model.
+    """
+    if model.peft is None or model.whole_embeddings:  # the latter cannot be published
+        return
+    with model.without_adapter():
+        gap = probed(model, (model.codec.end_id,), tokens, logps).gap()
+    if not gap <= OTHER_GAP:
+        raise ConfigError(
+            f"the vLLM server at {api.url} serves another model: its log-probabilities of {len(tokens)} "
+            f"tokens differ from those of the base model of {model.source} by {gap:.2g} nats on average (at "
+            f"most {OTHER_GAP} is allowed); start it with the model that is trained"
+        )

@@ -28,7 +28,7 @@ from palate.errors import AGAIN, ConfigError, RunError
 from palate.model.loaded import Fill, LoadedModel
 from palate.model.rows import Row
 from palate.model.served.api import API, RefusedError
-from palate.model.served.weights import allowed, difference, write_untied
+from palate.model.served.weights import OTHER_GAP, Probe, allowed, probed, write_untied
 from palate.model.served.wire import GENERATE, body_of, explained, read_reply
 from palate.model.sharded import to_save
 from palate.rundir.writing import writing
@@ -87,6 +87,7 @@ class VLLMSampler:
         self._api, self._base, self._longest, self._end_ids = api, Published(self, base), longest, end_ids
         self._directory, self._close = directory, close
         self._label: str | None = None
+        self._probe: Probe | None = None
         self._prefix, self._count = prefix, 0
         self._changed = threading.Condition()
         self._names: list[Published] = []
@@ -228,6 +229,16 @@ class VLLMSampler:
         body = {"lora_name": name, "lora_path": str(path.resolve())}
         # The server has loaded it if the reply to an earlier attempt was lost: no other run has this name.
         self._send("/v1/load_lora_adapter", body, "load an adapter", fine="already been loaded")
+        if self._count > 1:
+            return
+        gap = self._probed(model, name).gap()
+        if not gap <= OTHER_GAP:
+            raise ConfigError(
+                f"the vLLM server at {self._api.url} has loaded the policy's adapter, but its "
+                f"log-probabilities differ from the policy's by {gap:.2g} nats on average (at most "
+                f"{OTHER_GAP} is allowed), so it does not compute with it; use another version of vLLM, "
+                "--no-lora or --rollouts local"
+            )
 
     def _publish_weights(self, model: LoadedModel, name: str) -> None:
         save = partial(write_untied, model.network) if self._untied else model.network.save_pretrained
@@ -242,15 +253,28 @@ class VLLMSampler:
             )
         self._send("/update_weight_version", {"new_version": name}, "label its weights")
         shutil.rmtree(path, ignore_errors=True)
-        row = first_completion(self._api, self._base.name, model.codec.end_id, Sampling.model_validate(PROBE))
-        gap = difference(model, row.prompt_ids, row.tokens, row.logps)
-        if gap > allowed(model):
+        probe = self._probed(model, self._base.name)
+        if self._probe is None or not probe.repeats(self._probe):
+            self._probe = probe
+        elif probe.has_changed(self._probe, model.dtype):
+            raise ConfigError(
+                f"the vLLM server at {self._api.url} has loaded the policy's weights, but still computes "
+                f"with older ones: its log-probabilities of {len(probe.tokens)} tokens are exactly those of "
+                "an earlier version; use another version of vLLM, LoRA or --rollouts local"
+            )
+        gap = probe.gap()
+        if not gap <= allowed(model):
             raise ConfigError(
                 f"the vLLM server at {self._api.url} has loaded the policy's weights, but its "
                 f"log-probabilities differ from the policy's by {gap:.2g} nats on average (at most "
                 f"{allowed(model)} is allowed), as in vLLM's CPU build if head and embedding share their "
                 "weights; use LoRA, or --rollouts vllm, which avoids this"
             )
+
+    def _probed(self, model: LoadedModel, name: str) -> Probe:
+        """Return the server's completion from published weights, with the model's own log-probabilities."""
+        row = first_completion(self._api, name, model.codec.end_id, Sampling.model_validate(PROBE))
+        return probed(model, row.prompt_ids, row.tokens, row.logps)
 
     def _write(self, name: str, save: Callable[[Path], None]) -> Path:
         """Write weights into a directory that appears when it is complete."""
