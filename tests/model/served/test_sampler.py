@@ -16,10 +16,11 @@ from palate.errors import ConfigError, PalateError, RunError
 from palate.learn import Likelihood, Policy
 from palate.memory import key_of
 from palate.methods.oaif import OAIFConfig
-from palate.model.served import api
+from palate.model.served import api, connect
 from palate.model.served.connect import connected
 from palate.testing import Fault, tiny_model
 from palate.types import Completion, Example, Group, Prompt
+from palate.world.base import Alone
 
 SAMPLING = Sampling.model_validate({"max_new_tokens": 6})
 PROMPTS = [Prompt("Q0"), Prompt("Q1"), Prompt("Q0")]
@@ -394,6 +395,21 @@ def test_the_engine_is_part_of_the_key_of_samples(make_policy: Make, serve: Any,
             policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3)
     assert len(set(known.keys)) == 3
     assert len(key_of("x")) == len(known.keys[0])
+
+
+class TwoMachines(Alone):
+    def gather(self, name: str, value: Any) -> list[Any]:
+        return [value, "another" if name == "machines" else value]
+
+
+def test_a_server_beside_the_run_is_refused_for_processes_on_several_machines(
+    make_policy: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "current", TwoMachines)
+    monkeypatch.setattr(connect, "ServerProcess", None)  # none is started
+    cfg = OAIFConfig.model_validate({"data": "-", "rollouts": "vllm"})
+    with pytest.raises(ConfigError, match=r"on 2 machines \(.*another\).*give --rollouts vllm:URL"):
+        connected(cfg, make_policy().model, tmp_path, remember=lambda own: own, say=print)
 
 
 def test_the_address_may_be_that_of_the_api() -> None:

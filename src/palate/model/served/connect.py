@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -55,6 +56,8 @@ def connected(
         ConfigError: the server cannot be used as it was started.
         RunError: the server does not answer.
     """
+    if cfg.rollouts == "vllm":
+        _require_one_machine()
     started: list[ServerProcess] = []
 
     def opening() -> list[Any]:
@@ -94,6 +97,21 @@ def connected(
         untied=cfg.rollouts == "vllm" and needs_untied(model),
         close=close,
     )
+
+
+def _require_one_machine() -> None:
+    """Check that all processes can reach a server on the loopback address of process 0; a collective.
+
+    Raises:
+        ConfigError: they run on several machines.
+    """
+    machines = dict.fromkeys(current().gather("machines", socket.gethostname()))
+    if len(machines) > 1:
+        raise ConfigError(
+            f"rollouts is vllm, but the processes run on {len(machines)} machines ({', '.join(machines)}), "
+            "and the server would be reachable from one of them only; start a server that all machines "
+            "reach, and give --rollouts vllm:URL"
+        )
 
 
 def needs_untied(model: LoadedModel) -> bool:
