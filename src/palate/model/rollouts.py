@@ -25,6 +25,8 @@ from palate.world import current, own_part, shared_rows
 CHUNK = 4
 """Size of a chunk as a multiple of the completions sampled in parallel. It is small, since an interrupted run
 loses its last chunk; it is more than one, since finished rows are refilled only from their own chunk."""
+SERVED_CHUNK = 1
+"""The same if a sampler works: it fills its rows from two chunks at once, and a failure loses both."""
 
 FEW_ROWS, MOST_ROWS = 64, 256
 """Default numbers of completions sampled in parallel: of a few per prompt, and at most of many."""
@@ -108,7 +110,7 @@ def begin(
         else SERVED_ROWS
     )
     sampling = sampling.model_copy(update={"sampling_rows": rows})
-    size = max(1, CHUNK * rows // n)
+    size = max(1, (CHUNK if model.sampler is None else SERVED_CHUNK) * rows // n)
     options = sampling.model_dump(exclude={"sampling_rows"})
     engine = () if model.sampler is None else (model.sampler.identity,)
     chunks: list[_Chunk] = []

@@ -164,9 +164,12 @@ def test_the_key_is_in_no_file(
 @pytest.mark.parametrize("ahead", ["0", "1"])
 def test_several_processes_send_their_parts(tiny: str, serve: Any, tmp_path: Path, ahead: str) -> None:
     fake, one = serve(salt=0), serve(salt=0)
-    again = words(tiny, tmp_path / "two", fake.url, "--processes", "2", "--ahead", ahead)
+    again = words(
+        tiny, tmp_path / "two", fake.url, "--processes", "2", "--ahead", ahead, "--sampling-rows", "4"
+    )
     ended = subprocess.run([sys.executable, "-m", "palate", *again], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+    assert fake.server.most_at_once <= 4
     assert main(words(tiny, tmp_path / "one", one.url, "--ahead", ahead)) == 0
     seeds = [sorted(body["sampling_params"]["seed"] for body in own.asked) for own in (fake, one)]
     assert seeds[0] == seeds[1]

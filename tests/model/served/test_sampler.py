@@ -13,6 +13,7 @@ import pytest
 
 from palate.config import Sampling
 from palate.errors import ConfigError, PalateError, RunError
+from palate.journal import Journal
 from palate.learn import Likelihood, Policy
 from palate.memory import key_of
 from palate.methods.oaif import OAIFConfig
@@ -207,7 +208,10 @@ def test_failures_that_may_pass_are_retried_with_the_same_seed(
     ("fault", "words"),
     [
         (Fault(500, b"oops"), r"fails \(HTTP 500: oops; 3 attempts\); finished samples"),
-        (Fault(action="hang"), r"does not answer \(no reply within 0.3 seconds; 3 attempts\)"),
+        (
+            Fault(action="hang"),
+            r"does not answer \(no reply within 0.3 seconds; 3 attempts\).*timeout or .*--sampling-rows",
+        ),
         (Fault(action="trickle"), r"does not answer \(no reply within 0.3 seconds"),
         (Fault(action="reset"), r"does not answer \(\w+Error: .*; 3 attempts\)"),
         (Fault(302, b"", (("location", "http://127.0.0.1:1"),)), "HTTP 302"),
@@ -313,6 +317,27 @@ def test_weights_that_cannot_be_written_are_one_sentence(
         with pytest.raises(RunError, match="cannot be written: No space left on device; the journal"):
             policy.snapshot().sample(PROMPTS, 1, SAMPLING, seed=3)
         assert list((tmp_path / "published").iterdir()) == []
+
+
+def test_a_failure_loses_the_chunks_under_way_only(make_policy: Make, serve: Any, tmp_path: Path) -> None:
+    def fails(path: str, body: dict[str, Any], number: int) -> Any:
+        return Fault(500, b"oops") if len(fake.asked) > 4 and body in fake.asked else None
+
+    fake, policy = serve(fails), make_policy(model={"lora": True})
+    policy.memory = journal = Journal(tmp_path / "journal.db")
+    few = SAMPLING.model_copy(update={"sampling_rows": 2})
+    with sampled_by(policy, fake.url, tmp_path), pytest.raises(RunError, match="HTTP 500"):
+        policy.snapshot().sample([Prompt(f"Q{i}") for i in range(8)], 1, few, seed=3)
+    assert len(list(journal.table())) == 4
+    journal.close()
+
+
+def test_requests_at_once_are_those_of_all_batches(make_policy: Make, serve: Any, tmp_path: Path) -> None:
+    fake, policy = serve(), make_policy(model={"lora": True})
+    few = SAMPLING.model_copy(update={"sampling_rows": 3})
+    with sampled_by(policy, fake.url, tmp_path):
+        policy.snapshot().sample([Prompt(f"Q{i}") for i in range(12)], 1, few, seed=3)
+    assert fake.server.most_at_once == 3
 
 
 def test_a_server_that_cannot_be_used_is_refused_at_the_start(

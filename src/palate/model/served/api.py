@@ -93,7 +93,10 @@ class API:
                 with attempt:
                     return await self._once(method, path, body)
         except TimeoutError as error:
-            raise self._gone(f"no reply within {self._timeout:g} seconds") from error
+            longer = (
+                ", give it more time with --rollout-timeout or fewer requests at once with --sampling-rows"
+            )
+            raise self._gone(f"no reply within {self._timeout:g} seconds", advice=longer) from error
         except httpx2.TransportError as error:
             raise self._gone(f"{type(error).__name__}: {str(error)[:200]}") from error
         except RefusedError as error:
@@ -128,14 +131,14 @@ class API:
             return error.status in RETRIED
         return isinstance(error, TimeoutError | httpx2.TransportError)
 
-    def _gone(self, note: str, what: str = "does not answer") -> RunError:
+    def _gone(self, note: str, what: str = "does not answer", advice: str = "") -> RunError:
         reason = self._ended()
         if reason is not None:
             return RunError(f"{reason}; finished samples are in the journal, so {AGAIN}")
         return RunError(
             f"the vLLM server at {self.url} {what} ({self._hide(note)}; "
-            f"{self._retries + 1} attempts); finished samples are in the journal: start the server again, "
-            f"then {AGAIN}"
+            f"{self._retries + 1} attempts); finished samples are in the journal: start the server "
+            f"again{advice}, then {AGAIN}"
         )
 
     def _hide(self, text: str) -> str:

@@ -93,6 +93,9 @@ class VLLMSampler:
         self._names: list[Published] = []
         self._latest: tuple[weakref.ref[Any], int, Published] | None = None
         self._pool = ThreadPoolExecutor(BATCHES, thread_name_prefix="palate-vllm")
+        # Inside `World.lead` and in other threads the number of processes reads otherwise.
+        self._processes = current().size
+        self._rooms: dict[int, asyncio.Semaphore] = {}
         self._running: set[Future[None]] = set()
         self._closed = False
 
@@ -155,7 +158,11 @@ class VLLMSampler:
     # -- sampling ----------------------------------------------------------------------------------
 
     def _fill(self, weights: Published, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
-        """Fill rows with tokens from the server, `sampling_rows` requests at a time; see `Fill`."""
+        """Fill rows with tokens from the server; see `Fill`.
+
+        All batches and all processes together send at most `sampling_rows` requests at once: others would
+        wait in the server, and their time would run out there.
+        """
         rows = [row for group in groups for row in group]
         self._require_room(rows, sampling)
         filled: SimpleQueue[int | None] = SimpleQueue()
@@ -167,7 +174,8 @@ class VLLMSampler:
             filled.put(len(row.tokens))
 
         async def everything() -> None:
-            room = asyncio.Semaphore(sampling.sampling_rows or len(rows))
+            most = max(1, (sampling.sampling_rows or len(rows)) // self._processes)
+            room = self._rooms.setdefault(most, asyncio.Semaphore(most))
             try:
                 async with asyncio.TaskGroup() as tasks:
                     for row in rows:
