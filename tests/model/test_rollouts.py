@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -441,6 +442,17 @@ def test_how_many_rows_are_sampled_together_changes_no_token(model: LoadedModel,
     few, many = kept(model, journal, sampling_rows=1), kept(model, journal, sampling_rows=64)
     assert few == many == kept(model, None)
     assert len(keys(journal)) > 4  # but what comes back to the last bit is a chunk of the same prompts
+
+
+@pytest.mark.parametrize(("first", "later"), [(2, 64), (2, None), (None, 2)])
+def test_other_rows_find_the_chunks_of_the_first_start(
+    model: LoadedModel, journal: Journal, first: int | None, later: int | None
+) -> None:
+    expected = full(kept(model, journal, sampling_rows=first))
+    stored = keys(journal)
+    resumed = replace(model, chunk_rows=first or 0)
+    assert full(kept(resumed, journal, sampling_rows=later)) == expected
+    assert keys(journal) == stored
 
 
 def test_anything_else_is_not_taken_from_the_journal(model: LoadedModel, journal: Journal) -> None:

@@ -17,8 +17,8 @@ import yaml
 
 from palate.errors import PalateError, RunError
 from palate.run import Display
-from palate.run.files import writing
 from palate.rundir import read_status, read_summary
+from palate.rundir.writing import writing
 
 MEGABYTE = 1 << 10
 """Units of `ru_maxrss` (kibibytes on Linux) in a mebibyte."""

@@ -22,8 +22,8 @@ from palate.launch.rewards import annotator_of
 from palate.loops.records import once
 from palate.recipe import Spent
 from palate.run import Display, Run
-from palate.run.files import writing
 from palate.run.seeds import seed_of
+from palate.rundir.writing import writing
 from palate.select import best_vs_worst, select_pairs, top_k
 from palate.types import Completion, Group, Pair, Prompt
 

@@ -178,6 +178,11 @@ class Sampling(Config):
         return Sampling(**{name: getattr(self, name) for name in kept})
 
 
+GUARDED = ("--host", "--port", "--uds", "--api-key", "--model", "--served-model-name", "--logprobs-mode")
+"""Arguments of a vLLM server that Palate chooses: they keep it on this machine, behind a key that is in no
+file, with the policy's model and its own log-probabilities."""
+
+
 class Rollouts(Sampling):
     """Sampling"""
 
@@ -220,6 +225,20 @@ class Rollouts(Sampling):
                 "run's files; put the server's key into the environment variable VLLM_API_KEY"
             )
         return given.rstrip("/").removesuffix("/v1")
+
+    @field_validator("vllm_args")
+    @classmethod
+    def _leaves_the_server_safe(cls, given: Names) -> Names:
+        for argument in given:
+            name = argument.partition("=")[0].replace("_", "-")
+            # vLLM also accepts the beginning of a name.
+            if len(name) > 2 and any(guarded.startswith(name) for guarded in GUARDED):
+                raise ValueError(
+                    f"vllm_args contains {name}, which Palate sets itself so that the server is safe and "
+                    "serves the policy; remove it, or start a server of your own and give its address with "
+                    "--rollouts vllm:URL"
+                )
+        return given
 
     @field_validator("vllm_python", mode="before")
     @classmethod

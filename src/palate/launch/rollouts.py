@@ -15,7 +15,7 @@ FACT = "the engine of the samples"
 
 
 def open_rollouts(learner: Learner, cfg: Any, run: Run) -> None:
-    """Let a server sample the policy's completions, if the configuration names one.
+    """Let a server sample the policy's completions, if the configuration names one; fix the size of chunks.
 
     A run keeps its kind of engine; the server may move or get another version.
 
@@ -25,6 +25,7 @@ def open_rollouts(learner: Learner, cfg: Any, run: Run) -> None:
     if not isinstance(cfg, Rollouts) or not isinstance(learner, Policy):
         return
     run.require_same(FACT, cfg.rollouts.partition(":")[0], f"{FACT} (--rollouts)")
+    learner.model.chunk_rows = int(run.remember("the rows of a chunk", str(cfg.sampling_rows or 0)))
     if cfg.rollouts == "local":
         return
     from palate.model.served.connect import connected  # loads an HTTP client

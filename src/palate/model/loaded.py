@@ -126,6 +126,9 @@ class LoadedModel:
         adapter_off: True while the adapter is switched off.
         sharded: True if the weights are divided among the processes.
         computes_in: number format of the layers, if that of the weights differs.
+        chunk_rows: the option `sampling_rows` that decides the chunks of samples: that of a run's first
+            start, so that a run which resumes with another option finds its samples. 0 for its default, None
+            for the option of each call.
         sampler: samples instead of the engine, for a policy whose completions come from a server.
     """
 
@@ -141,6 +144,7 @@ class LoadedModel:
     adapter_off: bool = False
     sharded: bool = False
     computes_in: torch.dtype | None = None
+    chunk_rows: int | None = None
     sampler: Sampler | None = None
     _dropout: Mapping[str, float] = field(default_factory=dict)
 

@@ -25,6 +25,8 @@ from palate.world import current, own_part, shared_rows
 CHUNK = 4
 """Size of a chunk as a multiple of the completions sampled in parallel. It is small, since an interrupted run
 loses its last chunk; it is more than one, since finished rows are refilled only from their own chunk."""
+SERVED_CHUNK = 1
+"""The same if a sampler works: it fills its rows from two chunks at once, and a failure loses both."""
 
 FEW_ROWS, MOST_ROWS = 64, 256
 """Default numbers of completions sampled in parallel: of a few per prompt, and at most of many."""
@@ -102,13 +104,15 @@ def begin(
         occurrence[prompt.id] += 1
     by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].ids))
     longest = max((len(request.ids) for request in requests), default=0)
-    rows = sampling.sampling_rows or (
+    default = (
         parallel_rows(model.network.config, n, longest + sampling.max_new_tokens)
         if model.sampler is None
         else SERVED_ROWS
     )
+    rows = sampling.sampling_rows or default
+    of_chunk = rows if model.chunk_rows is None else model.chunk_rows or default
     sampling = sampling.model_copy(update={"sampling_rows": rows})
-    size = max(1, CHUNK * rows // n)
+    size = max(1, (CHUNK if model.sampler is None else SERVED_CHUNK) * of_chunk // n)
     options = sampling.model_dump(exclude={"sampling_rows"})
     engine = () if model.sampler is None else (model.sampler.identity,)
     chunks: list[_Chunk] = []

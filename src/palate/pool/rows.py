@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from palate.data import column_type
 from palate.errors import RunError
 from palate.memory import key_of
-from palate.run.files import writing
 from palate.run.status import sync
+from palate.rundir.writing import writing
 from palate.types import Completion, Content, Prompt
 
 FIXED = {

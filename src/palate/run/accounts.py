@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from palate.data import Account, write_rows
 from palate.run.directory import RunDirectory
-from palate.run.files import writing
 from palate.run.following import Place
+from palate.rundir.writing import writing
 
 
 def write_accounts(place: Place, accounts: Mapping[str, Account]) -> None:

@@ -21,9 +21,9 @@ from palate.errors import AGAIN, RunError
 from palate.learn import Learner
 from palate.learn.state import save_state, state_bytes
 from palate.run.checkpoint import Checkpoint, Position, note_of, places, read_note
-from palate.run.files import writing
 from palate.run.moves import NOTE, digest_of, put_aside, remove, sync_tree, tidy
 from palate.run.status import sync, write_json
+from palate.rundir.writing import writing
 
 PATIENCE = 50
 """Default time between checkpoints, as a multiple of the time to write one: checkpoints cost 2 %."""

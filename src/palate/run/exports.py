@@ -13,10 +13,10 @@ from palate.data import column_type, write_rows
 from palate.data.write import BATCH
 from palate.errors import RunError
 from palate.journal import Journal
-from palate.run.files import writing
 from palate.run.status import write_json
 from palate.rundir import read_summary
 from palate.rundir.files import COMPLETIONS, SAMPLES, SUMMARY
+from palate.rundir.writing import writing
 
 if TYPE_CHECKING:
     import pyarrow as pa

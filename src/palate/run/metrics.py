@@ -10,9 +10,9 @@ from pathlib import Path
 from palate.config import RunConfig
 from palate.journal import Journal
 from palate.run.exports import finite
-from palate.run.files import writing
 from palate.run.trackers import Trackers
 from palate.run.watch import DeadSteps
+from palate.rundir.writing import writing
 
 Number = float | int
 Metrics = Mapping[str, Number]

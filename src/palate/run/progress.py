@@ -11,9 +11,9 @@ from palate.errors import RunError
 from palate.run.clock import Clock
 from palate.run.directory import now_text
 from palate.run.ending import ended
-from palate.run.files import writing
 from palate.run.status import write_status
 from palate.rundir import Status, read_status
+from palate.rundir.writing import writing
 
 
 class Progress:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from palate.journal import Journal
 from palate.run.checkpoint import Checkpoint
-from palate.run.files import writing
 from palate.run.following import FollowedMetrics, Place
 from palate.run.metrics import MetricsLog
+from palate.rundir.writing import writing
 
 
 def resume(

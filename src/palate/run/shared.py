@@ -20,8 +20,8 @@ from palate.memory import Logps, Memory, Purpose
 from palate.model.rollouts import packed, unpacked
 from palate.run.checkpoint import Checkpoint, Position
 from palate.run.checkpoints import Checkpoints
-from palate.run.files import writing
 from palate.run.status import sync
+from palate.rundir.writing import writing
 from palate.types import Completion, Group, Prompt
 from palate.world import current
 

@@ -53,6 +53,13 @@ def row(court: Any) -> dict[str, Any]:
 # ---- What is sent, and what is read ----------------------------------------------------------------
 
 
+def test_no_proxy_gets_the_requests_to_this_machine(
+    open_court: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert ask(open_court(honest, retries=0), ("long text", "short")) == pytest.approx([0.9])
+
+
 def test_the_label_probabilities_are_the_verdict(open_court: Open) -> None:
     court = open_court(honest)
     assert ask(court, ("long text", "short"), ("short", "long text")) == pytest.approx([0.9, 0.2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -29,25 +30,49 @@ def refusal(status: int, message: str) -> Fault:
 
 
 class FakeVLLM:
-    """Samples as vLLM does: by the request's options and seed, from the base or from a loaded adapter."""
+    """Samples as vLLM does: by the request's options and seed, from the base or from a loaded adapter.
+
+    Another start draws other completions for the same seeds, unless its `salt` is the same: vLLM does not
+    repeat its own bits, so a batch that is drawn twice must be noticed.
+
+    Attributes:
+        stale: it accepts weights and does not use them.
+        partial: it does not use weights with this in their name.
+        drawn: the latest completion of each seed.
+        recorded: completions by seed, which it returns instead of drawing.
+    """
 
     def __init__(
         self, model: str, override: Override = lambda path, body, number: None, **changes: Any
     ) -> None:
-        self.network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        self.label, self.version, self.longest, self.stale, self.processed = (
-            "default",
-            "0.32.0",
-            256,
-            False,
-            False,
-        )
+        self.version, self.longest, self.stale, self.processed = "0.32.0", 256, False, False
+        self.salt, self.partial = 0, "no weight has this name"
+        self.recorded: dict[int, dict[str, Any]] = {}
         vars(self).update(changes)
-        self.adapters: dict[str, str] = {}
         self.log: list[tuple[str, str]] = []
+        self.drawn: dict[int, dict[str, Any]] = {}
         self.override, self._lock = override, threading.Lock()
+        self._model = model
+        self._start()
         self.server = FaultyServer(self._answer)
         self.url = self.server.url.removesuffix("/v1")
+
+    def _start(self) -> None:
+        self.network: Any = AutoModelForCausalLM.from_pretrained(self._model, dtype=torch.float32).eval()
+        self.adapters: dict[str, str] = {}
+        self.label = "default"
+
+    def restart(self, model: str | None = None) -> None:
+        """Start again under the same address, without anything that was published, or with another model."""
+        with self._lock:
+            self.salt += 1
+            self._model = model or self._model
+            self._start()
+
+    def reply(self, path: str, body: dict[str, Any]) -> Any:
+        """The server's own reply to a request."""
+        with self._lock:
+            return self._reply(path, body)
 
     @property
     def asked(self) -> list[dict[str, Any]]:
@@ -59,8 +84,7 @@ class FakeVLLM:
         path = self.server.paths[number]
         if (own := self.override(path, body, number)) is not None:
             return own
-        with self._lock:
-            return self._reply(path, body)
+        return self.reply(path, body)
 
     def _reply(self, path: str, body: dict[str, Any]) -> Any:
         if path == "/v1/models":
@@ -71,7 +95,9 @@ class FakeVLLM:
             name, place = body["lora_name"], body["lora_path"]
             if name in self.adapters:
                 return refusal(400, f"The lora adapter '{name}' has already been loaded.")
-            if not isinstance(self.network, PeftModel):
+            if self.stale:
+                pass
+            elif not isinstance(self.network, PeftModel):
                 self.network = PeftModel.from_pretrained(self.network, place, adapter_name=name).eval()
             else:
                 self.network.load_adapter(place, adapter_name=name)
@@ -79,13 +105,16 @@ class FakeVLLM:
             self.log.append(("load", name))
             return b"Success"
         if path == "/v1/unload_lora_adapter":
-            del self.adapters[body["lora_name"]]
+            if self.adapters.pop(body["lora_name"], None) is None:
+                return refusal(404, f"The lora adapter '{body['lora_name']}' cannot be found.")
             self.log.append(("unload", body["lora_name"]))
             return b"Success"
         if path == "/collective_rpc":
             place = Path(body["kwargs"]["weights_path"])
             if not self.stale:
-                self.network.load_state_dict(load_file(place / "model.safetensors"), strict=False)
+                weights = load_file(place / "model.safetensors")
+                own = {name: weights[name] for name in weights if self.partial not in name}
+                self.network.load_state_dict(own, strict=False)
                 self.network.tie_weights()
             self.log.append(("reload", place.name))
             return {"results": [None]}
@@ -102,9 +131,12 @@ class FakeVLLM:
     @torch.no_grad()
     def _generated(self, body: dict[str, Any]) -> dict[str, Any]:
         options, ids = body["sampling_params"], list(body["token_ids"])
+        tests_the_server = options["min_tokens"] > 0
+        if not tests_the_server and options["seed"] in self.recorded:
+            return {"model": body["model"], "choices": [self.recorded[options["seed"]]], "usage": {}}
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         sampling = Sampling.model_validate({name: options[name] for name in names})
-        random = torch.Generator().manual_seed(options["seed"])
+        random = torch.Generator().manual_seed(options["seed"] + self.salt)
         tokens: list[int] = []
         entries = []
         base = body["model"] == "base"
@@ -133,6 +165,8 @@ class FakeVLLM:
             "finish_reason": "stop" if ended else "length", "stop_reason": tokens[-1] if ended else None,
             "weight_versions": [{"version": self.label, "start": 0, "end": len(tokens)}],
         }  # fmt: skip
+        if not tests_the_server:
+            self.drawn[options["seed"]] = choice
         return {"model": body["model"], "choices": [choice], "usage": {}}
 
 
@@ -141,11 +175,13 @@ Serve = Callable[..., FakeVLLM]
 
 @pytest.fixture
 def serve(tiny: str) -> Iterator[Serve]:
-    """Start fake vLLM servers with the tiny model; they end with the test."""
+    """Start fake vLLM servers with the tiny model, each with draws of its own; they end with the test."""
+    starts = itertools.count()
     with ExitStack() as stack:
 
         def started(override: Override = lambda path, body, number: None, **changes: Any) -> FakeVLLM:
-            fake = FakeVLLM(changes.pop("model", tiny), override, **changes)
+            own = {"salt": next(starts)} | changes
+            fake = FakeVLLM(own.pop("model", tiny), override, **own)
             stack.enter_context(fake.server)
             return fake
 

@@ -15,6 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from palate.errors import ConfigError, RunError
+from palate.model.served import process
 from palate.model.served.process import ServerProcess
 
 SERVER = """
@@ -61,6 +62,15 @@ def test_a_server_runs_on_the_loopback_address_until_it_is_closed(tmp_path: Path
         server.close()
     assert not answers(f"{server.url}/health")
     assert server.ended() is not None
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_proxy_of_the_environment_does_not_hide_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(process, "START_LIMIT", 20)
+    ServerProcess(Path(sys.executable), [], tmp_path / "vllm.log").close()
 
 
 @pytest.mark.usefixtures("stand_in")

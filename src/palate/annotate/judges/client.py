@@ -10,6 +10,7 @@ import httpx2
 import openai
 
 from palate.annotate.judges.pace import retry_after
+from palate.model.served.api import DIRECT
 
 LARGEST = 1 << 20
 """Largest reply in bytes; a verdict takes a few thousand."""
@@ -59,6 +60,7 @@ class Client:
         http = httpx2.AsyncClient(
             timeout=timeout,
             follow_redirects=False,  # a redirect would carry the key elsewhere
+            mounts=DIRECT,
             limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=idle),
             event_hooks={"response": [_bound]},
             headers={"accept-encoding": "identity"},  # a small compressed reply may be a huge one

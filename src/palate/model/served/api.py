@@ -21,6 +21,10 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the first retry, doubled each time; at most."""
 
+DIRECT = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
+"""Hosts of this machine, for an HTTP client: a proxy that the environment names cannot reach them, and would
+get the key."""
+
 
 class RefusedError(Exception):
     """A reply with an error.
@@ -55,6 +59,7 @@ class API:
         self._client = httpx2.AsyncClient(
             timeout=timeout,
             follow_redirects=False,  # a redirect would carry the key elsewhere
+            mounts=DIRECT,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
             headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
         )
@@ -88,7 +93,10 @@ class API:
                 with attempt:
                     return await self._once(method, path, body)
         except TimeoutError as error:
-            raise self._gone(f"no reply within {self._timeout:g} seconds") from error
+            longer = (
+                ", give it more time with --rollout-timeout or fewer requests at once with --sampling-rows"
+            )
+            raise self._gone(f"no reply within {self._timeout:g} seconds", advice=longer) from error
         except httpx2.TransportError as error:
             raise self._gone(f"{type(error).__name__}: {str(error)[:200]}") from error
         except RefusedError as error:
@@ -123,14 +131,14 @@ class API:
             return error.status in RETRIED
         return isinstance(error, TimeoutError | httpx2.TransportError)
 
-    def _gone(self, note: str, what: str = "does not answer") -> RunError:
+    def _gone(self, note: str, what: str = "does not answer", advice: str = "") -> RunError:
         reason = self._ended()
         if reason is not None:
             return RunError(f"{reason}; finished samples are in the journal, so {AGAIN}")
         return RunError(
             f"the vLLM server at {self.url} {what} ({self._hide(note)}; "
-            f"{self._retries + 1} attempts); finished samples are in the journal: start the server again, "
-            f"then {AGAIN}"
+            f"{self._retries + 1} attempts); finished samples are in the journal: start the server "
+            f"again{advice}, then {AGAIN}"
         )
 
     def _hide(self, text: str) -> str:

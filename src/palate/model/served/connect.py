@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -16,9 +17,10 @@ from palate.model.loaded import LoadedModel
 from palate.model.served.api import API
 from palate.model.served.process import ServerProcess
 from palate.model.served.sampler import PROBE, VLLMSampler, answered, first_completion
-from palate.model.served.weights import is_tied, write_untied
+from palate.model.served.weights import OTHER_GAP, is_tied, probed, write_untied
 from palate.model.served.wire import greeting
 from palate.model.source import find_source
+from palate.rundir.writing import writing
 from palate.world import current
 
 KEY = "VLLM_API_KEY"
@@ -54,6 +56,8 @@ def connected(
         ConfigError: the server cannot be used as it was started.
         RunError: the server does not answer.
     """
+    if cfg.rollouts == "vllm":
+        _require_one_machine()
     started: list[ServerProcess] = []
 
     def opening() -> list[Any]:
@@ -72,7 +76,10 @@ def connected(
         url, key = current().lead("the vLLM server", opening)
         ended = started[0].ended if started else lambda: None
         api = API(url, key=key, timeout=cfg.rollout_timeout, retries=cfg.rollout_retries, ended=ended)
-        version, base, longest, token = current().lead("the server's model", partial(_greeted, api, model))
+        version, base, longest, token, *probe = current().lead(
+            "the server's model", partial(_greeted, api, model)
+        )
+        _require_base(api, model, *probe)
         undo.pop_all()
     identity = f"vLLM {version}"
     first = remember(identity)
@@ -90,6 +97,21 @@ def connected(
         untied=cfg.rollouts == "vllm" and needs_untied(model),
         close=close,
     )
+
+
+def _require_one_machine() -> None:
+    """Check that all processes can reach a server on the loopback address of process 0; a collective.
+
+    Raises:
+        ConfigError: they run on several machines.
+    """
+    machines = dict.fromkeys(current().gather("machines", socket.gethostname()))
+    if len(machines) > 1:
+        raise ConfigError(
+            f"rollouts is vllm, but the processes run on {len(machines)} machines ({', '.join(machines)}), "
+            "and the server would be reachable from one of them only; start a server that all machines "
+            "reach, and give --rollouts vllm:URL"
+        )
 
 
 def needs_untied(model: LoadedModel) -> bool:
@@ -119,8 +141,9 @@ def arguments(cfg: Rollouts, model: LoadedModel, untied: Path) -> Sequence[str]:
     base = find_source(cfg.model, "lm", trainable=True, base=cfg.base).base
     own = ["--model", base]
     if needs_untied(model):
-        untied.mkdir(parents=True, exist_ok=True)
-        write_untied(model.network, untied)
+        with writing(untied):
+            untied.mkdir(parents=True, exist_ok=True)
+            write_untied(model.network, untied)
         own = ["--model", str(untied), "--tokenizer", base]
     own += ["--served-model-name", NAME, "--dtype", str(model.dtype).removeprefix("torch.")]
     own += ["--enable-scale-out", "--generation-config", "vllm", "--seed", "0"]
@@ -138,7 +161,10 @@ def arguments(cfg: Rollouts, model: LoadedModel, untied: Path) -> Sequence[str]:
 
 
 def _greeted(api: API, model: LoadedModel) -> list[Any]:
-    """Return the server's version, its base model, its longest sequence and a name for what is published.
+    """Return facts about the server.
+
+    They are its version, its base model, its longest sequence, a name for what is published, and 16 tokens of
+    the base model with their log-probabilities.
 
     Raises:
         ConfigError: it returns other log-probabilities than the model's own.
@@ -147,9 +173,30 @@ def _greeted(api: API, model: LoadedModel) -> list[Any]:
     version = str(answered(api.get("/version"), api, "name its version")["version"])
     # From the likeliest token alone, log-probabilities after the restriction are all zero.
     likeliest = Sampling.model_validate({**PROBE, "top_k": 1})
-    if not any(first_completion(api, base, model.codec.end_id, likeliest).logps):
+    row = first_completion(api, base, model.codec.end_id, likeliest)
+    if not any(row.logps):
         raise ConfigError(
             f"the vLLM server at {api.url} returns log-probabilities after top-k and temperature; start it "
             "without --logprobs-mode processed_logprobs"
         )
-    return [version, base, longest, secrets.token_hex(4)]
+    return [version, base, longest, secrets.token_hex(4), row.tokens, row.logps]
+
+
+def _require_base(api: API, model: LoadedModel, tokens: list[int], logps: list[float]) -> None:
+    """Check that the server's base model is that of the policy's adapter; a collective.
+
+    Whole weights are tested when they are published, whatever the server had before.
+
+    Raises:
+        ConfigError: it is another model.
+    """
+    if model.peft is None or model.whole_embeddings:  # the latter cannot be published
+        return
+    with model.without_adapter():
+        gap = probed(model, (model.codec.end_id,), tokens, logps).gap()
+    if not gap <= OTHER_GAP:
+        raise ConfigError(
+            f"the vLLM server at {api.url} serves another model: its log-probabilities of {len(tokens)} "
+            f"tokens differ from those of the base model of {model.source} by {gap:.2g} nats on average (at "
+            f"most {OTHER_GAP} is allowed); start it with the model that is trained"
+        )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from palate.errors import ConfigError, RunError
 from palate.world.start import free_socket
@@ -144,8 +144,9 @@ def _end_with_parent() -> None:
 
 
 def _answers(url: str) -> bool:
+    direct = build_opener(ProxyHandler({}))  # a proxy cannot reach this machine's loopback address
     try:
-        with urlopen(url, timeout=5) as reply:
+        with direct.open(url, timeout=5) as reply:
             return bool(reply.status == 200)
     except (URLError, OSError):
         return False

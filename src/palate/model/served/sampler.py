@@ -28,9 +28,10 @@ from palate.errors import AGAIN, ConfigError, RunError
 from palate.model.loaded import Fill, LoadedModel
 from palate.model.rows import Row
 from palate.model.served.api import API, RefusedError
-from palate.model.served.weights import allowed, difference, write_untied
+from palate.model.served.weights import OTHER_GAP, Probe, allowed, probed, write_untied
 from palate.model.served.wire import GENERATE, body_of, explained, read_reply
 from palate.model.sharded import to_save
+from palate.rundir.writing import writing
 from palate.world import current
 
 T = TypeVar("T")
@@ -86,11 +87,15 @@ class VLLMSampler:
         self._api, self._base, self._longest, self._end_ids = api, Published(self, base), longest, end_ids
         self._directory, self._close = directory, close
         self._label: str | None = None
+        self._probe: Probe | None = None
         self._prefix, self._count = prefix, 0
         self._changed = threading.Condition()
         self._names: list[Published] = []
         self._latest: tuple[weakref.ref[Any], int, Published] | None = None
         self._pool = ThreadPoolExecutor(BATCHES, thread_name_prefix="palate-vllm")
+        # Inside `World.lead` and in other threads the number of processes reads otherwise.
+        self._processes = current().size
+        self._rooms: dict[int, asyncio.Semaphore] = {}
         self._running: set[Future[None]] = set()
         self._closed = False
 
@@ -153,7 +158,11 @@ class VLLMSampler:
     # -- sampling ----------------------------------------------------------------------------------
 
     def _fill(self, weights: Published, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
-        """Fill rows with tokens from the server, `sampling_rows` requests at a time; see `Fill`."""
+        """Fill rows with tokens from the server; see `Fill`.
+
+        All batches and all processes together send at most `sampling_rows` requests at once: others would
+        wait in the server, and their time would run out there.
+        """
         rows = [row for group in groups for row in group]
         self._require_room(rows, sampling)
         filled: SimpleQueue[int | None] = SimpleQueue()
@@ -165,7 +174,8 @@ class VLLMSampler:
             filled.put(len(row.tokens))
 
         async def everything() -> None:
-            room = asyncio.Semaphore(sampling.sampling_rows or len(rows))
+            most = max(1, (sampling.sampling_rows or len(rows)) // self._processes)
+            room = self._rooms.setdefault(most, asyncio.Semaphore(most))
             try:
                 async with asyncio.TaskGroup() as tasks:
                     for row in rows:
@@ -225,7 +235,18 @@ class VLLMSampler:
         assert model.peft is not None, "it has an adapter"
         path = self._write(name, partial(model.peft.save_pretrained, save_embedding_layers=False))
         body = {"lora_name": name, "lora_path": str(path.resolve())}
-        self._send("/v1/load_lora_adapter", body, "load an adapter")
+        # The server has loaded it if the reply to an earlier attempt was lost: no other run has this name.
+        self._send("/v1/load_lora_adapter", body, "load an adapter", fine="already been loaded")
+        if self._count > 1:
+            return
+        gap = self._probed(model, name).gap()
+        if not gap <= OTHER_GAP:
+            raise ConfigError(
+                f"the vLLM server at {self._api.url} has loaded the policy's adapter, but its "
+                f"log-probabilities differ from the policy's by {gap:.2g} nats on average (at most "
+                f"{OTHER_GAP} is allowed), so it does not compute with it; use another version of vLLM, "
+                "--no-lora or --rollouts local"
+            )
 
     def _publish_weights(self, model: LoadedModel, name: str) -> None:
         save = partial(write_untied, model.network) if self._untied else model.network.save_pretrained
@@ -240,9 +261,17 @@ class VLLMSampler:
             )
         self._send("/update_weight_version", {"new_version": name}, "label its weights")
         shutil.rmtree(path, ignore_errors=True)
-        row = first_completion(self._api, self._base.name, model.codec.end_id, Sampling.model_validate(PROBE))
-        gap = difference(model, row.prompt_ids, row.tokens, row.logps)
-        if gap > allowed(model):
+        probe = self._probed(model, self._base.name)
+        if self._probe is None or not probe.repeats(self._probe):
+            self._probe = probe
+        elif probe.has_changed(self._probe, model.dtype):
+            raise ConfigError(
+                f"the vLLM server at {self._api.url} has loaded the policy's weights, but still computes "
+                f"with older ones: its log-probabilities of {len(probe.tokens)} tokens are exactly those of "
+                "an earlier version; use another version of vLLM, LoRA or --rollouts local"
+            )
+        gap = probe.gap()
+        if not gap <= allowed(model):
             raise ConfigError(
                 f"the vLLM server at {self._api.url} has loaded the policy's weights, but its "
                 f"log-probabilities differ from the policy's by {gap:.2g} nats on average (at most "
@@ -250,13 +279,22 @@ class VLLMSampler:
                 "weights; use LoRA, or --rollouts vllm, which avoids this"
             )
 
+    def _probed(self, model: LoadedModel, name: str) -> Probe:
+        """Return the server's completion from published weights, with the model's own log-probabilities."""
+        row = first_completion(self._api, name, model.codec.end_id, Sampling.model_validate(PROBE))
+        return probed(model, row.prompt_ids, row.tokens, row.logps)
+
     def _write(self, name: str, save: Callable[[Path], None]) -> Path:
         """Write weights into a directory that appears when it is complete."""
         path = self._directory / name
         part = path.with_name(f".{name}.part")
-        part.mkdir(parents=True)
-        save(part)
-        os.replace(part, path)
+        try:
+            with writing(path):
+                part.mkdir(parents=True)
+                save(part)
+                os.replace(part, path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)  # a part that stays would take room on a full disk
         return path
 
     def _unload(self, keep: Published) -> None:
@@ -267,11 +305,23 @@ class VLLMSampler:
         for old in [p for p in self._names if p.name not in needed]:
             self._names.remove(old)
             if current().leads:
-                self._send("/v1/unload_lora_adapter", {"lora_name": old.name}, "unload an adapter")
+                # A server that was started again has lost it, which is as good.
+                body = {"lora_name": old.name}
+                self._send("/v1/unload_lora_adapter", body, "unload an adapter", fine="cannot be found")
                 shutil.rmtree(self._directory / old.name, ignore_errors=True)
 
-    def _send(self, path: str, body: dict[str, Any], doing: str) -> Any:
-        return answered(self._api.post(path, body), self._api, doing)
+    def _send(self, path: str, body: dict[str, Any], doing: str, *, fine: str = "") -> Any:
+        """Send a request from the main thread; a refusal with the words `fine` is as good as a success."""
+
+        async def sent() -> Any:
+            try:
+                return await self._api.post(path, body)
+            except RefusedError as error:
+                if not fine or fine not in error.text:
+                    raise
+                return None
+
+        return answered(sent(), self._api, doing)
 
 
 def first_completion(api: API, model: str, first: int, sampling: Sampling) -> Row:

@@ -1,13 +1,17 @@
-"""Whole weights for a server: the files that it loads, and a test that it computes with them."""
+"""Weights for a server: the files that it loads, and a test that it computes with them."""
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from palate.model.batched import batched_logps
 from palate.model.loaded import LoadedModel
@@ -19,6 +23,41 @@ format; rounding alone gives about 1e-4 in float32."""
 
 OTHER_GAP = 0.15
 """The same for narrower formats, in which rounding gives about 0.02."""
+
+
+NOTICED = {torch.float32: 1e-4}
+"""Mean change of a policy's log-probabilities of the same tokens, in nats, by number format, after which a
+server with the new weights cannot give exactly its old reply."""
+
+OTHER_NOTICED = 1e-2
+"""The same for narrower formats, which round small changes away."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A completion that tests a server's weights.
+
+    Attributes:
+        tokens, logps: the server's reply.
+        ours: the policy's log-probabilities of these tokens. (T,)
+    """
+
+    tokens: list[int]
+    logps: list[float]
+    ours: Tensor
+
+    def gap(self) -> float:
+        """Return the mean difference between the server's log-probabilities and the policy's, in nats."""
+        return float((self.ours - torch.tensor(self.logps)).abs().mean())
+
+    def repeats(self, earlier: Probe) -> bool:
+        """Return whether the server gave exactly the same reply as earlier."""
+        return (self.tokens, self.logps) == (earlier.tokens, earlier.logps)
+
+    def has_changed(self, earlier: Probe, dtype: torch.dtype) -> bool:
+        """Return whether the policy's log-probabilities of the same tokens have changed noticeably."""
+        change = float((self.ours - earlier.ours).abs().mean())
+        return not change <= NOTICED.get(dtype, OTHER_NOTICED)
 
 
 def is_tied(network: Any) -> bool:
@@ -38,15 +77,18 @@ def write_untied(network: Any, path: Path) -> None:
 
 
 @torch.no_grad()
-def difference(
-    model: LoadedModel, prompt_ids: tuple[int, ...], tokens: list[int], logps: list[float]
-) -> float:
-    """Return the mean difference between a model's log-probabilities of tokens and those given, in nats."""
-    record = Example(Prompt("", token_ids=prompt_ids), Completion("", tuple(tokens)))
+def probed(model: LoadedModel, prompt_ids: Sequence[int], tokens: list[int], logps: list[float]) -> Probe:
+    """Return a server's reply with the model's own log-probabilities; a collective.
+
+    These are infinite if the model does not have one of the tokens.
+    """
+    if max(tokens) >= model.network.get_input_embeddings().weight.shape[0]:
+        return Probe(tokens, logps, torch.full((len(tokens),), -math.inf))
+    record = Example(Prompt("", token_ids=tuple(prompt_ids)), Completion("", tuple(tokens)))
     (ours,) = batched_logps(model, [record], len(prompt_ids) + len(tokens)).rows()
-    return float((ours.cpu() - torch.tensor(logps)).abs().mean())
+    return Probe(tokens, logps, ours.cpu())
 
 
 def allowed(model: LoadedModel) -> float:
-    """Return the largest `difference` that rounding explains."""
+    """Return the largest `Probe.gap` that rounding explains."""
     return LARGEST_GAP.get(model.dtype, OTHER_GAP)
