@@ -28,7 +28,7 @@ from palate.learn import CachedReference, Learner, Optimizer, Pairwise, Policy, 
 from palate.losses import PAIR_LOSSES
 from palate.methods import METHODS
 from palate.model import Snapshot, device
-from palate.model.sharded import whole_tensor
+from palate.model.sharded import local_part, whole_tensor
 from palate.run import led
 from palate.testing import tiny_policy
 from palate.types import Completion, Group, Pair, Prompt
@@ -57,11 +57,18 @@ def weights(policy: Learner) -> dict[str, np.ndarray]:
     return {k: whole_tensor(t.detach()).float().numpy().copy() for k, t in policy.optimizer.state().items()}
 
 
-def train(place: Path, **options: Any) -> Result:
-    """Three updates of which the batches are odd, then one with a single record."""
+def train(place: Path, *, resumed: bool = False, **options: Any) -> Result:
+    """Three updates of which the batches are odd, then one with a single record.
+
+    With `resumed`, the policy is put back to its start first, so that the reference is apart from it when the
+    first pass computes with its weights, as in a run that resumes.
+    """
     policy = tiny_policy(place / "model", lr=1e-3, adam_eps=ADAM_EPS, **options)
     pairs = pairs_for(policy, 7)
     objective = Pairwise(PAIR_LOSSES["dpo"], 0.5, CachedReference(policy.snapshot()))
+    if resumed:
+        start = {name: local_part(tensor).clone() for name, tensor in policy.optimizer.state().items()}
+        policy.restore(start, version=0, updates=0)
     metrics = [policy.update(batch, objective) for batch in (pairs[:5], pairs[2:], pairs[:3], pairs[3:4])]
     held_out = policy.measure(pairs, objective)
     return {"weights": weights(policy), "metrics": metrics, "held_out": held_out}
@@ -125,8 +132,16 @@ def sharded_bfloat16(place: Path) -> Result:
     return train(place, dtype="bfloat16", sharding="full")
 
 
+def sharded_lora_bfloat16(place: Path) -> Result:
+    return train(place, dtype="bfloat16", sharding="full", lora=True, resumed=True)
+
+
 def bfloat16(place: Path) -> Result:
     return train(place, dtype="bfloat16")
+
+
+def lora_bfloat16(place: Path) -> Result:
+    return train(place, dtype="bfloat16", lora=True)
 
 
 ROWS: dict[str, list[dict[str, Any]]] = {

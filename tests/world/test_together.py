@@ -34,10 +34,13 @@ SAMPLED = {
     "sharded_lora_sampled": "lora_sampled",
 }
 
+ROUNDED = {"sharded_bfloat16": "bfloat16", "sharded_lora_bfloat16": "lora_bfloat16"}
+"""Sharded work in bfloat16, and the same of one process, which rounds at other places."""
+
 METHODS = {"methods": "methods", "sharded_methods": "whole_methods"}
 
 OTHERS = (
-    *("sharded_bfloat16", "not_finite", "other_batch", "other_place", "leader_fails", "random_reward"),
+    *("not_finite", "other_batch", "other_place", "leader_fails", "random_reward"),
     "sharded_alone",
 )
 
@@ -52,7 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def both(place: Path, start: Any) -> dict[str, list[Any]]:
     """The results of two processes, rank by rank; computed once for all tests."""
-    names = (*TRAINED, *SAMPLED, *METHODS, *OTHERS)
+    names = (*TRAINED, *SAMPLED, *ROUNDED, *METHODS, *OTHERS)
     if not (place / f"{names[-1]}.1").exists():
         for ended in start(str(place), "60", *names):
             assert ended.returncode == 0, ended.stderr
@@ -118,7 +121,7 @@ def test_a_method_needs_no_change_for_two_processes(
 
 
 def test_the_first_loss_of_dpo_is_log_2_to_the_last_bit(both: dict[str, list[Any]]) -> None:
-    for name in (*TRAINED, "sharded_bfloat16"):
+    for name in (*TRAINED, *ROUNDED):
         if "rewards" not in name:
             assert both[name][0]["metrics"][0]["rewards/margins"] == 0.0
 
@@ -137,16 +140,15 @@ def test_two_processes_sample_the_rows_of_one(
         assert not np.allclose(first["scored"][1], first["scored"][2], atol=1e-3)
 
 
+@pytest.mark.parametrize(("name", "single"), ROUNDED.items())
 def test_sharded_bfloat16_trains_as_one_process_does_to_its_precision(
-    place: Path, both: dict[str, list[Any]]
+    place: Path, both: dict[str, list[Any]], name: str, single: str
 ) -> None:
     from palate.testing import tiny_policy
 
-    one = alone(place, "bfloat16")
-    first, second = both["sharded_bfloat16"]
-    start = {
-        f"weight/{n}": p.detach().float().numpy() for n, p in tiny_policy(place / "model").model.trained()
-    }
+    one, (first, second) = alone(place, single), both[name]
+    trained = tiny_policy(place / "model", lora="lora" in name).model.trained()
+    start = {f"weight/{n}": p.detach().float().numpy() for n, p in trained}
     for key, expected in one["weights"].items():
         assert np.array_equal(first["weights"][key], second["weights"][key])
         if key.startswith("weight"):

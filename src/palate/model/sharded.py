@@ -158,6 +158,10 @@ def shard(model: LoadedModel, device: torch.device) -> LoadedModel:
             module.set_force_sum_reduction_for_comms(True)
     setattr(network, _METHOD, lambda compute: compute())
     register_fsdp_forward_method(network, _METHOD)
+    # FSDP takes the format of the gradients from the weights that are trained at its first pass. That pass must
+    # not be one of the reference: while an adapter is off, peft says that nothing is trained.
+    with torch.no_grad():
+        getattr(network, _METHOD)(dict)
     return replace(model, engine=ShardedEngine(model.engine, template), sharded=True, computes_in=dtype)
 
 
