@@ -240,11 +240,13 @@ def lora_sampled(place: Path) -> Result:
 
 def after_updates(policy: Policy) -> Result:
     start, pairs = policy.snapshot(), pairs_for(policy, 4)
+    drawn(start)
     objective = Pairwise(PAIR_LOSSES["rso_hinge"], 0.5)
     policy.update(pairs, objective)
     middle = policy.snapshot()
     policy.update(pairs, objective)
-    snapshots = (start, middle, policy.snapshot())
+    # The start samples first after the updates, with the adapter off; then the live weights, with it on.
+    snapshots = (start, policy.snapshot(), middle)
     return {
         "tokens": [[c.token_ids for g in drawn(snapshot) for c in g.completions] for snapshot in snapshots],
         "scored": [snapshot.logps(pairs).values.numpy() for snapshot in snapshots],

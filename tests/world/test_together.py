@@ -138,6 +138,7 @@ def test_two_processes_sample_the_rows_of_one(
     if "lora" in name:  # three versions of one policy
         assert not np.allclose(first["scored"][0], first["scored"][1], atol=1e-3)
         assert not np.allclose(first["scored"][1], first["scored"][2], atol=1e-3)
+        assert one["tokens"][0] != one["tokens"][1]
 
 
 @pytest.mark.parametrize(("name", "single"), ROUNDED.items())

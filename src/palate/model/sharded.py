@@ -248,10 +248,13 @@ def _with_memory(
 
 @torch.no_grad()
 def _fill(network: Any, model: LoadedModel, *, only_trained: bool = False) -> None:
-    """Copy the weights of a sharded model into a whole network."""
+    """Copy the weights of a sharded model into a whole network.
+
+    The network says which weights are trained: while the model's adapter is off, none of its own are.
+    """
     targets = dict(network.named_parameters())
     for name, parameter in model.network.named_parameters():
-        if parameter.requires_grad or not only_trained:
+        if targets[name].requires_grad or not only_trained:
             targets[name].copy_(whole_tensor(parameter))
 
 
