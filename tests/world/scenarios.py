@@ -156,6 +156,17 @@ def letters(completions, completion_ids):
     texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
     return [sum(map(ord, t)) % 101 + len(ids) / 7 for t, ids in zip(texts, completion_ids)]
 """
+OTHER_REWARD = """
+import os
+
+with open(__file__ + ".ranks", "a") as file:
+    file.write(os.environ.get("RANK", "0"))
+
+def short(completions):
+    return [-len(c) for c in completions]
+"""
+"""A reward that notes which process loads it."""
+
 OWN: dict[str, dict[str, Any]] = {
     "rso": {"n": 6, "accept": 4},
     "click": {"n": 6, "threshold": 50.0},
@@ -168,7 +179,13 @@ OWN: dict[str, dict[str, Any]] = {
 def methods(place: Path) -> Result:
     """A whole run of every method, and of one that ends at a bound of its KL."""
     ends = {f"{name}": trained(place, name) for name in sorted(METHODS)}
-    return {"weights": ends | {"bounded": trained(place, "oaif", max_kl=1e-9, kl_every=1)}}
+    return {"weights": ends | {"bounded": trained(place, "oaif", max_kl=1e-9, kl_every=1)}, "loaders": loaders(place)}
+
+
+def loaders(place: Path) -> str:
+    """Return the ranks of the processes that loaded the reward of held-out completions."""
+    notes = place / f"rows-{current().size}-0" / "other.py.ranks"
+    return current().lead("ranks", lambda: "".join(sorted(set(notes.read_text()))))
 
 
 def sharded_methods(place: Path) -> Result:
@@ -195,6 +212,7 @@ def trained(place: Path, name: str, **changes: Any) -> dict[str, np.ndarray]:
         for part, some in (("train", ROWS[way.learns_from]), ("held_out", ROWS[way.learns_from][:3])):
             (rows / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
         (rows / "rewards.py").write_text(REWARD)
+        (rows / "other.py").write_text(OTHER_REWARD)
     rows = Path(world.lead("rows", lambda: str(rows)))
     fixed = {
         "model": str(place / "model"),
@@ -203,6 +221,7 @@ def trained(place: Path, name: str, **changes: Any) -> dict[str, np.ndarray]:
         "output": rows / "run",
         "overwrite": True,
         "reward": f"{rows / 'rewards.py'}:letters",
+        "eval_reward": f"{rows / 'other.py'}:short",
         "rounds": 1,
         "steps": 3,
         "batch_size": 4,

@@ -120,6 +120,10 @@ def test_a_method_needs_no_change_for_two_processes(
             near(ours, weight, f"{method} {key}")
 
 
+def test_the_reward_of_held_out_completions_is_loaded_in_one_process(both: dict[str, list[Any]]) -> None:
+    assert [result["loaders"] for result in both["methods"]] == ["0", "0"]
+
+
 def test_the_first_loss_of_dpo_is_log_2_to_the_last_bit(both: dict[str, list[Any]]) -> None:
     for name in (*TRAINED, *ROUNDED):
         if "rewards" not in name:

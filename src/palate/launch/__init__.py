@@ -196,7 +196,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     measure_fresh(policy, shown, cfg, run)
     watch_kl(policy, prompts, cfg, run, annotate)
     probe_judge(annotate, policy, prompts, cfg, run)
-    hold_contests(held_out, held_out_annotator(annotate, cfg, run), cfg, run)
+    hold_contests(held_out, led(lambda: held_out_annotator(annotate, cfg, run)), cfg, run)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(policy, annotate, prompts, cfg, run, *beside)
     keep_best(run, policy, *beside)
