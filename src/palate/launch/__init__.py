@@ -26,6 +26,7 @@ from palate.launch.measure import (
     report_weights,
     shown_prompts,
     watch_kl,
+    worth_gathering,
 )
 from palate.launch.probe import probe_judge
 from palate.launch.rewards import annotator_of, held_out_annotator
@@ -248,6 +249,8 @@ def _on_records(
             learner.model.codec.room(prompt, need=cfg.max_new_tokens)
     others = prompts_of(records)
     shown = shown_prompts(method, learner, prompts, others, cfg, all_held_out=start is not None)
+    if start is None:
+        shown = worth_gathering(learner, shown, run)
     measure_fresh(learner, shown, cfg, run)
     watch_kl(learner, others, cfg, run, annotate)
     with suppress(BoundReachedError):

@@ -50,7 +50,7 @@ class ShardedEngine:
         self._gathered: LoadedModel | None = None
 
     def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
-        """Fill rows with the gathered copy of `prepare`, which each process keeps."""
+        """Fill rows with the gathered copy of `prepare`, which each process keeps until it learns."""
         assert self._gathered is not None, "`prepare` comes before"
         with self._gathered.without_adapter() if model.adapter_off else nullcontext():
             yield from self.inner.fill(self._gathered, groups, sampling)
@@ -69,7 +69,7 @@ class ShardedEngine:
         network, peft = _with_memory(self._template, model.device)
         network.to(model.device)  # the buffers, which the template has where the model was loaded
         _fill(network, model)
-        return replace(model, network=network, peft=peft, engine=self.inner, sharded=False)
+        return replace(model, network=network, peft=peft, engine=self.inner, sharded=False, adapter_off=False)
 
     def on_host(self, model: LoadedModel, *, saved: bool) -> LoadedModel:
         """Return a copy in the machine's memory, gathered weight by weight; a collective.
@@ -87,7 +87,9 @@ class ShardedEngine:
         return replace(model, network=network, peft=peft, engine=self.inner, sharded=False)
 
     def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
-        """Return the inner engine's context."""
+        """Return the inner engine's context; a pass with gradient frees the copy of `prepare` first."""
+        if torch.is_grad_enabled():
+            self._gathered = None
         return self.inner.computing(model)
 
     def outputs(
