@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from palate.errors import BudgetError, ConfigError, DataError, ProcessError
+from palate.errors import BudgetError, ConfigError, DataError, ProcessError, RunError
 from palate.learn.shards import SavedState, rows_of
 from palate.world import Alone, current, join, own_part, shared_rows
 from palate.world.ending import ending_of, raised
+from palate.world.launcher import _code
 from palate.world.start import Together, processes_around, threads_of
 from palate.world.wire import decode, encode
 
@@ -94,3 +95,16 @@ def test_saved_parts_are_read_by_any_number_of_processes(tmp_path: Path, writers
         for name, tensor in state.items():
             parts = [saved.part(name, rank, readers) for rank in range(readers)]
             assert torch.equal(torch.cat(parts) if tensor.dim() else parts[0], tensor)
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    for rank in range(3):
+        save_file({"a": torch.arange(2.0)}, tmp_path / f"state-{rank + 1:05}-of-00003.safetensors")
+    SavedState(tmp_path)
+    for rank in (3, 1):
+        (tmp_path / f"state-{rank:05}-of-00003.safetensors").unlink()
+        with pytest.raises(RunError, match=f"parts of 3 processes, but state-{min(rank, 3):05}-of-00003"):
+            SavedState(tmp_path)
+    (tmp_path / "state-00002-of-00003.safetensors").unlink()
+    with pytest.raises(RunError, match="has no state of the optimizer"):
+        SavedState(tmp_path)
