@@ -81,6 +81,22 @@ def test_the_error_of_one_process_is_that_of_the_others(error: Exception, kind: 
     assert str(error) in str(arrived)
 
 
+@pytest.mark.parametrize(
+    ("codes", "whole"),
+    [
+        ([0, 0], 0),
+        ([0, 2], 2),
+        ([1, -9], 1),
+        ([-9, 1], 1),
+        ([130, -9], 130),
+        ([-9, -9], 137),
+        ([1, 130], 130),
+    ],
+)
+def test_the_exit_code_is_that_of_an_error_before_that_of_a_kill(codes: list[int], whole: int) -> None:
+    assert _code(codes) == whole
+
+
 @pytest.mark.parametrize("writers", [1, 2, 3, 5])
 def test_saved_parts_are_read_by_any_number_of_processes(tmp_path: Path, writers: int) -> None:
     state = {"a": torch.arange(14.0).view(7, 2), "b": torch.arange(2.0), "step": torch.tensor(3.0)}
