@@ -70,8 +70,10 @@ def load_model(
     with explained(cfg.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # An adapter of a classifier includes its head.
+        merged = adapter is not None and trainable and not cfg.lora
         if given is None:
-            place = torch.device("cpu") if on_host else device
+            # A processor merges in float32 and a GPU does not, so one of them merges in every run.
+            place = torch.device("cpu") if on_host or merged else device
             network, dropout = _network(base, cfg, head, dtype, place, trainable or adapter is not None)
             tokenizer = _tokenizer(base, adapter, cfg)
         else:
@@ -81,12 +83,12 @@ def load_model(
             own_embeddings = embedding_rows(adapter)
             if own_embeddings not in (None, network.get_input_embeddings().weight.shape[0]):
                 network.resize_token_embeddings(own_embeddings)  # it was made with added tokens
-            merged = trainable and not cfg.lora
             if merged:
                 untie(network, adapter)
             peft = continued_adapter(network, adapter, head, trainable=trainable)
             if merged:
                 network, peft = peft.merge_and_unload().requires_grad_(True), None
+                network.to(torch.device("cpu") if on_host else device)
         elif trainable and cfg.lora:
             peft = fresh_adapter(network, cfg, head)
     if peft is not None:
