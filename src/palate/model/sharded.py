@@ -146,7 +146,7 @@ def shard(model: LoadedModel, device: torch.device) -> LoadedModel:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     kinds = set(getattr(network, "_no_split_modules", None) or ())
     layers = [module for module in network.modules() if type(module).__name__ in kinds]
-    for module in (*layers, network):
+    for module in (*reversed(layers), network):  # a layer within a layer comes before it
         for parameter in module.parameters():
             if not isinstance(parameter, DTensor):
                 whole = parameter.data.to(device)
