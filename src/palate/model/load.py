@@ -25,6 +25,7 @@ from palate.model.codec import Codec
 from palate.model.device import resolve
 from palate.model.explain import explained
 from palate.model.fast.engine import FastEngine
+from palate.model.fast.few import few_disagree
 from palate.model.fast.probe import disagreement
 from palate.model.given import network_of, tokenizer_of
 from palate.model.loaded import Engine, Head, LoadedModel
@@ -55,7 +56,8 @@ def load_model(
             per token. A value head starts as a reward model's head if the model is one, else as zeros.
         seed: seed of the random initialisation of a new adapter or head.
         trainable: False loads the model for sampling or scoring only, without a new adapter.
-        on_host: True leaves the weights in the machine's own memory, whatever the device.
+        on_host: True leaves the weights in the machine's own memory, whatever the device. The model gets the
+            plain engine, since a test there says nothing about the device; see `engine_for`.
 
     Raises:
         ModelError: the name has no usable model, the model needs permission to run its own code, or the
@@ -109,7 +111,7 @@ def load_model(
     elif cfg.checkpointing:
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     fresh = peft is not None and adapter is None
-    engine = _engine(network, codec, cfg, head)
+    engine = PlainEngine() if on_host else engine_for(network, codec, cfg, head)
     embeddings = own_embeddings is not None
     return LoadedModel(network, codec, head, cfg.model, engine, peft, fresh, embeddings, _dropout=dropout)
 
@@ -159,11 +161,20 @@ def _generation_config(source: str) -> GenerationConfig:
         )
 
 
-def _engine(network: Any, codec: Codec, cfg: ModelConfig, head: Head) -> Engine:
-    """Return the fast engine if its results equal the plain engine's; else the plain one, with a warning."""
+def engine_for(network: Any, codec: Codec, cfg: ModelConfig, head: Head, *, few: bool = False) -> Engine:
+    """Return the fast engine if its results equal the plain engine's; else the plain one, with a warning.
+
+    Args:
+        network: the network on its device, or with `few` on the processor.
+        codec, cfg, head: as `load_model` gets and makes them.
+        few: True to test a copy of the first layers on the device of `cfg`, which may not hold all of them.
+    """
     if not cfg.fast:
         return PlainEngine()
-    problem = disagreement(network, codec, head)
+    if few:
+        problem = few_disagree(network, codec, head, resolve(cfg)[0])
+    else:
+        problem = disagreement(network, codec, head)
     if problem is None:
         return FastEngine()
     log.warning("%s falls back to the plain path, which is slower: %s", cfg.model, problem)
