@@ -6,33 +6,39 @@ several with that of one.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
 import palate
 from palate.cli import main
 from palate.config import LearnerConfig, Sampling
 from palate.errors import PalateError
+from palate.launch.measure import worth_gathering
 from palate.learn import CachedReference, Learner, Optimizer, Pairwise, Policy, Ranking
 from palate.losses import PAIR_LOSSES
 from palate.methods import METHODS
-from palate.model import Snapshot, device
+from palate.model import Snapshot, device, load
 from palate.model.sharded import local_part, whole_tensor
 from palate.run import led
 from palate.testing import tiny_policy
 from palate.types import Completion, Group, Pair, Prompt
-from palate.world import current
+from palate.world import current, guard
 from palate.world.start import Together
 from palate.world.wire import encode
 
@@ -110,6 +116,16 @@ def sharded_checkpointing(place: Path) -> Result:
     return train(place, sharding="full", checkpointing=True)
 
 
+def sharded_nested(place: Path) -> Result:
+    """A model that names a layer within a layer among those that are divided by themselves."""
+    plain = LlamaPreTrainedModel._no_split_modules
+    try:
+        LlamaPreTrainedModel._no_split_modules = [*plain, "LlamaMLP"]
+        return train(place, sharding="full")
+    finally:
+        LlamaPreTrainedModel._no_split_modules = plain
+
+
 def rewards(place: Path, sharding: str = "none") -> Result:
     """A reward model: three updates, then the scores of all pairs; and the values of another head."""
     options = {"model": str(place / "model"), "dtype": "float32", "device": "cpu", "sharding": sharding}
@@ -179,7 +195,10 @@ OWN: dict[str, dict[str, Any]] = {
 def methods(place: Path) -> Result:
     """A whole run of every method, and of one that ends at a bound of its KL."""
     ends = {f"{name}": trained(place, name) for name in sorted(METHODS)}
-    return {"weights": ends | {"bounded": trained(place, "oaif", max_kl=1e-9, kl_every=1)}, "loaders": loaders(place)}
+    return {
+        "weights": ends | {"bounded": trained(place, "oaif", max_kl=1e-9, kl_every=1)},
+        "loaders": loaders(place),
+    }
 
 
 def loaders(place: Path) -> str:
@@ -343,6 +362,42 @@ def random_reward(place: Path) -> Result:
     return {"rewards": [[g.rewards, dict(g.parts)] for g in groups], "calls": calls}
 
 
+def torch_fails(place: Path) -> Result:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such network interface\nin a file of torch")
+
+    plain = dist.all_gather
+    try:
+        dist.all_gather = fail
+        return said(lambda: current().gather("the meeting", None))
+    finally:
+        dist.all_gather = plain
+
+
+def one_falls_back(place: Path) -> Result:
+    """Process 1 cannot use the fast path."""
+    plain = load.disagreement
+    try:
+        load.disagreement = lambda *_: "its numbers are odd" if current().rank == 1 else None
+        return {"engine": type(tiny_policy(place / "model").model.engine).__name__}
+    finally:
+        load.disagreement = plain
+
+
+def sharded_freed(place: Path) -> Result:
+    """The copy for sampling, before and after an update; and what an offline run leaves out."""
+    policy = tiny_policy(place / "model", lora=True, sharding="full")
+    drawn(policy.snapshot())
+    copied = weakref.ref(policy.model.engine._gathered.network)
+    there = copied() is not None
+    policy.update(pairs_for(policy, 2), Pairwise(PAIR_LOSSES["rso_hinge"], 0.5))
+    gc.collect()
+    lines: list[str] = []
+    run: Any = SimpleNamespace(display=SimpleNamespace(say=lines.append))
+    shown = worth_gathering(policy, [Prompt("a")], run)
+    return {"before": there, "after": copied() is not None, "shown": len(shown), "lines": lines}
+
+
 def said(act: Callable[[], Any]) -> Result:
     try:
         act()
@@ -365,6 +420,19 @@ def killed(place: Path) -> Result:
     if current().rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return said(lambda: current().gather("the meeting", None))
+
+
+def stuck(place: Path) -> Result:
+    """Process 0 waits where it cannot see that process 1 has ended."""
+    guard.GRACE = 1.0
+    if current().rank == 1:
+        error = PalateError("row 3 is empty; fill it")
+        if current().close(error):
+            print(error, file=sys.stderr)
+        time.sleep(5)
+        os._exit(2)
+    time.sleep(300)
+    return {}
 
 
 # ---- A run that is killed ----------------------------------------------------------------------------

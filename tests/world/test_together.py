@@ -22,6 +22,7 @@ TRAINED = {
     "sharded_lora_fast": "lora_fast",
     "sharded_lora_plain": "lora_plain",
     "sharded_checkpointing": "full_fast",
+    "sharded_nested": "full_fast",
     "rewards": "rewards",
     "sharded_rewards": "rewards",
 }
@@ -41,7 +42,7 @@ METHODS = {"methods": "methods", "sharded_methods": "whole_methods"}
 
 OTHERS = (
     *("not_finite", "other_batch", "other_place", "leader_fails", "random_reward"),
-    "sharded_alone",
+    *("sharded_alone", "torch_fails", "one_falls_back", "sharded_freed"),
 )
 
 
@@ -184,6 +185,22 @@ def test_processes_at_different_places_say_where_they_are(both: dict[str, list[A
         assert f"process {rank} at 'corner {rank}'" in result["said"]
 
 
+def test_an_error_of_torch_is_not_the_death_of_another_process(both: dict[str, list[Any]]) -> None:
+    for result in both["torch_fails"]:
+        assert result["error"] == "ProcessError"
+        assert result["said"] == "the processes cannot do 'the meeting' together: no such network interface"
+
+
+def test_all_processes_compute_on_one_path(both: dict[str, list[Any]]) -> None:
+    assert both["one_falls_back"] == [{"engine": "PlainEngine"}] * 2
+
+
+def test_the_copy_for_sampling_is_freed_before_learning(both: dict[str, list[Any]]) -> None:
+    for result in both["sharded_freed"]:
+        assert (result["before"], result["after"], result["shown"]) == (True, False, 0)
+        assert "logps/fresh is not measured" in result["lines"][0]
+
+
 def test_an_error_of_the_leader_is_that_of_all(both: dict[str, list[Any]]) -> None:
     assert both["leader_fails"] == [{"error": "PalateError", "said": "row 3 is empty; fill it"}] * 2
 
@@ -206,3 +223,9 @@ def test_a_process_that_is_killed_is_named(tmp_path: Path, start: Any) -> None:
     assert (first.returncode, second.returncode) == (0, -9), first.stderr
     said = decode((tmp_path / "killed.0").read_bytes())["said"]
     assert said.startswith("process 1 of 2 ended without an error message")
+
+
+def test_a_process_that_waits_inside_of_torch_ends_with_the_others(tmp_path: Path, start: Any) -> None:
+    first, second = start(str(tmp_path), "60", "stuck")
+    assert (first.returncode, second.returncode) == (2, 2), first.stderr
+    assert first.stderr.count("row 3 is empty") + second.stderr.count("row 3 is empty") == 1
