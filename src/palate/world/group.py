@@ -245,7 +245,7 @@ class Processes:
         self._note(name)
         try:
             self._wait(name, start())
-        except BaseException as error:
+        except (RuntimeError, PalateError, KeyboardInterrupt) as error:
             self.guarded = False  # the main thread has noticed
             if not isinstance(error, RuntimeError):
                 raise

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from palate.model.codec import Codec
-from palate.model.fast.probe import disagreement
+from palate.model.fast.probe import FOREIGN, disagreement
 from palate.model.loaded import Head
 
 FEWEST = 2
@@ -29,7 +29,7 @@ def few_disagree(network: Any, codec: Codec, head: Head, device: torch.device) -
         return "its layers are not in one list"
     try:
         return disagreement(copied, codec, head)
-    except Exception as error:  # layers may need others that the copy lacks
+    except (*FOREIGN, KeyError) as error:  # layers may need others that the copy lacks
         return f"its first layers do not work alone ({type(error).__name__}: {str(error)[:80]})"
 
 
