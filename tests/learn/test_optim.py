@@ -298,6 +298,22 @@ def snapshot_of(steps: int, dtype: torch.dtype, options: dict) -> dict[str, Tens
     return ours.state()
 
 
+def test_received_moments_become_the_optimizers_own() -> None:
+    made, other = parameters(), parameters()
+    ours, restored = optimizer(made), optimizer(other)
+    backward(made, 0)
+    ours.step()
+    state = {key: value.clone() for key, value in ours.state().items()}
+    for name in ours.names:
+        kinds = ("weight", "exp_avg", "exp_avg_sq", "step")
+        restored.restore_weight(name, {kind: state[f"{kind}/{name}"] for kind in kinds})
+    reached = restored.state()
+    for key, value in state.items():
+        assert torch.equal(reached[key], value)
+        # A copy would double the memory of the moments.
+        assert (reached[key].data_ptr() == value.data_ptr()) == (not key.startswith("weight/"))
+
+
 def test_going_back_to_the_start_forgets_the_moments() -> None:
     # Before its first step an optimizer has no moments, so the state has none to put in their place.
     made, other = parameters(), parameters()

@@ -1,13 +1,16 @@
+import socket
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from palate.config import ModelConfig
-from palate.errors import ModelError
+from palate.errors import ConfigError, ModelError
+from palate.given import GivenModel
 from palate.model import device, load_model
-from palate.model.device import has_bfloat16, resolve
+from palate.model.device import has_bfloat16, require_apart, resolve
 
 CPU = torch.device("cpu")
 
@@ -86,6 +89,48 @@ def test_processes_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("palate.model.device.current", lambda: two)
     with pytest.raises(ModelError, match="device is 'cuda:1', and all 2 processes would share it"):
         resolve(ModelConfig(device="cuda:1"))
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_given_model_is_on_the_gpu_of_its_process(monkeypatch: pytest.MonkeyPatch, own: int) -> None:
+    monkeypatch.setattr(device, "current", lambda: SimpleNamespace(size=2, rank=own))
+    monkeypatch.setattr(device, "place_of", lambda *_: (torch.device("cuda:1"), "float32"))
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: own)
+    cfg = ModelConfig(model=GivenModel(SimpleNamespace(name_or_path="mine")))
+    if own == 1:
+        assert resolve(cfg) == (torch.device("cuda:1"), torch.float32)
+        return
+    with pytest.raises(ModelError, match="is on cuda:1 in process 0 of 2, whose GPU is cuda:0; move it to"):
+        resolve(cfg)
+
+
+class Gathered:
+    """A world in which the other processes have these values."""
+
+    def __init__(self, *others: Any) -> None:
+        self.others, self.size = others, 1 + len(others)
+
+    def gather(self, name: str, value: Any) -> list[Any]:
+        return [value, *self.others]
+
+
+def test_two_processes_with_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, host = torch.device("cuda"), socket.gethostname()
+    monkeypatch.setattr(device, "_identity", lambda _: "GPU-1")
+    for others, processes in (([host, "GPU-1"],), 1), (([host, "GPU-2"], [host, "GPU-2"]), 2):
+        monkeypatch.setattr(device, "current", lambda others=others: Gathered(*others))
+        with pytest.raises(ConfigError, match=f"use --processes {processes}, or --device cpu"):
+            require_apart(gpu)
+        require_apart(CPU)
+    monkeypatch.setattr(device, "current", lambda: Gathered([host, "GPU-2"], ["other", "GPU-1"]))
+    require_apart(gpu)
+
+
+def test_the_smallest_gpu_decides_about_sharding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "current", lambda: Gathered(40, 60))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80))
+    assert device.least_memory(torch.device("cuda")) == 40
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from palate.errors import ModelError
 from palate.learn import Pairwise, Policy
 from palate.losses import PAIR_LOSSES
 from palate.model import Codec, LoadedModel, embedded, embedded_model, load_codec, load_model, scalar_outputs
+from palate.model import load as load_module
 from palate.model.rollouts import sample
 from palate.testing import CHAT, byte_tokenizer, tiny_model
 from palate.types import Comparison, Pair, Prompt
@@ -164,12 +166,16 @@ def test_full_round_trip(make_policy: MakePolicy, tiny: str, tmp_path: Path) -> 
     assert not torch.equal(logits(theirs), logits(load(tiny).network))
 
 
-def test_adapter_round_trip(make_policy: MakePolicy, tiny: str, tmp_path: Path) -> None:
+def test_adapter_round_trip(
+    make_policy: MakePolicy, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = make_policy(model={"lora": True, "lora_rank": 4, "lora_alpha": 32.0})
     learn(policy)
     policy.save(tmp_path)
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     torch.testing.assert_close(logits(theirs), logits(policy.model.network), atol=1e-6, rtol=0)
+    # peft's own choice is the first GPU, which belongs to one of several processes.
+    monkeypatch.setattr("peft.peft_model.infer_device", lambda: "meta")
     for trainable in (True, False):
         ours = load(tmp_path, trainable=trainable, lora=True)
         assert torch.equal(logits(ours.network), logits(policy.model.network))
@@ -178,6 +184,23 @@ def test_adapter_round_trip(make_policy: MakePolicy, tiny: str, tmp_path: Path) 
     assert not torch.equal(logits(theirs), logits(load(tiny).network))
     # The base model is not written again.
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_an_adapter_is_merged_on_the_processor(
+    make_policy: MakePolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_policy(model={"lora": True, "lora_rank": 4}).save(tmp_path)
+    places = []
+
+    def network(*args: Any) -> Any:
+        places.append(args[4])
+        return plain(*args)
+
+    plain = load_module._network
+    monkeypatch.setattr(load_module, "_network", network)
+    monkeypatch.setattr(load_module, "resolve", lambda _: (torch.device("meta"), torch.float32))
+    merged = load(tmp_path, lora=False, fast=False)
+    assert (places, merged.device.type) == ([torch.device("cpu")], "meta")
 
 
 def test_without_lora_an_adapter_becomes_part_of_the_weights(

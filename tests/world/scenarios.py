@@ -6,33 +6,39 @@ several with that of one.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
 import palate
 from palate.cli import main
 from palate.config import LearnerConfig, Sampling
 from palate.errors import PalateError
+from palate.launch.measure import worth_gathering
 from palate.learn import CachedReference, Learner, Optimizer, Pairwise, Policy, Ranking
 from palate.losses import PAIR_LOSSES
 from palate.methods import METHODS
-from palate.model import Snapshot, device
-from palate.model.sharded import whole_tensor
+from palate.model import Snapshot, device, load
+from palate.model.sharded import local_part, whole_tensor
 from palate.run import led
 from palate.testing import tiny_policy
 from palate.types import Completion, Group, Pair, Prompt
-from palate.world import current
+from palate.world import current, guard
 from palate.world.start import Together
 from palate.world.wire import encode
 
@@ -57,11 +63,18 @@ def weights(policy: Learner) -> dict[str, np.ndarray]:
     return {k: whole_tensor(t.detach()).float().numpy().copy() for k, t in policy.optimizer.state().items()}
 
 
-def train(place: Path, **options: Any) -> Result:
-    """Three updates of which the batches are odd, then one with a single record."""
+def train(place: Path, *, resumed: bool = False, **options: Any) -> Result:
+    """Three updates of which the batches are odd, then one with a single record.
+
+    With `resumed`, the policy is put back to its start first, so that the reference is apart from it when the
+    first pass computes with its weights, as in a run that resumes.
+    """
     policy = tiny_policy(place / "model", lr=1e-3, adam_eps=ADAM_EPS, **options)
     pairs = pairs_for(policy, 7)
     objective = Pairwise(PAIR_LOSSES["dpo"], 0.5, CachedReference(policy.snapshot()))
+    if resumed:
+        start = {name: local_part(tensor).clone() for name, tensor in policy.optimizer.state().items()}
+        policy.restore(start, version=0, updates=0)
     metrics = [policy.update(batch, objective) for batch in (pairs[:5], pairs[2:], pairs[:3], pairs[3:4])]
     held_out = policy.measure(pairs, objective)
     return {"weights": weights(policy), "metrics": metrics, "held_out": held_out}
@@ -103,6 +116,16 @@ def sharded_checkpointing(place: Path) -> Result:
     return train(place, sharding="full", checkpointing=True)
 
 
+def sharded_nested(place: Path) -> Result:
+    """A model that names a layer within a layer among those that are divided by themselves."""
+    plain = LlamaPreTrainedModel._no_split_modules
+    try:
+        LlamaPreTrainedModel._no_split_modules = [*plain, "LlamaMLP"]
+        return train(place, sharding="full")
+    finally:
+        LlamaPreTrainedModel._no_split_modules = plain
+
+
 def rewards(place: Path, sharding: str = "none") -> Result:
     """A reward model: three updates, then the scores of all pairs; and the values of another head."""
     options = {"model": str(place / "model"), "dtype": "float32", "device": "cpu", "sharding": sharding}
@@ -125,8 +148,16 @@ def sharded_bfloat16(place: Path) -> Result:
     return train(place, dtype="bfloat16", sharding="full")
 
 
+def sharded_lora_bfloat16(place: Path) -> Result:
+    return train(place, dtype="bfloat16", sharding="full", lora=True, resumed=True)
+
+
 def bfloat16(place: Path) -> Result:
     return train(place, dtype="bfloat16")
+
+
+def lora_bfloat16(place: Path) -> Result:
+    return train(place, dtype="bfloat16", lora=True)
 
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -141,6 +172,17 @@ def letters(completions, completion_ids):
     texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
     return [sum(map(ord, t)) % 101 + len(ids) / 7 for t, ids in zip(texts, completion_ids)]
 """
+OTHER_REWARD = """
+import os
+
+with open(__file__ + ".ranks", "a") as file:
+    file.write(os.environ.get("RANK", "0"))
+
+def short(completions):
+    return [-len(c) for c in completions]
+"""
+"""A reward that notes which process loads it."""
+
 OWN: dict[str, dict[str, Any]] = {
     "rso": {"n": 6, "accept": 4},
     "click": {"n": 6, "threshold": 50.0},
@@ -153,7 +195,16 @@ OWN: dict[str, dict[str, Any]] = {
 def methods(place: Path) -> Result:
     """A whole run of every method, and of one that ends at a bound of its KL."""
     ends = {f"{name}": trained(place, name) for name in sorted(METHODS)}
-    return {"weights": ends | {"bounded": trained(place, "oaif", max_kl=1e-9, kl_every=1)}}
+    return {
+        "weights": ends | {"bounded": trained(place, "oaif", max_kl=1e-9, kl_every=1)},
+        "loaders": loaders(place),
+    }
+
+
+def loaders(place: Path) -> str:
+    """Return the ranks of the processes that loaded the reward of held-out completions."""
+    notes = place / f"rows-{current().size}-0" / "other.py.ranks"
+    return current().lead("ranks", lambda: "".join(sorted(set(notes.read_text()))))
 
 
 def sharded_methods(place: Path) -> Result:
@@ -180,6 +231,7 @@ def trained(place: Path, name: str, **changes: Any) -> dict[str, np.ndarray]:
         for part, some in (("train", ROWS[way.learns_from]), ("held_out", ROWS[way.learns_from][:3])):
             (rows / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
         (rows / "rewards.py").write_text(REWARD)
+        (rows / "other.py").write_text(OTHER_REWARD)
     rows = Path(world.lead("rows", lambda: str(rows)))
     fixed = {
         "model": str(place / "model"),
@@ -188,6 +240,7 @@ def trained(place: Path, name: str, **changes: Any) -> dict[str, np.ndarray]:
         "output": rows / "run",
         "overwrite": True,
         "reward": f"{rows / 'rewards.py'}:letters",
+        "eval_reward": f"{rows / 'other.py'}:short",
         "rounds": 1,
         "steps": 3,
         "batch_size": 4,
@@ -225,11 +278,13 @@ def lora_sampled(place: Path) -> Result:
 
 def after_updates(policy: Policy) -> Result:
     start, pairs = policy.snapshot(), pairs_for(policy, 4)
+    drawn(start)
     objective = Pairwise(PAIR_LOSSES["rso_hinge"], 0.5)
     policy.update(pairs, objective)
     middle = policy.snapshot()
     policy.update(pairs, objective)
-    snapshots = (start, middle, policy.snapshot())
+    # The start samples first after the updates, with the adapter off; then the live weights, with it on.
+    snapshots = (start, policy.snapshot(), middle)
     return {
         "tokens": [[c.token_ids for g in drawn(snapshot) for c in g.completions] for snapshot in snapshots],
         "scored": [snapshot.logps(pairs).values.numpy() for snapshot in snapshots],
@@ -307,6 +362,42 @@ def random_reward(place: Path) -> Result:
     return {"rewards": [[g.rewards, dict(g.parts)] for g in groups], "calls": calls}
 
 
+def torch_fails(place: Path) -> Result:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such network interface\nin a file of torch")
+
+    plain = dist.all_gather
+    try:
+        dist.all_gather = fail
+        return said(lambda: current().gather("the meeting", None))
+    finally:
+        dist.all_gather = plain
+
+
+def one_falls_back(place: Path) -> Result:
+    """Process 1 cannot use the fast path."""
+    plain = load.disagreement
+    try:
+        load.disagreement = lambda *_: "its numbers are odd" if current().rank == 1 else None
+        return {"engine": type(tiny_policy(place / "model").model.engine).__name__}
+    finally:
+        load.disagreement = plain
+
+
+def sharded_freed(place: Path) -> Result:
+    """The copy for sampling, before and after an update; and what an offline run leaves out."""
+    policy = tiny_policy(place / "model", lora=True, sharding="full")
+    drawn(policy.snapshot())
+    copied = weakref.ref(policy.model.engine._gathered.network)
+    there = copied() is not None
+    policy.update(pairs_for(policy, 2), Pairwise(PAIR_LOSSES["rso_hinge"], 0.5))
+    gc.collect()
+    lines: list[str] = []
+    run: Any = SimpleNamespace(display=SimpleNamespace(say=lines.append))
+    shown = worth_gathering(policy, [Prompt("a")], run)
+    return {"before": there, "after": copied() is not None, "shown": len(shown), "lines": lines}
+
+
 def said(act: Callable[[], Any]) -> Result:
     try:
         act()
@@ -329,6 +420,19 @@ def killed(place: Path) -> Result:
     if current().rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return said(lambda: current().gather("the meeting", None))
+
+
+def stuck(place: Path) -> Result:
+    """Process 0 waits where it cannot see that process 1 has ended."""
+    guard.GRACE = 1.0
+    if current().rank == 1:
+        error = PalateError("row 3 is empty; fill it")
+        if current().close(error):
+            print(error, file=sys.stderr)
+        time.sleep(5)
+        os._exit(2)
+    time.sleep(300)
+    return {}
 
 
 # ---- A run that is killed ----------------------------------------------------------------------------

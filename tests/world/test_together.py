@@ -22,6 +22,7 @@ TRAINED = {
     "sharded_lora_fast": "lora_fast",
     "sharded_lora_plain": "lora_plain",
     "sharded_checkpointing": "full_fast",
+    "sharded_nested": "full_fast",
     "rewards": "rewards",
     "sharded_rewards": "rewards",
 }
@@ -34,11 +35,14 @@ SAMPLED = {
     "sharded_lora_sampled": "lora_sampled",
 }
 
+ROUNDED = {"sharded_bfloat16": "bfloat16", "sharded_lora_bfloat16": "lora_bfloat16"}
+"""Sharded work in bfloat16, and the same of one process, which rounds at other places."""
+
 METHODS = {"methods": "methods", "sharded_methods": "whole_methods"}
 
 OTHERS = (
-    *("sharded_bfloat16", "not_finite", "other_batch", "other_place", "leader_fails", "random_reward"),
-    "sharded_alone",
+    *("not_finite", "other_batch", "other_place", "leader_fails", "random_reward"),
+    *("sharded_alone", "torch_fails", "one_falls_back", "sharded_freed"),
 )
 
 
@@ -52,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def both(place: Path, start: Any) -> dict[str, list[Any]]:
     """The results of two processes, rank by rank; computed once for all tests."""
-    names = (*TRAINED, *SAMPLED, *METHODS, *OTHERS)
+    names = (*TRAINED, *SAMPLED, *ROUNDED, *METHODS, *OTHERS)
     if not (place / f"{names[-1]}.1").exists():
         for ended in start(str(place), "60", *names):
             assert ended.returncode == 0, ended.stderr
@@ -117,8 +121,12 @@ def test_a_method_needs_no_change_for_two_processes(
             near(ours, weight, f"{method} {key}")
 
 
+def test_the_reward_of_held_out_completions_is_loaded_in_one_process(both: dict[str, list[Any]]) -> None:
+    assert [result["loaders"] for result in both["methods"]] == ["0", "0"]
+
+
 def test_the_first_loss_of_dpo_is_log_2_to_the_last_bit(both: dict[str, list[Any]]) -> None:
-    for name in (*TRAINED, "sharded_bfloat16"):
+    for name in (*TRAINED, *ROUNDED):
         if "rewards" not in name:
             assert both[name][0]["metrics"][0]["rewards/margins"] == 0.0
 
@@ -135,18 +143,18 @@ def test_two_processes_sample_the_rows_of_one(
     if "lora" in name:  # three versions of one policy
         assert not np.allclose(first["scored"][0], first["scored"][1], atol=1e-3)
         assert not np.allclose(first["scored"][1], first["scored"][2], atol=1e-3)
+        assert one["tokens"][0] != one["tokens"][1]
 
 
+@pytest.mark.parametrize(("name", "single"), ROUNDED.items())
 def test_sharded_bfloat16_trains_as_one_process_does_to_its_precision(
-    place: Path, both: dict[str, list[Any]]
+    place: Path, both: dict[str, list[Any]], name: str, single: str
 ) -> None:
     from palate.testing import tiny_policy
 
-    one = alone(place, "bfloat16")
-    first, second = both["sharded_bfloat16"]
-    start = {
-        f"weight/{n}": p.detach().float().numpy() for n, p in tiny_policy(place / "model").model.trained()
-    }
+    one, (first, second) = alone(place, single), both[name]
+    trained = tiny_policy(place / "model", lora="lora" in name).model.trained()
+    start = {f"weight/{n}": p.detach().float().numpy() for n, p in trained}
     for key, expected in one["weights"].items():
         assert np.array_equal(first["weights"][key], second["weights"][key])
         if key.startswith("weight"):
@@ -177,6 +185,22 @@ def test_processes_at_different_places_say_where_they_are(both: dict[str, list[A
         assert f"process {rank} at 'corner {rank}'" in result["said"]
 
 
+def test_an_error_of_torch_is_not_the_death_of_another_process(both: dict[str, list[Any]]) -> None:
+    for result in both["torch_fails"]:
+        assert result["error"] == "ProcessError"
+        assert result["said"] == "the processes cannot do 'the meeting' together: no such network interface"
+
+
+def test_all_processes_compute_on_one_path(both: dict[str, list[Any]]) -> None:
+    assert both["one_falls_back"] == [{"engine": "PlainEngine"}] * 2
+
+
+def test_the_copy_for_sampling_is_freed_before_learning(both: dict[str, list[Any]]) -> None:
+    for result in both["sharded_freed"]:
+        assert (result["before"], result["after"], result["shown"]) == (True, False, 0)
+        assert "logps/fresh is not measured" in result["lines"][0]
+
+
 def test_an_error_of_the_leader_is_that_of_all(both: dict[str, list[Any]]) -> None:
     assert both["leader_fails"] == [{"error": "PalateError", "said": "row 3 is empty; fill it"}] * 2
 
@@ -199,3 +223,9 @@ def test_a_process_that_is_killed_is_named(tmp_path: Path, start: Any) -> None:
     assert (first.returncode, second.returncode) == (0, -9), first.stderr
     said = decode((tmp_path / "killed.0").read_bytes())["said"]
     assert said.startswith("process 1 of 2 ended without an error message")
+
+
+def test_a_process_that_waits_inside_of_torch_ends_with_the_others(tmp_path: Path, start: Any) -> None:
+    first, second = start(str(tmp_path), "60", "stuck")
+    assert (first.returncode, second.returncode) == (2, 2), first.stderr
+    assert first.stderr.count("row 3 is empty") + second.stderr.count("row 3 is empty") == 1

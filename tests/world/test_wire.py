@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from palate.errors import BudgetError, ConfigError, DataError, ProcessError
+from palate.errors import BudgetError, ConfigError, DataError, ProcessError, RunError
 from palate.learn.shards import SavedState, rows_of
 from palate.world import Alone, current, join, own_part, shared_rows
 from palate.world.ending import ending_of, raised
+from palate.world.launcher import _code
 from palate.world.start import Together, processes_around, threads_of
 from palate.world.wire import decode, encode
 
@@ -80,6 +81,22 @@ def test_the_error_of_one_process_is_that_of_the_others(error: Exception, kind: 
     assert str(error) in str(arrived)
 
 
+@pytest.mark.parametrize(
+    ("codes", "whole"),
+    [
+        ([0, 0], 0),
+        ([0, 2], 2),
+        ([1, -9], 1),
+        ([-9, 1], 1),
+        ([130, -9], 130),
+        ([-9, -9], 137),
+        ([1, 130], 130),
+    ],
+)
+def test_the_exit_code_is_that_of_an_error_before_that_of_a_kill(codes: list[int], whole: int) -> None:
+    assert _code(codes) == whole
+
+
 @pytest.mark.parametrize("writers", [1, 2, 3, 5])
 def test_saved_parts_are_read_by_any_number_of_processes(tmp_path: Path, writers: int) -> None:
     state = {"a": torch.arange(14.0).view(7, 2), "b": torch.arange(2.0), "step": torch.tensor(3.0)}
@@ -94,3 +111,16 @@ def test_saved_parts_are_read_by_any_number_of_processes(tmp_path: Path, writers
         for name, tensor in state.items():
             parts = [saved.part(name, rank, readers) for rank in range(readers)]
             assert torch.equal(torch.cat(parts) if tensor.dim() else parts[0], tensor)
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    for rank in range(3):
+        save_file({"a": torch.arange(2.0)}, tmp_path / f"state-{rank + 1:05}-of-00003.safetensors")
+    SavedState(tmp_path)
+    for rank in (3, 1):
+        (tmp_path / f"state-{rank:05}-of-00003.safetensors").unlink()
+        with pytest.raises(RunError, match=f"parts of 3 processes, but state-{min(rank, 3):05}-of-00003"):
+            SavedState(tmp_path)
+    (tmp_path / "state-00002-of-00003.safetensors").unlink()
+    with pytest.raises(RunError, match="has no state of the optimizer"):
+        SavedState(tmp_path)

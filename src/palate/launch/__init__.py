@@ -26,6 +26,7 @@ from palate.launch.measure import (
     report_weights,
     shown_prompts,
     watch_kl,
+    worth_gathering,
 )
 from palate.launch.probe import probe_judge
 from palate.launch.rewards import annotator_of, held_out_annotator
@@ -196,7 +197,7 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     measure_fresh(policy, shown, cfg, run)
     watch_kl(policy, prompts, cfg, run, annotate)
     probe_judge(annotate, policy, prompts, cfg, run)
-    hold_contests(held_out, held_out_annotator(annotate, cfg, run), cfg, run)
+    hold_contests(held_out, led(lambda: held_out_annotator(annotate, cfg, run)), cfg, run)
     with suppress(BoundReachedError):
         method.way_of(cfg).train(policy, annotate, prompts, cfg, run, *beside)
     keep_best(run, policy, *beside)
@@ -248,6 +249,8 @@ def _on_records(
             learner.model.codec.room(prompt, need=cfg.max_new_tokens)
     others = prompts_of(records)
     shown = shown_prompts(method, learner, prompts, others, cfg, all_held_out=start is not None)
+    if start is None:
+        shown = worth_gathering(learner, shown, run)
     measure_fresh(learner, shown, cfg, run)
     watch_kl(learner, others, cfg, run, annotate)
     with suppress(BoundReachedError):

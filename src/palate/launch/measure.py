@@ -45,6 +45,21 @@ def shown_prompts(
     return list(islice(fitting_prompts(learner, held_out or others, cfg), cfg.fresh_prompts))
 
 
+def worth_gathering(learner: Learner, shown: Sequence[Prompt], run: Run) -> Sequence[Prompt]:
+    """Return the prompts of `measure_fresh` for a method that samples nothing else.
+
+    The list is empty if the weights are divided among the processes and no server samples: a few completions
+    are not worth a copy of all weights on each device, which may not fit.
+    """
+    if not shown or not learner.model.sharded or learner.model.sampler is not None:
+        return shown
+    run.display.say(
+        "logps/fresh is not measured: the weights are divided among the processes, and sampling would need a "
+        "copy of all weights on each device"
+    )
+    return ()
+
+
 def fitting_prompts(learner: Learner, prompts: Iterable[Prompt], cfg: Any) -> Iterator[Prompt]:
     """Yield distinct prompts that leave room for a completion, in order."""
     codec = learner.model.codec

@@ -161,8 +161,15 @@ class Learner:
 
     def restore(self, state: Mapping[str, Tensor], *, version: int, updates: int) -> None:
         """Restore the optimizer's state after `updates` updates; existing snapshots do not change."""
+        with self.restoring(version, updates):
+            self.optimizer.restore(state, updates)
+
+    @contextmanager
+    def restoring(self, version: int, updates: int) -> Iterator[None]:
+        """Restore the weights of the optimizer one by one within the context; see `restore`."""
         self._before_step()
-        self.optimizer.restore(state, updates)
+        yield
+        self.optimizer.steps = updates
         self.version = version
         self.model.revision += 1
 

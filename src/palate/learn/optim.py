@@ -135,19 +135,29 @@ class Optimizer:
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
         """Restore the tensors that `state` returned after `steps` steps, and update the live weights."""
-        kinds = {key.split("/", 1)[0] for key in state} - {"weight"}
-        for name, live, master in zip(self.names, self.live, self.master, strict=True):
-            local_part(master).copy_(state[f"weight/{name}"])
-            if live is not master:
-                live.copy_(master)
+        kinds = {key.split("/", 1)[0] for key in state}
+        for name in self.names:
             own = {kind: state[f"{kind}/{name}"] for kind in kinds if f"{kind}/{name}" in state}
-            self._adamw.state.pop(master, None)
-            if own:
-                # The fused step keeps its step count on the device of the weights.
-                self._adamw.state[master] = {
-                    k: like(master, value.to(master.device, copy=True)) for k, value in own.items()
-                }
+            # A state that belongs to another optimizer must not change with this one.
+            self.restore_weight(name, {k: v if k == "weight" else v.clone() for k, v in own.items()})
         self.steps = steps
+
+    @torch.no_grad()
+    def restore_weight(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Restore one weight from its tensors by kind, of which the moments become the optimizer's own."""
+        i = self.names.index(name)
+        live, master = self.live[i], self.master[i]
+        local_part(master).copy_(tensors["weight"])
+        if live is not master:
+            live.copy_(master)
+        self._adamw.state.pop(master, None)
+        if len(tensors) > 1:
+            # The fused step keeps its step count on the device of the weights.
+            self._adamw.state[master] = {
+                kind: like(master, value.to(master.device))
+                for kind, value in tensors.items()
+                if kind != "weight"
+            }
 
 
 def lr_factor(step: int, cfg: OptimConfig, total_steps: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from palate.world import current
 
 
 def share_state(learner: Learner) -> None:
-    """Give the learner of every process the weights, moments and numbers of that of process 0."""
+    """Give the learner of every process the weights, moments and numbers of that of process 0.
+
+    Tensors travel weight by weight, so that a process has room for two copies of one weight, not of all.
+    """
     world = current()
     own = learner.optimizer.state() if world.leads else {}
 
@@ -23,12 +27,21 @@ def share_state(learner: Learner) -> None:
         return [shapes, learner.numbers()]
 
     shapes, numbers = world.lead("state of a learner", facts)
+    by_weight: dict[str, dict[str, Any]] = {}
+    for key, shape, dtype in shapes:
+        kind, name = key.split("/", 1)
+        by_weight.setdefault(name, {})[kind] = shape, getattr(torch, dtype)
+    with nullcontext() if world.leads else learner.restoring(numbers["version"], numbers["updates"]):
+        for name, kinds in by_weight.items():
+            if world.leads:
+                tensors = {kind: own[f"{kind}/{name}"] for kind in kinds}
+            else:
+                tensors = {
+                    kind: torch.empty(shape, dtype=dtype, device=learner.model.device)
+                    for kind, (shape, dtype) in kinds.items()
+                }
+            world.broadcast("state of a learner", list(tensors.values()))
+            if not world.leads:
+                learner.optimizer.restore_weight(name, tensors)
     if not world.leads:
-        own = {
-            name: torch.empty(shape, dtype=getattr(torch, dtype), device=learner.model.device)
-            for name, shape, dtype in shapes
-        }
-    world.broadcast("state of a learner", list(own.values()))
-    if not world.leads:
-        learner.restore(own, version=numbers["version"], updates=numbers["updates"])
         learner.skipped, learner.skipped_in_a_row = numbers["skipped"], numbers["skipped_in_a_row"]

@@ -115,8 +115,9 @@ def continued_adapter(network: Any, adapter: str, head: Head, *, trainable: bool
     """
     config = PeftConfig.from_pretrained(adapter)
     if head == "lm" or config.task_type == CLASSIFIER:
+        # By default peft reads the file onto the first GPU, in every process.
         return PeftModel.from_pretrained(
-            network, adapter, is_trainable=trainable, autocast_adapter_dtype=False
+            network, adapter, is_trainable=trainable, autocast_adapter_dtype=False, torch_device="cpu"
         )
     config.task_type, config.inference_mode = CLASSIFIER, False
     peft = get_peft_model(network, config, autocast_adapter_dtype=False)

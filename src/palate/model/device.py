@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import torch
 
 from palate.config import ModelConfig
-from palate.errors import ModelError
+from palate.errors import ConfigError, ModelError
 from palate.given import GivenModel
 from palate.model.given import place_of
 from palate.near import near
@@ -26,7 +27,8 @@ def resolve(cfg: ModelConfig) -> tuple[torch.device, torch.dtype]:
     dtype = cfg.dtype
     if isinstance(cfg.model, GivenModel):
         device, dtype = place_of(cfg.model, cfg)
-        _device(str(device))  # it may be one that cannot be used
+        _device(device.type)  # it may be one that cannot be used
+        _check_own(device, cfg.model)
     if dtype == "auto":
         return device, torch.bfloat16 if prefers_bfloat16(device) else torch.float32
     if dtype == "float32":
@@ -37,6 +39,45 @@ def resolve(cfg: ModelConfig) -> tuple[torch.device, torch.dtype]:
             "be several times slower than float32; use --dtype float32"
         )
     return device, torch.bfloat16
+
+
+def _check_own(device: torch.device, model: GivenModel) -> None:
+    """Raise ModelError if a model is on the GPU of another process."""
+    world = current()
+    if device.type == "cuda" and world.size > 1 and device.index != (own := torch.cuda.current_device()):
+        raise ModelError(
+            f"model {model!s} is on {device} in process {world.rank} of {world.size}, whose GPU is "
+            f"cuda:{own}; move it to cuda:LOCAL_RANK, the number that the launcher sets in the environment"
+        )
+
+
+def require_apart(device: torch.device) -> None:
+    """Check that each process has a GPU of its own, since NCCL accepts no two on one; a collective.
+
+    Raises:
+        ConfigError: some share a GPU.
+    """
+    world = current()
+    if device.type != "cuda" or world.size == 1:
+        return
+    names = world.gather("devices", [socket.gethostname(), _identity(device)])
+    apart = len({tuple(name) for name in names})
+    if apart < len(names):
+        raise ConfigError(
+            f"{len(names)} processes have {apart} {'GPU' if apart == 1 else 'GPUs'} between them, and each "
+            f"needs one of its own; use --processes {apart}, or --device cpu"
+        )
+
+
+def _identity(device: torch.device) -> str:
+    """Return the number that a GPU has from its maker."""
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def least_memory(device: torch.device) -> int:
+    """Return the memory of the smallest GPU of all processes, in bytes; a collective."""
+    own = torch.cuda.get_device_properties(device).total_memory
+    return min(current().gather("device memory", int(own)))
 
 
 def prefers_bfloat16(device: torch.device) -> bool:

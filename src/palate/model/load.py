@@ -25,6 +25,7 @@ from palate.model.codec import Codec
 from palate.model.device import resolve
 from palate.model.explain import explained
 from palate.model.fast.engine import FastEngine
+from palate.model.fast.few import few_disagree
 from palate.model.fast.probe import disagreement
 from palate.model.given import network_of, tokenizer_of
 from palate.model.loaded import Engine, Head, LoadedModel
@@ -55,7 +56,8 @@ def load_model(
             per token. A value head starts as a reward model's head if the model is one, else as zeros.
         seed: seed of the random initialisation of a new adapter or head.
         trainable: False loads the model for sampling or scoring only, without a new adapter.
-        on_host: True leaves the weights in the machine's own memory, whatever the device.
+        on_host: True leaves the weights in the machine's own memory, whatever the device. The model gets the
+            plain engine, since a test there says nothing about the device; see `engine_for`.
 
     Raises:
         ModelError: the name has no usable model, the model needs permission to run its own code, or the
@@ -70,8 +72,10 @@ def load_model(
     with explained(cfg.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # An adapter of a classifier includes its head.
+        merged = adapter is not None and trainable and not cfg.lora
         if given is None:
-            place = torch.device("cpu") if on_host else device
+            # A processor merges in float32 and a GPU does not, so one of them merges in every run.
+            place = torch.device("cpu") if on_host or merged else device
             network, dropout = _network(base, cfg, head, dtype, place, trainable or adapter is not None)
             tokenizer = _tokenizer(base, adapter, cfg)
         else:
@@ -81,12 +85,12 @@ def load_model(
             own_embeddings = embedding_rows(adapter)
             if own_embeddings not in (None, network.get_input_embeddings().weight.shape[0]):
                 network.resize_token_embeddings(own_embeddings)  # it was made with added tokens
-            merged = trainable and not cfg.lora
             if merged:
                 untie(network, adapter)
             peft = continued_adapter(network, adapter, head, trainable=trainable)
             if merged:
                 network, peft = peft.merge_and_unload().requires_grad_(True), None
+                network.to(torch.device("cpu") if on_host else device)
         elif trainable and cfg.lora:
             peft = fresh_adapter(network, cfg, head)
     if peft is not None:
@@ -107,7 +111,7 @@ def load_model(
     elif cfg.checkpointing:
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     fresh = peft is not None and adapter is None
-    engine = _engine(network, codec, cfg, head)
+    engine = PlainEngine() if on_host else engine_for(network, codec, cfg, head)
     embeddings = own_embeddings is not None
     return LoadedModel(network, codec, head, cfg.model, engine, peft, fresh, embeddings, _dropout=dropout)
 
@@ -157,11 +161,20 @@ def _generation_config(source: str) -> GenerationConfig:
         )
 
 
-def _engine(network: Any, codec: Codec, cfg: ModelConfig, head: Head) -> Engine:
-    """Return the fast engine if its results equal the plain engine's; else the plain one, with a warning."""
+def engine_for(network: Any, codec: Codec, cfg: ModelConfig, head: Head, *, few: bool = False) -> Engine:
+    """Return the fast engine if its results equal the plain engine's; else the plain one, with a warning.
+
+    Args:
+        network: the network on its device, or with `few` on the processor.
+        codec, cfg, head: as `load_model` gets and makes them.
+        few: True to test a copy of the first layers on the device of `cfg`, which may not hold all of them.
+    """
     if not cfg.fast:
         return PlainEngine()
-    problem = disagreement(network, codec, head)
+    if few:
+        problem = few_disagree(network, codec, head, resolve(cfg)[0])
+    else:
+        problem = disagreement(network, codec, head)
     if problem is None:
         return FastEngine()
     log.warning("%s falls back to the plain path, which is slower: %s", cfg.model, problem)

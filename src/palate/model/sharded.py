@@ -10,6 +10,7 @@ Sampling needs all weights at every token, so it works on a gathered copy of the
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -24,13 +25,16 @@ from torch.distributed.tensor import DTensor
 from palate.config import LearnerConfig, Sampling
 from palate.errors import ConfigError
 from palate.given import GivenModel
-from palate.model.device import resolve
-from palate.model.load import load_model
+from palate.model.device import least_memory, require_apart, resolve
+from palate.model.load import engine_for, load_model
 from palate.model.loaded import Engine, Head, LoadedModel
 from palate.model.outputs import Outputs, TokenValues
+from palate.model.plain.engine import PlainEngine
 from palate.model.rows import Row
 from palate.types import Record
 from palate.world import current
+
+log = logging.getLogger("palate")
 
 _METHOD = "palate_compute"
 """The method of a sharded network that gathers its weights while a function computes with it."""
@@ -50,7 +54,7 @@ class ShardedEngine:
         self._gathered: LoadedModel | None = None
 
     def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
-        """Fill rows with the gathered copy of `prepare`, which each process keeps."""
+        """Fill rows with the gathered copy of `prepare`, which each process keeps until it learns."""
         assert self._gathered is not None, "`prepare` comes before"
         with self._gathered.without_adapter() if model.adapter_off else nullcontext():
             yield from self.inner.fill(self._gathered, groups, sampling)
@@ -69,7 +73,7 @@ class ShardedEngine:
         network, peft = _with_memory(self._template, model.device)
         network.to(model.device)  # the buffers, which the template has where the model was loaded
         _fill(network, model)
-        return replace(model, network=network, peft=peft, engine=self.inner, sharded=False)
+        return replace(model, network=network, peft=peft, engine=self.inner, sharded=False, adapter_off=False)
 
     def on_host(self, model: LoadedModel, *, saved: bool) -> LoadedModel:
         """Return a copy in the machine's memory, gathered weight by weight; a collective.
@@ -87,7 +91,9 @@ class ShardedEngine:
         return replace(model, network=network, peft=peft, engine=self.inner, sharded=False)
 
     def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
-        """Return the inner engine's context."""
+        """Return the inner engine's context; a pass with gradient frees the copy of `prepare` first."""
+        if torch.is_grad_enabled():
+            self._gathered = None
         return self.inner.computing(model)
 
     def outputs(
@@ -120,16 +126,28 @@ def load_divided(cfg: LearnerConfig, *, head: Head = "lm", seed: int = 0) -> Loa
     """Load a model for training, and divide its weights among the processes if `cfg.sharding` says so.
 
     A model that may be divided is loaded into the machine's own memory, since it may be too large for one
-    device. See `load_model` for the arguments and the errors raised.
+    device. Its engine is chosen by a test on the device and is the same in all processes. See `load_model`
+    for the arguments.
+
+    Raises:
+        ConfigError: two processes have one GPU, or `cfg.sharding` does not fit the number of processes.
+        ModelError: see `load_model`.
     """
     device, _ = resolve(cfg)
+    require_apart(device)
     given = isinstance(cfg.model, GivenModel)
     on_host = current().size > 1 and cfg.sharding != "none" and not given
     model = load_model(cfg, head=head, seed=seed, on_host=on_host)
-    if shards(cfg.sharding, model, device):
-        return shard(model, device)
-    model.network.to(device)
-    return model
+    divided = shards(cfg.sharding, model, device)
+    if not divided:
+        model.network.to(device)
+    if on_host:
+        model.engine = engine_for(model.network, model.codec, cfg, head, few=divided)
+    # Batches depend on the engine, and each batch is a collective of sharded weights.
+    if len(set(current().gather("the path of a model", type(model.engine).__name__))) > 1:
+        log.warning("%s falls back to the plain path: the fast path is not right in every process", cfg.model)
+        model.engine = PlainEngine()
+    return shard(model, device) if divided else model
 
 
 def shard(model: LoadedModel, device: torch.device) -> LoadedModel:
@@ -144,7 +162,7 @@ def shard(model: LoadedModel, device: torch.device) -> LoadedModel:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     kinds = set(getattr(network, "_no_split_modules", None) or ())
     layers = [module for module in network.modules() if type(module).__name__ in kinds]
-    for module in (*layers, network):
+    for module in (*reversed(layers), network):  # a layer within a layer comes before it
         for parameter in module.parameters():
             if not isinstance(parameter, DTensor):
                 whole = parameter.data.to(device)
@@ -158,6 +176,10 @@ def shard(model: LoadedModel, device: torch.device) -> LoadedModel:
             module.set_force_sum_reduction_for_comms(True)
     setattr(network, _METHOD, lambda compute: compute())
     register_fsdp_forward_method(network, _METHOD)
+    # FSDP takes the format of the gradients from the weights that are trained at its first pass. That pass
+    # must not be one of the reference: while an adapter is off, peft says that nothing is trained.
+    with torch.no_grad():
+        getattr(network, _METHOD)(dict)
     return replace(model, engine=ShardedEngine(model.engine, template), sharded=True, computes_in=dtype)
 
 
@@ -177,8 +199,7 @@ def shards(sharding: str, model: LoadedModel, device: torch.device) -> bool:
         return sharding == "full"
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
     trained = sum(p.numel() for _, p in model.trained())
-    total = torch.cuda.get_device_properties(device).total_memory
-    return bool(weights + TRAINED_BYTES * trained > ROOM * total)
+    return bool(weights + TRAINED_BYTES * trained > ROOM * least_memory(device))
 
 
 TRAINED_BYTES = 16
@@ -244,10 +265,13 @@ def _with_memory(
 
 @torch.no_grad()
 def _fill(network: Any, model: LoadedModel, *, only_trained: bool = False) -> None:
-    """Copy the weights of a sharded model into a whole network."""
+    """Copy the weights of a sharded model into a whole network.
+
+    The network says which weights are trained: while the model's adapter is off, none of its own are.
+    """
     targets = dict(network.named_parameters())
     for name, parameter in model.network.named_parameters():
-        if parameter.requires_grad or not only_trained:
+        if targets[name].requires_grad or not only_trained:
             targets[name].copy_(whole_tensor(parameter))
 
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from palate.config import RunConfig
 from palate.errors import AGAIN, RunError
 from palate.learn import Learner
+from palate.learn.shards import state_files
 from palate.learn.state import save_state, state_bytes
 from palate.run.checkpoint import Checkpoint, Position, note_of, places, read_note
 from palate.run.moves import NOTE, digest_of, put_aside, remove, sync_tree, tidy
@@ -262,4 +263,5 @@ def _write(learner: Learner, directory: Path, parts: Path | None) -> dict[str, i
         return save_state(learner, directory)
     for file in (parts / learner.name).iterdir():
         os.replace(file, directory / file.name)
+    state_files(directory)  # a machine that does not share the directory has written elsewhere
     return learner.numbers()

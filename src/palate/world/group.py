@@ -7,7 +7,8 @@ A process that waits reads them, so it never waits for a process that is dead or
 
 from __future__ import annotations
 
-import hashlib
+import os
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -18,7 +19,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,13 +26,11 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from palate import errors
 from palate.errors import AGAIN, PalateError, ProcessError, RunError
-from palate.world.ending import Ending, ending_of, raised
-from palate.world.wire import decode, encode
+from palate.world.ending import INTERRUPTED, MISTAKE, Ending, ending_of, raised
+from palate.world.guard import GRACE, Guard
+from palate.world.wire import INLINE, decode, digest_of, encode, header_of, length_of
 
 T = TypeVar("T")
-
-INLINE = 2048
-"""Bytes of a value that travel together with its header; a longer value follows in a second message."""
 
 BUCKET = 16 << 20
 """Most numbers that are summed in one message."""
@@ -71,6 +69,8 @@ class Processes:
 
     Attributes:
         traffic: the messages so far, by name of the collective.
+        guarded: True while this process is to end if another one has ended and it does not notice: within a
+            run, and until its main thread has an error of its own.
 
     Raises:
         ProcessError: the other processes have not started within the limit.
@@ -79,6 +79,7 @@ class Processes:
     def __init__(self, store: Store, rank: int, size: int, *, limit: float, backend: str = "gloo") -> None:
         self.rank = rank
         self.traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
+        self.guarded = False
         self._count = size
         self._limit = limit
         self._solo = self._calls = 0
@@ -142,10 +143,10 @@ class Processes:
             return [value]
         raw = encode(value)
         with self._measured(name) as traffic:
-            headers = self._all(name, _header(name, raw))
+            headers = self._all(name, header_of(name, raw))
             for rank, header in enumerate(headers):
                 self._check_header(name, rank, header)
-            lengths = [_length(header) for header in headers]
+            lengths = [length_of(header) for header in headers]
             if max(lengths) > INLINE:
                 padded = raw.ljust(max(lengths), b"\0")
                 whole = self._all(name, torch.frombuffer(bytearray(padded), dtype=torch.uint8))
@@ -224,10 +225,10 @@ class Processes:
 
     def _send(self, name: str, raw: bytes) -> bytes:
         """Return the bytes that process 0 has."""
-        header = _header(name, raw)
+        header = header_of(name, raw)
         self._run(name, lambda: dist.broadcast(header, 0, self._group, async_op=True))
         self._check_header(name, 0, header)
-        length = _length(header)
+        length = length_of(header)
         if length <= INLINE:
             return bytes(header[16 : 16 + length].numpy())
         whole = torch.frombuffer(bytearray(raw.ljust(length, b"\0")), dtype=torch.uint8)
@@ -244,8 +245,13 @@ class Processes:
         self._note(name)
         try:
             self._wait(name, start())
-        except RuntimeError as error:  # the other end of a connection is closed
-            raise self._lost() from error
+        except (RuntimeError, PalateError, KeyboardInterrupt) as error:
+            self.guarded = False  # the main thread has noticed
+            if not isinstance(error, RuntimeError):
+                raise
+            # The other end of a connection is closed, or torch has a reason of its own.
+            reason = f"the processes cannot do {name!r} together: {(str(error).splitlines() or ['?'])[0]}"
+            raise self.lost() or ProcessError(reason) from error
 
     def _wait(self, name: str, work: Any) -> None:
         began = time.monotonic()
@@ -269,14 +275,35 @@ class Processes:
             raise self._lost() from error
 
     def _live(self) -> None:
-        beats = 0
-        with suppress(RuntimeError):
+        """Give signs of life, and watch over the others for a main thread that waits inside of torch."""
+        beats, guard = 0, Guard(self._ended)
+        try:
             while not self._stop.wait(BEAT):
                 beats += 1
                 self._store.set(f"beat/{self.rank}", str(beats))
+                error = guard.overdue() if self.guarded and not self._solo else None
+                if error is not None:
+                    self._give_up(error)
+        except RuntimeError:  # the process that has the store is dead
+            if not self._stop.wait(GRACE) and self.guarded:
+                self._give_up(self._dead([]))
+
+    def _ended(self) -> BaseException | None:
+        """Return the error of another process that has ended, or that is silent; None if all live."""
+        ending = Ending.published(self._store)
+        if ending is not None and ending.rank != self.rank:
+            return raised(ending, self._count)
+        silent = [rank for rank in self._others() if self._silent_for(rank) > SILENT]
+        return self._silent(silent[0]) if silent else None
+
+    def _give_up(self, error: BaseException) -> None:
+        """End this process, whatever its main thread waits for."""
+        if self.close(error):
+            print(f"palate: {error}", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED if isinstance(error, KeyboardInterrupt) else MISTAKE)
 
     def _check_header(self, name: str, rank: int, header: Tensor) -> None:
-        if bytes(header[:8].numpy()) != _digest(name):
+        if bytes(header[:8].numpy()) != digest_of(name):
             raise self._apart(name, rank)
 
     def _apart(self, name: str, rank: int) -> ProcessError:
@@ -303,15 +330,18 @@ class Processes:
             if calls == self._calls and place != name:
                 raise self._apart(name, rank)
             if self._silent_for(rank) > SILENT:
-                raise ProcessError(
-                    f"process {rank} of {self._count} has given no sign of life for {SILENT:.0f} s; end it, "
-                    f"and {AGAIN} to resume"
-                )
+                raise self._silent(rank)
             if calls < self._calls and waited > self._limit:
                 raise ProcessError(
                     f"process {rank} of {self._count} did not reach {name!r} within {self._limit:.0f} s, it "
                     f"is at {place!r}; {AGAIN} to resume, with a larger --process-limit if it only needs time"
                 )
+
+    def _silent(self, rank: int) -> ProcessError:
+        return ProcessError(
+            f"process {rank} of {self._count} has given no sign of life for {SILENT:.0f} s; end it, and "
+            f"{AGAIN} to resume"
+        )
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self._count) if rank != self.rank]
@@ -354,20 +384,6 @@ class Processes:
             f"{named} of {self._count} ended without an error message, as a process does that is killed or "
             f"out of memory; {AGAIN} to resume"
         )
-
-
-def _header(name: str, raw: bytes) -> Tensor:
-    """Return the hash of the name, the length, and the first bytes. uint8 (16 + INLINE,)"""
-    content = _digest(name) + np.int64(len(raw)).tobytes() + raw[:INLINE]
-    return torch.frombuffer(bytearray(content.ljust(16 + INLINE, b"\0")), dtype=torch.uint8)
-
-
-def _length(header: Tensor) -> int:
-    return int(np.frombuffer(bytes(header[8:16].numpy()), np.int64)[0])
-
-
-def _digest(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

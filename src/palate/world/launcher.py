@@ -104,8 +104,8 @@ def _code(codes: Sequence[int]) -> int:
     for known in (MISTAKE, INTERRUPTED):
         if known in failed:
             return known
-    killed = [-code for code in failed if code < 0]
-    if killed:
-        print(f"palate: all processes were ended by signal {killed[0]}", file=sys.stderr)
-        return 128 + killed[0]
-    return failed[0]
+    own = [code for code in failed if code > 0]
+    if own:  # the launcher has killed the others
+        return own[0]
+    print(f"palate: all processes were ended by signal {-failed[0]}", file=sys.stderr)
+    return 128 - failed[0]

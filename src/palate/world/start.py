@@ -66,12 +66,14 @@ class Together:
 
     def __enter__(self) -> World:
         """Return the world."""
+        self._guard(True)
         return current()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End with the other processes. An error that another process reports ends this one silently."""
+        self._guard(False)
         world = current()
         if isinstance(world, Alone) or error is None:
             return
@@ -86,6 +88,15 @@ class Together:
             raise SystemExit(INTERRUPTED if ending.interrupted else MISTAKE) from error
         if lost is not None:
             raise lost from error
+
+    def _guard(self, on: bool) -> None:
+        """Let the world end this process if the others end without its notice, or stop it from doing so."""
+        world = current()
+        if not isinstance(world, Alone):
+            from palate.world.group import Processes
+
+            assert isinstance(world, Processes)
+            world.guarded = on
 
 
 def _joined(size: int, limit: float) -> World:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+INLINE = 2048
+"""Bytes of a value that travel together with its header; a longer value follows in a second message."""
 
 _MARK = "\0"
 """Key of the mapping that stands for an array; a JSON mapping of the project has no such key."""
@@ -54,3 +60,19 @@ def decode(raw: bytes) -> Any:
         return own if kind == "bytes" else np.frombuffer(own, np.dtype(kind)).reshape(shape).copy()
 
     return rebuilt(json.loads(raw[8:at]))
+
+
+def header_of(name: str, raw: bytes) -> Tensor:
+    """Return the hash of the name, the length, and the first bytes. uint8 (16 + INLINE,)"""
+    content = digest_of(name) + np.int64(len(raw)).tobytes() + raw[:INLINE]
+    return torch.frombuffer(bytearray(content.ljust(16 + INLINE, b"\0")), dtype=torch.uint8)
+
+
+def length_of(header: Tensor) -> int:
+    """Return the length in a header, in bytes."""
+    return int(np.frombuffer(bytes(header[8:16].numpy()), np.int64)[0])
+
+
+def digest_of(name: str) -> bytes:
+    """Return the hash of a collective's name, 8 bytes."""
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()

@@ -79,6 +79,8 @@ class FastEngine:
         """Return the context in which the network's layers follow layouts."""
         if torch.is_grad_enabled():
             self._fused = None
+            if self._merged is not None and self._merged.network is not model.network:
+                self._merged = None  # of a gathered copy, which is freed as well
         return following(model.network)
 
     def outputs(

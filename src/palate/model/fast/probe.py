@@ -39,7 +39,7 @@ def disagreement(network: Any, codec: Codec, head: Head) -> str | None:
     return _scores_disagree(network) if head != "lm" else _logps_disagree(network, codec)
 
 
-_FOREIGN = (NotUnderstood, TypeError, AttributeError, RuntimeError, ValueError, IndexError)
+FOREIGN = (NotUnderstood, TypeError, AttributeError, RuntimeError, ValueError, IndexError)
 """Errors that an unknown architecture may raise for unknown arguments."""
 
 
@@ -57,7 +57,7 @@ def _logps_disagree(network: Any, codec: Codec) -> str | None:
     try:
         gap = float((_packed_logps(network, head, layout, ids) - plain).abs().max())
         sampled = _sampler_gap(network, head, codec, ids)
-    except _FOREIGN as error:
+    except FOREIGN as error:
         return _unfollowed(error)
     if layout.misses_window(network):
         return IN_MASK
@@ -87,7 +87,7 @@ def _scores_disagree(network: Any) -> str | None:
     layout = _Watched(PROBE)
     try:
         hidden = _packed_hidden(network, layout, ids)
-    except _FOREIGN as error:
+    except FOREIGN as error:
         return _unfollowed(error)
     if layout.misses_window(network):
         return IN_MASK
