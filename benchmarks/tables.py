@@ -226,8 +226,8 @@ def preparing(result: dict[str, Any]) -> list[str]:
     lines += ["|---" * 9 + "|"]
     names = {
         "synthetic": "synthetic",
-        "real": "real answers",
-        "million": "synthetic, one thread, beside others",
+        "real": "real answers, beside other work",
+        "million": "synthetic",
     }
     for name, text in names.items():
         if name in result:
