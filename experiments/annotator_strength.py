@@ -35,7 +35,7 @@ PAGE = ROOT / "docs" / "methods" / "oaif.md"
 RESULTS = Path(__file__).parent / "results" / "annotator_strength.jsonl"
 STEPS, BATCH = 20, 16
 COMMON = {
-    "model": "smollm2", "dtype": "bfloat16", "lora_rank": 16, "lr": 3e-4, "schedule": "linear",
+    "model": "smollm2", "dtype": "bfloat16", "lora_rank": 16, "lr": 6e-4, "schedule": "linear",
     "data": "everyday", "batch_size": BATCH, "steps": STEPS, "n": 2, "temperature": 1.0, "max_new_tokens": 32,
     "eval_data": "everyday", "eval_limit": 60, "eval_reward": "sentiment", "fresh_prompts": 0,
 }  # fmt: skip

@@ -39,7 +39,7 @@ CRITERIA: Mapping[str, str] = {
     "brief": "Prefer the more brief answer.",
 }
 COMMON = {
-    "model": "smollm2", "dtype": "bfloat16", "lora_rank": 16, "lr": 3e-4, "schedule": "linear",
+    "model": "smollm2", "dtype": "bfloat16", "lora_rank": 16, "lr": 6e-4, "schedule": "linear",
     "data": "everyday", "batch_size": 16, "steps": 20, "n": 2, "temperature": 1.0, "max_new_tokens": 40,
     "eval_data": "everyday", "eval_limit": 40,
     "eval_reward": "sentiment", "fresh_prompts": 0, "price_in": 0.0, "price_out": 0.0,
