@@ -74,10 +74,10 @@ def child(arguments: list[str]) -> int:
     from palate.journal import Journal
     from palate.learn import Learner, Optimizer
     from palate.model.fast.decode import Decoder
-    from palate.run import Run
+    from palate.run import Run, shared
     from palate.run.checkpoints import Checkpoints
 
-    def wrap(cls: type, name: str, where: str, after: Callable[..., None] | None = None) -> None:
+    def wrap(cls: Any, name: str, where: str, after: Callable[..., None] | None = None) -> None:
         plain = getattr(cls, name)
 
         @functools.wraps(plain)
@@ -107,6 +107,7 @@ def child(arguments: list[str]) -> int:
     wrap(Learner, "measure", "evaluate")
     wrap(Optimizer, "step", "learn", lambda *_: note("step"))
     wrap(Checkpoints, "save", "checkpoint")
+    wrap(shared, "_write_part", "part")
     wrap(Checkpoints, "restore", "resume")
     wrap(Run, "__enter__", "starting", lambda *_: strike("timer"))
     return cli.main(arguments)

@@ -1,9 +1,10 @@
 """Kill one of two processes of a run many times, and check that the other ends and that no work is lost.
 
-An `oaif` run with a copy of the weights in each process, and one with sharded weights, lose process 0 or
-process 1 (SIGKILL) at random moments: while they sample, annotate, learn, write a checkpoint. The same
-command resumes, and the result is compared with an undisturbed run of two processes. Then Ctrl-C reaches one
-process only, and the run continues in one process.
+An `oaif` run with a copy of the weights in each process, one with sharded weights, and one with a sharded
+base and an adapter lose process 0 or process 1 (SIGKILL) at random moments: while they sample, annotate,
+learn, write their part of a checkpoint or the checkpoint. The same command resumes, and the result is
+compared with an undisturbed run of two processes, of which a second start gives the same bits. Then Ctrl-C
+reaches one process only, and runs continue in one process instead of two, and in two instead of one.
 
     python experiments/soak_distributed.py --output experiments/results/soak_distributed.json
 
@@ -36,6 +37,12 @@ LIMIT = 60
 LEADER = ("sample", "annotate", "learn", "checkpoint", "journal", "resume")
 OTHERS = ("sample", "learn")
 """Places at which process 0, and the other one, are killed."""
+
+ARMS = {
+    "copies": ["--no-lora", "--sharding", "none"],
+    "sharded": ["--no-lora", "--sharding", "full"],
+    "sharded with LoRA": ["--lora-rank", "4", "--sharding", "full"],
+}
 
 REWARD = """
 import os
@@ -105,13 +112,18 @@ class Pair(soak.Trial):
         return self.end(self.begin(size=size))
 
 
-def kill_often(trial: Pair, whole: Pair, times: int, draw: random.Random) -> dict[str, Any]:
-    """Kill a process and resume, `times` times; then compare the end with that of `whole`."""
+def kill_often(
+    trial: Pair, whole: Pair, times: int, draw: random.Random, more: tuple[str, ...]
+) -> dict[str, Any]:
+    """Kill a process and resume, `times` times; then compare the end with that of `whole`.
+
+    `more` are places where both are killed beside the usual ones.
+    """
     waits, places = [], []
     kills = repeated = 0
     for i in range(times):
         victim = i % 2
-        place = draw.choice(LEADER if victim == 0 else OTHERS)
+        place = draw.choice((*(LEADER if victim == 0 else OTHERS), *more))
         nth = 1 if place == "resume" else draw.randint(1, 4)
         before, noted = trial.committed(), len(trial.lines("sample"))
         running = trial.begin(victim, f"{place}:{nth}:{draw.uniform(0, 0.03)}")
@@ -169,7 +181,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--kills", type=int, default=8, help="of each kind of run")
     given = parser.parse_args()
     began = time.perf_counter()
     draw = random.Random(given.seed)
@@ -180,16 +192,22 @@ def main() -> None:
         (root / "reward.py").write_text(REWARD)
         command[command.index("--threads") : command.index("--threads") + 2] = []
         command += ["--eval-limit", "4"]
-        for sharding in ("none", "full"):
-            own = [*command, "--sharding", sharding]
-            whole = Pair(root, f"{sharding}-whole", own)
-            for code, said in whole.whole():
+        command.remove("--no-lora")
+        for arm, options in ARMS.items():
+            own, name = [*command, *options], arm.replace(" ", "-")
+            whole, second = (Pair(root, f"{name}-{which}", own) for which in ("whole", "second"))
+            for code, said in (*whole.whole(), *second.whole()):
                 assert code == 0, said
-            figures[sharding] = kill_often(Pair(root, f"{sharding}-killed", own), whole, given.kills, draw)
-            interrupted(Pair(root, f"{sharding}-interrupted", own), whole)
-        again = Pair(root, "again", [*command, "--sharding", "none"])
-        again.end(again.begin(1, "learn:5:0"))
-        soak.check("a run of two processes resumes in one", again.whole(size=1)[0][0] == 0)
+            soak.check(f"{name}: two starts give the same bits", whole.weights() == second.weights())
+            trial, more = Pair(root, f"{name}-killed", own), () if arm == "copies" else ("part",)
+            figures[arm] = kill_often(trial, whole, given.kills, draw, more)
+            interrupted(Pair(root, f"{name}-interrupted", own), whole)
+            for before, after in ((2, 1), (1, 2)):
+                again = Pair(root, f"{name}-{before}-{after}", own if before > 1 else [*own[:-1], "none"])
+                again.end(again.begin(before - 1, "learn:5:0", size=before))
+                again.arguments = own if after > 1 else [*own[:-1], "none"]
+                well = all(code == 0 for code, _ in again.whole(size=after))
+                soak.check(f"{name}: a run of {before} resumes in {after}", well)
     figures["failed"] = soak.FAILED
     figures["seconds"] = round(time.perf_counter() - began)
     given.output.parent.mkdir(parents=True, exist_ok=True)
