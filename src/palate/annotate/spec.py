@@ -96,7 +96,7 @@ def identities_of(specs: Sequence[str]) -> dict[str, str]:
     have no key.
 
     Raises:
-        AnnotatorError: a function cannot be loaded.
+        AnnotatorError: a spec is not a known reward, or a function cannot be loaded.
         ModelError: a model does not exist.
     """
     keys = {path.name: key_of(path.read_text("utf-8")) for path in files_of(specs)}
@@ -108,7 +108,9 @@ def identities_of(specs: Sequence[str]) -> dict[str, str]:
         elif colon and kind in _HEADS:
             keys[name] = model_key(argument, _HEADS[kind])
         elif colon and kind not in REWARDS and not files_of([name]):
-            keys[name] = code_key(load_function(name).function)
+            single = scorer(name)
+            assert isinstance(single, FunctionScorer), name
+            keys[name] = code_key(single.function)
     return keys
 
 

@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from palate.errors import DataError
 
 MOST_EXAMPLES = 3
@@ -269,9 +267,9 @@ class Account:
 
 def quantiles(values: Sequence[int]) -> dict[str, int]:
     """Return the `QUANTILES`: the smallest value that at least this share of them does not exceed."""
-    ranked = np.sort(np.asarray(values))
+    ranked = sorted(values)
     places = {name: max(0, math.ceil(share * len(ranked)) - 1) for name, share in QUANTILES.items()}
-    return {name: int(ranked[place]) for name, place in places.items()} if len(ranked) else {}
+    return {name: ranked[place] for name, place in places.items()} if len(ranked) else {}
 
 
 def _count(tallies: dict[str, Tally], name: str, where: str) -> None:

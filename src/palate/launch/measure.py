@@ -54,8 +54,8 @@ def worth_gathering(learner: Learner, shown: Sequence[Prompt], run: Run) -> Sequ
     if not shown or not learner.model.sharded or learner.model.sampler is not None:
         return shown
     run.display.say(
-        "logps/fresh is not measured: the weights are divided among the processes, and sampling would need a "
-        "copy of all weights on each device"
+        "the metric logps/fresh is not measured: the weights are divided among the processes, and sampling "
+        "would need a copy of all weights on each device"
     )
     return ()
 

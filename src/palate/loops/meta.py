@@ -67,9 +67,9 @@ def judge_pairs(
     ]
     decided = [result for results in battles for result in results.values() if result]
     numbers: dict[str, float] = {"meta/disputed": len(disputed), "meta/pairs": len(pairs)}
-    asked = sum(perm(len(dispute.texts), 2) for dispute in disputed)
-    if asked:
-        numbers["meta/unusable"] = 1 - sum(map(len, battles)) / asked
+    meetings = sum(perm(len(dispute.texts), 2) for dispute in disputed)
+    if meetings:
+        numbers["meta/unusable"] = 1 - sum(map(len, battles)) / meetings
     if decided:
         numbers["meta/first_wins"] = decided.count(1) / len(decided)
     return pairs, numbers
