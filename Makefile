@@ -8,7 +8,7 @@ BIN := .venv/bin
 # Only as many pytest workers as cores; each worker gets one torch thread (tests/conftest.py).
 WORKERS ?= auto
 
-.PHONY: setup demo check test generate soak soak-data soak-distributed soak-pool compare benchmarks clean
+.PHONY: setup demo check test test-vllm generate soak soak-data soak-distributed soak-pool compare benchmarks clean
 
 setup: .venv/.ready
 
@@ -54,6 +54,10 @@ soak-distributed: setup
 soak-pool: setup
 	$(BIN)/pip install --quiet --editable '.[ray]'
 	$(BIN)/python experiments/soak_pool.py --output experiments/results/soak_pool.json
+
+# Test rollouts with a real server; VLLM=... names the environment that has vLLM.
+test-vllm: setup
+	PALATE_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/pytest -n 0 tests/model/served/test_real.py
 
 # Compare all methods on one task at equal cost with three seeds; takes several hours. The table is in README.md.
 compare: setup

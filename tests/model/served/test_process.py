@@ -21,7 +21,9 @@ from palate.model.served.process import ServerProcess
 SERVER = """
 import http.server, os, sys
 if "--fail" in sys.argv:
-    print("ValueError: the model needs more memory", flush=True)
+    print("WARNING 11-28 [utils.py:5] This can cause errors like OSError: [Errno 24] Too many open files")
+    print("(Worker pid=7) ERROR 11-28 [x.py:9] ValueError: the model needs more memory")
+    print("RuntimeError: Engine core initialization failed. See root cause above.", flush=True)
     sys.exit(3)
 assert os.environ["VLLM_API_KEY"] not in " ".join(sys.argv)
 class Handler(http.server.BaseHTTPRequestHandler):

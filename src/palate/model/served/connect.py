@@ -114,6 +114,11 @@ def _require_one_machine() -> None:
         )
 
 
+ROOM = 0.4
+"""Share of the memory of the device, or of the machine on a CPU, for a server beside a run;
+vLLM's own default is 0.92."""
+
+
 def needs_untied(model: LoadedModel) -> bool:
     """Return whether a server on this device would keep old weights in a head that shares the embedding's.
 
@@ -147,6 +152,7 @@ def arguments(cfg: Rollouts, model: LoadedModel, untied: Path) -> Sequence[str]:
         own = ["--model", str(untied), "--tokenizer", base]
     own += ["--served-model-name", NAME, "--dtype", str(model.dtype).removeprefix("torch.")]
     own += ["--enable-scale-out", "--generation-config", "vllm", "--seed", "0"]
+    own += ["--gpu-memory-utilization", str(ROOM)]
     if cfg.max_length is not None:
         own += ["--max-model-len", str(cfg.max_length)]
     if model.device.type == "cpu":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -116,9 +117,18 @@ class ServerProcess:
     def _last_words(self) -> str:
         with suppress(OSError):
             lines = self._log.read_text("utf-8", "replace").splitlines()
-            errors = [line for line in lines if "Error" in line] or lines
-            return errors[-1].strip()[:300] if errors else ""
+            errors = [
+                match[0] for line in lines if " WARNING " not in line and (match := _ERROR.search(line))
+            ]
+            causes = [error for error in errors if _NO_CAUSE not in error]
+            said = causes or errors or lines
+            return said[-1].strip()[:300] if said else ""
         return ""
+
+
+_ERROR = re.compile(r"\b\w*Error\b.*")
+_NO_CAUSE = "See root cause above"
+"""In errors of vLLM's main process, which only say that another process failed."""
 
 
 def _require_vllm(program: str) -> None:
