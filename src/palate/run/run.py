@@ -35,7 +35,7 @@ from palate.run.shared import SharedMemory, open_checkpoints
 from palate.run.trackers import check_trackers
 from palate.run.watch import save_batch
 from palate.types import Group
-from palate.world import current
+from palate.world import cause_of, current
 
 
 class Run:
@@ -118,7 +118,7 @@ class Run:
                 closing.enter_context(suppress(OSError))  # report the first error
             closing.callback(self._metrics.close)
             self.display.stop()
-            self._end(error)
+            self._end(error and cause_of(error))
 
     def seed(self, *names: str | int) -> int:
         """Return the seed of one purpose, such as `run.seed("sample", step)`; each has its own stream."""

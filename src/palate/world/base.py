@@ -68,6 +68,9 @@ class World(Protocol):
     def broadcast(self, name: str, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by that of process 0."""
 
+    def lost(self) -> BaseException | None:
+        """Return the error of another process that has ended or died; None if all live. No collective."""
+
 
 class Alone:
     """The world of one process."""
@@ -93,6 +96,10 @@ class Alone:
     def broadcast(self, name: str, tensors: Sequence[Tensor]) -> None:
         """Do nothing."""
 
+    def lost(self) -> BaseException | None:
+        """Return None."""
+        return None
+
 
 _world: World = Alone()
 
@@ -106,6 +113,14 @@ def use(world: World) -> None:
     """Make a world that of this process."""
     global _world
     _world = world
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return the error of another process if an error follows from it, else the error itself.
+
+    A collective inside of torch fails as a RuntimeError if another process has ended.
+    """
+    return (current().lost() if isinstance(error, RuntimeError) else None) or error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import FrameType, TracebackType
 
 from palate.errors import ConfigError
-from palate.world.base import Alone, World, current, use
+from palate.world.base import Alone, World, cause_of, current, use
 from palate.world.ending import INTERRUPTED, MISTAKE, ending_of
 
 LIMIT = 1800.0
@@ -80,14 +80,12 @@ class Together:
         from palate.world.group import Processes
 
         assert isinstance(world, Processes)
-        # A collective inside of torch fails as a RuntimeError if another process has died.
-        lost = world.lost() if isinstance(error, RuntimeError) else None
-        ended = lost or error
+        ended = cause_of(error)
         if not world.close(ended):
             ending = ending_of(ended, world.rank)
             raise SystemExit(INTERRUPTED if ending.interrupted else MISTAKE) from error
-        if lost is not None:
-            raise lost from error
+        if ended is not error:
+            raise ended from error
 
     def _guard(self, on: bool) -> None:
         """Let the world end this process if the others end without its notice, or stop it from doing so."""
