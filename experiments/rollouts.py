@@ -33,7 +33,7 @@ from marks import missing, write
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results" / "rollouts.json"
 PAGE = ROOT / "docs" / "scale.md"
-SERVER = ["--max-model-len=512", "--max-num-seqs=32"]
+SERVER = ["--max-model-len=512", "--max-num-seqs=32", "--gpu-memory-utilization=0.4"]
 KILLED = "vLLM, killed and resumed"
 EDGE = 4
 """Steps at each end of a run whose mean rewards are compared."""

@@ -23,6 +23,7 @@ import http.server, os, sys
 if "--fail" in sys.argv:
     print("WARNING 11-28 [utils.py:5] This can cause errors like OSError: [Errno 24] Too many open files")
     print("(Worker pid=7) ERROR 11-28 [x.py:9] ValueError: the model needs more memory")
+    print("    raise RuntimeError(")
     print("RuntimeError: Engine core initialization failed. See root cause above.", flush=True)
     sys.exit(3)
 assert os.environ["VLLM_API_KEY"] not in " ".join(sys.argv)

@@ -126,7 +126,7 @@ class ServerProcess:
         return ""
 
 
-_ERROR = re.compile(r"\b\w*Error\b.*")
+_ERROR = re.compile(r"\b\w*Error: .*")
 _NO_CAUSE = "See root cause above"
 """In errors of vLLM's main process, which only say that another process failed."""
 
