@@ -18,7 +18,7 @@ from palate.errors import RunError
 from palate.making.prompts import Written
 from palate.methods.self_rewarding import SelfRewardingConfig
 from palate.testing import tiny_model
-from palate.types import Example, Group, Pair, Prompt
+from palate.types import Completion, Example, Group, Pair, Prompt
 
 Taught = Callable[..., Any]
 
@@ -286,13 +286,14 @@ def test_the_judge_learns_from_its_judged_gradings(
 ) -> None:
     from palate.annotate.judges.local import LocalModel
 
-    def grade(self: Any, questions: Sequence[Any], prompts: Sequence[Any]) -> list[tuple[str, int, str]]:
+    def grade(self: Any, questions: Sequence[Any], prompts: Sequence[Any]) -> list[Completion | None]:
         """Scores that differ between answers and between the gradings of some answers."""
-        texts = []
+        texts: list[Completion | None] = []
         for question in questions:
             points = (len(question.texts[0].encode()) + ord(question.prompt[-1]) * question.repeat) % 6
             written = question.template.mode == "rubric"
-            texts.append((f"Reason {question.repeat}.\nScore: {points}" if written else "", 5, "eos"))
+            text = f"Reason {question.repeat}.\nScore: {points}"
+            texts.append(Completion(text, (1,) * 5, "eos") if written else None)
         return texts
 
     def asked(self: Any, logps: Any, question: Any) -> Any:

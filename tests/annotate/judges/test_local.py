@@ -114,15 +114,51 @@ def test_the_end_token_closes_labels_where_one_begins_another(directory: str) ->
     assert [len(c.token_ids) for c in label_completions(codec, SCORES)] == [2] * 9 + [3]
 
 
+def writes(monkeypatch: pytest.MonkeyPatch, *replies: str) -> None:
+    """Let the judge write these answers."""
+    waiting = iter(replies)
+
+    def write(self: LocalModel, questions: Any, prompts: Any) -> list[Completion]:
+        return [Completion(next(waiting), (1,) * 5, "eos") for _ in questions]
+
+    monkeypatch.setattr(LocalModel, "_write", write)
+
+
 def test_a_rubric_is_written_and_read(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = court(directory, "rubric")
-    replies = iter(["Good.\nScore: 3", "Fine.\nScore: 4", "Hm", "Score: 5\nreally"])
-    monkeypatch.setattr(
-        LocalModel, "_write", lambda self, questions, prompts: [(next(replies), 5, "eos") for _ in questions]
-    )
+    writes(monkeypatch, "Good.\nScore: 3", "Fine.\nScore: 4", "Hm", "Score: 5\nreally")
     judge = RubricJudge(Bench(desk, template("rubric"), samples=4))
     assert judge([Prompt("Q")], [done("yes")]) == [3.5]  # half of the gradings are usable
     assert desk.ledger.counts() == {"ok": 2, "unparsed": 2}
+
+
+def test_a_written_score_is_a_bare_number(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = court(directory, "score")
+    writes(monkeypatch, "10", "1\n", "Score: 3", "eleven")
+    bench = Bench(desk, template("score"), samples=4)
+    (share,) = bench.shares([bench.question(Prompt("Q"), ("yes",), SCORES)])
+    assert share == (0.5, *[0.0] * 8, 0.5)
+    assert desk.ledger.counts() == {"ok": 2, "unparsed": 2}
+
+
+def test_reasoning_comes_before_a_written_verdict(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = court(directory)
+    bench = Bench(desk, template("pairwise"), samples=1, reasoning=10)
+    answered: list[Any] = []
+
+    def write(self: LocalModel, questions: Any, prompts: Any) -> list[Completion]:
+        answered.extend(prompts)
+        return [Completion(question.labels[0], (1,), "eos") for question in questions]
+
+    monkeypatch.setattr(LocalModel, "_write", write)
+    (share,) = bench.shares([bench.question(Prompt("Q"), ("yes", "no"), ("A", "B"))])
+    assert share == (1.0, 0.0)
+    (prompt,) = answered
+    _, thought, last = prompt.content
+    assert last["content"].startswith("So, your verdict")
+    raw, written = desk.ledger._db.execute("SELECT raw, completion_tokens FROM verdicts").fetchone()
+    assert raw.startswith(thought["content"])
+    assert 1 < written <= 11
 
 
 def test_what_a_judge_writes_is_the_same_each_time(directory: str) -> None:

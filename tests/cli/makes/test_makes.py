@@ -10,6 +10,7 @@ import pytest
 
 from palate.cli import main
 from palate.testing import tiny_model
+from palate.types import Completion
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def write(path: Path, *content: dict[str, Any]) -> str:
     return str(path)
 
 
-RANKED = [
+RANKED: list[dict[str, Any]] = [
     {"prompt": f"question {i}", "completions": [f"a{i}", f"b{i}", f"c{i}"], "scores": [i, 2 * i, 3 * i + 1]}
     for i in range(40)
 ]
@@ -87,6 +88,26 @@ def test_the_questions_are_those_of_the_judge(tmp_path: Path) -> None:
     assert all(row["prompt"].startswith("Be kind|question ") for row in made)
     assert all(row["prompt"].endswith("|10\n\nAnswer:\n") for row in made)
     assert not (tmp_path / "eft-held-out.jsonl").exists()
+
+
+def test_a_local_writer_scores_in_bare_numbers(
+    chatty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from palate.annotate.judges.local import LocalModel
+
+    def numbers(self: Any, questions: Any, prompts: Any) -> list[Completion]:
+        places = [RANKED[0]["completions"].index(question.texts[0]) for question in questions]
+        return [Completion(str(3 * place + 1), (1,)) for place in places]
+
+    monkeypatch.setattr(LocalModel, "_write", numbers)
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ prompt }}|{{ completion }}|{{ labels[-1] }}")
+    row = {**RANKED[0], "scores": [1, 2, 3]}
+    data, output = write(tmp_path / "ranked.jsonl", row), tmp_path / "eft.jsonl"
+    command = ["make", "eft", "--data", data, "--output", str(output), "--held-out", "0", "--device", "cpu"]
+    command += ["--judge-mode", "score", "--judge-template", str(template)]
+    assert main([*command, "--eft-writer", f"local:{chatty}"]) == 0
+    assert {row["completion"]: row["score"] for row in rows(output)} == {"1": 1, "4": 4, "7": 7}
 
 
 def test_a_writer_that_cannot_grade(

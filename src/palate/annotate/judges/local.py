@@ -13,7 +13,7 @@ import torch
 
 from palate.annotate.judges.desk import Desk
 from palate.annotate.judges.prices import FREE
-from palate.annotate.judges.reading import MASS, Reading, read_points
+from palate.annotate.judges.reading import MASS, Reading, read_points, read_text
 from palate.annotate.judges.records import Amount, Question, Verdict, closing
 from palate.config import ModelConfig, Sampling
 from palate.errors import BudgetError, DataError
@@ -140,9 +140,17 @@ class LocalModel:
         return taken, None
 
     def _written(self, question: Question) -> int:
-        """Return the most tokens that the model may write."""
-        own = max(self._max_tokens, question.reasoning)
-        return own if not question.wants_logprobs else 1 + question.reasoning
+        """Return the most tokens that the model may write, reasoning included."""
+        if question.wants_logprobs:
+            return question.reasoning + 1
+        if question.template.mode == "rubric":
+            return self._longest_answer(question)
+        return question.reasoning + self._longest_answer(question)
+
+    def _longest_answer(self, question: Question) -> int:
+        """Return the most tokens of an answer in text; a rubric's answer contains its reasoning."""
+        rubric = question.template.mode == "rubric"
+        return max(self._max_tokens, question.reasoning) if rubric else self._max_tokens
 
     def _verdicts(
         self, questions: Sequence[Question], prompts: Sequence[Prompt]
@@ -150,42 +158,59 @@ class LocalModel:
         """Return the reading, text and number of written tokens of each question."""
         if not questions:
             return []
-        texts = self._write(questions, prompts)
+        thoughts = self._think(questions, prompts)
         final_prompts = [
-            self._second(prompt, text, question) if question.wants_logprobs and question.reasoning else prompt
-            for question, prompt, (text, _, _) in zip(questions, prompts, texts, strict=True)
+            prompt if thought is None else self._second(prompt, thought.text, question)
+            for question, prompt, thought in zip(questions, prompts, thoughts, strict=True)
         ]
+        answers = self._write(questions, final_prompts)
         by_label = [i for i, question in enumerate(questions) if question.wants_logprobs]
         by_logps = self._labels([questions[i] for i in by_label], [final_prompts[i] for i in by_label])
         readings = dict(zip(by_label, by_logps, strict=True))
         verdicts = []
-        for i, question in enumerate(questions):
-            text, tokens, finish = texts[i]
-            reading = readings.get(i) or read_points(text, finish, question.labels)
-            verdicts.append((reading, text, tokens + (i in readings)))
+        for i, (question, thought, answer) in enumerate(zip(questions, thoughts, answers, strict=True)):
+            written = [part for part in (thought, answer) if part is not None]
+            reading = readings[i] if answer is None else _read(question, answer)
+            tokens = sum(len(part.token_ids) for part in written) + (answer is None)
+            verdicts.append((reading, "\n\n".join(part.text for part in written), tokens))
         return verdicts
 
-    def _write(self, questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[tuple[str, int, str]]:
-        """Sample the answers: text, number of tokens and finish reason of each; empty if none is needed.
+    def _think(self, questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[Completion | None]:
+        """Sample the reasoning before each verdict; None if there is none, or if it is part of the answer."""
+        kinds = [
+            (q.reasoning, 0.0, q.repeat) if q.reasoning and q.template.mode != "rubric" else None
+            for q in questions
+        ]
+        return self._sampled(prompts, kinds)
 
-        Answers of one kind are sampled together. The samples of one question have different seeds, since a
+    def _write(self, questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[Completion | None]:
+        """Sample the answers in text; None for a question that label probabilities answer."""
+        kinds = [
+            None if q.wants_logprobs else (self._longest_answer(q), self._temperature, q.repeat)
+            for q in questions
+        ]
+        return self._sampled(prompts, kinds)
+
+    def _sampled(
+        self, prompts: Sequence[Prompt], kinds: Sequence[tuple[int, float, int] | None]
+    ) -> list[Completion | None]:
+        """Sample a text for each prompt, by its most tokens, temperature and seed; None without these.
+
+        Texts of one kind are sampled together. The samples of one question have different seeds, since a
         template may not distinguish them.
         """
-        texts = [("", 0, "")] * len(questions)
-        kinds: dict[tuple[int, float, int], list[int]] = {}
-        for i, question in enumerate(questions):
-            if question.reasoning or not question.wants_logprobs:
-                limit = self._written(question) - question.wants_logprobs
-                temperature = 0.0 if question.wants_logprobs else self._temperature
-                kinds.setdefault((limit, temperature, question.repeat), []).append(i)
-        for (limit, temperature, repeat), own in kinds.items():
+        texts: list[Completion | None] = [None] * len(prompts)
+        for kind in dict.fromkeys(kinds):
+            if kind is None:
+                continue
+            limit, temperature, repeat = kind
+            own = [i for i, other in enumerate(kinds) if other == kind]
             sampling = Sampling.model_validate({"temperature": temperature, "max_new_tokens": limit})
             groups = self._snapshot().sample(
                 [prompts[i] for i in own], 1, sampling, seed=repeat, purpose="verdict"
             )
             for i, group in zip(own, groups, strict=True):
-                (answer,) = group.completions
-                texts[i] = (answer.text, len(answer.token_ids), answer.finish)
+                (texts[i],) = group.completions
         return texts
 
     def _second(self, prompt: Prompt, thought: str, question: Question) -> Prompt:
@@ -246,6 +271,12 @@ class LocalModel:
     def _prompt(self, question: Question, longest: int) -> Prompt:
         text = question.render(longest)
         return Prompt(text if self._codec.has_template else text + OPENING)
+
+
+def _read(question: Question, answer: Completion) -> Reading:
+    """Return the verdict in a written answer."""
+    reader = read_points if question.template.mode == "rubric" else read_text
+    return reader(answer.text, answer.finish, question.labels)
 
 
 def label_completions(codec: Codec, labels: Sequence[str]) -> tuple[Completion, ...]:
