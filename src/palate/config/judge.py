@@ -38,7 +38,8 @@ class JudgeConfig(Config):
     """Maximum number of tokens of reasoning that the judge writes before its verdict; 0 for none. With
     `rubric`, the maximum for the whole grading; 0 then stands for 256."""
     judge_samples: int = Field(4, ge=1)
-    """Number of sampled verdicts to average if a server gives no log-probabilities, and for `rubric`."""
+    """Number of sampled verdicts to average if a server gives no log-probabilities, with --no-judge-logprobs,
+    and for `rubric`."""
     judge_logprobs: bool = True
     """Read label probabilities if the judge gives them; --no-judge-logprobs samples verdicts instead."""
     judge_max_tokens: int = Field(16, ge=1)

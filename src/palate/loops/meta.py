@@ -55,7 +55,8 @@ def judge_pairs(
     assert isinstance(model, LocalModel), "meta-rewarding trains its judge"
     disputes = (most_disputed(group, judge.bench, model) for group in groups)
     disputed = [dispute for dispute in disputes if dispute is not None]
-    bench = Bench(desk, Template.load("pairwise", name="meta"))
+    template = Template.load("pairwise", name="meta")
+    bench = Bench(desk, template, samples=judge.bench.samples, logprobs=judge.bench.logprobs)
     battles = _battles(PairwiseJudge(bench), disputed)
     weights = position_weights(battles)
     pairs = [

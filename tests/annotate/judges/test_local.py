@@ -9,15 +9,17 @@ from transformers import AutoModelForCausalLM
 
 from palate.annotate.base import in_both_orders
 from palate.annotate.judges.budget import Budget, Limits
+from palate.annotate.judges.build import JudgeContext, judging
 from palate.annotate.judges.desk import Desk
 from palate.annotate.judges.judging import Bench, PairwiseJudge, RubricJudge, ScoreJudge
 from palate.annotate.judges.ledger import Ledger
 from palate.annotate.judges.local import LocalModel, label_completions
 from palate.annotate.judges.records import SCORES, Question, labels_of
 from palate.annotate.judges.template import Mode, Template
+from palate.config import JudgeConfig
 from palate.errors import BudgetError, DataError
 from palate.testing import tiny_model
-from palate.types import Completion, Prompt
+from palate.types import Completion, Group, Prompt
 
 SHORT = "{{ prompt }}|{{ first }}|{{ second }}|{{ label_first }}{{ label_second }}{{ nonce }}{{ criteria }}"
 ONE = "{{ prompt }}|{{ completion }}{{ criteria }}"
@@ -139,6 +141,18 @@ def test_a_written_score_is_a_bare_number(directory: str, monkeypatch: pytest.Mo
     (share,) = bench.shares([bench.question(Prompt("Q"), ("yes",), SCORES)])
     assert share == (0.5, *[0.0] * 8, 0.5)
     assert desk.ledger.counts() == {"ok": 2, "unparsed": 2}
+
+
+def test_a_judge_without_log_probabilities_writes_its_verdicts(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = JudgeConfig(judge=f"local:{directory}", judge_mode="score", judge_logprobs=False, judge_samples=2)
+    court = judging(JudgeContext(cfg, OPTIONS), ledger=Ledger())
+    court.benches[0].template = template("score")
+    writes(monkeypatch, "10", "1")
+    (annotated,) = court.annotate([Group(Prompt("Q"), (done("yes"),))])
+    assert annotated.rewards == (0.0,)  # 5.5 on the scale from 1 to 10
+    assert court.metrics()["judge/verdicts"] == 2
 
 
 def test_reasoning_comes_before_a_written_verdict(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:

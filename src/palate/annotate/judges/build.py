@@ -156,6 +156,7 @@ def judging(
             criteria=cfg.criteria or "",
             samples=cfg.judge_samples,
             reasoning=cfg.judge_reasoning or (RUBRIC_TOKENS if mode == "rubric" else 0),
+            logprobs=cfg.judge_logprobs,
         )
         for model in models
     ]

@@ -21,12 +21,20 @@ class Bench:
         criteria: the user's wishes, in plain words.
         samples: verdicts to sample if none can be read from log-probabilities.
         reasoning: tokens that the judge may write before its verdict.
+        logprobs: read log-probabilities if the judge gives them; otherwise all verdicts are sampled.
     """
 
     def __init__(
-        self, desk: Desk, template: Template, *, criteria: str = "", samples: int = 4, reasoning: int = 0
+        self,
+        desk: Desk,
+        template: Template,
+        *,
+        criteria: str = "",
+        samples: int = 4,
+        reasoning: int = 0,
+        logprobs: bool = True,
     ) -> None:
-        self.desk, self.template, self.samples = desk, template, samples
+        self.desk, self.template, self.samples, self.logprobs = desk, template, samples, logprobs
         self._criteria, self._reasoning = criteria, reasoning
         self.counts: Counter[str] = Counter()
 
@@ -42,6 +50,10 @@ class Bench:
         If the judge gives no log-probabilities, they are the shares of its sampled verdicts, of which at
         least half must be usable.
         """
+        if not self.logprobs:
+            shares = self.shares(questions)
+            self.count(shares)
+            return shares
         verdicts = self.desk.verdicts(questions)
         by_text = [
             i for i, verdict in enumerate(verdicts) if verdict is None or verdict.status == "no_logprobs"
