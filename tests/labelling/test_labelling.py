@@ -141,6 +141,24 @@ def test_rewards_score_completions(tmp_path: Path) -> None:
     assert (first["data_score"], first["data_label"]) == (7, False)  # a row marked false is labelled too
 
 
+def ten(body: Row, number: int) -> Row:
+    """The best score, in text."""
+    return {"choices": [{"message": {"content": "10"}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize("mode", [None, "score"])
+def test_a_truncated_completion_pays_its_penalty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    rows = [{"prompt": f"Q{i}", "completion": "a", "finish": end} for i, end in enumerate(("length", "eos"))]
+    data, output = write(tmp_path / "c.jsonl", rows), tmp_path / "out.jsonl"
+    with FaultyServer(ten) as server:
+        cfg = judged(server, judge_mode=mode, judge_logprobs=False, missing_eos_penalty=0.75)
+        label(DataConfig(data=str(data)), cfg, output)
+    assert [row["score"] for row in read(output)] == [0.25, 1.0]
+
+
 def test_bad_rows_are_counted_and_named(tmp_path: Path) -> None:
     rows = [*PAIRS, {"prompt": "Q4", "chosen": "", "rejected": "a"}]
     data, output = write(tmp_path / "pairs.jsonl", rows), tmp_path / "out.jsonl"

@@ -152,10 +152,12 @@ def labeller(
         RunError: the rewards changed since the file was begun.
     """
     if cfg.judge is not None:
-        context = JudgeContext(cfg, options)
-        penalty = 0.0 if cfg.judge_mode in (None, "pairwise") else cfg.missing_eos_penalty or 0.0
         court = judging(
-            context, ledger=ledger, say=say, one_completion=one_completion, missing_eos_penalty=penalty
+            JudgeContext(cfg, options),
+            ledger=ledger,
+            say=say,
+            one_completion=one_completion,
+            missing_eos_penalty=cfg.missing_eos_penalty or 0.0,
         )
         spec = " + ".join((cfg.judge, *cfg.judge_panel))
         name = spec if cfg.judge_expert is None else f"{spec}, if unsure {cfg.judge_expert}"
