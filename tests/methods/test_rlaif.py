@@ -249,6 +249,16 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
         METHODS["rlaif"].configure({"data": "-", **options})
 
 
+@pytest.mark.parametrize("estimator", [{}, {"estimator": "rloo", "n": 2}])
+def test_noisy_labels_are_shares_of_won_comparisons(estimator: dict[str, Any]) -> None:
+    options = {"data": "-", "reward": "length:3", **estimator}
+    plain: Any = METHODS["rlaif"].configure(options)
+    noisy: Any = METHODS["rlaif"].configure({**options, "label_noise": 0.2})
+    assert (loops.gives_odds(plain), loops.gives_odds(noisy)) == (True, False)
+    with pytest.raises(ValidationError, match="no comparisons to swap"):
+        METHODS["rlaif"].configure({"data": "-", "variant": "d-rlaif", "judge": "self", "label_noise": 0.2})
+
+
 def test_options_of_the_reward_model_have_no_effect_without_one() -> None:
     with pytest.raises(palate.ConfigError, match="candidates would have no effect"):
         METHODS["rlaif"].configure({"data": "-", "variant": "d-rlaif", "candidates": 4})

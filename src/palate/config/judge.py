@@ -167,7 +167,8 @@ class RewardConfig(JudgeConfig, Config):
 
     @model_validator(mode="after")
     def _noise_compares(self) -> Self:
-        if self.label_noise and (getattr(self, "n", 2) == 1 or getattr(self, "compares_rewards", None)):
+        scores = getattr(self, "n", 2) == 1 or getattr(self, "compares_rewards", None) is not None
+        if self.label_noise and scores and not self.compares_pairs:
             raise ValueError(
                 f"label_noise is {self.label_noise}, but the method rates completions one by one or compares "
                 "rewards of different prompts, and has no comparisons to swap; leave it out"

@@ -96,7 +96,12 @@ def preferences(
 
 
 def gives_odds(cfg: LearntReward) -> bool:
-    """Return True if the annotator of a configuration gives rewards or log-odds instead of probabilities."""
+    """Return True if the annotator of a configuration gives rewards or log-odds instead of probabilities.
+
+    With label noise, rewards are shares of won comparisons, whatever they were before.
+    """
+    if cfg.label_noise:
+        return False
     given = next(iter(cfg.reward), None)
     if isinstance(given, GivenReward) and given.kind == "judge":
         return isinstance(given.reward, Ranker)  # its annotator gives log-odds, as that of `ranker:ID`
