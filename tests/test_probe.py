@@ -81,6 +81,20 @@ def test_accuracy_on_given_pairs(tiny: str, tmp_path: Path, serve: Serve) -> Non
     assert "accuracy could be that of a coin" in shown
 
 
+ACCURACY = {f"judge/probe_accuracy{end}": p for end, p in (("", 0.9), ("_low", 0.7), ("_high", 0.97))}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [({"judge/probe_pairs": 0.0}, "completions of every prompt are the same"),
+     ({"judge/probe_pairs": 4.0, "judge/probe_unusable": 1.0}, "no usable verdict on 4 pairs")],
+)  # fmt: skip
+def test_the_accuracy_is_shown_without_a_result_on_own_pairs(numbers: dict[str, float], words: str) -> None:
+    first, second = probe._lines({**numbers, **ACCURACY})
+    assert words in first
+    assert second == "the judge's accuracy on the probe data: 90% [70%, 97%]"
+
+
 @pytest.mark.parametrize(
     ("limit", "flag"),
     [({"max_verdicts": 79}, "8 of --max-verdicts 79"),

@@ -103,8 +103,20 @@ def _measured(
 
 
 def _lines(numbers: dict[str, float]) -> Iterator[str]:
-    """Yield the result, then a warning for each fault."""
+    """Yield the results, then a warning for each fault."""
+    yield from _position_lines(numbers)
+    if "judge/probe_accuracy" in numbers:
+        accuracy, low, high = (numbers[f"judge/probe_accuracy{end}"] for end in ("", "_low", "_high"))
+        yield f"the judge's accuracy on the probe data: {accuracy:.0%} [{low:.0%}, {high:.0%}]"
+        if low <= 0.5:
+            yield "warning: this accuracy could be that of a coin; use a better judge, or more --probe-pairs"
+
+
+def _position_lines(numbers: dict[str, float]) -> Iterator[str]:
     pairs, biased = numbers["judge/probe_pairs"], numbers.get("judge/probe_orders_disagree")
+    if not pairs:
+        yield "the two completions of every prompt are the same, so the judge's position bias was not tested"
+        return
     if biased is None:
         yield f"warning: the judge gave no usable verdict on {pairs:.0f} pairs of the model's own completions"
         return
@@ -124,11 +136,6 @@ def _lines(numbers: dict[str, float]) -> Iterator[str]:
             f"warning: the judge hardly distinguishes these completions: P is {certainty:.2f} from 1/2 on "
             "average; clearer --criteria or a larger judge may help"
         )
-    if "judge/probe_accuracy" in numbers:
-        accuracy, low, high = (numbers[f"judge/probe_accuracy{end}"] for end in ("", "_low", "_high"))
-        yield f"the judge's accuracy on the probe data: {accuracy:.0%} [{low:.0%}, {high:.0%}]"
-        if low <= 0.5:
-            yield "warning: this accuracy could be that of a coin; use a better judge, or more --probe-pairs"
 
 
 def _too_much(court: Judging, groups: Sequence[Group], cfg: JudgeConfig) -> str | None:
