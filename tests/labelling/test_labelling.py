@@ -129,6 +129,17 @@ def test_completions_become_a_pair_of_best_and_worst(server: FaultyServer, tmp_p
     assert (row["chosen"], row["rejected"]) == (CHATS[0]["completion"], CHATS[1]["completion"])
 
 
+def test_a_prompt_that_gives_no_pair_is_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": p, "completion": c} for p, c in (("Q", "a"), ("Q", "b c"), ("R", "a"))]
+    data, output = write(tmp_path / "c.jsonl", rows), tmp_path / "out.jsonl"
+    command = ["annotate", str(data), "--reward", "length:1", "--pairs", "--output", str(output)]
+    assert main(command) == 0
+    assert "1 prompts have fewer than two usable scores" in capfd.readouterr().out
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["unpaired"] == 1
+    assert len(read(output)) == 1
+
+
 def test_rewards_score_completions(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Q", "completion": "two words", "label": False, "score": 7},

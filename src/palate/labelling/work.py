@@ -36,6 +36,7 @@ class Counts:
         output: the labelled file.
         rows: rows of the file.
         labelled, ties, unusable: rows with a label, with equal rewards, and without a usable reward.
+        unpaired: prompts without a pair, because they have fewer than two usable rewards.
         changed: pairs whose label differs from that of the data.
         skipped: rows of the data that cannot be used; a file beside the output lists them.
         metrics: the judge's counts and its spending over all starts.
@@ -46,6 +47,7 @@ class Counts:
     labelled: int
     ties: int
     unusable: int
+    unpaired: int
     changed: int
     skipped: int
     metrics: Mapping[str, float]
@@ -121,7 +123,8 @@ def label(
             groups, labels = _merged(_by_prompt(items), labels)
         rows = list(_rows(items, groups, labels, worker, pairs=pairs))
         write_rows(output, rows)
-        return _counts(output, rows, account, worker.metrics())
+        unpaired = len(groups) - len(rows) if pairs else 0
+        return _counts(output, rows, account, worker.metrics(), unpaired=unpaired)
 
 
 def groups_of(items: Sequence[Item], groups: Sequence[Sequence[int]]) -> list[Any]:
@@ -184,7 +187,12 @@ def _rows(
 
 
 def _counts(
-    output: Path, rows: Sequence[Mapping[str, Any]], account: Account, metrics: Mapping[str, float]
+    output: Path,
+    rows: Sequence[Mapping[str, Any]],
+    account: Account,
+    metrics: Mapping[str, float],
+    *,
+    unpaired: int,
 ) -> Counts:
     statuses = Counter(row["status"] for row in rows)
     return Counts(
@@ -193,6 +201,7 @@ def _counts(
         labelled=statuses["labelled"],
         ties=statuses["tie"],
         unusable=statuses["unusable"],
+        unpaired=unpaired,
         changed=sum(row.get("data_prefers") == "rejected" for row in rows),
         skipped=account.bad,
         metrics=metrics,

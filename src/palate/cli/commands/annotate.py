@@ -85,6 +85,8 @@ def _lines(counts: Counts) -> list[str]:
     parts = [f"{counts.ties:,} ties"] * bool(counts.ties)
     parts += [f"{counts.unusable:,} without a usable label"] * bool(counts.unusable)
     lines = [", ".join([rows, *parts])]
+    if counts.unpaired:
+        lines.append(f"{counts.unpaired:,} prompts have fewer than two usable scores, so they give no pair")
     if counts.changed:
         lines.append(f"{counts.changed:,} pairs have another winner than in the data")
     if counts.skipped:
