@@ -28,7 +28,7 @@ def write(path: Path, *content: dict[str, Any]) -> str:
     return str(path)
 
 
-RANKED = [
+RANKED: list[dict[str, Any]] = [
     {"prompt": f"question {i}", "completions": [f"a{i}", f"b{i}", f"c{i}"], "scores": [i, 2 * i, 3 * i + 1]}
     for i in range(40)
 ]
