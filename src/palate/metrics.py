@@ -109,6 +109,7 @@ METRICS: Mapping[str, Metric] = {
     "meta/disputed": Metric("answers with different scores"),
     "meta/pairs": Metric("pairs of gradings"),
     "meta/first_wins": Metric("battles of gradings that the first wins"),
+    "meta/unusable": Metric("battles of gradings without a usable verdict"),
     # A round against the one before, on held-out prompts.
     "round_reward": Metric("reward after a round"),
     "round_win_rate": Metric("win rate over the round before"),

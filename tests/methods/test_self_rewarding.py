@@ -296,10 +296,12 @@ def test_the_judge_learns_from_its_judged_gradings(
         return texts
 
     def asked(self: Any, logps: Any, question: Any) -> Any:
-        """The meta-judge prefers the first grading, unless the other gives more points."""
+        """The meta-judge prefers the first grading, unless the other has more points; some are unparsed."""
         assert question.template.name == "meta"
         assert "Score:" in question.texts[0]
         first, second = (text[-1] for text in question.texts)
+        if int(first) == int(second) + 1:
+            return Reading("unparsed")
         return Reading("ok", (0.4, 0.6) if second > first else (0.6, 0.4))
 
     monkeypatch.setattr(LocalModel, "_write", grade)
@@ -310,6 +312,7 @@ def test_the_judge_learns_from_its_judged_gradings(
     later = next(row for row in rows if row.get("round") == 2)
     assert first["meta/pairs"] == first["meta/disputed"] > 0
     assert 0 < first["meta/first_wins"] < 1
+    assert 0 < first["meta/unusable"] < 0.5
     assert "meta/pairs" not in later
     pairs = fits[0][1]
     gradings = [pair for pair in pairs if pair.chosen.policy_version is None]
@@ -325,7 +328,13 @@ def test_the_judge_learns_from_its_judged_gradings(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"judge_mode": "score"}, {"reward": "sentiment"}, {"learn": "positives"}, {"judge_samples": 1}],
+    [
+        {"judge_mode": "score"},
+        {"reward": "sentiment"},
+        {"learn": "positives"},
+        {"judge_samples": 1},
+        {"judge_panel": ["local:other"]},
+    ],
 )
 def test_meta_needs_a_judge_that_can_learn(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="variant is meta"):

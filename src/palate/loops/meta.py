@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from math import perm
 from statistics import pvariance
 
 from palate.annotate import Annotator
@@ -65,6 +66,9 @@ def judge_pairs(
     ]
     decided = [result for results in battles for result in results.values() if result]
     numbers: dict[str, float] = {"meta/disputed": len(disputed), "meta/pairs": len(pairs)}
+    meetings = sum(perm(len(dispute.texts), 2) for dispute in disputed)
+    if meetings:
+        numbers["meta/unusable"] = 1 - sum(map(len, battles)) / meetings
     if decided:
         numbers["meta/first_wins"] = decided.count(1) / len(decided)
     return pairs, numbers
@@ -77,21 +81,21 @@ def most_disputed(group: Group, bench: Bench, model: LocalModel) -> Disputed | N
     for completion in group.completions:
         question = bench.question(group.prompt, (completion.text,), POINTS)
         verdicts = bench.desk.verdicts([bench.sampled(question, i) for i in range(bench.samples)])
-        clear = {
-            v.raw.strip(): v.probabilities.index(1.0)
+        clear = [
+            (v.raw.strip(), v.probabilities.index(1.0))
             for v in verdicts
             if v is not None and v.probabilities is not None
-        }
-        own = pvariance(clear.values()) if len(clear) > 1 else 0.0
+        ]
+        own = pvariance([score for _, score in clear]) if clear else 0.0  # a repeated grading counts again
         if own > spread:
-            spread = own
+            spread, by_text = own, dict(clear)
             question_text = model.prompt_of(bench.sampled(question, 0))
-            most = Disputed(question_text, tuple(clear), tuple(clear.values()))
+            most = Disputed(question_text, tuple(by_text), tuple(by_text.values()))
     return most
 
 
 def _battles(judge: PairwiseJudge, disputed: Sequence[Disputed]) -> list[Results]:
-    """Let all gradings of each answer meet in both orders."""
+    """Let all gradings of each answer meet in both orders; a battle without a usable verdict is left out."""
     meetings = [
         (d, m, n) for d, one in enumerate(disputed) for m, n in permutations(range(len(one.texts)), 2)
     ]
@@ -102,7 +106,8 @@ def _battles(judge: PairwiseJudge, disputed: Sequence[Disputed]) -> list[Results
     )
     results: list[dict[tuple[int, int], int]] = [{} for _ in disputed]
     for (d, m, n), p in zip(meetings, chances, strict=True):
-        results[d][m, n] = 0 if p is None else (p > 0.5) - (p < 0.5)
+        if p is not None:
+            results[d][m, n] = (p > 0.5) - (p < 0.5)
     return list(results)
 
 

@@ -117,8 +117,8 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
             )
         if self.mini_batches > self.batch_size:
             raise ValueError(
-                f"mini_batches is {self.mini_batches}, but a rollout phase has only {self.batch_size} prompts "
-                "(batch_size), and the completions of a prompt stay together; use fewer mini-batches or "
+                f"mini_batches is {self.mini_batches}, but a rollout phase has only {self.batch_size} "
+                "prompts (batch_size), and the completions of a prompt stay together; use fewer mini-batches or "
                 "larger batches"
             )
         plain = Sampling.model_validate({})

@@ -106,6 +106,11 @@ class SelfRewardingConfig(loops.RoundsConfig):
             raise ValueError("length_tier is set, but learn is positives; use learn pairs or leave it out")
         if self.variant == "meta" and (self.judge, self.judge_mode) != ("self", "rubric"):
             raise ValueError("variant is meta, which trains the policy's own rubric judge; use judge self")
+        if self.variant == "meta" and self.judge_panel:
+            raise ValueError(
+                f"judge_panel is {', '.join(self.judge_panel)}, but variant is meta, which trains the "
+                "policy's own rubric judge; leave judge_panel out"
+            )
         if self.variant == "meta" and (self.learn == "positives" or self.judge_samples < 2):
             raise ValueError("variant is meta, which needs learn pairs and judge_samples of at least 2")
         return self
