@@ -240,7 +240,8 @@ def test_a_bandit_comes_to_its_optimum(config: Callable[..., RLHFConfig], estima
     # π*(y) ∝ π_ref(y) exp(r(y) / β), so the rewarded mass p becomes p e^(1/β) / (p e^(1/β) + 1 - p).
     cfg = config(
         estimator=estimator, n=64, batch_size=1, steps=40, max_new_tokens=1, beta=0.5, lr=3e-3,
-        value_lr=1e-2, schedule="linear", centre_on="none", missing_eos_penalty=0,
+        value_lr=1e-2 if estimator == "gae" else None, schedule="linear", centre_on="none",
+        missing_eos_penalty=0,
     )  # fmt: skip
     cfg = cfg.model_copy(update={"ppo_epochs": min(cfg.ppo_epochs, 2)})
     p = mass(Policy.load(cfg, total_steps=1))
@@ -342,6 +343,11 @@ def test_rloo_needs_no_mean_reward_of_the_start(config: Callable[..., RLHFConfig
         ({"batch_size": 2, "n": 4, "mini_batches": 4}, "mini_batches is 4, but a rollout phase has only 2"),
         ({"reward": "ranker:x"}, "use --estimator rloo, or a reward that scores"),
         ({"estimator": "rloo", "value_model": "x"}, "has no value function"),
+        ({"estimator": "rloo", "gamma": 0.9}, "gamma is 0.9, but the estimator rloo does not discount"),
+        ({"estimator": "rloo", "centre_on": "start"}, "so that a mean cancels out"),
+        ({"estimator": "reinforce", "lam": 0.9}, "lam is 0.9, but the estimator reinforce has no value"),
+        ({"estimator": "reinforce", "clip": 0.1}, "has no clipped loss"),
+        ({"kl_horizon": 5}, "kl_horizon is 5, but there is no kl_target"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
@@ -363,6 +369,8 @@ def test_defaults_follow_the_estimator() -> None:
     assert [c.compares_rewards is None for c in made] == [False, False, True]
     short, long = (RLHFConfig.model_validate({"data": "-", "max_new_tokens": n}) for n in (64, 65))
     assert (short.lam, long.lam) == (0.95, 1.0)
+    for cfg in (*made, short, long):  # a whole configuration can be given again
+        assert RLHFConfig.model_validate(cfg.model_dump()) == cfg
 
 
 # ---- Two learners ------------------------------------------------------------------------------------

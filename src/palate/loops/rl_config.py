@@ -16,8 +16,27 @@ BY_ESTIMATOR: dict[str, dict[str, Any]] = {
 }
 """Defaults that depend on the estimator."""
 
+OF_VALUES = dict.fromkeys(
+    ("lam", "value_model", "value_lr", "value_clip", "value_warmup"), "has no value function"
+)
+IDLE: dict[str, dict[str, str]] = {
+    "gae": {},
+    "reinforce": {**OF_VALUES, "clip": "has no clipped loss"},
+    "rloo": {
+        **OF_VALUES,
+        "gamma": "does not discount rewards",
+        "centre_on": "compares the completions of one prompt, so that a mean cancels out",
+    },
+}
+"""Options without an effect on an estimator, and the reasons."""
+
 LONG = 64
 """Tokens above which lambda is 1 by default: otherwise the score would hardly reach the first tokens."""
+
+
+def _defaults(estimator: str, max_new_tokens: Any) -> dict[str, Any]:
+    """Return the defaults that depend on other options."""
+    return {**BY_ESTIMATOR.get(estimator, {}), "lam": 1.0 if _is_long(max_new_tokens) else 0.95}
 
 
 def _is_long(max_new_tokens: Any) -> bool:
@@ -56,7 +75,8 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
     mini_batches: int = Field(1, ge=1)
     """Optimizer steps per pass, at most `batch_size`: the completions of a prompt stay together."""
     clip: float = Field(0.2, gt=0)
-    """Clip range: a token's probability may change by this share in a phase before its gradient is zero."""
+    """With `gae` and `rloo`: clip range. A token's probability may change by this share in a phase before its
+    gradient is zero."""
     ahead: int = Field(0, ge=0)
     """Number of phases by which each batch is sampled early, from the policy as it is then, so that a judge
     on a server and a server that samples (`--rollouts`) work while the policy learns."""
@@ -64,10 +84,10 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
     """With `ahead`, or with a server that samples: largest weight of a token. The weight is its probability
     under the policy at the start of the phase, divided by that under the policy that sampled it."""
     gamma: float = Field(1.0, gt=0, le=1)
-    """Discount factor per token."""
+    """With `gae` and `reinforce`: discount factor per token."""
     lam: float = Field(1.0, ge=0, le=1)
-    """Lambda of `gae`: 1 uses only the rewards, lower values rely more on the value function. Default: 0.95
-    for `max_new_tokens` up to 64, and 1 above."""
+    """With `gae`: its lambda. 1 uses only the rewards, lower values rely more on the value function. Default:
+    0.95 for `max_new_tokens` up to 64, and 1 above."""
     whiten: bool = True
     """Scale the advantages of a phase to mean 0 and variance 1; off for `rloo`."""
     centre_on: str = "start"
@@ -82,12 +102,12 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
     Default: the model of `--reward model:ID` if it has the policy's tokens, else the policy with a head of
     zeros."""
     value_lr: float | None = Field(None, gt=0)
-    """Learning rate of the value function; default: 3 times the policy's."""
+    """With `gae`: learning rate of the value function; default: 3 times the policy's."""
     value_clip: float = Field(0.2, ge=0)
-    """Clip range of values: a value may change by this much in a phase before its gradient becomes zero; 0
-    disables clipping."""
+    """With `gae`: clip range of values. A value may change by this much in a phase before its gradient is
+    zero; 0 disables clipping."""
     value_warmup: int = Field(0, ge=0)
-    """Number of first phases that train only the value function."""
+    """With `gae`: number of first phases that train only the value function."""
 
     pretrain_data: Source | None = None
     """Data with prompts and completions that must stay likely (PPO-ptx): each optimizer step adds some."""
@@ -100,8 +120,7 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
     @classmethod
     def _of_estimator(cls, given: Any) -> Any:
         if isinstance(given, dict):
-            own = BY_ESTIMATOR.get(str(given.get("estimator", "gae")), {})
-            own = {**own, "lam": 1.0 if _is_long(given.get("max_new_tokens")) else 0.95}
+            own = _defaults(str(given.get("estimator", "gae")), given.get("max_new_tokens"))
             return {**given, **{name: value for name, value in own.items() if given.get(name) is None}}
         return given
 
@@ -118,8 +137,8 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
         if self.mini_batches > self.batch_size:
             raise ValueError(
                 f"mini_batches is {self.mini_batches}, but a rollout phase has only {self.batch_size} "
-                "prompts (batch_size), and the completions of a prompt stay together; use fewer mini-batches or "
-                "larger batches"
+                "prompts (batch_size), and the completions of a prompt stay together; use fewer mini-batches "
+                "or larger batches"
             )
         plain = Sampling.model_validate({})
         for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens"):
@@ -135,10 +154,21 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
                 "compares rewards of different prompts; use --estimator rloo, or a reward that scores, such "
                 "as model:ID"
             )
-        if self.value_model is not None and self.estimator != "gae":
+        return self
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        defaults = _defaults(self.estimator, self.max_new_tokens)
+        for name, reason in IDLE[self.estimator].items():
+            value = getattr(self, name)
+            if value != defaults.get(name, type(self).model_fields[name].default):
+                raise ValueError(
+                    f"{name} is {value!r}, but the estimator {self.estimator} {reason}; leave it out"
+                )
+        if self.kl_target is None and self.kl_horizon != type(self).model_fields["kl_horizon"].default:
             raise ValueError(
-                f"value_model is {self.value_model!r}, but the estimator {self.estimator} has no value "
-                "function; leave it out"
+                f"kl_horizon is {self.kl_horizon}, but there is no kl_target, so beta is fixed; set "
+                "kl_target or leave kl_horizon out"
             )
         return self
 
