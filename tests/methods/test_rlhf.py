@@ -290,6 +290,19 @@ def test_several_passes_in_mini_batches(config: Callable[..., RLHFConfig]) -> No
     assert steps[0]["policy/approxkl_avg"] > 0
 
 
+def test_a_warm_up_of_the_value_function_leaves_the_policy_its_whole_schedule(
+    config: Callable[..., RLHFConfig],
+) -> None:
+    cfg = config(value_warmup=1, ppo_epochs=2, steps=3, batch_size=2, schedule="linear", lr=1e-2)
+    policy, rows = taught(cfg, lambda ids: float(ids[0]))
+    assert policy.version == 4
+    first, *others = (row for row in rows if "loss/value_avg" in row)
+    assert "learning_rate" not in first
+    assert [row["learning_rate"] for row in others] == pytest.approx([1e-2 * 3 / 4, 1e-2 / 4])
+    rates = [row["value/learning_rate"] for row in (first, *others)]
+    assert rates == pytest.approx([3e-2 * 5 / 6, 3e-2 * 3 / 6, 3e-2 / 6])
+
+
 def test_completions_without_a_reward_take_no_part_and_are_counted(config: Callable[..., RLHFConfig]) -> None:
     _, rows = taught(
         config(n=8, batch_size=1, steps=1, centre_on="none"), lambda ids: None if ids[0] % 2 else 0.0
@@ -347,6 +360,7 @@ def test_rloo_needs_no_mean_reward_of_the_start(config: Callable[..., RLHFConfig
         ({"estimator": "rloo", "centre_on": "start"}, "so that a mean cancels out"),
         ({"estimator": "reinforce", "lam": 0.9}, "lam is 0.9, but the estimator reinforce has no value"),
         ({"estimator": "reinforce", "clip": 0.1}, "has no clipped loss"),
+        ({"steps": 3, "value_warmup": 3}, "value_warmup is 3, but there are only 3 rollout phases"),
         ({"kl_horizon": 5}, "kl_horizon is 5, but there is no kl_target"),
     ],
 )

@@ -107,7 +107,7 @@ def _critic(cfg: PolicyGradients, model: str, seed: int) -> Learner:
     assert cfg.lr is not None, "the method's default learning rate is filled in before"
     changes = {"model": model, "lr": cfg.value_lr or 3 * cfg.lr}
     own = LearnerConfig.model_validate({**cfg.part(LearnerConfig).model_dump(), **changes})
-    return Learner.load(own, total_steps=cfg.schedule_steps, seed=seed, head="value", name="critic")
+    return Learner.load(own, total_steps=cfg.value_steps, seed=seed, head="value", name="critic")
 
 
 def _same_tokens(policy: Policy, critic: Learner) -> bool:

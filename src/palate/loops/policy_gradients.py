@@ -35,8 +35,9 @@ def maximise_reward(
         others: further learners of the run, which do not learn here but belong to its checkpoints.
     """
     critics = () if critic is None else (critic,)
-    for learner in (policy, *critics):
-        learner.optimizer.total_steps = cfg.schedule_steps
+    policy.optimizer.total_steps = cfg.schedule_steps
+    if critic is not None:
+        critic.optimizer.total_steps = cfg.value_steps
     ref = policy.snapshot()  # pi_ref
     texts = pretraining(policy, cfg, run)
     centre = reward_centre(policy, annotate, prompts, cfg, run)

@@ -107,7 +107,7 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
     """With `gae`: clip range of values. A value may change by this much in a phase before its gradient is
     zero; 0 disables clipping."""
     value_warmup: int = Field(0, ge=0)
-    """With `gae`: number of first phases that train only the value function."""
+    """With `gae`: number of first phases that train only the value function; fewer than `steps`."""
 
     pretrain_data: Source | None = None
     """Data with prompts and completions that must stay likely (PPO-ptx): each optimizer step adds some."""
@@ -165,6 +165,11 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
                 raise ValueError(
                     f"{name} is {value!r}, but the estimator {self.estimator} {reason}; leave it out"
                 )
+        if self.value_warmup >= self.steps:
+            raise ValueError(
+                f"value_warmup is {self.value_warmup}, but there are only {self.steps} rollout phases (steps), "
+                "so the policy would not learn; lower value_warmup or take more steps"
+            )
         if self.kl_target is None and self.kl_horizon != type(self).model_fields["kl_horizon"].default:
             raise ValueError(
                 f"kl_horizon is {self.kl_horizon}, but there is no kl_target, so beta is fixed; set "
@@ -193,6 +198,11 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
     @property
     def schedule_steps(self) -> int:
         """The optimizer steps of the policy's learning-rate schedule."""
+        return (self.steps - self.value_warmup) * self.updates
+
+    @property
+    def value_steps(self) -> int:
+        """The optimizer steps of the value function's learning-rate schedule."""
         return self.steps * self.updates
 
 

@@ -33,7 +33,10 @@ def spends_each_step(cfg: Any, rows: Rows) -> Spending:
 
 
 def spends_on_policy_gradients(cfg: PolicyGradients, rows: Rows) -> Spending:
-    """Return the spending of a method with rollout phases, its mean reward at the start included."""
+    """Return the spending of a method with rollout phases, its mean reward at the start included.
+
+    Every phase counts in full, also those of `value_warmup`, in which only the value function learns.
+    """
     groups = cfg.steps * cfg.batch_size
     spending = drawn(groups, cfg.n) + Spending(
         steps=cfg.steps * cfg.updates,
