@@ -167,8 +167,8 @@ class PolicyGradients(MethodConfig, RewardConfig, Rollouts, KLConfig, BatchConfi
                 )
         if self.value_warmup >= self.steps:
             raise ValueError(
-                f"value_warmup is {self.value_warmup}, but there are only {self.steps} rollout phases (steps), "
-                "so the policy would not learn; lower value_warmup or take more steps"
+                f"value_warmup is {self.value_warmup}, but there are only {self.steps} rollout phases "
+                "(steps), so the policy would not learn; lower value_warmup or take more steps"
             )
         if self.kl_target is None and self.kl_horizon != type(self).model_fields["kl_horizon"].default:
             raise ValueError(
