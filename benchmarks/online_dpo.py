@@ -18,10 +18,13 @@ step in one batch, as its trainer does without accumulation; Palate splits them 
     python benchmarks/online_dpo.py
     python benchmarks/online_dpo.py --dtype float32 --shapes short --trl best  # not TRL's defaults
     python benchmarks/online_dpo.py --dtype bfloat16 --trl                     # Palate alone
+
+Other shapes in the output file, measured with the same settings, are kept.
 """
 
 from __future__ import annotations
 
+import json
 import zlib
 from typing import Any
 
@@ -239,22 +242,22 @@ def main() -> None:
         serve({"palate": palate_worker, "trl": trl_worker}[side](*rest))
         return
     dtype = compute_dtype(given.dtype)
-    detail: dict[str, Any] = {
-        "dtype": dtype,
-        "peer": PEER,
-        "shapes": SHAPES,
-        "runs": given.runs,
-        "measured": {},
-        "rows": {},
-    }
-    last: dict[str, float] = {}
+    settings = {"dtype": dtype, "peer": PEER, "shapes": SHAPES, "runs": given.runs}
+    rows: dict[str, Any] = {}
+    if given.output is not None and given.output.exists():
+        earlier = json.loads(given.output.read_text())
+        if all(earlier[name] == value for name, value in settings.items()):
+            rows = earlier["rows"]  # of other shapes
     ours = "palate masters" if dtype == "bfloat16" else "palate live"  # its default in that format
     before = gemm_peak(dtype)
     for shape in given.shapes:
         say(shape)
-        found = measured(shape, dtype, given.runs, trl=given.trl)
-        medians = {name: {key: median(rows, key) for key in rows[0]} for name, rows in found.items()}
-        detail["measured"][shape], detail["rows"][shape] = medians, found
+        rows[shape] = measured(shape, dtype, given.runs, trl=given.trl)
+    detail: dict[str, Any] = {**settings, "measured": {}, "rows": rows}
+    last: dict[str, float] = {}
+    for shape, own in rows.items():
+        medians = {name: {key: median(runs, key) for key in runs[0]} for name, runs in own.items()}
+        detail["measured"][shape] = medians
         for kind in ("best", "default"):
             if (theirs := medians.get(f"trl {kind}")) is not None:
                 last[f"{shape}_{kind}"] = round(theirs["seconds"] / medians[ours]["seconds"], 2)

@@ -158,6 +158,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, help="directory of the runs; finished ones are not repeated")
+    parser.add_argument("--resume", action="store_true", help="keep the arms that OUTPUT has")
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--dtype", default="float32")
@@ -182,9 +183,11 @@ def main() -> None:
         }
         results: dict[str, Any] = {"machine": machine(), "dtype": given.dtype, "steps": given.steps}
         results |= {"batch_size": given.batch_size, "arms": {}}
+        if given.resume:
+            results = json.loads(given.output.read_text(encoding="utf-8"))
         given.output.parent.mkdir(parents=True, exist_ok=True)
         for name, run in work.items():
-            results["arms"][name] = run()
+            results["arms"][name] = results["arms"].get(name) or run()
             given.output.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -318,14 +318,18 @@ class Spoilt:
         return torch.where(bad, loss * torch.nan, loss), numbers
 
 
-def not_finite(place: Path) -> Result:
-    policy = tiny_policy(place / "model", lr=1e-3)
+def not_finite(place: Path, sharding: str = "none") -> Result:
+    policy = tiny_policy(place / "model", lr=1e-3, sharding=sharding)
     pairs, before = pairs_for(policy, 4), weights(policy)
     objective = Pairwise(PAIR_LOSSES["dpo"], 0.5, policy.snapshot())
     metrics = policy.update(pairs, Spoilt(objective, pairs[1]))  # process 1 of 2 has it
     same = all(np.array_equal(before[k], v) for k, v in weights(policy).items() if k.startswith("weight"))
     policy.update(pairs, objective)
     return {"skipped": metrics["skipped_updates"], "same": same, "version": policy.version}
+
+
+def sharded_not_finite(place: Path) -> Result:
+    return not_finite(place, sharding="full")
 
 
 def other_batch(place: Path) -> Result:

@@ -41,7 +41,7 @@ ROUNDED = {"sharded_bfloat16": "bfloat16", "sharded_lora_bfloat16": "lora_bfloat
 METHODS = {"methods": "methods", "sharded_methods": "whole_methods"}
 
 OTHERS = (
-    *("not_finite", "other_batch", "other_place", "leader_fails", "random_reward"),
+    *("not_finite", "sharded_not_finite", "other_batch", "other_place", "leader_fails", "random_reward"),
     *("sharded_alone", "torch_fails", "one_falls_back", "sharded_freed"),
 )
 
@@ -169,8 +169,11 @@ def test_process_0_alone_cannot_use_a_sharded_model(both: dict[str, list[Any]]) 
         assert "use --sharding none, or another judge" in result["said"]
 
 
-def test_a_loss_that_is_not_finite_in_one_process_is_skipped_by_both(both: dict[str, list[Any]]) -> None:
-    assert both["not_finite"] == [{"skipped": 1, "same": True, "version": 1}] * 2
+@pytest.mark.parametrize("name", ["not_finite", "sharded_not_finite"])
+def test_a_loss_that_is_not_finite_in_one_process_is_skipped_by_both(
+    both: dict[str, list[Any]], name: str
+) -> None:
+    assert both[name] == [{"skipped": 1, "same": True, "version": 1}] * 2
 
 
 def test_a_process_with_another_batch_is_refused_by_name(both: dict[str, list[Any]]) -> None:
