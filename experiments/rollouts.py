@@ -143,7 +143,7 @@ def table(results: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"Measured on {info['date']}: {info['processor']}, {info['cores']} cores shared with other work, "
+        f"Measured on {info['date']}: {info['processor']}, {info['cores']} cores, "
         f"{results['dtype']}, {results['steps']} steps of {results['batch_size']} prompts. The server of the "
         f"second row was killed in step {own['steps_before'] + 1}: the run ended with exit code "
         f"{own['exit_code']}, and the same command resumed it with another server. The rewards of "
