@@ -15,6 +15,7 @@ from palate.config import Sampling
 from palate.errors import RunError
 from palate.memory import Memory, Purpose, key_of
 from palate.model.codec import Codec
+from palate.model.compiling import settled
 from palate.model.loaded import Fill, LoadedModel, Weights
 from palate.model.rows import Row
 from palate.model.sampling import row_uniforms
@@ -111,9 +112,11 @@ def begin(
     )
     rows = sampling.sampling_rows or default
     of_chunk = rows if model.chunk_rows is None else model.chunk_rows or default
-    sampling = sampling.model_copy(update={"sampling_rows": rows})
+    most = len(requests) * n * sampling.max_new_tokens
+    compiles = model.compiles or (model.sampler is None and settled(sampling.compile, model.device, most))
+    sampling = sampling.model_copy(update={"sampling_rows": rows, "compile": compiles or "off"})
     size = max(1, (CHUNK if model.sampler is None else SERVED_CHUNK) * of_chunk // n)
-    options = sampling.model_dump(exclude={"sampling_rows"})
+    options = sampling.model_dump(exclude={"sampling_rows", "compile"})
     engine = () if model.sampler is None else (model.sampler.identity,)
     chunks: list[_Chunk] = []
     weights: Weights | None = None
