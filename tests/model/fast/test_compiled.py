@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from palate.config import ModelConfig, Sampling
 from palate.learn import Policy
-from palate.model import LoadedModel, load_model
+from palate.model import LoadedModel, compiling, load_model
 from palate.model.compiling import obstacle, say_plain
 from palate.model.fast import compiled
 from palate.model.fast.fused import Fused
@@ -38,9 +39,9 @@ def _a_process_of_its_own() -> Iterator[None]:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torch trace the function and run its graph without compiling it."""
+    """Let torch trace the function and run its graph without compiling it, with or without a compiler."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")
-    monkeypatch.setattr(compiled, "obstacle", lambda device: None, raising=False)
+    monkeypatch.setattr(compiling, "obstacle", lambda device: None)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,11 @@ def drawn(model: LoadedModel, options: dict[str, Any], n: int = 3, new: int = 9)
     return [completion for group in groups for completion in group.completions]
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What Palate has logged; torch logs its own steps."""
+    return [record.getMessage() for record in caplog.records if record.name == "palate"]
+
+
 def alike(ours: list[Completion], theirs: list[Completion]) -> None:
     assert [c.token_ids for c in ours] == [c.token_ids for c in theirs]
     for one, other in zip(ours, theirs, strict=True):
@@ -80,10 +86,9 @@ def alike(ours: list[Completion], theirs: list[Completion]) -> None:
     ("kind", "lora", "options"),
     [
         ("llama", True, {"attention_bias": True}),
-        ("mistral", False, {"sliding_window": 4}),
-        ("qwen3", False, {}),
+        ("qwen3", False, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=["llama", "qwen3"],
 )
 def test_token_for_token_in_float32(
     kind: str,
@@ -95,48 +100,38 @@ def test_token_for_token_in_float32(
 ) -> None:
     model = policy_of(kind, lora=lora, **options).model
     expected = drawn(model, OFF)
-    # One function serves all layers and all steps: to compile a second time is an error here.
-    stance = torch.compiler.set_stance
-    monkeypatch.setattr(torch.compiler, "set_stance", lambda name: stance("fail_on_recompile"))
-    alike(drawn(model, ON), expected)
+    with monkeypatch.context() as patch:
+        # One function serves all layers and all steps: to compile a second time is an error here.
+        stance = torch.compiler.set_stance
+        patch.setattr(torch.compiler, "set_stance", lambda name: stance("fail_on_recompile"))
+        alike(drawn(model, ON), expected)
+        with torch.no_grad():
+            for _, parameter in model.trained():
+                parameter.mul_(1.5)
+        model.revision += 1
+        changed = drawn(model, ON)
+        alike(changed, drawn(model, OFF))
+        assert [c.token_ids for c in changed] != [c.token_ids for c in expected]
+    assert said(caplog) == []
     assert len(compiled._FUNCTIONS) == 1
-    assert not caplog.messages
+    with torch.inference_mode():  # its tensors are others for torch, so some steps are plain
+        alike(drawn(model, ON), changed)
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize(("n", "rows"), [(1, 3), (3, 3), (1, 1)], ids=["one row", "one slot", "one of both"])
+@pytest.mark.parametrize(("n", "rows"), [(1, 3), (3, 3), (1, 1)], ids=["row", "slot", "both"])
 def test_single_rows_and_slots(
     n: int, rows: int, policy_of: Callable[..., Policy], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = policy_of("llama").model
     expected = drawn(model, OFF, n)
     alike(drawn(model, ON | {"sampling_rows": rows}, n), expected)
-    assert not caplog.messages
+    assert said(caplog) == []
 
 
-@pytest.mark.usefixtures("traced")
-def test_changed_weights_are_used(policy_of: Callable[..., Policy]) -> None:
-    model = policy_of("llama").model
-    before = drawn(model, ON)
-    with torch.no_grad():
-        for _, parameter in model.trained():
-            parameter.mul_(1.5)
-    model.revision += 1
-    after = drawn(model, ON)
-    alike(after, drawn(model, OFF))
-    assert [c.token_ids for c in after] != [c.token_ids for c in before]
-    assert len(compiled._FUNCTIONS) == 1
-
-
-@pytest.mark.usefixtures("traced")
-def test_inside_inference_mode(policy_of: Callable[..., Policy]) -> None:
-    model = policy_of("llama").model
-    expected = drawn(model, OFF)
-    alike(drawn(model, ON), expected)
-    with torch.inference_mode():
-        alike(drawn(model, ON), expected)
-
-
+@pytest.mark.skipif(
+    "PALATE_TEST_COMPILER" not in os.environ, reason="takes half a minute; PALATE_TEST_COMPILER=1 runs it"
+)
 def test_compiled_by_inductor_and_again_in_another_process(policy_of: Callable[..., Policy]) -> None:
     if (reason := obstacle(CPU)) is not None:
         pytest.skip(reason)
@@ -153,8 +148,8 @@ def test_compiled_by_inductor_and_again_in_another_process(policy_of: Callable[.
 # ---- Falling back ----------------------------------------------------------------------------------
 
 
-def broken(graph: Any, inputs: Any) -> Any:
-    raise OSError("fatal error: 'omp.h' file not found\nin a long report")
+def broken(*function: Any, **options: Any) -> Any:
+    raise OSError("fatal error: 'omp.h' file not found\nin a long report of a compiler" + 30 * " and more")
 
 
 def wrong(graph: Any, inputs: Any) -> Any:
@@ -162,21 +157,25 @@ def wrong(graph: Any, inputs: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("backend", "reason"), [(broken, "'omp.h' file not found in a long"), (wrong, "hidden states differ by")]
+    ("fault", "reason"),
+    [("broken", "'omp.h' file not found in a long"), ("wrong", "hidden states differ by")],
 )
 def test_a_failure_is_logged_once_and_sampling_is_plain(
-    backend: Any,
+    fault: str,
     reason: str,
     policy_of: Callable[..., Policy],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(compiled, "BACKEND", backend)
+    if fault == "broken":
+        monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(compiled, "BACKEND", wrong)
+    monkeypatch.setattr(compiling, "obstacle", lambda device: None)
     model = policy_of("llama").model
     expected = drawn(model, OFF)
     for _ in range(2):
         assert drawn(model, ON) == expected
-    (line,) = caplog.messages
+    (line,) = said(caplog)
     assert line.startswith("sampling falls back to its plain steps, because compiling failed: ")
     assert reason in line
     assert len(line) < 300
@@ -186,21 +185,24 @@ def test_switched_off_by_the_environment(
     policy_of: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    monkeypatch.setattr(compiling, "obstacle", lambda device: None)
     drawn(policy_of("llama").model, ON)
-    assert "is TORCHDYNAMO_DISABLE set?" in caplog.text
+    (line,) = said(caplog)
+    assert "compiling failed" in line
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_model_that_is_not_compiled_is_named(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(compiling, "obstacle", lambda device: None)
     tiny_model(tmp_path, kind=kind)
     cfg = ModelConfig(model=str(tmp_path), dtype="float32", device="cpu", fast=kind != "llama")
     model = load_model(cfg, trainable=False)
     with caplog.at_level(logging.WARNING):
         drawn(model, ON)
         drawn(model, ON)
-    (line,) = caplog.messages
+    (line,) = said(caplog)
     assert line.startswith(f"sampling is not compiled: {tmp_path}")
 
 
