@@ -132,7 +132,9 @@ def test_single_rows_and_slots(
 @pytest.mark.skipif(
     "PALATE_TEST_COMPILER" not in os.environ, reason="takes half a minute; PALATE_TEST_COMPILER=1 runs it"
 )
-def test_compiled_by_inductor_and_again_in_another_process(policy_of: Callable[..., Policy]) -> None:
+def test_compiled_by_inductor_and_again_in_another_process(
+    policy_of: Callable[..., Policy], caplog: pytest.LogCaptureFixture
+) -> None:
     if (reason := obstacle(CPU)) is not None:
         pytest.skip(reason)
     model = policy_of("llama").model
@@ -143,6 +145,7 @@ def test_compiled_by_inductor_and_again_in_another_process(policy_of: Callable[.
     torch._dynamo.reset()
     again = drawn(model, ON)
     assert [(c.token_ids, c.logps) for c in again] == [(c.token_ids, c.logps) for c in ours]
+    assert said(caplog) == []
 
 
 # ---- Falling back ----------------------------------------------------------------------------------

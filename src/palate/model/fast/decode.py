@@ -63,7 +63,9 @@ class Decoder:
         self.hidden_states = states_of(network, times=product) if fused is None else fused.states
         self.step_states: StepStates = self.hidden_states if compiled is None else compiled
         self.device = torch.device(network.device)
-        self.store = KeyValueStore(slots, rows, longest, sampling.max_new_tokens, self.device)
+        # Compiled code expects that the store has more room than a step reads.
+        room = longest + (compiled is not None)
+        self.store = KeyValueStore(slots, rows, room, sampling.max_new_tokens, self.device)
         self.rows = rows
         self.at: list[Row | None] = [None] * (slots * rows)
         self.end_ids = torch.tensor(sorted(codec.end_ids), device=self.device)
