@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 import sysconfig
 from functools import cache
@@ -62,7 +63,7 @@ def _without_compiler() -> str | None:
 
     try:
         get_cpp_compiler()
-    except Exception:  # each system has errors of its own for a missing compiler
+    except (RuntimeError, OSError, subprocess.SubprocessError):  # each system has errors of its own
         usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
         return (
             f"torch finds no C++ compiler ({os.environ.get('CXX', usual)}); install one, or name it in the "

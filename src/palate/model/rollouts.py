@@ -112,9 +112,7 @@ def begin(
     )
     rows = sampling.sampling_rows or default
     of_chunk = rows if model.chunk_rows is None else model.chunk_rows or default
-    most = len(requests) * n * sampling.max_new_tokens
-    compiles = model.compiles or (model.sampler is None and settled(sampling.compile, model.device, most))
-    sampling = sampling.model_copy(update={"sampling_rows": rows, "compile": compiles or "off"})
+    sampling = _with_choices(model, sampling, rows, len(requests) * n)
     size = max(1, (CHUNK if model.sampler is None else SERVED_CHUNK) * of_chunk // n)
     options = sampling.model_dump(exclude={"sampling_rows", "compile"})
     engine = () if model.sampler is None else (model.sampler.identity,)
@@ -143,6 +141,14 @@ def begin(
             weights = weights or model.sampler.publish(model)
             chunk.future = weights.begin(partial(draw, unobserved))
     return _Batch(requests, chunks, observe, partial(_keep, memory=memory, version=version, purpose=purpose))
+
+
+def _with_choices(model: LoadedModel, sampling: Sampling, rows: int, completions: int) -> Sampling:
+    """Return the options with the number of rows, and with the choice of compiled sampling."""
+    compiles = model.compiles or "off"
+    if model.compiles is None and model.sampler is None:
+        compiles = settled(sampling.compile, model.device, completions * sampling.max_new_tokens)
+    return sampling.model_copy(update={"sampling_rows": rows, "compile": compiles})
 
 
 def sample(
