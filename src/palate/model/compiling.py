@@ -42,11 +42,11 @@ def settled(
         return "off"
     if option == "auto" and before is None and (device.type != "cpu" or tokens < ENOUGH_TOKENS):
         return "off"
-    found = obstacle(device)
-    if found is None:
+    reason = obstacle(device)
+    if reason is None:
         return "on"
     if option == "on":
-        raise ConfigError(f"compile is on, but {found}; or leave --compile out")
+        raise ConfigError(f"compile is on, but {reason}; or leave --compile out")
     return "off"
 
 

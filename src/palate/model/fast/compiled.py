@@ -282,10 +282,10 @@ def _tested(kind: Kind, fused: Fused) -> Function:
         _function(kind, count_plain), backend=BACKEND, dynamic=True, fullgraph=True
     )
     with _one_compiler():
-        found = function(*arguments)
+        result = function(*arguments)
     if runs["plain"]:
         raise RuntimeError("torch.compile is switched off; is TORCHDYNAMO_DISABLE set?")
-    gap = float((found.float() - expected.float()).norm() / expected.float().norm())
+    gap = float((result.float() - expected.float()).norm() / expected.float().norm())
     if not gap <= CLOSE[kind.dtype]:
         raise RuntimeError(f"compiled and plain hidden states differ by {gap:.1%} of their size")
     compiled = True
