@@ -83,7 +83,7 @@ def _without_headers() -> str | None:
 
 def _without_cache() -> str | None:
     """Return a sentence about a directory of compiled code that is not safe or cannot be written."""
-    from torch._inductor.runtime.runtime_utils import cache_dir
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     advice = "name another directory in the environment variable TORCHINDUCTOR_CACHE_DIR"
     try:

@@ -50,8 +50,8 @@ FAILURES = (
 
 _JOINED: WeakValueDictionary[int, Joined] = WeakValueDictionary()
 _NUMBERS = count(1 << 20)  # torch takes a number for a size if they are equal in the example
-_LIBRARY = torch.library.Library("palate", "FRAGMENT")
-_LIBRARY.define("joined(Tensor x, SymInt number, int outputs) -> Tensor")
+_LIBRARY = torch.library.Library("palate", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("joined(Tensor x, SymInt number, int outputs) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def _product(x: Tensor, number: int, outputs: int) -> Tensor:
@@ -62,7 +62,7 @@ def _shape_of_product(x: Tensor, number: int, outputs: int) -> Tensor:
     return x.new_empty(x.shape[0], outputs)
 
 
-_LIBRARY.impl("joined", _product, "CPU")
+_LIBRARY.impl("joined", _product, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("palate::joined", _shape_of_product, lib=_LIBRARY)
 
 
@@ -122,7 +122,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def _function(kind: Kind, uncompiled: Callable[[], None]) -> Function:
     """Return the function of a kind in plain operations. `uncompiled` is called when it runs so."""
     heads, kv, size, group = kind.query_heads, kind.key_heads, kind.size, kind.query_heads // kind.key_heads
-    product = torch.ops.palate.joined
+    product: Callable[[Tensor, int, int], Tensor] = torch.ops.palate.joined
 
     def layer(
         hidden: Tensor, turns: Tensor, slot: Tensor, row: Tensor, at: Tensor, prompt_seen: Tensor,
@@ -299,8 +299,8 @@ def _fix_sizes(arguments: tuple[Any, ...]) -> None:
     )
     static = torch._dynamo.mark_static
     static(hidden, 1)
-    static(turns, (1, 2, 3))
-    for stored, dims in ((prompt_keys, (1, 3)), (prompt_values, (1, 3)), (keys, (1, 4)), (values, (1, 4))):
+    static(turns, [1, 2, 3])
+    for stored, dims in ((prompt_keys, [1, 3]), (prompt_values, [1, 3]), (keys, [1, 4]), (values, [1, 4])):
         static(stored, dims)
     for weight in (before, between, *norms):
         static(weight, 0)
