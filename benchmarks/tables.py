@@ -56,7 +56,7 @@ def tables() -> dict[str, list[str]]:
     """Return the lines of each table by name. Results of other machines (`NAME_MACHINE.json`) come last."""
     made = {
         "sampling": sampling, "online_dpo": online_dpo, "ppo": ppo, "scaling": scaling,
-        "operations": operations,
+        "operations": operations, "compiled": compiled,
     }  # fmt: skip
     found: dict[str, list[str]] = {}
     for name, table in made.items():
@@ -211,6 +211,28 @@ def shares(results: list[dict[str, Any]]) -> list[str]:
     lines += ["|---" * (len(columns) + 1) + "|"]
     for kind in (name for name in columns[0][2] if name not in ("seconds", "gflops")):
         lines += row(kind, *(f"{100 * found[kind]:.0f} %" for _, _, found in columns))
+    return lines
+
+
+def compiled(result: dict[str, Any]) -> list[str]:
+    """Return the table of a sampling step, plain and compiled, and the time to compile it."""
+    threads = f"{result['threads']} {'thread' if result['threads'] == 1 else 'threads'}"
+    lines = [f"{where(result)}, {threads}. Milliseconds of a step:", ""]
+    lines += row(
+        "format", "rows", "plain", "compiled", "plain over compiled", "of plain: products, attention, rest",
+        "of compiled", "operations of torch in a step", "compiling (s), and from the cache",
+    )  # fmt: skip
+    lines += ["|---" * 9 + "|"]
+    for dtype, steps in result["steps"].items():
+        seconds = result["compiling"][dtype]
+        for rows, one in steps.items():
+            parts = [one["parts"][side] for side in ("plain", "compiled")]
+            lines += row(
+                dtype, rows, f"{one['plain']:.0f}", f"{one['compiled']:.0f}", f"**{one['ratio']:.2f}**",
+                *(", ".join(f"{p[k]:.0f}" for k in ("products", "attention", "rest")) for p in parts),
+                " and ".join(f"{p['operations']:,}" for p in parts),
+                f"{seconds['cold']:.0f}, {seconds['warm']:.0f}",
+            )  # fmt: skip
     return lines
 
 

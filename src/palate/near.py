@@ -49,6 +49,7 @@ ELSEWHERE: Mapping[str, str] = {
     "reward": "reward_funcs reward_fn reward_function reward_model reward_model_path reward_pretrain",
     "judge": "judge_model",
     "fast": "use_liger_kernel use_vllm",
+    "compile": "torch_compile use_torch_compile",
     "threads": "num_threads",
 }
 """Settings of TRL, transformers, LLaMA-Factory, OpenRLHF and verl, under the setting here that does the same.

@@ -154,6 +154,10 @@ class Sampling(Config):
     """Completions sampled in parallel; changes memory use and speed, not results (in float32). Default: 64,
     and up to 256 with 16 or more completions per prompt, if their keys and values fit in 2 GiB; 256 if a
     server samples."""
+    compile: Literal["off", "auto", "on"] = "off"
+    """Compile the steps of sampling on a CPU with torch.compile; results may differ in the last bits. `on`
+    needs a C++ compiler. `auto` compiles if there is one and the work may sample 300,000 tokens or more
+    (completions times max_new_tokens); a run that resumes repeats its first choice."""
 
     @model_validator(mode="after")
     def _limits(self) -> Self:
@@ -174,7 +178,7 @@ class Sampling(Config):
     @property
     def unrestricted(self) -> Sampling:
         """Return options that sample the model's own distribution: temperature 1, without restrictions."""
-        kept = {"max_new_tokens", "stop", "sampling_rows"}
+        kept = {"max_new_tokens", "stop", "sampling_rows", "compile"}
         return Sampling(**{name: getattr(self, name) for name in kept})
 
 
@@ -207,6 +211,15 @@ class Rollouts(Sampling):
         """Return the options of held-out completions."""
         given = self.eval_temperature
         return self.sampling if given is None else self.sampling.model_copy(update={"temperature": given})
+
+    @model_validator(mode="after")
+    def _samples_here(self) -> Self:
+        if self.compile == "on" and self.rollouts != "local":
+            raise ValueError(
+                f"compile is on, but rollouts is {self.rollouts}, and a server compiles its own code; leave "
+                "--compile out"
+            )
+        return self
 
     @field_validator("rollouts")
     @classmethod
@@ -314,7 +327,7 @@ class RunConfig(Config):
     """Fields that may change when a run is resumed and that affect none of its numbers."""
     may_change_bits: ClassVar[frozenset[str]] = frozenset(
         {"steps", "epochs", "eval_every", "threads", "device", "fast"}
-        | {"micro_batch_tokens", "sampling_rows", "checkpointing", "sharding"}
+        | {"micro_batch_tokens", "sampling_rows", "compile", "checkpointing", "sharding"}
     )
     """Fields that may change when a run is resumed, but whose change makes results not bit-identical."""
     may_grow: ClassVar[frozenset[str]] = frozenset()

@@ -90,8 +90,8 @@ class EvaluateConfig(RewardConfig, Sampling, RunConfig):
         """The directory of the results: `output`, or one in `runs` that belongs to these settings."""
         if self.output is not None:
             return self.output
-        settings = {k: v for k, v in self.model_dump(mode="json").items() if k not in self.may_change}
-        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+        kept = self.model_dump(mode="json", exclude={*self.may_change, "compile"})
+        digest = hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=4).hexdigest()
         return Path("runs") / f"evaluate-{digest}"
 
     @property

@@ -23,8 +23,9 @@ from palate.evaluation.sides import Open, Side, answered, fitting, log_likelihoo
 from palate.journal import key_of
 from palate.launch.rewards import annotator_of
 from palate.loops.records import tokenized
+from palate.model.device import resolve
 from palate.quiet import quieted
-from palate.run import Display, Run
+from palate.run import Display, Run, settle_compiling
 from palate.run.seeds import seed_of
 from palate.types import Demonstration, Group, Prompt
 
@@ -77,6 +78,8 @@ def _sides(cfg: EvaluateConfig, run: Run) -> tuple[list[Side], Side | None, dict
         prompts = [row.prompt for row in rows]
     else:
         prompts = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account)
+    most, (device, _) = len(prompts) * cfg.n * cfg.max_new_tokens, resolve(cfg.loading(cfg.model[0]))
+    cfg = cfg.model_copy(update={"compile": settle_compiling(run, cfg.compile, most, device)})
     other = cfg.against if cfg.against not in (None, FROM_DATA) else None
     sides: list[Side] = []
     baseline: Side | None = None

@@ -38,6 +38,7 @@ from palate.methods import METHODS, Method
 from palate.model import Snapshot
 from palate.quiet import quieted
 from palate.run import BoundReachedError, Display, JudgeAnnotator, Run, led
+from palate.spending import Rows
 from palate.types import Example, Pair, Prompt
 from palate.world.start import Together, threads_of
 
@@ -190,7 +191,9 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     report_rows(run, cfg, account, others)
     beside = () if method.beside is None else method.beside(policy, cfg, seed=run.seed("beside"))
     codec = policy.model.codec
-    _attach(policy, key_of([codec.prompt_ids(p) for p in (*prompts, *held_out)]), cfg, run, *beside)
+    rows = Rows(len(prompts), len(prompts))
+    tokens = key_of([codec.prompt_ids(p) for p in (*prompts, *held_out)])
+    _attach(policy, tokens, method, cfg, run, rows, *beside)
     report_weights(run, policy, *beside)
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = shown_prompts(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
@@ -239,7 +242,7 @@ def _on_records(
 ) -> Outcome:
     """Train on records from data, and summarise the measurements on the held-out records."""
     keys = [part.prompts_key for part in (records, held_out) if isinstance(part, Records)]
-    _attach(learner, key_of(*keys), cfg, run)
+    _attach(learner, key_of(*keys), method, cfg, run, Rows(len(records), len(records)))
     learner.optimizer.total_steps = cfg.total_steps(len(records))  # dropped records do not count
     measured = held_out and annotate is not None
     start = learner.snapshot() if measured and isinstance(learner, Policy) else None
@@ -308,9 +311,12 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
     return learner
 
 
-def _attach(learner: Learner, tokens: str, cfg: Any, run: Run, *beside: Learner) -> None:
+def _attach(
+    learner: Learner, tokens: str, method: Method, cfg: Any, run: Run, rows: Rows, *beside: Learner
+) -> None:
     """Check that the key of the prompts' tokens is that at the start of the run, then start or resume."""
     subject = f"the rendering of the prompts by the tokenizer or chat template of {learner.model.source}"
     run.require_same("the prompts in tokens", tokens, subject)
     run.attach(learner, *beside)
-    open_rollouts(learner, cfg, run)
+    spends = method.way_of(cfg).spends
+    open_rollouts(learner, cfg, run, 0 if spends is None else spends(cfg, rows).sampled)

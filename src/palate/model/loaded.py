@@ -129,6 +129,8 @@ class LoadedModel:
         chunk_rows: the option `sampling_rows` that decides the chunks of samples: that of a run's first
             start, so that a run which resumes with another option finds its samples. 0 for its default, None
             for the option of each call.
+        compiles: the choice of `--compile` of the run that the model belongs to; None for the option of each
+            call.
         sampler: samples instead of the engine, for a policy whose completions come from a server.
     """
 
@@ -145,6 +147,7 @@ class LoadedModel:
     sharded: bool = False
     computes_in: torch.dtype | None = None
     chunk_rows: int | None = None
+    compiles: Literal["off", "on"] | None = None
     sampler: Sampler | None = None
     _dropout: Mapping[str, float] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from palate.config.base import EMBEDDED
 COMPLETIONS = 512
 """Completions in a shard by default: the most that a kill costs."""
 
-FROM_METHOD = (*(name for name in Sampling.model_fields if name != "sampling_rows"), "n")
+FROM_METHOD = (*(name for name in Sampling.model_fields if name not in ("sampling_rows", "compile")), "n")
 """Options that `method` fills in."""
 
 
@@ -76,6 +76,8 @@ class PoolConfig(RewardConfig, Sampling, ModelConfig, DataConfig, RunConfig):
         idle = [n for n in alone if getattr(self, n) != type(self).model_fields[n].default and not self.ray]
         if idle:
             raise ValueError(f"{idle[0]} has no effect without ray; give --ray")
+        if self.ray and self.compile == "on":
+            raise ValueError("compile is on, but Ray's workers sample plain; leave --compile out, or --ray")
         return self
 
     @property

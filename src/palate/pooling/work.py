@@ -23,6 +23,7 @@ from palate.errors import RunError
 from palate.learn.state import start_hash
 from palate.loops import account_of, content_key, once, sample_numbers
 from palate.model import LoadedModel, load_model
+from palate.model.device import resolve
 from palate.pool import (
     Columns,
     Entry,
@@ -47,7 +48,7 @@ from palate.pooling.shards import (
     together,
 )
 from palate.quiet import quieted
-from palate.run import Display, Run, judge_annotator
+from palate.run import Display, Run, judge_annotator, settle_compiling
 from palate.run.judging import model_options
 from palate.run.seeds import seed_of
 from palate.rundir.files import POOL, VERDICTS
@@ -115,6 +116,8 @@ def make_pool(cfg: PoolConfig, *, display: Display | None = None) -> Made:
     with quieted(), Run(cfg, method="pool", display=display) as run:
         prompts = _prompts(cfg, run)
         date = run.remember("date of chat templates", datetime.now().isoformat())
+        most = 0 if cfg.ray else len(prompts) * cfg.n * cfg.max_new_tokens
+        cfg = cfg.model_copy(update={"compile": settle_compiling(run, cfg.compile, most, resolve(cfg)[0])})
         work = work_of(cfg, run.directory, prompts, date)
         model = loaded(cfg, date)
         facts = _facts(work, model, run)

@@ -1,3 +1,4 @@
+from .compiling import settle_compiling as settle_compiling
 from .display import Display as Display
 from .display import plain as plain
 from .drift import BoundReachedError as BoundReachedError

@@ -237,9 +237,9 @@ class RunDirectory:
         self.resumed = True
         now, then = description["config"], there["config"]
         self.changes = [
-            f"{key} was {then.get(key)!r} and is {now[key]!r}"
+            f"{key} was {_value(then, key, cls)!r} and is {now[key]!r}"
             for key in sorted(cls.may_change_bits & now.keys())
-            if now[key] != then.get(key)
+            if now[key] != _value(then, key, cls)
         ]
         for part in ("versions", "machine", "resolved"):
             self.changes += [
@@ -254,6 +254,11 @@ class RunDirectory:
             )
         description["id"], description["started"] = there["id"], there["started"]
         description["resumed"] = [*there.get("resumed", []), {"at": now_text(), "changes": self.changes}]
+
+
+def _value(then: Mapping[str, Any], key: str, cls: type[RunConfig]) -> Any:
+    """Return a field of an earlier start; its default if that version of Palate did not have the field."""
+    return then.get(key, cls.model_fields[key].default)
 
 
 def describe(method: str, cfg: RunConfig) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from palate.rundir import read_description
 class ChatConfig(Sampling):
     """Chat"""
 
-    unoffered: ClassVar = frozenset({"run", "sampling_rows"})
-    """Fields without a flag: `run` is the command's first word; `sampling_rows` has no effect in a chat."""
+    unoffered: ClassVar = frozenset({"run", "sampling_rows", "compile"})
+    """Fields without a flag: `run` is the command's first word; the others have no effect on single rows."""
 
     run: Path
     """Directory of the run, such as runs/oaif."""

@@ -17,7 +17,7 @@ class PromptsConfig(ModelConfig, Sampling):
     """Prompts"""
 
     unoffered: ClassVar = frozenset(
-        {"lora", "lora_rank", "lora_alpha", "checkpointing", "min_new_tokens", "stop"}
+        {"lora", "lora_rank", "lora_alpha", "checkpointing", "min_new_tokens", "stop", "compile"}
     )
     """Fields of the parts that only matter for training or for single texts."""
     data: Source

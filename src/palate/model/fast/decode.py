@@ -7,7 +7,7 @@ immediately, and a slot whose rows are all finished takes the next prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ PREFILL_TOKENS = 4096
 """Most prompt tokens in one forward pass."""
 
 
+StepStates = Callable[[Tensor, Tensor, "Step"], Tensor]
+"""Returns the last hidden states (B, 1, H) of a step, as `States`."""
+
+
 class Decoder:
     """Fills rows with tokens.
 
@@ -39,6 +43,7 @@ class Decoder:
         rows: number of completions per prompt.
         longest: number of tokens of the longest prompt.
         fused: the network's layers with fewer products; None computes with the network's own weights.
+        compiled: the same layers as a compiled function, for single tokens; None computes them with `fused`.
     """
 
     def __init__(
@@ -52,11 +57,15 @@ class Decoder:
         rows: int,
         longest: int,
         fused: Fused | None = None,
+        compiled: StepStates | None = None,
     ) -> None:
         self.network, self.head, self.codec, self.sampling, self.fused = network, head, codec, sampling, fused
         self.hidden_states = states_of(network, times=product) if fused is None else fused.states
+        self.step_states: StepStates = self.hidden_states if compiled is None else compiled
         self.device = torch.device(network.device)
-        self.store = KeyValueStore(slots, rows, longest, sampling.max_new_tokens, self.device)
+        # Compiled code expects that the store has more room than a step reads.
+        room = longest + (compiled is not None)
+        self.store = KeyValueStore(slots, rows, room, sampling.max_new_tokens, self.device)
         self.rows = rows
         self.at: list[Row | None] = [None] * (slots * rows)
         self.end_ids = torch.tensor(sorted(codec.end_ids), device=self.device)
@@ -106,7 +115,7 @@ class Decoder:
         rows = [row for row in self.at if row is not None]
         depth = [len(row.tokens) - 1 for row in rows]
         layout = self.store.step(places, depth)
-        hidden = self.hidden_states(
+        hidden = self.step_states(
             torch.tensor([[row.tokens[-1]] for row in rows]),
             torch.tensor([[len(row.prompt_ids) + d] for row, d in zip(rows, depth, strict=True)]),
             layout,
@@ -262,7 +271,7 @@ class Step:
         shared = _scores(by_slot, shared_keys).view(slots, kv, rows, group, self.longest)
         own = _scores(by_row, own_keys).view(slots, kv, rows, group, self.tokens)
         scores = how.scores_cap(torch.cat((shared, own), dim=-1))
-        weights = scores.add_(self._seen(how.window, scores)).softmax(-1).to(values.dtype)
+        weights = scores.add_(self.seen(how.window, scores)).softmax(-1).to(values.dtype)
         output = torch.bmm(weights.view(slots * kv * rows, group, -1)[:, :, self.longest :], own_values)
         output.view(slots * kv, rows * group, size).baddbmm_(
             weights.view(slots * kv, rows * group, -1)[:, :, : self.longest], shared_values
@@ -284,7 +293,7 @@ class Step:
         else:
             kept[self.slot_row[0], :, self.slot_row[1], self.at] = new[:, :, 0]
 
-    def _seen(self, window: int | None, like: Tensor) -> Tensor:
+    def seen(self, window: int | None, like: Tensor) -> Tensor:
         """Return the bias: 0 if a row sees a key, else -inf. (slots, 1, rows, 1, longest + tokens)"""
         if window not in self._bias:
             lengths = self.store.prompt_lengths.repeat_interleave(self.store.rows)[:, None]

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from palate.config import Sampling
+from palate.model.compiling import say_plain
 from palate.model.fast.attention import following
+from palate.model.fast.compiled import CompiledStep, compiled_step
 from palate.model.fast.decode import Decoder
 from palate.model.fast.fused import Fused, can_fuse
 from palate.model.fast.head import LMHead
@@ -39,15 +41,17 @@ class FastEngine:
         most = sampling.sampling_rows or sum(map(len, groups))
         groups = [group[i : i + most] for group in groups for i in range(0, len(group), most)]
         n = len(groups[0])
+        slots = min(len(groups), max(1, most // n))
         decoder = Decoder(
             network,
             _head(network),
             model.codec,
             sampling,
-            slots=min(len(groups), max(1, most // n)),
+            slots=slots,
             rows=n,
             longest=max(len(group[0].prompt_ids) for group in groups),
             fused=fused,
+            compiled=_compiled(model, fused, slots, n) if sampling.compile == "on" else None,
         )
         yield from decoder.run(iter(groups))
 
@@ -108,6 +112,13 @@ class FastEngine:
     def tokens(self, prompt: int, completions: Sequence[int]) -> int:
         """Return the number of tokens of the prompt, once, plus those of all completions."""
         return prompt + sum(completions)
+
+
+def _compiled(model: LoadedModel, fused: Fused | None, slots: int, rows: int) -> CompiledStep | None:
+    if fused is None:
+        say_plain(f"{model.source} is too large for packed weights, or its layers are of an unknown kind")
+        return None
+    return compiled_step(fused, slots=slots, rows=rows)
 
 
 def _head(network: Any) -> LMHead:

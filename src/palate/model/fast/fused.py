@@ -33,12 +33,16 @@ class Joined:
     Args:
         layers: linear layers, or LoRA layers that `is_plain` accepts.
         order: for each layer, the order of its outputs; None keeps it.
+
+    Attributes:
+        outputs: the number of outputs of all layers, N.
     """
 
     def __init__(self, layers: Sequence[Any], order: Sequence[Tensor | None] | None = None) -> None:
         order = order or [None] * len(layers)
         bases = [layer if type(layer) is nn.Linear else layer.base_layer for layer in layers]
         weight = torch.cat([_sorted(_weight_of(layer), by) for layer, by in zip(layers, order, strict=True)])
+        self.outputs = len(weight)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self._bias = None
         if any(base.bias is not None for base in bases):
@@ -64,6 +68,7 @@ class Fused:
 
     Attributes:
         network: the network whose weights these are.
+        layers: its layers.
     """
 
     def __init__(self, network: Any) -> None:
@@ -72,32 +77,50 @@ class Fused:
         kind = kind_of(network)
         assert kind is not None, "the network computes its layers itself"
         blocks = self._model.layers[: self._model.config.num_hidden_layers]
-        self._layers = [_Layer(block, WINDOW[kind](block.self_attn)) for block in blocks]
+        self.layers = [Layer(block, WINDOW[kind](block.self_attn)) for block in blocks]
         self._head = Joined([network.get_output_embeddings()])
 
     def states(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
         """Return the last hidden states, (B, T, H), as `lean.States`."""
+        step = not isinstance(layout, PackedLayout)
+        hidden, turns = self.before(input_ids, position_ids, step=step)
+        for layer in self.layers:
+            hidden = layer(hidden, turns, layout, input_ids.shape)
+        return self.after(hidden).view(*input_ids.shape, -1)
+
+    def before(self, input_ids: Tensor, position_ids: Tensor, *, step: bool) -> tuple[Tensor, Tensor]:
+        """Return the embeddings (B * T, H), and the rotations, complex (B * T, query and key heads, D / 2).
+
+        The rotations of a step also scale its queries.
+        """
         embedded: Tensor = self._model.embed_tokens(input_ids)
         cos, sin = self._model.rotary_emb(embedded, position_ids)
         half = cos.shape[-1] // 2
         turns = torch.complex(cos[..., :half].float(), sin[..., :half].float()).flatten(0, 1)[:, None]
-        first = self._layers[0]
+        first = self.layers[0]
         heads = turns.new_ones(first.query_heads + first.key_heads, 1)
-        if not isinstance(layout, PackedLayout):  # a step: its queries are scaled by the rotation
+        if step:
             heads[: first.query_heads] = first.scaling
-        turns = turns * heads
-        hidden = embedded.flatten(0, 1)
-        for layer in self._layers:
-            hidden = layer(hidden, turns, layout, input_ids.shape)
-        return normalised(hidden, self._model.norm).view(embedded.shape)
+        return embedded.flatten(0, 1), turns * heads
+
+    def after(self, hidden: Tensor) -> Tensor:
+        """Return the states after the final norm. hidden (M, H)"""
+        return normalised(hidden, self._model.norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the raw logits (M, V), without a soft cap. hidden (M, H)"""
         return self._head(hidden)
 
 
-class _Layer:
-    """One layer of a Llama-like model."""
+class Layer:
+    """One layer of a Llama-like model.
+
+    Attributes:
+        products: its linear layers with joined inputs: query, key and value; output; gate and up; down.
+        before, between: the norms before the attention and before the gate.
+        norms: the norms of queries and keys, or two times None.
+        index, size, query_heads, key_heads, scaling, window: the options of its attention.
+    """
 
     def __init__(self, block: Any, window: int | None) -> None:
         attention, mlp = block.self_attn, block.mlp
@@ -106,26 +129,30 @@ class _Layer:
         self.query_heads, self.key_heads, _ = (part.out_features // self.size for part in parts)
         pairs = torch.arange(self.size).view(2, -1).t().flatten()
         starts = torch.arange(self.query_heads)[:, None] * self.size
-        self._products = Joined(
-            parts, [(starts + pairs).flatten(), (starts[: self.key_heads] + pairs).flatten(), None]
+        order = [(starts + pairs).flatten(), (starts[: self.key_heads] + pairs).flatten(), None]
+        self.products = (
+            Joined(parts, order),
+            Joined([attention.o_proj]),
+            Joined([mlp.gate_proj, mlp.up_proj]),
+            Joined([mlp.down_proj]),
         )
-        self._output, self._down = Joined([attention.o_proj]), Joined([mlp.down_proj])
-        self._gate_up = Joined([mlp.gate_proj, mlp.up_proj])
-        self._before, self._between = block.input_layernorm, block.post_attention_layernorm
+        self.before, self.between = block.input_layernorm, block.post_attention_layernorm
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        self._norms = [None if norm is None else _SortedNorm(norm, pairs) for norm in norms]
+        self.norms = [None if norm is None else _SortedNorm(norm, pairs) for norm in norms]
+        self.window = window
         # A step's queries are scaled by the rotation, those of packed prompts by the attention.
         self._scaled, self._unscaled = Attention(1.0, window, None), Attention(self.scaling, window, None)
 
     def __call__(self, hidden: Tensor, turns: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
         """Compute the layer. hidden (B * T, H); turns (B * T, query and key heads, D / 2); shape B, T."""
-        joined = self._products(normalised(hidden, self._before))
+        first, output, gate_up, down = self.products
+        joined = first(normalised(hidden, self.before))
         count = self.query_heads + self.key_heads
         turned, value = joined[:, : count * self.size], joined[:, count * self.size :]
         turned = turned.view(len(hidden), count, self.size)
-        if self._norms[0] is not None:
+        if self.norms[0] is not None:
             parts = turned[:, : self.query_heads], turned[:, self.query_heads :]
-            turned = torch.cat([normalised(p, n) for p, n in zip(parts, self._norms, strict=True)], 1)
+            turned = torch.cat([normalised(p, n) for p, n in zip(parts, self.norms, strict=True)], 1)
         turned = turned.float().view(len(hidden), count, -1, 2)
         turned = torch.view_as_real(torch.view_as_complex(turned) * turns).flatten(2)
         step = not isinstance(layout, PackedLayout)
@@ -139,9 +166,9 @@ class _Layer:
             value.view(*shape, self.key_heads, self.size).transpose(1, 2),
             self._scaled if step else self._unscaled,
         )
-        hidden = hidden + self._output(attended.to(hidden.dtype).reshape(len(hidden), -1))
-        gate, up = self._gate_up(normalised(hidden, self._between)).chunk(2, -1)
-        return hidden + self._down(silu(gate).mul_(up))
+        hidden = hidden + output(attended.to(hidden.dtype).reshape(len(hidden), -1))
+        gate, up = gate_up(normalised(hidden, self.between)).chunk(2, -1)
+        return hidden + down(silu(gate).mul_(up))
 
 
 class _SortedNorm:
