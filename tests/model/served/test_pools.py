@@ -1,0 +1,450 @@
+"""Pools whose candidates come from a server: what a batch of requests meets, and what a restart repeats."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import palate.pooling.rays as rays
+import palate.pooling.work as work
+from palate.cli import main
+from palate.config import ModelConfig
+from palate.errors import ConfigError, PalateError, RunError
+from palate.model import load_model
+from palate.model.batched import batched_logps
+from palate.model.served import api
+from palate.pool import read_facts
+from palate.pooling import Made, PoolConfig, make_pool
+from palate.pooling.engine import Served
+from palate.settings import load_config
+from palate.testing import Fault, byte_tokenizer, tiny_model
+from palate.types import Completion, Example, Prompt
+
+PROMPTS, N, NEW = 8, 2, 4
+
+Make = Callable[..., Made]
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "FIRST_WAIT", 0.01)
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+
+
+@pytest.fixture
+def pool(tiny: str, tmp_path: Path) -> Make:
+    """Makes a pool of 8 prompts with 2 completions, in four files, with the server at an address."""
+
+    def make(url: str, rows: list[str] | None = None, **options: Any) -> Made:
+        data = tmp_path / "prompts.jsonl"
+        texts = [f"Q{i}" for i in range(PROMPTS)] if rows is None else rows
+        data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+        flags = {
+            "data": str(data), "model": tiny, "dtype": "float32", "device": "cpu", "n": N, "shard_size": 2,
+            "max_new_tokens": NEW, "reward": ["length:2"], "output": tmp_path / "pool", "rollout_retries": 1,
+            "rollouts": f"vllm:{url}" if url.startswith("http") else url,
+        }  # fmt: skip
+        return make_pool(load_config(PoolConfig, file=None, flags=flags | options, python=True))
+
+    return make
+
+
+def rows_of(directory: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(directory / "shards").to_pylist())
+
+
+def seeds(fake: Any) -> list[int]:
+    return [body["sampling_params"]["seed"] for body in fake.asked]
+
+
+def is_candidate(path: str, body: dict[str, Any]) -> bool:
+    """True for a request for a completion, and not for a test of the server."""
+    return path == "/inference/v1/generate" and body["sampling_params"]["min_tokens"] == 0
+
+
+@pytest.fixture
+def adapter(tiny: str, tmp_path: Path) -> str:
+    """A directory with an adapter of the tiny model that is not zero."""
+    cfg = ModelConfig.model_validate({"model": tiny, "dtype": "float32", "device": "cpu", "lora": True})
+    model = load_model(cfg)
+    for name, weight in model.trained():
+        if "lora_B" in name:
+            weight.data.normal_()
+    model.save(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+def assert_own(made: Made, directory: str) -> None:
+    """Check that the log-probabilities are those of a model."""
+    cfg = ModelConfig.model_validate({"model": directory, "dtype": "float32", "device": "cpu"})
+    model = load_model(cfg, trainable=False)
+    rows = rows_of(made.directory)
+    records = [
+        Example(Prompt(row["prompt"]), Completion(row["completion"], tuple(row["token_ids"]))) for row in rows
+    ]
+    for ours, row in zip(batched_logps(model, records, 512).rows(), rows, strict=True):
+        assert ours.tolist() == pytest.approx(row["logps"], abs=1e-3)
+
+
+# ---- A pool -----------------------------------------------------------------------------------------
+
+
+def test_a_pool_has_one_seeded_request_for_each_completion(pool: Make, serve: Any, tiny: str) -> None:
+    # A server that gets n > 1 with one seed, or no seed, repeats itself or cannot be asked again.
+    fake = serve()
+    made = pool(fake.url, [f"Q{i % 6}" for i in range(PROMPTS)])  # equal rows count once
+    keys = Counter((row["prompt_row"], row["sample"]) for row in rows_of(made.directory))
+    assert keys == Counter((row, sample) for row in range(6) for sample in range(N))
+    assert len(set(seeds(fake))) == len(fake.asked) == 6 * N
+    assert {body["sampling_params"]["n"] for body in fake.asked} == {1}
+    assert {body["model"] for body in fake.asked} == {"base"}
+    assert fake.log == []  # it has the weights already, so nothing is published
+    assert_own(made, tiny)
+    assert read_facts(made.directory).engine == "vLLM 0.32.0"
+    asked = len(fake.server.requests)
+    assert pool(fake.url, [f"Q{i % 6}" for i in range(PROMPTS)]).summary == made.summary
+    assert len(fake.server.requests) == asked  # a finished pool needs no server
+
+
+def test_the_next_file_is_sampled_while_the_last_completions_of_one_are_awaited(
+    pool: Make, serve: Any
+) -> None:
+    # Else the server has nothing to do at the end of each file.
+    others = threading.Event()
+
+    def last_waits(path: str, body: dict[str, Any], number: int) -> None:
+        if is_candidate(path, body):
+            if len(fake.asked) > 2 * N:
+                others.set()
+            others.wait(30)
+
+    fake = serve(last_waits)
+    pool(fake.url)
+    assert others.is_set()
+    assert 2 * N < fake.server.most_at_once <= 4 * N
+
+
+def test_requests_at_once_may_be_limited(pool: Make, serve: Any) -> None:
+    fake = serve()
+    pool(fake.url, sampling_rows=3)
+    assert fake.server.most_at_once == 3
+
+
+def test_an_adapter_is_published_once(pool: Make, serve: Any, adapter: str) -> None:
+    fake = serve()
+    made = pool(fake.url, model=adapter)
+    assert [done for done, _ in fake.log] == ["load"]
+    assert {body["model"] for body in fake.asked} == {fake.log[0][1]}
+    assert_own(made, adapter)
+    assert not (made.directory / "published").exists()
+
+
+# ---- Bad rows ---------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_is_too_long_for_the_server_is_one_row(pool: Make, serve: Any) -> None:
+    made = pool(serve(longest=60).url, ["Q0", "x" * 60, "Q2", "Q3"])
+    bad = [row for row in rows_of(made.directory) if row["token_ids"] is None]
+    assert [row["prompt"] for row in bad] == ["x" * 60]
+    assert (
+        "the vLLM server takes at most 60 in all; start it with a larger --max-model-len" in bad[0]["error"]
+    )
+    assert (made.summary["failed_prompts"], made.summary["completions"]) == (1, 3 * N)
+
+
+def test_a_prompt_that_the_server_refuses_is_one_row(pool: Make, serve: Any, refuse: Any) -> None:
+    (odd,) = byte_tokenizer().encode("z")
+
+    def refuses(path: str, body: dict[str, Any], number: int) -> Any:
+        refused = is_candidate(path, body) and odd in body["token_ids"]
+        return refuse(400, "Token id 122 is out of vocabulary") if refused else None
+
+    made = pool(serve(refuses).url, ["Q0", "Q1", "z", "Q3"])
+    (bad,) = [row for row in rows_of(made.directory) if row["token_ids"] is None]
+    assert bad["prompt"] == "z"
+    assert bad["error"] == "the vLLM server refuses the prompt: HTTP 400: Token id 122 is out of vocabulary"
+    assert (made.summary["failed_prompts"], made.summary["completions"]) == (1, 3 * N)
+
+
+def test_a_server_that_refuses_all_prompts_ends_the_pool(
+    pool: Make, serve: Any, refuse: Any, tmp_path: Path
+) -> None:
+    # Elsewhere such a batch ends as a success without any result.
+    def refuses(path: str, body: dict[str, Any], number: int) -> Any:
+        return refuse(400, "max_tokens is too large") if is_candidate(path, body) else None
+
+    with pytest.raises(RunError, match=r"all of 2 prompts fail: .*HTTP 400: max_tokens is too large"):
+        pool(serve(refuses).url)
+    assert list((tmp_path / "pool").glob("s*/*.parquet")) == []
+    assert pool(serve().url).summary["completions"] == PROMPTS * N
+
+
+# ---- Interrupted, and started again -----------------------------------------------------------------
+
+
+def test_a_server_that_dies_ends_the_pool_in_a_sentence_and_the_pool_resumes(
+    pool: Make, serve: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dies(path: str, body: dict[str, Any], number: int) -> Any:
+        if is_candidate(path, body) and len(dying.asked) > 5 * N:  # within the third file
+            dying.server._server.shutdown()
+            dying.server._server.server_close()
+            raise OSError("gone")
+        return None
+
+    dying = serve(dies)
+    with pytest.raises(RunError) as caught:
+        pool(dying.url)
+    said = str(caught.value)
+    assert f"the vLLM server at {dying.url} does not answer" in said
+    assert "finished shards are kept: start the server again, then run the same command again" in said
+    shards = tmp_path / "pool" / "shards"
+    before = {path: path.stat().st_mtime_ns for path in shards.iterdir()}
+    assert before
+    other = serve(version="0.33.0")  # at another address, with other draws
+    capsys.readouterr()
+    made = pool(other.url)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "the pool was begun with vLLM 0.32.0 and continues with vLLM 0.33.0" in said
+    assert read_facts(made.directory).engine == "vLLM 0.32.0, vLLM 0.33.0"
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in shards.iterdir()}.items()
+    assert Counter((row["prompt_row"], row["sample"]) for row in rows_of(made.directory)) == Counter(
+        (row, sample) for row in range(PROMPTS) for sample in range(N)
+    )
+    # The requests are those of a pool without a stop; those of finished files are not sent again.
+    whole = serve()
+    pool(whole.url, output=tmp_path / "whole")
+    assert len(other.asked) == PROMPTS * N - len(before) * 2 * N
+    assert set(seeds(other)) <= set(seeds(whole))
+    assert set(seeds(dying)) | set(seeds(other)) == set(seeds(whole))
+
+
+def test_samples_that_are_complete_outlive_an_error_in_scoring(
+    pool: Make, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = serve()
+
+    def fails(self: Any, entries: Any, prompts: Any) -> Any:
+        assert next(iter(samples[0].begun.values())).entries()  # waits for the next file's samples
+        raise KeyboardInterrupt
+
+    samples: list[Any] = []
+    began = work._Samples.of
+
+    def noted(self: Any, shard: int) -> Any:
+        samples.append(self)
+        return began(self, shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work._Samples, "of", noted)
+        patch.setattr("palate.pooling.shards.Scoring.__call__", fails)
+        with pytest.raises(KeyboardInterrupt):
+            pool(fake.url)
+    assert len(list((tmp_path / "pool" / "sampled").glob("*.parquet"))) == 2
+    pool(fake.url)
+    assert len(seeds(fake)) == len(set(seeds(fake))) == PROMPTS * N
+
+
+@pytest.mark.parametrize(("first", "then"), [("local", "vllm"), ("vllm", "local")])
+def test_another_engine_is_refused(
+    pool: Make, serve: Any, monkeypatch: pytest.MonkeyPatch, first: str, then: str
+) -> None:
+    url = serve().url
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "shown", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pool(url if first == "vllm" else first)
+    with pytest.raises(
+        RunError, match=rf"the engine of the pool in .* was {first}, but --rollouts is {then}"
+    ):
+        pool(url if then == "vllm" else then)
+
+
+# ---- Other models -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> str:
+    return tiny_model(tmp_path / "other", chat=True, initializer_range=1.0)
+
+
+def test_a_server_with_another_model_is_refused_at_the_start(pool: Make, serve: Any, other: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"serves another model: .* start it with the same model and --dtype"
+    ):
+        pool(serve(model=other).url)
+
+
+def test_a_server_that_gets_another_model_is_refused_before_its_file_is_written(
+    pool: Make, serve: Any, other: str, tmp_path: Path
+) -> None:
+    def changes(path: str, body: dict[str, Any], number: int) -> None:
+        if is_candidate(path, body) and len(fake.asked) == 2 * N + 1:
+            fake.restart(other)
+
+    fake = serve(changes)
+    with pytest.raises(RunError, match=r"serves another model than at the start: its log-probabilities"):
+        pool(fake.url)
+    assert len(list((tmp_path / "pool").glob("s*/*.parquet"))) <= 1
+
+
+def test_replies_of_another_model_or_cut_short_end_the_pool(pool: Make, serve: Any) -> None:
+    def behaves(change: Callable[[dict[str, Any]], None]) -> Any:
+        def override(path: str, body: dict[str, Any], number: int) -> Any:
+            if not is_candidate(path, body):
+                return None
+            reply = fake.reply(path, body)
+            change(reply)
+            return reply
+
+        return override
+
+    def aborted(reply: dict[str, Any]) -> None:
+        choice = reply["choices"][0]
+        choice["token_ids"], choice["logprobs"]["content"] = [5], choice["logprobs"]["content"][:1]
+        choice["logprobs"]["content"][0]["token_id"], choice["finish_reason"] = 5, "abort"
+
+    for change, words in (
+        (lambda reply: reply.update(model="another"), "answered with model 'another'"),
+        (aborted, "returned 1 tokens .*finish reason 'abort'"),
+    ):
+        fake = serve(behaves(change))
+        with pytest.raises(PalateError, match=words):
+            pool(fake.url, overwrite=True)
+
+
+# ---- Workers, options, readers ----------------------------------------------------------------------
+
+
+class OneWorker:
+    """Ray's functions that a pool calls, with one worker of each kind in this process."""
+
+    DataContext = SimpleNamespace(get_current=SimpleNamespace)
+    exceptions = SimpleNamespace(RayError=ArithmeticError)
+
+    def __init__(self) -> None:
+        self.data, self.gpus = self, []  # type: ignore[var-annotated]
+        self._stages: list[Callable[[dict[str, Any]], dict[str, Any]]] = []
+
+    def init(self, **options: Any) -> None: ...
+
+    def shutdown(self) -> None: ...
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"GPU": 8.0}
+
+    def ActorPoolStrategy(self, **options: Any) -> None: ...  # noqa: N802
+
+    def from_items(self, rows: list[dict[str, int]], **_: Any) -> OneWorker:
+        self._rows = rows
+        return self
+
+    def map_batches(self, kind: Any, *, fn_constructor_args: Any, num_gpus: int, **_: Any) -> OneWorker:
+        self._stages.append(kind(*fn_constructor_args))
+        self.gpus.append(num_gpus)
+        return self
+
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        for row in self._rows:
+            batch: dict[str, Any] = {"shard": [row["shard"]]}
+            for stage in self._stages:
+                batch = stage(batch)
+            yield {name: values[0] for name, values in batch.items()}
+
+
+def test_workers_talk_to_the_server_of_the_pool(
+    pool: Make, serve: Any, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, ray = serve(salt=0), OneWorker()
+    monkeypatch.setattr(rays, "_ray", lambda cfg: ray)
+    made = pool(fake.url, ray=True, model=adapter, device="auto", sampling_rows=4)
+    assert [done for done, _ in fake.log] == ["load"]  # by the process that began the pool
+    assert {body["model"] for body in fake.asked} == {fake.log[0][1]}
+    assert fake.server.most_at_once == 2  # its part of the requests at once
+    assert ray.gpus[0] == 0  # the device is the server's
+    alone = serve(salt=0)
+    assert rows_of(pool(alone.url, model=adapter, output=tmp_path / "alone").directory) == rows_of(
+        made.directory
+    )
+    assert read_facts(made.directory).engine == "vLLM 0.32.0"
+
+
+def test_a_worker_that_reaches_another_server_refuses(
+    pool: Make, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rays, "_ray", lambda cfg: OneWorker())
+    monkeypatch.setattr(rays, "on_ray", other_version(rays.on_ray))
+    with pytest.raises(RunError, match=r"a worker reaches vLLM 0.32.0, but .* vLLM 0.31.0"):
+        pool(serve().url, ray=True)
+
+
+def other_version(on_ray: Callable[..., None]) -> Callable[..., None]:
+    """Let the process that begins a pool have met another version of the server."""
+
+    def changed(work: Any, scoring: Any, run: Any, facts: Any, served: Served) -> None:
+        on_ray(work, scoring, run, facts, Served("vLLM 0.31.0", served.weights))
+
+    return changed
+
+
+def test_a_server_beside_the_pool_is_refused_with_workers(pool: Make) -> None:
+    with pytest.raises(
+        ConfigError, match=r"others; start a server that all of them reach and give --rollouts"
+    ):
+        pool("vllm", ray=True)
+
+
+def test_a_server_beside_the_pool_has_the_models_files_and_lets_nobody_change_them(
+    pool: Make, serve: Any, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, started = serve(), []
+
+    class Started:
+        url, key = fake.url, "secret"
+
+        def __init__(self, python: Any, arguments: Any, log: Path, *, takes_weights: bool) -> None:
+            started.append((list(arguments)[:2], log.name, takes_weights))
+
+        def ended(self) -> None: ...
+
+        def close(self) -> None:
+            started.append("closed")
+
+    monkeypatch.setattr("palate.model.served.connect.ServerProcess", Started)
+    pool("vllm")
+    assert started == [(["--model", tiny], "vllm.log", False), "closed"]
+
+
+def test_a_run_learns_from_a_pool_of_a_server_whose_rounding_is_coarse(
+    pool: Make, serve: Any, tiny: str, tmp_path: Path
+) -> None:
+    def rounded(path: str, body: dict[str, Any], number: int) -> Any:
+        if not is_candidate(path, body):
+            return None
+        reply = fake.reply(path, body)
+        for entry in reply["choices"][0]["logprobs"]["content"]:
+            entry["logprob"] -= 0.05
+        return reply
+
+    fake = serve(rounded)
+    made = pool(fake.url)
+    run = ["run", "rft", "--data", str(tmp_path / "prompts.jsonl"), "--model", tiny, "--reward", "length:2"]
+    run += ["--output", str(tmp_path / "run"), "--device", "cpu", "--dtype", "float32", "--n", str(N)]
+    run += ["--max-new-tokens", str(NEW), "--fresh-prompts", "0", "--pool", str(made.directory)]
+    assert main(run) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["pool_completions"] == PROMPTS * N
+
+
+def test_an_unavailable_server_is_one_sentence(pool: Make, serve: Any) -> None:
+    fake = serve(lambda path, body, number: Fault(503, b"busy") if is_candidate(path, body) else None)
+    with pytest.raises(RunError, match=r"fails \(HTTP 503: busy; 2 attempts\); finished shards are kept"):
+        pool(fake.url)
