@@ -396,7 +396,7 @@ def test_a_run_learns_from_a_pool_of_a_server_whose_rounding_is_coarse(
     run = ["run", "rft", "--data", str(tmp_path / "prompts.jsonl"), "--model", tiny, "--reward", "length:2"]
     run += ["--output", str(tmp_path / "run"), "--device", "cpu", "--dtype", "float32", "--n", str(N)]
     run += ["--max-new-tokens", str(NEW), "--fresh-prompts", "0", "--pool", str(made.directory)]
-    run += ["--temperature", "1", "--no-fast", "--rounds", "1"]
+    run += ["--temperature", "1", "--no-fast", "--rounds", "1", "--no-restart"]
     assert main(run) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["pool_completions"] == PROMPTS * N
