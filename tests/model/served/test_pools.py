@@ -15,16 +15,20 @@ import pytest
 
 import palate.pooling.rays as rays
 import palate.pooling.work as work
-from palate.cli import main
 from palate.config import ModelConfig
 from palate.errors import ConfigError, PalateError, RunError
+from palate.learn import Likelihood, Policy
+from palate.loops import open_pool
+from palate.methods.rft import RFTConfig
 from palate.model import load_model
 from palate.model.batched import batched_logps
+from palate.model.sampling import row_uniforms
 from palate.model.served import api
 from palate.pool import read_facts
 from palate.pooling import Made, PoolConfig, make_pool
 from palate.pooling.engine import Served, open_server
 from palate.run import Display
+from palate.run.seeds import seed_of
 from palate.settings import load_config
 from palate.testing import byte_tokenizer, tiny_model
 from palate.types import Completion, Example, Prompt
@@ -198,11 +202,13 @@ def test_a_server_that_dies_ends_the_pool_in_a_sentence_and_the_pool_resumes(
         (row, sample) for row in range(PROMPTS) for sample in range(N)
     )
     # The requests are those of a pool without a stop; those of finished files are not sent again.
-    whole = serve()
-    pool(whole.url, output=tmp_path / "whole")
+    whole = {
+        int(row_uniforms(seed_of(0, "sample", 0), Prompt(f"Q{i}").id, 0, j, NEW)[0] * 2**53)
+        for i in range(PROMPTS)
+        for j in range(N)
+    }
     assert len(other.asked) == PROMPTS * N - len(before) * 2 * N
-    assert set(seeds(other)) <= set(seeds(whole))
-    assert set(seeds(dying)) | set(seeds(other)) == set(seeds(whole))
+    assert set(seeds(dying)) | set(seeds(other)) == whole
 
 
 def test_samples_that_are_complete_outlive_an_error_in_scoring(
@@ -380,8 +386,8 @@ def test_a_server_beside_the_pool_has_the_models_files_and_lets_nobody_change_th
     assert started == [["--model", tiny], "vllm.log", False]
 
 
-def test_a_run_learns_from_a_pool_of_a_server_whose_rounding_is_coarse(
-    pool: Make, serve: Any, tiny: str, tmp_path: Path
+def test_a_policy_learns_from_a_pool_of_a_server_whose_rounding_is_coarse(
+    pool: Make, serve: Any, tiny: str, make_policy: Callable[..., Policy]
 ) -> None:
     def rounded(path: str, body: dict[str, Any], number: int) -> Any:
         if not is_candidate(path, body):
@@ -391,12 +397,13 @@ def test_a_run_learns_from_a_pool_of_a_server_whose_rounding_is_coarse(
             entry["logprob"] -= 0.05
         return reply
 
-    fake = serve(rounded)
-    made = pool(fake.url)
-    run = ["run", "rft", "--data", str(tmp_path / "prompts.jsonl"), "--model", tiny, "--reward", "length:2"]
-    run += ["--output", str(tmp_path / "run"), "--device", "cpu", "--dtype", "float32", "--n", str(N)]
-    run += ["--max-new-tokens", str(NEW), "--fresh-prompts", "0", "--pool", str(made.directory)]
-    run += ["--temperature", "1", "--no-fast", "--rounds", "1", "--no-restart"]
-    assert main(run) == 0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["pool_completions"] == PROMPTS * N
+    fake, policy = serve(rounded), make_policy(model={"lora": True})
+    made = pool(fake.url, ["Q0", "Q1"])
+    given = {"data": "-", "model": tiny, "reward": ["length:2"], "temperature": 1.0, "max_new_tokens": NEW}
+    cfg = RFTConfig.model_validate(given | {"n": N, "pool": made.directory})
+    run: Any = SimpleNamespace(require_same=lambda *fact: None)
+    candidates = open_pool(policy, cfg, run, n=N, sampling=cfg.sampling_of(0))
+    assert candidates is not None
+    groups = candidates.groups([Prompt("Q0"), Prompt("Q1")], N, policy.model.codec)
+    metrics = policy.update([Example(g.prompt, c) for g in groups for c in g.completions], Likelihood())
+    assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.05, abs=1e-3)
