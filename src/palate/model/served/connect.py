@@ -78,8 +78,8 @@ def connected(
         undo.callback(close)
         url, key = current().lead("the vLLM server", opening)
         ended = started[0].ended if started else lambda: None
-        limits = {"timeout": cfg.rollout_timeout, "retries": cfg.rollout_retries}
-        api = API(url, key=key, ended=ended, kept=kept, **limits)
+        timeout, retries = cfg.rollout_timeout, cfg.rollout_retries
+        api = API(url, key=key, timeout=timeout, retries=retries, ended=ended, kept=kept)
         version, base, longest, token, *probe = current().lead(
             "the server's model", partial(_greeted, api, model)
         )
