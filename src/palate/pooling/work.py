@@ -313,9 +313,8 @@ def _here(work: Work, model: LoadedModel, scoring: Scoring, run: Run, facts: Fac
             run.observe("annotate", sum(len(entry.completions) for entry in entries))
             work.finish(shard, entries)
             shown(work, shard, entries, run, time.perf_counter() - began)
-    except BaseException:
-        samples.keep()
-        raise
+    finally:
+        samples.keep()  # none is left without an error
 
 
 @dataclass
