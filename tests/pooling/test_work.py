@@ -92,7 +92,7 @@ def test_the_same_prompt_with_other_columns_gets_other_draws(configure: Any) -> 
 def test_a_finished_pool_is_left_as_it_is(configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_pool(configure())
     before = {path: path.stat().st_mtime_ns for path in (first.directory / "shards").iterdir()}
-    dying(monkeypatch, "sample_shard", after=0)
+    dying(monkeypatch, "begin_shard", after=0)
     again = make_pool(configure())
     assert again.summary == first.summary
     assert before == {path: path.stat().st_mtime_ns for path in (first.directory / "shards").iterdir()}
@@ -122,7 +122,7 @@ def test_options_without_sense_are_refused(configure: Any, options: dict[str, An
 # ---- Killed, and started again ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["sample_shard", "write_shard", "read_shard"])
+@pytest.mark.parametrize("place", ["begin_shard", "write_shard", "read_shard"])
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_kill_loses_no_finished_shard_and_pays_nothing_twice(
     configure: Any, functions: Reward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, after: int
@@ -184,7 +184,7 @@ def test_another_configuration_is_refused_and_destroys_nothing(
     configure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        dying(patch, "sample_shard", after=1)
+        dying(patch, "begin_shard", after=1)
         with pytest.raises(Killed):
             make_pool(configure())
     with pytest.raises(RunError, match=r"temperature is 1.0 there and 0.5 here"):
@@ -196,7 +196,7 @@ def test_another_model_under_the_same_name_is_refused(
     configure: Any, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        dying(patch, "sample_shard", after=1)
+        dying(patch, "begin_shard", after=1)
         with pytest.raises(Killed):
             make_pool(configure())
     monkeypatch.setattr(work, "start_hash", lambda model: "0" * 64)
@@ -268,7 +268,7 @@ def test_another_code_is_refused_once_a_shard_is_scored(
 ) -> None:
     cfg = configure(reward=functions("    return [1.0 for _ in completions]\n"))
     with monkeypatch.context() as patch:
-        dying(patch, "sample_shard", after=1)
+        dying(patch, "begin_shard", after=1)
         with pytest.raises(Killed):
             make_pool(cfg)
     functions("    return [2.0 for _ in completions]\n")

@@ -194,8 +194,8 @@ class Rollouts(Sampling):
     """Temperature of the held-out completions, before and after training; default: `temperature`. A model is
     often used at a lower temperature than it learns at."""
     rollouts: str = "local"
-    """Engine that samples the policy's completions: `local`, in this process; `vllm:URL`, a running vLLM
-    server; `vllm`, a vLLM server that Palate starts on this machine and ends with the run."""
+    """Engine that samples the completions of the policy or the pool: `local`, Palate itself; `vllm:URL`, a
+    running vLLM server; `vllm`, a vLLM server that Palate starts on this machine and ends with the run."""
     vllm_python: Path | None = None
     """With `--rollouts vllm`: Python of the environment that has vLLM. Default: the environment variable
     PALATE_VLLM_PYTHON, else the Python that runs Palate."""

@@ -68,6 +68,7 @@ class Learner:
         micro_batch_tokens: most tokens in one forward and backward pass.
         memory: keeps samples and reference log-probabilities under `name`; None outside a run.
         lag: number of updates by which a sampler's version may be older to be compared with the learner.
+        served: a server has sampled completions that it learns from, such as those of a pool.
     """
 
     def __init__(self, model: LoadedModel, cfg: OptimConfig, *, total_steps: int, name: str = POLICY) -> None:
@@ -80,6 +81,7 @@ class Learner:
         self.observe: Observer = unobserved
         self.memory: Memory | None = None
         self.lag = 0
+        self.served = False
         few = 1024 if model.device.type == "cpu" else 8192
         self.micro_batch_tokens = cfg.micro_batch_tokens or few
         self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
@@ -239,12 +241,16 @@ class Learner:
     def _gap_is_wrong(self, meter: Meter) -> bool:
         if self.lag:  # the gap has updates in it
             return False
-        if self.model.sampler is not None:
+        if self._samples_are_served:
             return meter.gap_mean > SERVED_GAP
         return meter.gap_max > FLOAT32_GAP and self.model.dtype == torch.float32
 
+    @property
+    def _samples_are_served(self) -> bool:
+        return self.served or self.model.sampler is not None
+
     def _explain_gap(self, meter: Meter) -> str:
-        if self.model.sampler is not None:
+        if self._samples_are_served:
             return (
                 f"the server's log-probabilities of its own tokens differ from those of {self.model.source} "
                 f"by {meter.gap_mean:.2g} nats on average (at most {SERVED_GAP} is allowed), so it serves "

@@ -11,6 +11,7 @@ from palate.config import Sampling
 from palate.learn import Policy
 from palate.loops.stage import annotated_samples
 from palate.pool import Pool, read_facts
+from palate.pool.facts import LOCAL
 from palate.run import Run
 from palate.types import Group, Prompt
 
@@ -37,6 +38,7 @@ def open_pool(policy: Policy, cfg: Any, run: Run, *, n: int, sampling: Sampling)
     pool = Pool(cfg.pool)
     pool.require(policy.model, sampling, n, cfg)
     run.require_same("the pool", pool.facts.id, str(pool))
+    policy.served = pool.facts.engine_kind != LOCAL
     return pool
 
 

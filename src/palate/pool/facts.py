@@ -19,6 +19,9 @@ SHARDS, SAMPLED = "shards", "sampled"
 FORMAT = 1
 """Version of the files' format."""
 
+LOCAL = "local"
+"""The engine of a pool that Palate itself samples."""
+
 Scope = Literal["completion", "first", "group"]
 """The texts that a reward depends on: its completion; also the group's first one; all of the group."""
 
@@ -41,6 +44,8 @@ class Facts:
         shards: number of files.
         date: the date for chat templates that print it.
         format: version of the files' format.
+        engine: the engine that sampled: `local`, or vLLM with its version; several versions if it got another
+            one before the pool was finished.
     """
 
     id: str
@@ -56,6 +61,17 @@ class Facts:
     shards: int
     date: str
     format: int = FORMAT
+    engine: str = LOCAL
+
+    @property
+    def engine_kind(self) -> str:
+        """Return the value of `rollouts` without an address."""
+        return kind_of(self.engine)
+
+
+def kind_of(engine: str) -> str:
+    """Return the kind of an engine's name, or of a value of `rollouts`: `local` or `vllm`."""
+    return LOCAL if engine == LOCAL else "vllm"
 
 
 def write_facts(directory: Path, facts: Facts) -> None:
@@ -83,11 +99,9 @@ def read_facts(directory: Path) -> Facts:
             "with the version of Palate that made it, or make it again"
         )
     names = {field.name for field in fields(Facts)}
-    if names - there.keys():
-        raise RunError(
-            f"{str(directory / POOL)!r} lacks {', '.join(sorted(names - there.keys()))}; restore a good copy"
-        )
-    return Facts(**{name: there[name] for name in names})
+    if missing := names - there.keys() - {"engine"}:  # a pool of an earlier version has a local engine
+        raise RunError(f"{str(directory / POOL)!r} lacks {', '.join(sorted(missing))}; restore a good copy")
+    return Facts(**{name: there[name] for name in names & there.keys()})
 
 
 def shard_path(directory: Path, number: int, *, part: str = SHARDS) -> Path:

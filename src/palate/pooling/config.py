@@ -6,7 +6,16 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from palate.config import DataConfig, ModelConfig, ModelName, RewardConfig, RunConfig, Sampling, Source
+from palate.config import (
+    DataConfig,
+    ModelConfig,
+    ModelName,
+    RewardConfig,
+    Rollouts,
+    RunConfig,
+    Sampling,
+    Source,
+)
 from palate.config.base import EMBEDDED
 
 COMPLETIONS = 512
@@ -16,13 +25,13 @@ FROM_METHOD = (*(name for name in Sampling.model_fields if name not in ("samplin
 """Options that `method` fills in."""
 
 
-class PoolConfig(RewardConfig, Sampling, ModelConfig, DataConfig, RunConfig):
+class PoolConfig(RewardConfig, Rollouts, ModelConfig, DataConfig, RunConfig):
     """Pool"""
 
     may_change: ClassVar = RunConfig.may_change | {"ray", "workers", "scorers", "ray_address"}
     unoffered: ClassVar = frozenset(
         {"lora", "lora_rank", "lora_alpha", "checkpointing", "eval_reward", "probe_pairs", "probe_data"}
-        | {"data", "eval_data", "eval_split", "eval_limit", "fresh_prompts"}
+        | {"data", "eval_data", "eval_split", "eval_limit", "eval_temperature", "fresh_prompts"}
         | {
             "report_to",
             "checkpoint_every",
@@ -53,7 +62,8 @@ class PoolConfig(RewardConfig, Sampling, ModelConfig, DataConfig, RunConfig):
     ray: bool = False
     """Sample and score in several processes or on several machines with Ray (`pip install palate[ray]`)."""
     workers: int = Field(2, ge=1)
-    """With --ray: number of processes that sample, each with its own copy of the model."""
+    """With --ray: number of processes that sample, each with its own copy of the model. With a vLLM server
+    the copy is in the machine's memory, and checks the replies."""
     scorers: int = Field(1, ge=1)
     """With --ray: number of processes that score with reward models. Functions and judges are asked by the
     process that starts the pool, which stores each answer."""
@@ -78,6 +88,12 @@ class PoolConfig(RewardConfig, Sampling, ModelConfig, DataConfig, RunConfig):
             raise ValueError(f"{idle[0]} has no effect without ray; give --ray")
         if self.ray and self.compile == "on":
             raise ValueError("compile is on, but Ray's workers sample plain; leave --compile out, or --ray")
+        if self.ray and self.rollouts == "vllm":
+            raise ValueError(
+                "rollouts is vllm, which starts one server on this machine, but with ray the workers may be "
+                "on others; start a server that all of them reach and give --rollouts vllm:URL, or leave "
+                "--ray out"
+            )
         return self
 
     @property

@@ -29,7 +29,8 @@ from palate.model.rollouts import unobserved
 from palate.pool import Facts, annotator_facts, read_shard, write_shard
 from palate.pool.facts import SAMPLED, changed_rewards, missing_shards, scope_of
 from palate.pooling.config import PoolConfig
-from palate.pooling.shards import Scoring, Source, local_source, sample_shard, scores_anywhere
+from palate.pooling.engine import Served, open_server, source_of
+from palate.pooling.shards import Scoring, Source, sample_shard, scores_anywhere
 from palate.pooling.work import Work, loaded, read_all, shown, work_of
 from palate.run import Run
 from palate.run.judging import model_options
@@ -45,8 +46,12 @@ GIVEN = (GivenModel, GivenReward, GivenRows)
 _ERRORS = {kind.__name__: kind for kind in (AnnotatorError, ConfigError, DataError, ModelError, RunError)}
 
 
-def on_ray(work: Work, scoring: Scoring, run: Run, facts: Facts) -> None:
+def on_ray(work: Work, scoring: Scoring, run: Run, facts: Facts, served: Served | None = None) -> None:
     """Make the missing shards with Ray.
+
+    Args:
+        work, scoring, run, facts: of the pool.
+        served: the server that samples; None if the workers sample themselves.
 
     Raises:
         ConfigError: Ray is not installed, or its cluster cannot be reached.
@@ -63,7 +68,7 @@ def on_ray(work: Work, scoring: Scoring, run: Run, facts: Facts) -> None:
     for tries in (work.directory / SAMPLED).glob("*.tries"):  # of a start that was killed
         tries.unlink()
     with _started(ray, work):
-        rows = _pipeline(ray, work, facts, missing, scores=scores)
+        rows = _pipeline(ray, work, facts, missing, scores=scores, served=served)
         began = time.perf_counter()
         try:
             for _, row in zip(run.steps(len(missing)), rows, strict=True):
@@ -93,7 +98,9 @@ class Begun:
         home: the working directory, to which relative paths of data and models belong.
         key: key of the prompts.
         weights: hash of the weights that sample.
+        dtype: their number format.
         annotator: the facts of the rewards.
+        served: the server that samples; None if the workers sample themselves.
     """
 
     cfg: PoolConfig
@@ -102,7 +109,9 @@ class Begun:
     home: Path
     key: str
     weights: str
+    dtype: str
     annotator: Mapping[str, Any] | None
+    served: Served | None
 
     def work(self) -> Work:
         """Read the prompts and return the work.
@@ -144,21 +153,27 @@ class SamplingWorker:
         self._problem: PalateError | None = None
         try:
             self._work = begun.work()
-            self._source = self._loaded(begun.weights)
+            self._source = self._loaded(begun)
         except PalateError as error:  # raised here, it would reach the driver as a traceback
             self._problem = error
 
-    def _loaded(self, weights: str) -> Source:
-        cfg = self._work.cfg
+    def _loaded(self, begun: Begun) -> Source:
+        cfg, served = self._work.cfg, begun.served
         torch.set_num_threads(cfg.threads or max(1, (os.cpu_count() or 1) // cfg.workers))
+        if served is not None:  # the device is the server's
+            cfg = cfg.model_copy(update={"device": "cpu", "dtype": begun.dtype})
         model = loaded(cfg, self._work.date)
-        if start_hash(model) != weights:
+        if start_hash(model) != begun.weights:
             raise RunError(
                 f"a worker loads {cfg.model} with other weights, or in another number format "
                 f"({model.dtype}), than the process that began the pool; give all machines the same files, "
                 "and --dtype"
             )
-        return local_source(model, cfg.n, cfg.sampling, seed=self._work.seed, observe=unobserved)
+        if served is not None:  # the worker publishes nothing, so its directory of published weights is empty
+            open_server(cfg, model, self._work.directory / "workers", served=served)
+        return source_of(
+            model, cfg.n, cfg.sampling, seed=self._work.seed, observe=unobserved, workers=cfg.workers
+        )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Sample a shard into its file, unless that exists."""
@@ -276,7 +291,7 @@ def _started(ray: Any, work: Work) -> Iterator[None]:
 
 
 def _pipeline(
-    ray: Any, work: Work, facts: Facts, missing: list[int], *, scores: bool
+    ray: Any, work: Work, facts: Facts, missing: list[int], *, scores: bool, served: Served | None
 ) -> Iterator[dict[str, Any]]:
     """Yield the numbers of each shard as it is done, in any order."""
     context = ray.data.DataContext.get_current()
@@ -284,10 +299,13 @@ def _pipeline(
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     cfg, gpus = work.cfg, int(ray.cluster_resources().get("GPU", 0))
-    sampling_gpus = int(cfg.device != "cpu" and gpus >= cfg.workers)
+    sampling_gpus = int(cfg.device != "cpu" and gpus >= cfg.workers and served is None)
     scoring_gpus = int(cfg.device != "cpu" and gpus >= cfg.workers * sampling_gpus + cfg.scorers)
     key = content_key(work.prompts)
-    begun = Begun(cfg, work.directory.resolve(), work.date, Path.cwd(), key, facts.weights, facts.annotator)
+    begun = Begun(
+        cfg, work.directory.resolve(), work.date, Path.cwd(), key, facts.weights, facts.dtype,
+        facts.annotator, served,
+    )  # fmt: skip
     data = ray.data.from_items([{"shard": i} for i in missing], override_num_blocks=len(missing))
 
     def actors(count: int) -> Any:

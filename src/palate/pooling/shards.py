@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from palate.annotate import Annotator
 from palate.config import RewardConfig, Sampling
-from palate.errors import AnnotatorError, DataError
+from palate.errors import AGAIN, AnnotatorError, DataError, RunError
 from palate.memory import content_key
 from palate.model import LoadedModel, Snapshot
+from palate.model.rollouts import Drawn
 from palate.pool import Entry, prompt_key
 from palate.pool.facts import Scope
 from palate.pool.pool import tokens_key
@@ -27,8 +28,8 @@ MANY = 8
 FREE = ("length:", "regex:", "model:", "ranker:", "sentiment", "on-topic")
 """Rewards that compute from the text alone, at no price, so any process may compute them again."""
 
-Sampler = Callable[[Sequence[Prompt]], list[Group]]
-"""Samples the completions of some prompts; every prompt has room for them."""
+Sampler = Callable[[Sequence[Prompt]], Drawn]
+"""Begins to sample the completions of some prompts; every prompt has room for them."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,35 @@ class Source:
 
     Attributes:
         model: the model; its codec renders the prompts.
-        sampler: samples n completions of each prompt.
+        sampler: begins to sample n completions of each prompt.
         limit: most tokens of a completion.
+        longest: most tokens of a prompt with its completion that a server takes; None without a server.
+        refused: the reasons of a server that refuses prompts, by their tokens; the completions of such a
+            prompt say nothing.
+        ahead: number of shards that are begun before the completions of an earlier one are there.
     """
 
     model: LoadedModel
     sampler: Sampler
     limit: int
+    longest: int | None = None
+    refused: Mapping[Sequence[int], str] = field(default_factory=dict)
+    ahead: int = 0
+
+    def require_room(self, prompt: Prompt) -> None:
+        """Check that a prompt leaves room for a completion.
+
+        Raises:
+            DataError: it does not.
+        """
+        room = self.model.codec.room(prompt, need=self.limit)
+        used = self.model.codec.max_length - room
+        if self.longest is not None and used + self.limit > self.longest:
+            raise DataError(
+                f"{prompt.where or 'a prompt'}: the prompt has {used} tokens, which leaves no room for "
+                f"{self.limit} new tokens, since the vLLM server takes at most {self.longest} in all; start "
+                "it with a larger --max-model-len, or shorten or drop the prompt"
+            )
 
 
 def local_source(
@@ -53,7 +76,7 @@ def local_source(
     snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=2048, observe=observe)
     return Source(
         model,
-        lambda prompts: snapshot.sample(prompts, n, sampling, seed=seed),
+        lambda prompts: snapshot.begin(prompts, n, sampling, seed=seed),
         sampling.max_new_tokens,
     )
 
@@ -83,8 +106,56 @@ def together(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [prompt for own in alike.values() for prompt in own]
 
 
+@dataclass(frozen=True)
+class BegunShard:
+    """A shard whose prompts are being sampled.
+
+    Attributes:
+        source: the model that samples.
+        known: an entry without completions for each row of the shard.
+        fitting: the rows that are sampled, in order.
+        drawn: their completions; None if no prompt has room for them.
+    """
+
+    source: Source
+    known: Mapping[int, Entry]
+    fitting: Sequence[int]
+    drawn: Drawn | None
+
+    def ready(self) -> bool:
+        """Return whether `entries` waits for no completion."""
+        return self.drawn is None or self.drawn.ready()
+
+    def entries(self) -> list[Entry]:
+        """Wait for the completions; a prompt that cannot be sampled has an error.
+
+        Raises:
+            RunError: the server fails, or refuses all of several prompts.
+        """
+        entries = dict(self.known)
+        groups = self.drawn.groups() if self.drawn is not None else []
+        for row, group in zip(self.fitting, groups, strict=True):
+            ids = tuple(self.source.model.codec.prompt_ids(group.prompt)) if self.source.refused else ()
+            if (why := self.source.refused.get(ids)) is not None:
+                entries[row] = replace(entries[row], error=f"the vLLM server refuses the prompt: {why}")
+                continue
+            errors = tuple(None if c.text.strip() else EMPTY for c in group.completions)
+            entries[row] = replace(entries[row], completions=group.completions, errors=errors)
+        if len(self.fitting) > 1 and not any(entries[row].completions for row in self.fitting):
+            raise RunError(
+                f"all of {len(self.fitting)} prompts fail: {entries[self.fitting[0]].error}; finished shards "
+                f"are kept: repair the cause, then {AGAIN}"
+            )
+        return [entries[row] for row in self.known]
+
+
 def sample_shard(source: Source, prompts: Sequence[Prompt], rows: range) -> list[Entry]:
-    """Sample the completions of a shard's prompts; a prompt that cannot be sampled gets an error.
+    """Sample the completions of a shard's prompts; see `begin_shard`."""
+    return begin_shard(source, prompts, rows).entries()
+
+
+def begin_shard(source: Source, prompts: Sequence[Prompt], rows: range) -> BegunShard:
+    """Begin to sample the completions of a shard's prompts; a prompt without room for them gets an error.
 
     Raises:
         DataError: none of several prompts can be sampled.
@@ -95,7 +166,7 @@ def sample_shard(source: Source, prompts: Sequence[Prompt], rows: range) -> list
     for row in rows:
         prompt = prompts[row]
         try:
-            source.model.codec.room(prompt, need=source.limit)
+            source.require_room(prompt)
         except DataError as error:
             failed = failed or error
             entries[row] = Entry(row, prompt_key(prompt), "", error=str(error))
@@ -105,11 +176,8 @@ def sample_shard(source: Source, prompts: Sequence[Prompt], rows: range) -> list
             fitting.append(row)
     if failed is not None and not fitting and len(rows) > 1:
         raise failed
-    groups = source.sampler([prompts[row] for row in fitting]) if fitting else []
-    for row, group in zip(fitting, groups, strict=True):
-        errors = tuple(None if c.text.strip() else EMPTY for c in group.completions)
-        entries[row] = replace(entries[row], completions=group.completions, errors=errors)
-    return [entries[row] for row in rows]
+    drawn = source.sampler([prompts[row] for row in fitting]) if fitting else None
+    return BegunShard(source, entries, fitting, drawn)
 
 
 class Scoring:

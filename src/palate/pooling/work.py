@@ -2,16 +2,18 @@
 
 A pool is a run. A shard is sampled into `sampled/`, scored, and written to `shards/`, each time completely or
 not at all. So a killed pool repeats at most the shards under way: what is in `sampled/` is not sampled again,
-the journal has the rewards and verdicts so far, and the file of a shard exists once, whoever writes it.
+the journal has the rewards and verdicts so far, and the file of a shard exists once, whoever writes it. A
+vLLM server samples the next shard while the process scores one.
 """
 
 from __future__ import annotations
 
 import gc
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 from palate.annotate import Annotator, annotator, with_label_noise
 from palate.config import ModelConfig
 from palate.data import Account, read_prompts
-from palate.errors import RunError
+from palate.errors import DataError, PalateError, RunError
 from palate.learn.state import start_hash
 from palate.loops import account_of, content_key, once, sample_numbers
 from palate.model import LoadedModel, load_model
@@ -34,15 +36,25 @@ from palate.pool import (
     write_facts,
     write_shard,
 )
-from palate.pool.facts import SAMPLED, changed_rewards, missing_shards, scope_of, shard_path
+from palate.pool.facts import (
+    LOCAL,
+    SAMPLED,
+    changed_rewards,
+    kind_of,
+    missing_shards,
+    scope_of,
+    shard_path,
+)
 from palate.pooling.config import PoolConfig
+from palate.pooling.engine import serving, source_of
 from palate.pooling.shards import (
+    BegunShard,
     Scoring,
+    Source,
     added,
+    begin_shard,
     counts_of,
     first_errors,
-    local_source,
-    sample_shard,
     scores_anywhere,
     split,
     together,
@@ -98,6 +110,10 @@ class Work:
         """Return the file of a shard that is sampled and not scored."""
         return shard_path(self.directory, shard, part=SAMPLED)
 
+    def unsampled(self, facts: Facts) -> list[int]:
+        """Return the numbers of the shards that are not sampled yet."""
+        return [i for i in missing_shards(self.directory, facts) if not self.sampled(i).exists()]
+
     def finish(self, shard: int, entries: Sequence[Entry]) -> None:
         """Write a finished shard; then its samples alone are of no more use."""
         write_shard(self.path(shard), entries, self.prompts, self.columns)
@@ -116,20 +132,25 @@ def make_pool(cfg: PoolConfig, *, display: Display | None = None) -> Made:
     with quieted(), Run(cfg, method="pool", display=display) as run:
         prompts = _prompts(cfg, run)
         date = run.remember("date of chat templates", datetime.now().isoformat())
-        most = 0 if cfg.ray else len(prompts) * cfg.n * cfg.max_new_tokens
+        here = not cfg.ray and cfg.rollouts == LOCAL
+        most = len(prompts) * cfg.n * cfg.max_new_tokens if here else 0
         cfg = cfg.model_copy(update={"compile": settle_compiling(run, cfg.compile, most, resolve(cfg)[0])})
         work = work_of(cfg, run.directory, prompts, date)
         model = loaded(cfg, date)
         facts = _facts(work, model, run)
         for part in run.directory.glob("*/.*.part"):  # of writes that a kill cut off
             part.unlink(missing_ok=True)
-        with _scoring(cfg, run) as scoring:
+        with _scoring(cfg, run) as scoring, ExitStack() as ending:
+            served = None
+            if facts.engine_kind != LOCAL and work.unsampled(facts):
+                served = ending.enter_context(serving(cfg, model, run.directory, say=run.display.say))
+                facts = _noted(work, facts, served.identity, run)
             if cfg.ray:
                 from palate.pooling.rays import on_ray
 
                 del model  # the workers load it themselves
                 gc.collect()
-                on_ray(work, scoring, run, facts)
+                on_ray(work, scoring, run, facts, served)
             else:
                 _here(work, model, scoring, run, facts)
         return _finished(work, run)
@@ -199,11 +220,18 @@ def _facts(work: Work, model: LoadedModel, run: Run) -> Facts:
         prompts=len(work.prompts),
         shards=len(work.shards),
         date=work.date,
+        engine=kind_of(cfg.rollouts),
     )
     if not (work.directory / POOL).exists():
         write_facts(work.directory, facts)
         return facts
     before = read_facts(work.directory)
+    if before.engine_kind != facts.engine_kind:
+        raise RunError(
+            f"the engine of the pool in {str(work.directory)!r} was {before.engine_kind}, but --rollouts is "
+            f"{cfg.rollouts}, whose samples differ; give --rollouts {before.engine_kind}"
+            f"{'' if before.engine_kind == LOCAL else ' or vllm:URL'}, or use another --output"
+        )
     if before.weights != facts.weights:
         raise RunError(
             f"the model {cfg.model} changed since the pool in {str(work.directory)!r} was begun (hash "
@@ -222,6 +250,21 @@ def _facts(work: Work, model: LoadedModel, run: Run) -> Facts:
     written = before.shards - len(missing_shards(work.directory, before))
     run.display.say(f"{written} of {before.shards} shards are finished already")
     return before
+
+
+def _noted(work: Work, facts: Facts, identity: str, run: Run) -> Facts:
+    """Add a version of the engine to the facts, and name the change."""
+    versions = [] if facts.engine == facts.engine_kind else facts.engine.split(", ")
+    if identity in versions:
+        return facts
+    if versions:
+        run.display.say(
+            f"the pool was begun with {facts.engine} and continues with {identity}; it will have samples "
+            "of both"
+        )
+    noted = replace(facts, engine=", ".join([*versions, identity]))
+    write_facts(work.directory, noted)
+    return noted
 
 
 @contextmanager
@@ -256,22 +299,68 @@ def _rewards(cfg: PoolConfig, run: Run, scoring: Scoring) -> Annotator:
 
 def _here(work: Work, model: LoadedModel, scoring: Scoring, run: Run, facts: Facts) -> None:
     """Make the missing shards in this process."""
-    source = local_source(model, work.cfg.n, work.cfg.sampling, seed=work.seed, observe=run.observe)
+    source = source_of(model, work.cfg.n, work.cfg.sampling, seed=work.seed, observe=run.observe)
     missing = set(missing_shards(work.directory, facts))
-    for shard in run.steps(len(work.shards)) if missing else ():
-        if shard not in missing:
-            continue
-        began = time.perf_counter()
-        if work.sampled(shard).exists():
-            entries = read_shard(work.sampled(shard))
-        else:
-            entries = sample_shard(source, work.prompts, work.shards[shard])
-            if scoring.annotate is not None:
-                write_shard(work.sampled(shard), entries, work.prompts, work.columns)
-        entries = scoring(entries, work.prompts)
-        run.observe("annotate", sum(len(entry.completions) for entry in entries))
-        work.finish(shard, entries)
-        shown(work, shard, entries, run, time.perf_counter() - began)
+    samples = _Samples(work, source, deque(work.unsampled(facts)))
+    try:
+        for shard in run.steps(len(work.shards)) if missing else ():
+            if shard not in missing:
+                continue
+            began = time.perf_counter()
+            if work.sampled(shard).exists():
+                entries = read_shard(work.sampled(shard))
+            else:
+                entries = samples.of(shard)
+                if scoring.annotate is not None:
+                    write_shard(work.sampled(shard), entries, work.prompts, work.columns)
+            entries = scoring(entries, work.prompts)
+            run.observe("annotate", sum(len(entry.completions) for entry in entries))
+            work.finish(shard, entries)
+            shown(work, shard, entries, run, time.perf_counter() - began)
+    finally:
+        samples.keep()  # none is left without an error
+
+
+@dataclass
+class _Samples:
+    """The samples of shards, some of which are begun early if a server samples.
+
+    Attributes:
+        work, source: of the pool.
+        waiting: the shards that are not begun, in order.
+        begun: the shards that are being sampled.
+    """
+
+    work: Work
+    source: Source
+    waiting: deque[int]
+    begun: dict[int, BegunShard] = field(default_factory=dict)
+
+    def of(self, shard: int) -> list[Entry]:
+        """Return the entries of the first shard that is left, and begin the shards after it."""
+        while self.waiting and len(self.begun) <= self.source.ahead:
+            i = self.waiting[0]
+            try:
+                self.begun[i] = begin_shard(self.source, self.work.prompts, self.work.shards[i])
+            except DataError:
+                if i == shard:
+                    raise
+                break  # the shards before it come first
+            self.waiting.popleft()
+        first = self.begun.pop(shard)
+        try:
+            return first.entries()
+        except PalateError:
+            self.begun.clear()  # the server fails for the others too
+            raise
+
+    def keep(self) -> None:
+        """Write the shards that are sampled completely, before the pool ends with an error."""
+        for shard, begun in self.begun.items():
+            if begun.ready():
+                with suppress(PalateError):
+                    entries = begun.entries()
+                    write_shard(self.work.sampled(shard), entries, self.work.prompts, self.work.columns)
 
 
 def _finished(work: Work, run: Run) -> Made:

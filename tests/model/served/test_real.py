@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import palate.pooling.work as work
 from palate.config import LearnerConfig, Sampling
+from palate.errors import RunError
 from palate.learn import Likelihood, Policy
 from palate.methods.oaif import OAIFConfig
+from palate.model import load_model
+from palate.model.batched import batched_logps
+from palate.model.served import connect
 from palate.model.served.connect import connected
-from palate.model.served.process import PYTHON
+from palate.model.served.process import PYTHON, ServerProcess
+from palate.pool import read_facts, read_shard
+from palate.pooling import PoolConfig, make_pool
 from palate.types import Completion, Example, Group, Prompt
 
 pytestmark = [
@@ -92,3 +103,50 @@ def test_end_tokens_and_stop_texts_are_in_the_tokens(served: Policy) -> None:
     assert any(c.finish == "stop" for group in groups for c in group.completions)
     long = served.snapshot().sample(PROMPTS, 4, sampling(min_new_tokens=8), seed=2)
     assert min(len(c.token_ids) for group in long for c in group.completions) >= 8
+
+
+def test_a_pool_whose_server_is_killed_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, prompts = tmp_path / "prompts.jsonl", [p.content for p in PROMPTS] * 2
+    lines = [{"prompt": prompt, "place": i} for i, prompt in enumerate(prompts)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cfg = PoolConfig.model_validate(
+        {"data": str(data), "output": tmp_path / "pool", "dtype": "float32", "device": "cpu", "n": 4}
+        | {"shard_size": 2, "max_new_tokens": 24, "stop": STOP, "reward": ["length:8"], "rollouts": "vllm"}
+        | {"vllm_args": ("--max-model-len=256", "--max-num-seqs=16")}
+    )
+    servers: list[ServerProcess] = []
+
+    class Noted(ServerProcess):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            servers.append(self)
+
+    def kills(*args: Any) -> None:
+        os.killpg(servers[0]._process.pid, signal.SIGKILL)
+        shown(*args)
+
+    monkeypatch.setattr(connect, "ServerProcess", Noted)
+    shown = work.shown
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "shown", kills)
+        with pytest.raises(RunError, match=r"has ended with exit code -9.*finished shards are kept"):
+            make_pool(cfg)
+    shards = tmp_path / "pool" / "shards"
+    before = {path: path.stat().st_mtime_ns for path in shards.iterdir()}
+    made = make_pool(cfg)
+    assert len(servers) == 2
+    assert 1 <= len(before) < 3
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in shards.iterdir()}.items()
+    entries = [entry for path in sorted(shards.iterdir()) for entry in read_shard(path)]
+    assert Counter(entry.row for entry in entries) == Counter(range(len(prompts)))
+    assert made.summary["completions"] == sum(len(entry.completions) for entry in entries) == len(prompts) * 4
+    assert read_facts(made.directory).engine.startswith("vLLM ")
+    model = load_model(cfg, trainable=False)
+    rows = sorted(lines, key=lambda line: prompts.index(line["prompt"]))  # equal prompts are side by side
+    records = [Example(Prompt(rows[e.row]["prompt"]), c) for e in entries for c in e.completions]
+    gaps = [
+        abs(a - b)
+        for ours, record in zip(batched_logps(model, records, 2048).rows(), records, strict=True)
+        for a, b in zip(ours.tolist(), record.completion.logps or (), strict=True)
+    ]
+    assert max(gaps) < 1e-2

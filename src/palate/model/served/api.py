@@ -48,14 +48,15 @@ class API:
         timeout: seconds for a whole request.
         retries: number of retries after the first attempt.
         ended: returns the reason why a server that this run has started has ended; None while it runs.
+        kept: the work that an interruption does not lose, for messages.
     """
 
     def __init__(
         self, url: str, *, key: str, timeout: float, retries: int,
-        ended: Callable[[], str | None] = lambda: None,
+        ended: Callable[[], str | None] = lambda: None, kept: str = "finished samples are in the journal",
     ) -> None:  # fmt: skip
         self.url, self._key, self._timeout, self._retries = url, key, timeout, retries
-        self._ended = ended
+        self._ended, self._kept = ended, kept
         self._client = httpx2.AsyncClient(
             timeout=timeout,
             follow_redirects=False,  # a redirect would carry the key elsewhere
@@ -134,11 +135,10 @@ class API:
     def _gone(self, note: str, what: str = "does not answer", advice: str = "") -> RunError:
         reason = self._ended()
         if reason is not None:
-            return RunError(f"{reason}; finished samples are in the journal, so {AGAIN}")
+            return RunError(f"{reason}; {self._kept}, so {AGAIN}")
         return RunError(
             f"the vLLM server at {self.url} {what} ({self._hide(note)}; "
-            f"{self._retries + 1} attempts); finished samples are in the journal: start the server "
-            f"again{advice}, then {AGAIN}"
+            f"{self._retries + 1} attempts); {self._kept}: start the server again{advice}, then {AGAIN}"
         )
 
     def _hide(self, text: str) -> str:

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from palate.model.loaded import LoadedModel
 from palate.model.served.api import API
 from palate.model.served.process import ServerProcess
 from palate.model.served.sampler import PROBE, VLLMSampler, answered, first_completion
-from palate.model.served.weights import OTHER_GAP, is_tied, probed, write_untied
+from palate.model.served.weights import OTHER_GAP, allowed, is_tied, probed, write_untied
 from palate.model.served.wire import greeting
 from palate.model.source import find_source
 from palate.rundir.writing import writing
@@ -41,7 +41,7 @@ NAME = "policy"
 
 def connected(
     cfg: Rollouts, model: LoadedModel, directory: Path, *, remember: Callable[[str], str],
-    say: Callable[[str], None],
+    say: Callable[[str], None], fixed: bool = False, kept: str = "finished samples are in the journal",
 ) -> VLLMSampler:  # fmt: skip
     """Return the sampler of the vLLM server that a configuration names; a collective.
 
@@ -51,6 +51,8 @@ def connected(
         directory: the run's directory, for the server's output and for published weights.
         remember: returns the engine's identity at the first start of the run, given the present one.
         say: shows a message.
+        fixed: the model never changes, so a server that has all of its weights keeps them.
+        kept: the work that an interruption does not lose, for messages.
 
     Raises:
         ConfigError: the server cannot be used as it was started.
@@ -62,8 +64,9 @@ def connected(
 
     def opening() -> list[Any]:
         if cfg.rollouts == "vllm":
-            own, log = arguments(cfg, model, directory / BASE), directory / "vllm.log"
-            started.append(ServerProcess(cfg.vllm_python, own, log, takes_weights=model.peft is None))
+            own, log = arguments(cfg, model, None if fixed else directory / BASE), directory / "vllm.log"
+            takes_weights = model.peft is None and not fixed
+            started.append(ServerProcess(cfg.vllm_python, own, log, takes_weights=takes_weights))
             return [started[0].url, started[0].key]
         return [cfg.rollouts.partition(":")[2], os.environ.get(KEY, "").strip()]
 
@@ -75,18 +78,19 @@ def connected(
         undo.callback(close)
         url, key = current().lead("the vLLM server", opening)
         ended = started[0].ended if started else lambda: None
-        api = API(url, key=key, timeout=cfg.rollout_timeout, retries=cfg.rollout_retries, ended=ended)
+        timeout, retries = cfg.rollout_timeout, cfg.rollout_retries
+        api = API(url, key=key, timeout=timeout, retries=retries, ended=ended, kept=kept)
         version, base, longest, token, *probe = current().lead(
             "the server's model", partial(_greeted, api, model)
         )
-        _require_base(api, model, *probe)
+        _require_base(api, model, *probe, fixed=fixed)
         undo.pop_all()
     identity = f"vLLM {version}"
     first = remember(identity)
     if first != identity:
         say(f"the run started with {first} and continues with {identity}; samples of both are in the journal")
-    say(f"{identity} at {url} samples the policy's completions")
-    return VLLMSampler(
+    say(f"{identity} at {url} samples the completions")
+    sampler = VLLMSampler(
         api,
         base=base,
         longest=longest,
@@ -97,6 +101,9 @@ def connected(
         untied=cfg.rollouts == "vllm" and needs_untied(model),
         close=close,
     )
+    if fixed and model.peft is None:
+        sampler.adopt(base)
+    return sampler
 
 
 def _require_one_machine() -> None:
@@ -127,12 +134,13 @@ def needs_untied(model: LoadedModel) -> bool:
     return model.peft is None and model.device.type == "cpu" and is_tied(model.network)
 
 
-def arguments(cfg: Rollouts, model: LoadedModel, untied: Path) -> Sequence[str]:
+def arguments(cfg: Rollouts, model: LoadedModel, untied: Path | None) -> Sequence[str]:
     """Return the arguments of a server for a policy.
 
     Args:
         cfg, model: as in `connected`.
-        untied: a new directory for a copy of the model whose head has weights of its own, if one is needed.
+        untied: a new directory for a copy of the model whose head has weights of its own, if one is needed;
+            None for a model that never changes.
 
     Raises:
         ConfigError: the policy is a loaded model, which has no files.
@@ -145,12 +153,12 @@ def arguments(cfg: Rollouts, model: LoadedModel, untied: Path) -> Sequence[str]:
         )
     base = find_source(cfg.model, "lm", trainable=True, base=cfg.base).base
     own = ["--model", base]
-    if needs_untied(model):
+    if untied is not None and needs_untied(model):
         with writing(untied):
             untied.mkdir(parents=True, exist_ok=True)
             write_untied(model.network, untied)
         own = ["--model", str(untied), "--tokenizer", base]
-    own += ["--served-model-name", NAME, "--dtype", str(model.dtype).removeprefix("torch.")]
+    own += ["--served-model-name", NAME, "--dtype", dtype_of(model)]
     own += ["--enable-scale-out", "--generation-config", "vllm", "--seed", "0"]
     own += ["--gpu-memory-utilization", str(ROOM)]
     if cfg.max_length is not None:
@@ -188,21 +196,31 @@ def _greeted(api: API, model: LoadedModel) -> list[Any]:
     return [version, base, longest, secrets.token_hex(4), row.tokens, row.logps]
 
 
-def _require_base(api: API, model: LoadedModel, tokens: list[int], logps: list[float]) -> None:
-    """Check that the server's base model is that of the policy's adapter; a collective.
+def _require_base(
+    api: API, model: LoadedModel, tokens: list[int], logps: list[float], *, fixed: bool
+) -> None:
+    """Check that the server's base model is that of the adapter, or a model that never changes; a collective.
 
-    Whole weights are tested when they are published, whatever the server had before.
+    Whole weights that change are tested when they are published, whatever the server had before.
 
     Raises:
         ConfigError: it is another model.
     """
-    if model.peft is None or model.whole_embeddings:  # the latter cannot be published
+    if model.whole_embeddings or (model.peft is None and not fixed):  # the former cannot be published
         return
-    with model.without_adapter():
+    with nullcontext() if model.peft is None else model.without_adapter():
         gap = probed(model, (model.codec.end_id,), tokens, logps).gap()
-    if not gap <= OTHER_GAP:
+    most = allowed(model) if model.peft is None else OTHER_GAP
+    if not gap <= most:
+        name = model.source if model.peft is None else f"the base model of {model.source}"
+        own = f"the same model and --dtype {dtype_of(model)}" if fixed else "the model that is trained"
         raise ConfigError(
             f"the vLLM server at {api.url} serves another model: its log-probabilities of {len(tokens)} "
-            f"tokens differ from those of the base model of {model.source} by {gap:.2g} nats on average (at "
-            f"most {OTHER_GAP} is allowed); start it with the model that is trained"
+            f"tokens differ from those of {name} by {gap:.2g} nats on average (at most {most} is allowed); "
+            f"start it with {own}"
         )
+
+
+def dtype_of(model: LoadedModel) -> str:
+    """Return a model's number format as vLLM names it."""
+    return str(model.dtype).removeprefix("torch.")

@@ -29,7 +29,7 @@ from palate.model.loaded import Fill, LoadedModel
 from palate.model.rows import Row
 from palate.model.served.api import API, RefusedError
 from palate.model.served.weights import OTHER_GAP, Probe, allowed, probed, write_untied
-from palate.model.served.wire import GENERATE, body_of, explained, read_reply
+from palate.model.served.wire import GENERATE, OF_ONE_ROW, body_of, explained, read_reply
 from palate.model.sharded import to_save
 from palate.rundir.writing import writing
 from palate.world import current
@@ -66,11 +66,14 @@ class VLLMSampler:
 
     Attributes:
         identity: the engine, its version and its model, as part of the memory's keys.
+        longest: the most tokens of a prompt with its completion.
+        excuse: receives a row that the server refuses by itself, and the reason, and fills the row; None lets
+            the refusal end the batch.
 
     Args:
         api: the server.
         base: the name of its base model.
-        longest: the most tokens of a prompt with its completion.
+        longest: see above.
         end_ids: the tokens that end a completion.
         directory: a directory that the server can read, for published weights.
         identity: see above.
@@ -84,7 +87,9 @@ class VLLMSampler:
         prefix: str, untied: bool = False, close: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.identity, self._untied = identity, untied
-        self._api, self._base, self._longest, self._end_ids = api, Published(self, base), longest, end_ids
+        self._api, self._base, self.longest, self._end_ids = api, Published(self, base), longest, end_ids
+        self.excuse: Callable[[Row, str], None] | None = None
+        self._adopted: Published | None = None
         self._directory, self._close = directory, close
         self._label: str | None = None
         self._probe: Probe | None = None
@@ -108,6 +113,8 @@ class VLLMSampler:
         """
         if model.adapter_off:
             return self._base
+        if self._adopted is not None:
+            return self._adopted
         known = self._latest
         if known is not None and known[0]() is model.network and known[1] == model.revision:
             return known[2]
@@ -127,6 +134,28 @@ class VLLMSampler:
         self._latest = (weakref.ref(model.network), model.revision, new)
         self._unload(keep=new)
         return new
+
+    def adopt(self, name: str) -> None:
+        """Sample from weights that the server has under a name, and publish none.
+
+        They are the model's own: those of the server's start, or published by another process.
+        """
+        self._adopted = Published(self, name)
+
+    def require_same(self, model: LoadedModel) -> None:
+        """Check that the server still computes with the weights that are published, which the model has.
+
+        Raises:
+            RunError: it has others, so another model may have sampled since the last check.
+        """
+        gap = self._probed(model, self.publish(model).name).gap()
+        most = allowed(model) if model.peft is None else OTHER_GAP
+        if not gap <= most:
+            raise RunError(
+                f"the vLLM server at {self._api.url} serves another model than at the start: its "
+                f"log-probabilities differ from those of {model.source} by {gap:.2g} nats on average (at "
+                f"most {most} is allowed); start it with the model again, then {AGAIN}"
+            )
 
     def begin(self, weights: Published, work: Callable[[Fill], T]) -> Future[T]:
         """Call a function in the background; the weights stay on the server until it returns."""
@@ -169,7 +198,14 @@ class VLLMSampler:
 
         async def one(row: Row, room: asyncio.Semaphore) -> None:
             async with room:
-                reply = await self._api.post(GENERATE, body_of(row, sampling, weights.name, self._end_ids))
+                body = body_of(row, sampling, weights.name, self._end_ids)
+                try:
+                    reply = await self._api.post(GENERATE, body)
+                except RefusedError as error:
+                    if self.excuse is None or error.status not in OF_ONE_ROW:
+                        raise
+                    self.excuse(row, str(error))
+                    return
             self._check(read_reply(reply, row, sampling, self._end_ids, model=weights.name))
             filled.put(len(row.tokens))
 
@@ -218,10 +254,10 @@ class VLLMSampler:
 
     def _require_room(self, rows: Sequence[Row], sampling: Sampling) -> None:
         most = max((len(row.prompt_ids) for row in rows), default=0) + sampling.max_new_tokens
-        if most > self._longest:
+        if most > self.longest:
             raise ConfigError(
                 f"a prompt and {sampling.max_new_tokens} new tokens need {most} tokens, but the vLLM server "
-                f"takes {self._longest}; start it with a larger --max-model-len, or lower --max-new-tokens"
+                f"takes {self.longest}; start it with a larger --max-model-len, or lower --max-new-tokens"
             )
 
     # -- publishing --------------------------------------------------------------------------------
@@ -230,7 +266,7 @@ class VLLMSampler:
         if model.whole_embeddings:
             raise ConfigError(
                 f"the adapter of {model.source} has whole embeddings, which vLLM does not serve; use "
-                "--no-lora or --rollouts local"
+                "--rollouts local, or --no-lora if the adapter is trained"
             )
         assert model.peft is not None, "it has an adapter"
         path = self._write(name, partial(model.peft.save_pretrained, save_embedding_layers=False))

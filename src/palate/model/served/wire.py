@@ -14,6 +14,9 @@ from palate.model.served.api import API, RefusedError
 
 GENERATE = "/inference/v1/generate"
 
+OF_ONE_ROW = frozenset({400, 413, 422})
+"""Statuses of refusals that concern the prompt of a request, not the server."""
+
 _UNKNOWN = math.nan
 """Log-probability under a restricted sampling distribution, which the server does not return."""
 
