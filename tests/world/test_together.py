@@ -221,11 +221,13 @@ def test_a_process_that_does_not_come_is_named(tmp_path: Path, start: Any) -> No
     assert said.startswith("process 1 of 2 did not reach 'the meeting' within 2 s, it is at ")
 
 
-def test_a_process_that_is_killed_is_named(tmp_path: Path, start: Any) -> None:
-    first, second = start(str(tmp_path), "60", "killed")
-    assert (first.returncode, second.returncode) == (0, -9), first.stderr
-    said = decode((tmp_path / "killed.0").read_bytes())["said"]
+def test_a_process_that_crashes_is_named_and_says_where_it_was(tmp_path: Path, start: Any) -> None:
+    first, second = start(str(tmp_path), "60", "crashed")
+    assert (first.returncode, second.returncode) == (0, -11), first.stderr
+    said = decode((tmp_path / "crashed.0").read_bytes())["said"]
     assert said.startswith("process 1 of 2 ended without an error message")
+    assert "Segmentation fault" in second.stderr
+    assert "scenarios.py" in second.stderr
 
 
 def test_a_process_that_waits_inside_of_torch_ends_with_the_others(tmp_path: Path, start: Any) -> None:

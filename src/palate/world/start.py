@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 from palate.errors import ConfigError
@@ -121,6 +123,9 @@ def _joined(size: int, limit: float) -> World:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    if not faulthandler.is_enabled():
+        with suppress(AttributeError, RuntimeError, ValueError):  # stderr may be no file
+            faulthandler.enable()  # a crash in the libraries then says where each thread was
     if rank > 0:  # process 0 says the same
         logging.getLogger("palate").setLevel(logging.ERROR)
     return Processes(PrefixStore(f"palate/{attempt}", store), rank, size, limit=limit, backend=backend)
