@@ -47,7 +47,7 @@ STEPS, BATCH, NEW_TOKENS = 10, 16, 40
 COMPLETIONS = STEPS * BATCH * 4
 """Sampled by every method, of at most NEW_TOKENS tokens each."""
 SAMPLING = Sampling(max_new_tokens=NEW_TOKENS, temperature=1.0, top_k=0, top_p=1.0, sampling_rows=64)
-SAMPLED = SAMPLING.model_dump()
+SAMPLED = SAMPLING.model_dump(exclude={"compile"})
 POLICY = {"model": "smollm2", "lora_rank": 16, "lr": 5e-4}
 COMMON = {**POLICY, "batch_size": BATCH, "fresh_prompts": 0}  # measured on the evaluation's texts
 FRESH = {**SAMPLED, "data": "everyday", "reward": "GOLD"}
