@@ -14,6 +14,7 @@ from palate.model import compiling
 from palate.model.compiling import ENOUGH_TOKENS
 from palate.run import Display, Run, settle_compiling
 from palate.run import compiling as of_run
+from palate.world import Alone
 
 CPU = torch.device("cpu")
 
@@ -66,3 +67,13 @@ def test_on_is_an_error_without_a_compiler_and_off_stays_off(tmp_path: Path, mac
     with pytest.raises(ConfigError, match="compile is on, but no compiler"):
         choice(tmp_path / "run", "on")
     assert choice(tmp_path / "run", "off") == ("off", [])
+
+
+def test_all_processes_make_the_same_choice(
+    tmp_path: Path, machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choice(tmp_path / "run", "auto") == ("on", [])
+    monkeypatch.setattr(Alone, "gather", lambda world, name, value: [value, "off"])
+    chosen, (line,) = choice(tmp_path / "run", "auto")
+    assert chosen == "off"
+    assert "but another process cannot compile; this start samples plain" in line

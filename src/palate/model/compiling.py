@@ -89,10 +89,10 @@ def _without_cache() -> str | None:
     try:
         place = cache_dir()
         # torch runs code that it finds there.
-        about = os.stat(place)
+        about, link = os.stat(place), os.lstat(place)
     except (OSError, KeyError) as error:
         return f"torch has no directory for compiled code ({error}); {advice}"
-    if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & 0o002):
+    if hasattr(os, "getuid") and ({about.st_uid, link.st_uid} != {os.getuid()} or about.st_mode & 0o002):
         return f"others may write into torch's directory of compiled code, {place!r}; {advice}"
     if not os.access(place, os.W_OK | os.X_OK):
         return f"torch's directory of compiled code, {place!r}, cannot be written; {advice}"

@@ -8,6 +8,7 @@ import torch
 
 from palate.model.compiling import Compile, obstacle, settled
 from palate.run.run import Run
+from palate.world import current
 
 FACT = "the choice of compiled sampling"
 
@@ -16,6 +17,8 @@ def settle_compiling(run: Run, option: Compile, tokens: int, device: torch.devic
     """Return whether a run compiles its sampling: with `auto`, the choice of its first start.
 
     A start that cannot repeat this choice says so and samples plain, so its results are not bit-identical.
+    Several processes make the same choice, since bits must not depend on the process that samples a row; a
+    collective.
 
     Args:
         run: the run.
@@ -28,11 +31,17 @@ def settle_compiling(run: Run, option: Compile, tokens: int, device: torch.devic
     """
     if option != "auto":
         return settled(option, device, tokens)
-    first = run.remember(FACT, settled("auto", device, tokens))
-    now = settled("auto", device, tokens, before=first)
+    first = run.remember(FACT, _together(settled("auto", device, tokens)))
+    now = _together(settled("auto", device, tokens, before=first))
     if now != first:
+        reason = obstacle(device) or "another process cannot compile"
         run.display.say(
-            f"the run started with compiled sampling, but {obstacle(device)}; this start samples plain, so "
+            f"the run started with compiled sampling, but {reason}; this start samples plain, so "
             "results will not be bit-identical"
         )
     return now
+
+
+def _together(choice: Literal["off", "on"]) -> Literal["off", "on"]:
+    """Return `on` if all processes choose it."""
+    return "on" if set(current().gather("compiled sampling", choice)) == {"on"} else "off"
