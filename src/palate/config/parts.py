@@ -221,6 +221,15 @@ class Rollouts(Sampling):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_a_server_for_its_options(self) -> Self:
+        own = ("vllm_python", "vllm_args")
+        idle = {"vllm": (), "local": (*own, "rollout_timeout", "rollout_retries")}.get(self.rollouts, own)
+        for name in idle:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with rollouts {self.rollouts}; give --rollouts vllm")
+        return self
+
     @field_validator("rollouts")
     @classmethod
     def _names_an_engine(cls, given: str) -> str:

@@ -77,8 +77,10 @@ def scored_draw(
         round_: number of the round, from 0.
         pool: the source of round 0.
     """
-    if pool is not None and round_ == 0:
-        return scored_by(annotate, pool)(groups_of_pool(pool, policy, prompts, n, run))
+    source = pool if round_ == 0 else None
+    policy.served = source is not None and source.facts.engine_kind != LOCAL
+    if source is not None:
+        return scored_by(annotate, source)(groups_of_pool(source, policy, prompts, n, run))
     seed = run.seed("sample", round_)
     return annotated_samples(policy.snapshot(), annotate, prompts, n, sampling, seed=seed)
 

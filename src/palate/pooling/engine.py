@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +46,12 @@ def serving(
 ) -> Iterator[Served]:
     """Let a vLLM server sample from a model within the context; see `open_server`."""
     served = open_server(cfg, model, directory, say=say)
+    sampler: Any = model.sampler
+    del model  # if workers sample, no other reference keeps it in memory
     try:
         yield served
     finally:
-        sampler, model.sampler = model.sampler, None
-        if sampler is not None:
-            sampler.close()
+        sampler.close()
 
 
 def open_server(
@@ -115,26 +116,37 @@ def source_of(
     sampler.excuse = excuse
     return replace(
         source,
-        sampler=lambda prompts: _Checked(source.sampler(prompts), sampler, model),
+        sampler=lambda prompts: _Checked(source.sampler(prompts), sampler, model, refused),
         longest=sampler.longest,
         refused=refused,
+        require_answer=cache(partial(sampler.require_answer, model, shared)),  # one answer is enough
         ahead=AHEAD,
     )
 
 
 @dataclass(frozen=True)
 class _Checked:
-    """Completions of a server that has the same weights before and after them; see `Drawn`."""
+    """Completions of a server, which are compared with the model; see `Drawn`.
+
+    A server that is started again with another model has the same name. The comparison sends no request, so
+    complete samples outlive the server.
+
+    Attributes:
+        drawn, sampler, model: the completions, their server and its model.
+        refused: the prompts without completions, by their tokens.
+    """
 
     drawn: Drawn
     sampler: VLLMSampler
     model: LoadedModel
+    refused: Mapping[Sequence[int], str]
 
     def ready(self) -> bool:
         return self.drawn.ready()
 
     def groups(self) -> list[Group]:
         groups = self.drawn.groups()
-        # A server that is started again with another model has the same name.
-        self.sampler.require_same(self.model)
+        ids = self.model.codec.prompt_ids
+        sampled = [g for g in groups if not self.refused or tuple(ids(g.prompt)) not in self.refused]
+        self.sampler.require_own(self.model, sampled)
         return groups

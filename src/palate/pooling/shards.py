@@ -44,6 +44,7 @@ class Source:
         refused: the reasons of a server that refuses prompts, by their tokens; the completions of such a
             prompt say nothing.
         ahead: number of shards that are begun before the completions of an earlier one are there.
+        require_answer: raises an error if a server refuses any prompt, not only those of a shard.
     """
 
     model: LoadedModel
@@ -52,6 +53,7 @@ class Source:
     longest: int | None = None
     refused: Mapping[Sequence[int], str] = field(default_factory=dict)
     ahead: int = 0
+    require_answer: Callable[[], None] = lambda: None
 
     def require_room(self, prompt: Prompt) -> None:
         """Check that a prompt leaves room for a completion.
@@ -130,7 +132,7 @@ class BegunShard:
         """Wait for the completions; a prompt that cannot be sampled has an error.
 
         Raises:
-            RunError: the server fails, or refuses all of several prompts.
+            ConfigError, RunError: the server fails, or refuses all of several prompts, or any prompt.
         """
         entries = dict(self.known)
         groups = self.drawn.groups() if self.drawn is not None else []
@@ -141,11 +143,13 @@ class BegunShard:
                 continue
             errors = tuple(None if c.text.strip() else EMPTY for c in group.completions)
             entries[row] = replace(entries[row], completions=group.completions, errors=errors)
-        if len(self.fitting) > 1 and not any(entries[row].completions for row in self.fitting):
-            raise RunError(
-                f"all of {len(self.fitting)} prompts fail: {entries[self.fitting[0]].error}; finished shards "
-                f"are kept: repair the cause, then {AGAIN}"
-            )
+        if self.fitting and not any(entries[row].completions for row in self.fitting):
+            if len(self.fitting) > 1:
+                raise RunError(
+                    f"all of {len(self.fitting)} prompts fail: {entries[self.fitting[0]].error}; finished "
+                    f"shards are kept: repair the cause, then {AGAIN}"
+                )
+            self.source.require_answer()
         return [entries[row] for row in self.known]
 
 

@@ -9,6 +9,7 @@ vLLM server samples the next shard while the process scores one.
 from __future__ import annotations
 
 import gc
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ from palate.pool import (
 from palate.pool.facts import (
     LOCAL,
     SAMPLED,
+    SHARDS,
     changed_rewards,
     kind_of,
     missing_shards,
@@ -63,7 +65,7 @@ from palate.quiet import quieted
 from palate.run import Display, Run, judge_annotator, settle_compiling
 from palate.run.judging import model_options
 from palate.run.seeds import seed_of
-from palate.rundir.files import POOL, VERDICTS
+from palate.rundir.files import POOL, PUBLISHED, VERDICTS
 from palate.types import Group, Prompt
 
 COSTS = ("judge/verdicts", "judge/tokens", "judge/cost")
@@ -138,8 +140,7 @@ def make_pool(cfg: PoolConfig, *, display: Display | None = None) -> Made:
         work = work_of(cfg, run.directory, prompts, date)
         model = loaded(cfg, date)
         facts = _facts(work, model, run)
-        for part in run.directory.glob("*/.*.part"):  # of writes that a kill cut off
-            part.unlink(missing_ok=True)
+        _clean(run.directory)
         with _scoring(cfg, run) as scoring, ExitStack() as ending:
             served = None
             if facts.engine_kind != LOCAL and work.unsampled(facts):
@@ -204,6 +205,14 @@ def _prompts(cfg: PoolConfig, run: Run) -> list[Prompt]:
     return prompts
 
 
+def _clean(directory: Path) -> None:
+    """Remove the leftovers of a start that was killed: incomplete files, and adapters for a server."""
+    for name in (SHARDS, SAMPLED):
+        for part in (directory / name).glob(".*.part"):
+            part.unlink(missing_ok=True)
+    shutil.rmtree(directory / PUBLISHED, ignore_errors=True)  # each start publishes under new names
+
+
 def _facts(work: Work, model: LoadedModel, run: Run) -> Facts:
     """Write the facts that the candidates depend on, or check that they are those at the start."""
     cfg = work.cfg
@@ -227,11 +236,14 @@ def _facts(work: Work, model: LoadedModel, run: Run) -> Facts:
         return facts
     before = read_facts(work.directory)
     if before.engine_kind != facts.engine_kind:
-        raise RunError(
-            f"the engine of the pool in {str(work.directory)!r} was {before.engine_kind}, but --rollouts is "
-            f"{cfg.rollouts}, whose samples differ; give --rollouts {before.engine_kind}"
-            f"{'' if before.engine_kind == LOCAL else ' or vllm:URL'}, or use another --output"
-        )
+        if len(work.unsampled(before)) < before.shards:
+            raise RunError(
+                f"the engine of the pool in {str(work.directory)!r} was {before.engine_kind}, but --rollouts "
+                f"is {cfg.rollouts}, whose samples differ; give --rollouts {before.engine_kind}"
+                f"{'' if before.engine_kind == LOCAL else ' or vllm:URL'}, or use another --output"
+            )
+        before = replace(before, engine=facts.engine)  # that engine has sampled nothing
+        write_facts(work.directory, before)
     if before.weights != facts.weights:
         raise RunError(
             f"the model {cfg.model} changed since the pool in {str(work.directory)!r} was begun (hash "
@@ -246,7 +258,8 @@ def _facts(work: Work, model: LoadedModel, run: Run) -> Facts:
             )
         if cfg.judge is None:
             run.ledger().forget_answers()
-        write_facts(work.directory, replace(before, annotator=facts.annotator))
+        before = replace(before, annotator=facts.annotator)
+        write_facts(work.directory, before)
     written = before.shards - len(missing_shards(work.directory, before))
     run.display.say(f"{written} of {before.shards} shards are finished already")
     return before
@@ -347,12 +360,7 @@ class _Samples:
                     raise
                 break  # the shards before it come first
             self.waiting.popleft()
-        first = self.begun.pop(shard)
-        try:
-            return first.entries()
-        except PalateError:
-            self.begun.clear()  # the server fails for the others too
-            raise
+        return self.begun.pop(shard).entries()
 
     def keep(self) -> None:
         """Write the shards that are sampled completely, before the pool ends with an error."""

@@ -16,6 +16,8 @@ CONFIG, STATUS, METRICS, JOURNAL = "config.json", "status.json", "metrics.jsonl"
 SUMMARY, SAMPLES, COMPLETIONS = "summary.json", "samples.jsonl", "completions.parquet"
 CHECKPOINTS = "checkpoints"
 POOL, VERDICTS = "pool.json", "verdicts.db"
+PUBLISHED = "published"
+"""Directory of weights that are published to a server."""
 
 UNREADABLE = (OSError, ValueError, RecursionError)
 """Errors raised when a JSON file cannot be read. `RunError` is a `ValueError`, so it is included."""

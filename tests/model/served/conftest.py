@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,12 @@ Override = Callable[[str, dict[str, Any], int], "dict[str, Any] | Fault | None"]
 def refusal(status: int, message: str) -> Fault:
     """vLLM's reply to a request that it refuses."""
     return Fault(status, json.dumps({"error": {"message": message, "code": status}}).encode())
+
+
+@cache
+def network_of(directory: str) -> Any:
+    """The network in a directory, which is read once for all servers."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 class FakeVLLM:
@@ -58,7 +66,7 @@ class FakeVLLM:
         self.url = self.server.url.removesuffix("/v1")
 
     def _start(self) -> None:
-        self.network: Any = AutoModelForCausalLM.from_pretrained(self._model, dtype=torch.float32).eval()
+        self.network: Any = copy.deepcopy(network_of(self._model))
         self.adapters: dict[str, str] = {}
         self.label = "default"
 
@@ -68,6 +76,11 @@ class FakeVLLM:
             self.salt += 1
             self._model = model or self._model
             self._start()
+
+    def die(self) -> None:
+        """Answer no more; a reply that is under way is lost."""
+        self.server._server.shutdown()
+        self.server._server.server_close()
 
     def reply(self, path: str, body: dict[str, Any]) -> Any:
         """The server's own reply to a request."""

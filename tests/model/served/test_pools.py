@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +16,17 @@ import pytest
 
 import palate.pooling.rays as rays
 import palate.pooling.work as work
+from palate.annotate import annotator
 from palate.config import ModelConfig
-from palate.errors import ConfigError, PalateError, RunError
+from palate.errors import ConfigError, RunError
 from palate.learn import Likelihood, Policy
-from palate.loops import open_pool
+from palate.loops import open_pool, scored_draw
 from palate.methods.rft import RFTConfig
-from palate.model import load_model
+from palate.model import LoadedModel, load_model
 from palate.model.batched import batched_logps
 from palate.model.sampling import row_uniforms
 from palate.model.served import api
+from palate.model.served.weights import allowed, sample_gap
 from palate.pool import read_facts
 from palate.pooling import Made, PoolConfig, make_pool
 from palate.pooling.engine import Served, open_server
@@ -31,7 +34,7 @@ from palate.run import Display
 from palate.run.seeds import seed_of
 from palate.settings import load_config
 from palate.testing import byte_tokenizer, tiny_model
-from palate.types import Completion, Example, Prompt
+from palate.types import Completion, Example, Group, Prompt
 
 PROMPTS, N, NEW = 6, 2, 3
 
@@ -55,9 +58,10 @@ def pool(tiny: str, tmp_path: Path) -> Make:
         flags = {
             "data": str(data), "model": tiny, "dtype": "float32", "device": "cpu", "fast": False,
             "n": N, "shard_size": 2, "max_new_tokens": NEW, "reward": ["length:2"],
-            "output": tmp_path / "pool", "rollout_retries": 1,
-            "rollouts": f"vllm:{url}" if url.startswith("http") else url,
+            "output": tmp_path / "pool", "rollouts": url,
         }  # fmt: skip
+        if url.startswith("http"):
+            flags |= {"rollouts": f"vllm:{url}", "rollout_retries": 1}
         cfg = load_config(PoolConfig, file=None, flags=flags | options, python=True)
         return make_pool(cfg, display=display)
 
@@ -70,6 +74,13 @@ def rows_of(directory: Path) -> list[dict[str, Any]]:
 
 def seeds(fake: Any) -> list[int]:
     return [body["sampling_params"]["seed"] for body in fake.asked]
+
+
+def whole(prompts: int) -> set[int]:
+    """The seeds of a pool's requests, whatever samples it."""
+    seed = seed_of(0, "sample", 0)
+    ids = [Prompt(f"Q{i}").id for i in range(prompts)]
+    return {int(row_uniforms(seed, own, 0, j, NEW)[0] * 2**53) for own in ids for j in range(N)}
 
 
 def is_candidate(path: str, body: dict[str, Any]) -> bool:
@@ -106,25 +117,6 @@ def assert_own(made: Made, directory: str) -> None:
 
 def test_a_pool_has_one_seeded_request_for_each_completion(pool: Make, serve: Any, tiny: str) -> None:
     # A server that gets n > 1 with one seed, or no seed, repeats itself or cannot be asked again.
-    fake = serve()
-    made = pool(fake.url, [f"Q{i % 4}" for i in range(PROMPTS)])  # equal rows count once
-    keys = Counter((row["prompt_row"], row["sample"]) for row in rows_of(made.directory))
-    assert keys == Counter((row, sample) for row in range(4) for sample in range(N))
-    assert len(set(seeds(fake))) == len(fake.asked) == 4 * N
-    assert {body["sampling_params"]["n"] for body in fake.asked} == {1}
-    assert {body["model"] for body in fake.asked} == {"base"}
-    assert fake.log == []  # it has the weights already, so nothing is published
-    assert_own(made, tiny)
-    assert read_facts(made.directory).engine == "vLLM 0.32.0"
-    asked = len(fake.server.requests)
-    assert pool(fake.url, [f"Q{i % 4}" for i in range(PROMPTS)]).summary == made.summary
-    assert len(fake.server.requests) == asked  # a finished pool needs no server
-
-
-def test_the_next_file_is_sampled_while_the_last_completions_of_one_are_awaited(
-    pool: Make, serve: Any
-) -> None:
-    # Else the server has nothing to do at the end of each file.
     others = threading.Event()
 
     def last_waits(path: str, body: dict[str, Any], number: int) -> None:
@@ -134,9 +126,18 @@ def test_the_next_file_is_sampled_while_the_last_completions_of_one_are_awaited(
             others.wait(30)
 
     fake = serve(last_waits)
-    pool(fake.url)
+    made = pool(fake.url, [f"Q{i % 4}" for i in range(PROMPTS)])  # equal rows count once
+    # The next file is sampled while the last completions of one are awaited, so the server is never idle.
     assert others.is_set()
-    assert 2 * N < fake.server.most_at_once <= 4 * N
+    assert fake.server.most_at_once > 2 * N
+    keys = Counter((row["prompt_row"], row["sample"]) for row in rows_of(made.directory))
+    assert keys == Counter((row, sample) for row in range(4) for sample in range(N))
+    assert len(set(seeds(fake))) == len(fake.asked) == 4 * N
+    assert {body["sampling_params"]["n"] for body in fake.asked} == {1}
+    assert {body["model"] for body in fake.asked} == {"base"}
+    assert fake.log == []  # it has the weights already, so nothing is published
+    assert_own(made, tiny)
+    assert read_facts(made.directory).engine == "vLLM 0.32.0"
 
 
 # ---- Bad rows ---------------------------------------------------------------------------------------
@@ -149,24 +150,46 @@ def test_prompts_that_the_server_cannot_take_or_refuses_are_rows(pool: Make, ser
         refused = is_candidate(path, body) and odd in body["token_ids"]
         return refuse(400, "Token id 122 is out of vocabulary") if refused else None
 
-    made = pool(serve(refuses, longest=60).url, ["x" * 60, "Q1", "z", "Q3"])
+    fake = serve(refuses, longest=60)
+    made = pool(fake.url, ["x" * 60, "Q1", "z", "zz"], shard_size=1)
     bad = {row["prompt"]: row["error"] for row in rows_of(made.directory) if row["token_ids"] is None}
-    assert bad.keys() == {"x" * 60, "z"}
+    assert bad.keys() == {"x" * 60, "z", "zz"}
+    assert len([body for body in fake.asked if len(body["token_ids"]) == 1]) == 1  # others may pass
     assert "the vLLM server takes at most 60 in all; start it with a larger --max-mod" in bad["x" * 60]
     assert bad["z"] == "the vLLM server refuses the prompt: HTTP 400: Token id 122 is out of vocabulary"
-    assert (made.summary["failed_prompts"], made.summary["completions"]) == (2, 2 * N)
+    assert (made.summary["failed_prompts"], made.summary["completions"]) == (3, N)
 
 
-def test_a_server_that_refuses_all_prompts_ends_the_pool(
+def test_a_server_that_refuses_any_prompt_ends_a_pool_with_one_prompt_in_a_file(
     pool: Make, serve: Any, refuse: Any, tmp_path: Path
 ) -> None:
     # Elsewhere such a batch ends as a success without any result.
     def refuses(path: str, body: dict[str, Any], number: int) -> Any:
-        return refuse(400, "max_tokens is too large") if is_candidate(path, body) else None
+        return refuse(400, "stop is not supported") if is_candidate(path, body) else None
 
-    with pytest.raises(RunError, match=r"all of 2 prompts fail: .*HTTP 400: max_tokens is too large"):
-        pool(serve(refuses).url)
+    with pytest.raises(RunError, match="refused to sample: HTTP 400: stop is not supported"):
+        pool(serve(refuses).url, ["Q0", "Q1"], shard_size=1)
     assert list((tmp_path / "pool").glob("s*/*.parquet")) == []
+
+
+def test_a_file_whose_prompts_are_all_refused_ends_the_pool_and_the_next_file_is_kept(
+    pool: Make, serve: Any, refuse: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (odd,) = byte_tokenizer().encode("z")
+
+    def refuses(path: str, body: dict[str, Any], number: int) -> Any:
+        return refuse(400, "not this") if is_candidate(path, body) and odd in body["token_ids"] else None
+
+    def kept(samples: Any) -> None:
+        for begun in samples.begun.values():
+            begun.drawn.groups()  # waits for them
+        keep(samples)
+
+    keep = work._Samples.keep
+    monkeypatch.setattr(work._Samples, "keep", kept)
+    with pytest.raises(RunError, match=r"all of 2 prompts fail: .*HTTP 400: not this"):
+        pool(serve(refuses).url, ["z0", "z1", "Q2", "Q3"])
+    assert [path.stem for path in (tmp_path / "pool").glob("s*/*.parquet")] == ["00001"]
 
 
 # ---- Interrupted, and started again -----------------------------------------------------------------
@@ -177,8 +200,7 @@ def test_a_server_that_dies_ends_the_pool_in_a_sentence_and_the_pool_resumes(
 ) -> None:
     def dies(path: str, body: dict[str, Any], number: int) -> Any:
         if is_candidate(path, body) and len(dying.asked) > 5 * N:  # within the last file
-            dying.server._server.shutdown()
-            dying.server._server.server_close()
+            dying.die()
             raise OSError("gone")
         return None
 
@@ -202,48 +224,57 @@ def test_a_server_that_dies_ends_the_pool_in_a_sentence_and_the_pool_resumes(
         (row, sample) for row in range(PROMPTS) for sample in range(N)
     )
     # The requests are those of a pool without a stop; those of finished files are not sent again.
-    whole = {
-        int(row_uniforms(seed_of(0, "sample", 0), Prompt(f"Q{i}").id, 0, j, NEW)[0] * 2**53)
-        for i in range(PROMPTS)
-        for j in range(N)
-    }
     assert len(other.asked) == PROMPTS * N - len(before) * 2 * N
-    assert set(seeds(dying)) | set(seeds(other)) == whole
+    assert set(seeds(dying)) | set(seeds(other)) == whole(PROMPTS)
 
 
-def test_samples_that_are_complete_outlive_an_error_in_scoring(
+def test_complete_samples_outlive_an_error_in_scoring_and_the_server(
     pool: Make, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = serve()
+    fake, prompts, samples = serve(), [f"Q{i}" for i in range(4)], []
 
-    def fails(self: Any, entries: Any, prompts: Any) -> Any:
-        assert next(iter(samples[0].begun.values())).entries()  # waits for the next file's samples
+    def fails(self: Any, entries: Any, _: Any) -> Any:
+        next(iter(samples[0].begun.values())).entries()  # waits for the next file's samples
+        fake.die()
         raise KeyboardInterrupt
-
-    samples: list[Any] = []
-    began = work._Samples.of
 
     def noted(self: Any, shard: int) -> Any:
         samples.append(self)
         return began(self, shard)
 
+    began = work._Samples.of
     with monkeypatch.context() as patch:
         patch.setattr(work._Samples, "of", noted)
         patch.setattr("palate.pooling.shards.Scoring.__call__", fails)
         with pytest.raises(KeyboardInterrupt):
-            pool(fake.url)
-    assert len(list((tmp_path / "pool" / "sampled").glob("*.parquet"))) == 2
-    pool(fake.url)
-    assert len(seeds(fake)) == len(set(seeds(fake))) == PROMPTS * N
+            pool(fake.url, prompts)
+    directory = tmp_path / "pool"
+    assert len(list((directory / "sampled").glob("*.parquet"))) == 2
+    # What SIGKILL leaves while an adapter and a file are written.
+    (directory / "published" / ".palate-0-1.part").mkdir(parents=True)
+    (directory / "sampled" / ".00001.part").touch()
+    assert pool(fake.url, prompts).summary["completions"] == 4 * N  # without the server
+    assert not (directory / "published").exists()
+    assert list((directory / "sampled").iterdir()) == []
 
 
-def test_another_engine_is_refused(pool: Make, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(work, "shown", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            pool("local")
-    with pytest.raises(RunError, match=r"engine of the pool in .* was local, but --rollouts is vllm:http"):
-        pool(serve().url)
+def test_an_engine_that_has_sampled_is_kept(pool: Make, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    def start(python: Any, arguments: Any, log: Path, *, takes_weights: bool) -> None:
+        started.extend([list(arguments)[:2], log.name, takes_weights])
+        raise RunError("no vLLM here")
+
+    monkeypatch.setattr("palate.model.served.connect.ServerProcess", start)
+    with pytest.raises(RunError, match="no vLLM here"):
+        pool("vllm")
+    # A server beside the pool has the model's files, and lets nobody change its weights.
+    assert started == [["--model", tiny], "vllm.log", False]
+    monkeypatch.setattr(work, "shown", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pool("local")
+    with pytest.raises(RunError, match=r"engine of the pool in .* was local, but --rollouts is vllm, whose"):
+        pool("vllm")
 
 
 # ---- Other models -----------------------------------------------------------------------------------
@@ -261,42 +292,51 @@ def test_a_server_with_another_model_is_refused_at_the_start(pool: Make, serve: 
         pool(serve(model=other).url)
 
 
-def test_a_server_that_gets_another_model_is_refused_before_its_file_is_written(
-    pool: Make, serve: Any, other: str, tmp_path: Path
+def shifted(fake: Any, *gaps: float) -> Callable[[str, dict[str, Any], int], Any]:
+    """Replies to candidates whose first log-probabilities differ from the model's."""
+
+    def override(path: str, body: dict[str, Any], number: int) -> Any:
+        if not is_candidate(path, body):
+            return None
+        reply = fake.reply(path, body)
+        for entry, gap in zip(reply["choices"][0]["logprobs"]["content"], gaps, strict=False):
+            entry["logprob"] -= gap
+        return reply
+
+    return override
+
+
+def test_a_server_that_gets_a_related_model_is_refused_before_its_file_is_written(
+    pool: Make, serve: Any, tmp_path: Path
 ) -> None:
-    def changes(path: str, body: dict[str, Any], number: int) -> None:
-        if is_candidate(path, body) and len(fake.asked) == 2 * N + 1:
-            fake.restart(other)
+    # The tests at the start have no prompt, and there a checkpoint differs little from an earlier one.
+    def changes(path: str, body: dict[str, Any], number: int) -> Any:
+        return related(path, body, number) if len(fake.asked) > 2 * N else None
 
     fake = serve(changes)
-    with pytest.raises(RunError, match=r"serves another model than at the start: its log-probabilities"):
+    related = shifted(fake, *[0.05] * NEW)
+    with pytest.raises(
+        RunError, match=r"samples with another model than .*: the .* \d+ sampled tokens differ"
+    ):
         pool(fake.url)
     assert len(list((tmp_path / "pool").glob("s*/*.parquet"))) <= 1
 
 
-def test_replies_of_another_model_or_cut_short_end_the_pool(pool: Make, serve: Any) -> None:
-    def behaves(change: Callable[[dict[str, Any]], None]) -> Any:
-        def override(path: str, body: dict[str, Any], number: int) -> Any:
-            if not is_candidate(path, body):
-                return None
-            reply = fake.reply(path, body)
-            change(reply)
-            return reply
+def test_many_tokens_show_smaller_differences_in_bfloat16_than_few(tiny: str) -> None:
+    cfg = ModelConfig.model_validate({"model": tiny, "dtype": "bfloat16", "device": "cpu", "fast": False})
+    model = load_model(cfg, trainable=False)
+    prompts = [Prompt(f"Q{i}") for i in range(16)]
+    ids = tuple(byte_tokenizer().encode("abcdefghijklmnopqrstuvwxyz" * 4))
+    records = [Example(prompt, Completion("", ids[:32])) for prompt in prompts]
+    logps = [tuple(row.tolist()) for row in batched_logps(model, records, 2048).rows()]
 
-        return override
+    def compared(shift: float) -> tuple[float, int]:
+        served = [Completion("", ids, logps=tuple(logp - shift for logp in own)) for own in logps]
+        return sample_gap(model, [Group(p, (c,)) for p, c in zip(prompts, served, strict=True)])
 
-    def aborted(reply: dict[str, Any]) -> None:
-        choice = reply["choices"][0]
-        choice["token_ids"], choice["logprobs"]["content"] = [5], choice["logprobs"]["content"][:1]
-        choice["logprobs"]["content"][0]["token_id"], choice["finish_reason"] = 5, "abort"
-
-    for change, words in (
-        (lambda reply: reply.update(model="another"), "answered with model 'another'"),
-        (aborted, "returned 1 tokens .*finish reason 'abort'"),
-    ):
-        fake = serve(behaves(change))
-        with pytest.raises(PalateError, match=words):
-            pool(fake.url, overwrite=True)
+    gap, tokens = compared(0.1)
+    assert 128 <= tokens <= 512
+    assert compared(0.0)[0] < allowed(model, tokens) < gap < allowed(model, 16)
 
 
 # ---- Workers, options, readers ----------------------------------------------------------------------
@@ -343,17 +383,23 @@ def test_workers_talk_to_the_server_of_the_pool(
 ) -> None:
     fake, ray = serve(salt=0), OneWorker()
     monkeypatch.setattr(rays, "_ray", lambda cfg: ray)
-    made = pool(fake.url, ray=True, model=adapter, device="auto", sampling_rows=4)
-    assert [done for done, _ in fake.log] == ["load"]  # by the process that began the pool
+    held: list[weakref.ref[Any]] = []
+
+    def noted(cfg: PoolConfig, date: str) -> LoadedModel:
+        model = loaded(cfg, date)
+        held.append(weakref.ref(model.network))
+        return model
+
+    loaded, ray.init = work.loaded, lambda **_: held.append(held.pop()())  # type: ignore[method-assign]
+    monkeypatch.setattr(work, "loaded", noted)
+    made = pool(fake.url, ["Q0", "Q1"], ray=True, model=adapter, device="auto", sampling_rows=4)
+    assert held == [None]  # the process that began the pool has freed its model before the workers start
+    assert [done for done, _ in fake.log] == ["load", "unload"]  # by that process
     assert {body["model"] for body in fake.asked} == {fake.log[0][1]}
     assert fake.server.most_at_once <= 2 + 1  # its part of the requests at once, and a test of the server
     assert ray.gpus[0] == 0  # the device is the server's
-    assert_own(made, adapter)
     assert not (made.directory / "published").exists()
-    alone = serve(salt=0)
-    assert rows_of(pool(alone.url, model=adapter, output=tmp_path / "alone").directory) == rows_of(
-        made.directory
-    )
+    assert set(seeds(fake)) == whole(2)
     assert read_facts(made.directory).engine == "vLLM 0.32.0"
 
 
@@ -371,39 +417,26 @@ def test_a_server_beside_the_pool_is_refused_with_workers(pool: Make) -> None:
         pool("vllm", ray=True)
 
 
-def test_a_server_beside_the_pool_has_the_models_files_and_lets_nobody_change_them(
-    pool: Make, tiny: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[Any] = []
-
-    def start(python: Any, arguments: Any, log: Path, *, takes_weights: bool) -> None:
-        started.extend([list(arguments)[:2], log.name, takes_weights])
-        raise RunError("no vLLM here")
-
-    monkeypatch.setattr("palate.model.served.connect.ServerProcess", start)
-    with pytest.raises(RunError, match="no vLLM here"):
-        pool("vllm")
-    assert started == [["--model", tiny], "vllm.log", False]
-
-
-def test_a_policy_learns_from_a_pool_of_a_server_whose_rounding_is_coarse(
+def test_a_run_allows_a_servers_rounding_only_in_the_round_of_the_pool(
     pool: Make, serve: Any, tiny: str, make_policy: Callable[..., Policy]
 ) -> None:
-    def rounded(path: str, body: dict[str, Any], number: int) -> Any:
-        if not is_candidate(path, body):
-            return None
-        reply = fake.reply(path, body)
-        for entry in reply["choices"][0]["logprobs"]["content"]:
-            entry["logprob"] -= 0.05
-        return reply
-
-    fake, policy = serve(rounded), make_policy(model={"lora": True})
+    fake, policy = serve(), make_policy(model={"lora": True})
+    fake.override = shifted(fake, 0.02)
+    prompts = [Prompt("Q0"), Prompt("Q1")]
     made = pool(fake.url, ["Q0", "Q1"])
     given = {"data": "-", "model": tiny, "reward": ["length:2"], "temperature": 1.0, "max_new_tokens": NEW}
     cfg = RFTConfig.model_validate(given | {"n": N, "pool": made.directory})
-    run: Any = SimpleNamespace(require_same=lambda *fact: None)
+    run: Any = SimpleNamespace(
+        require_same=lambda *fact: None, remember=lambda name, fact: fact, seed=lambda *words: 0,
+        display=SimpleNamespace(say=print),
+    )  # fmt: skip
     candidates = open_pool(policy, cfg, run, n=N, sampling=cfg.sampling_of(0))
-    assert candidates is not None
-    groups = candidates.groups([Prompt("Q0"), Prompt("Q1")], N, policy.model.codec)
-    metrics = policy.update([Example(g.prompt, c) for g in groups for c in g.completions], Likelihood())
-    assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.05, abs=1e-3)
+    annotate = annotator(cfg.reward)
+
+    def learned(round_: int) -> dict[str, float]:
+        groups = scored_draw(policy, annotate, prompts, N, cfg.sampling_of(0), run, round_, candidates)
+        return policy.update([Example(g.prompt, c) for g in groups for c in g.completions], Likelihood())
+
+    assert learned(0)["sampling/sampling_logp_difference/max"] == pytest.approx(0.02, abs=1e-3)
+    assert learned(1)["sampling/sampling_logp_difference/max"] < 1e-3
+    assert not policy.served

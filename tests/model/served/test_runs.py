@@ -142,6 +142,7 @@ def test_another_version_of_the_server_is_said_and_another_kind_refused(
     said = " ".join((shown.out + shown.err).split())
     assert "the run started with vLLM 0.32.0 and continues with vLLM 0.33.0" in said
     newer[newer.index("--rollouts") + 1] = "local"
+    del newer[newer.index("--rollout-retries") : newer.index("--rollouts")]
     assert main(newer) == 2
     assert "the engine of the samples (--rollouts) changed" in " ".join(capsys.readouterr().err.split())
 

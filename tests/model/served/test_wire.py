@@ -13,7 +13,7 @@ from palate.errors import ConfigError, RunError
 from palate.model.rows import Row
 from palate.model.sampling import row_uniforms
 from palate.model.served.api import API, RefusedError
-from palate.model.served.wire import body_of, explained, greeting, read_reply
+from palate.model.served.wire import body_of, explained, greeting, how_to_start, read_reply
 
 END = frozenset({7})
 
@@ -124,9 +124,17 @@ def test_other_replies_are_refused(answer: Any, words: str) -> None:
     ],
 )
 def test_refusals_say_what_to_do(status: int, text: str, kind: type[Exception], words: str) -> None:
-    api = API("http://127.0.0.1:1", key="", timeout=1, retries=0)
+    advice = how_to_start(adapter=True, fixed=False)
+    api = API("http://127.0.0.1:1", key="", timeout=1, retries=0, advice=advice)
     with pytest.raises(kind, match=words):
         raise explained(RefusedError(status, text), api, "sample")
+
+
+def test_advice_names_only_settings_that_a_model_needs() -> None:
+    # With VLLM_SERVER_DEV_MODE, anyone who reaches the server can exchange its weights.
+    advice = {how_to_start(adapter=a, fixed=f): (a, f) for a in (False, True) for f in (False, True)}
+    assert [kind for words, kind in advice.items() if "DEV_MODE" in words] == [(False, False)]
+    assert [kind for words, kind in advice.items() if "LORA" in words] == [(True, True)]  # for both
 
 
 @pytest.mark.parametrize("models", [{}, {"data": []}, {"data": [{"id": "a", "parent": "b"}]}, {"data": None}])

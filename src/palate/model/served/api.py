@@ -21,6 +21,9 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the first retry, doubled each time; at most."""
 
+START = "start it with --enable-scale-out --generation-config vllm"
+"""The options of every server that Palate can use, as advice."""
+
 DIRECT = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
 """Hosts of this machine, for an HTTP client: a proxy that the environment names cannot reach them, and would
 get the key."""
@@ -49,13 +52,16 @@ class API:
         retries: number of retries after the first attempt.
         ended: returns the reason why a server that this run has started has ended; None while it runs.
         kept: the work that an interruption does not lose, for messages.
+        advice: the options that the server needs, for messages.
     """
 
     def __init__(
         self, url: str, *, key: str, timeout: float, retries: int,
         ended: Callable[[], str | None] = lambda: None, kept: str = "finished samples are in the journal",
+        advice: str = START,
     ) -> None:  # fmt: skip
         self.url, self._key, self._timeout, self._retries = url, key, timeout, retries
+        self.advice = advice
         self._ended, self._kept = ended, kept
         self._client = httpx2.AsyncClient(
             timeout=timeout,
@@ -67,24 +73,28 @@ class API:
 
     async def get(self, path: str) -> Any:
         """Return the JSON of a resource; see `post` for the errors."""
-        return await self._send("GET", path, None)
+        return await self._send("GET", path, None, self._retries)
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+    async def post(self, path: str, body: Mapping[str, Any], *, retries: int | None = None) -> Any:
         """Return the JSON of the reply to a request; None for a plain text.
+
+        Args:
+            path, body: the request.
+            retries: number of retries after the first attempt; None for the usual number.
 
         Raises:
             RefusedError: the server refused the request for good.
             RunError: the server does not answer, also after all retries.
         """
-        return await self._send("POST", path, body)
+        return await self._send("POST", path, body, self._retries if retries is None else retries)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None, retries: int) -> Any:
         retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(self._retries + 1),
+            stop=tenacity.stop_after_attempt(retries + 1),
             retry=tenacity.retry_if_exception(self._may_help),
             wait=tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT),
             reraise=True,
@@ -97,12 +107,13 @@ class API:
             longer = (
                 ", give it more time with --rollout-timeout or fewer requests at once with --sampling-rows"
             )
-            raise self._gone(f"no reply within {self._timeout:g} seconds", advice=longer) from error
+            note = f"no reply within {self._timeout:g} seconds"
+            raise self._gone(note, retries, advice=longer) from error
         except httpx2.TransportError as error:
-            raise self._gone(f"{type(error).__name__}: {str(error)[:200]}") from error
+            raise self._gone(f"{type(error).__name__}: {str(error)[:200]}", retries) from error
         except RefusedError as error:
             if error.status in RETRIED:
-                raise self._gone(str(error), "fails") from error
+                raise self._gone(str(error), retries, "fails") from error
             raise
         raise AssertionError("the last attempt returns or raises")
 
@@ -132,13 +143,13 @@ class API:
             return error.status in RETRIED
         return isinstance(error, TimeoutError | httpx2.TransportError)
 
-    def _gone(self, note: str, what: str = "does not answer", advice: str = "") -> RunError:
+    def _gone(self, note: str, retries: int, what: str = "does not answer", advice: str = "") -> RunError:
         reason = self._ended()
         if reason is not None:
             return RunError(f"{reason}; {self._kept}, so {AGAIN}")
         return RunError(
             f"the vLLM server at {self.url} {what} ({self._hide(note)}; "
-            f"{self._retries + 1} attempts); {self._kept}: start the server again{advice}, then {AGAIN}"
+            f"{retries + 1} attempts); {self._kept}: start the server again{advice}, then {AGAIN}"
         )
 
     def _hide(self, text: str) -> str:

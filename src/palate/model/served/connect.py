@@ -16,10 +16,11 @@ from palate.errors import ConfigError
 from palate.model.loaded import LoadedModel
 from palate.model.served.api import API
 from palate.model.served.process import ServerProcess
-from palate.model.served.sampler import PROBE, VLLMSampler, answered, first_completion
+from palate.model.served.sampler import PROBE, VLLMSampler
 from palate.model.served.weights import OTHER_GAP, allowed, is_tied, probed, write_untied
-from palate.model.served.wire import greeting
+from palate.model.served.wire import answered, first_completion, greeting, how_to_start
 from palate.model.source import find_source
+from palate.rundir.files import PUBLISHED
 from palate.rundir.writing import writing
 from palate.world import current
 
@@ -32,8 +33,8 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 ADAPTERS = 2
 """Adapters that a started server can use at the same time: two versions overlap with `--ahead`."""
 
-PUBLISHED, BASE = "published", "published/base"
-"""Directories in that of the run: of published weights, and of the base model if the server needs a copy."""
+BASE = f"{PUBLISHED}/base"
+"""Directory in that of the run for the base model, if the server needs a copy."""
 
 NAME = "policy"
 """Name of the base model on a started server."""
@@ -79,7 +80,8 @@ def connected(
         url, key = current().lead("the vLLM server", opening)
         ended = started[0].ended if started else lambda: None
         timeout, retries = cfg.rollout_timeout, cfg.rollout_retries
-        api = API(url, key=key, timeout=timeout, retries=retries, ended=ended, kept=kept)
+        advice = how_to_start(adapter=model.peft is not None, fixed=fixed)
+        api = API(url, key=key, timeout=timeout, retries=retries, ended=ended, kept=kept, advice=advice)
         version, base, longest, token, *probe = current().lead(
             "the server's model", partial(_greeted, api, model)
         )

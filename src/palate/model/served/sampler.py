@@ -12,15 +12,14 @@ import os
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
-
-import numpy as np
 
 from palate import eventloop
 from palate.config import Sampling
@@ -28,10 +27,19 @@ from palate.errors import AGAIN, ConfigError, RunError
 from palate.model.loaded import Fill, LoadedModel
 from palate.model.rows import Row
 from palate.model.served.api import API, RefusedError
-from palate.model.served.weights import OTHER_GAP, Probe, allowed, probed, write_untied
-from palate.model.served.wire import GENERATE, OF_ONE_ROW, body_of, explained, read_reply
+from palate.model.served.weights import OTHER_GAP, Probe, allowed, probed, sample_gap, write_untied
+from palate.model.served.wire import (
+    GENERATE,
+    OF_ONE_ROW,
+    answered,
+    body_of,
+    explained,
+    first_completion,
+    read_reply,
+)
 from palate.model.sharded import to_save
 from palate.rundir.writing import writing
+from palate.types import Group
 from palate.world import current
 
 T = TypeVar("T")
@@ -41,6 +49,11 @@ PROBE = {"max_new_tokens": 16, "min_new_tokens": 16}
 
 BATCHES = 2
 """Batches that are sampled at once: the second fills the server while the first ends."""
+
+UNLOAD = "/v1/unload_lora_adapter"
+
+UNLOAD_LIMIT = 5.0
+"""Seconds for the removal of all adapters at the end; nothing depends on it, so a slow server keeps them."""
 
 
 @dataclass(eq=False)
@@ -142,20 +155,28 @@ class VLLMSampler:
         """
         self._adopted = Published(self, name)
 
-    def require_same(self, model: LoadedModel) -> None:
-        """Check that the server still computes with the weights that are published, which the model has.
+    def require_own(self, model: LoadedModel, groups: Sequence[Group]) -> None:
+        """Check that the server sampled completions with the model's weights; this sends no request.
 
         Raises:
-            RunError: it has others, so another model may have sampled since the last check.
+            RunError: it has others, such as those of an earlier checkpoint.
         """
-        gap = self._probed(model, self.publish(model).name).gap()
-        most = allowed(model) if model.peft is None else OTHER_GAP
+        gap, tokens = sample_gap(model, groups)
+        most = allowed(model, tokens)
         if not gap <= most:
             raise RunError(
-                f"the vLLM server at {self._api.url} serves another model than at the start: its "
-                f"log-probabilities differ from those of {model.source} by {gap:.2g} nats on average (at "
-                f"most {most} is allowed); start it with the model again, then {AGAIN}"
+                f"the vLLM server at {self._api.url} samples with another model than {model.source}: the "
+                f"log-probabilities of {tokens} sampled tokens differ by {gap:.2g} nats on average (at most "
+                f"{most:.2g} is allowed); start the server with the model, then {AGAIN}"
             )
+
+    def require_answer(self, model: LoadedModel, sampling: Sampling) -> None:
+        """Ask for a completion of one token, to learn if the server or a prompt causes a refusal.
+
+        Raises:
+            ConfigError, RunError: the server refuses this, too, or does not answer.
+        """
+        first_completion(self._api, self.publish(model).name, model.codec.end_id, sampling)
 
     def begin(self, weights: Published, work: Callable[[Fill], T]) -> Future[T]:
         """Call a function in the background; the weights stay on the server until it returns."""
@@ -179,9 +200,10 @@ class VLLMSampler:
         for future in list(self._running):
             future.cancel()
         self._pool.shutdown(wait=True)
-        eventloop.run(self._api.close())
         if current().leads:
+            self._unload_all()
             shutil.rmtree(self._directory, ignore_errors=True)
+        eventloop.run(self._api.close())
         self._close()
 
     # -- sampling ----------------------------------------------------------------------------------
@@ -343,8 +365,21 @@ class VLLMSampler:
             if current().leads:
                 # A server that was started again has lost it, which is as good.
                 body = {"lora_name": old.name}
-                self._send("/v1/unload_lora_adapter", body, "unload an adapter", fine="cannot be found")
+                self._send(UNLOAD, body, "unload an adapter", fine="cannot be found")
                 shutil.rmtree(self._directory / old.name, ignore_errors=True)
+
+    def _unload_all(self) -> None:
+        """Remove the adapters from the server, which may be another person's, unless it is gone or slow."""
+
+        async def sent() -> None:
+            async with asyncio.timeout(UNLOAD_LIMIT):
+                for old in self._names:
+                    with suppress(RefusedError):
+                        await self._api.post(UNLOAD, {"lora_name": old.name}, retries=0)
+
+        if self._names:
+            with suppress(RunError, TimeoutError):
+                eventloop.run(sent())
 
     def _send(self, path: str, body: dict[str, Any], doing: str, *, fine: str = "") -> Any:
         """Send a request from the main thread; a refusal with the words `fine` is as good as a success."""
@@ -358,19 +393,3 @@ class VLLMSampler:
                 return None
 
         return answered(sent(), self._api, doing)
-
-
-def first_completion(api: API, model: str, first: int, sampling: Sampling) -> Row:
-    """Return a completion of one token that tests a server; it takes `max_new_tokens` tokens."""
-    row = Row((first,), np.full(sampling.max_new_tokens, 0.5))
-    reply = answered(api.post(GENERATE, body_of(row, sampling, model, ())), api, "sample")
-    read_reply(reply, row, sampling, (), model=model)
-    return row
-
-
-def answered(request: Coroutine[Any, Any, T], api: API, doing: str) -> T:
-    """Return the answer to a request from the main thread, and explain a refusal."""
-    try:
-        return eventloop.run(request)
-    except RefusedError as error:
-        raise explained(error, api, doing) from error

@@ -15,15 +15,22 @@ from torch import Tensor
 
 from palate.model.batched import batched_logps
 from palate.model.loaded import LoadedModel
-from palate.types import Completion, Example, Prompt
+from palate.types import Completion, Example, Group, Prompt
 
 LARGEST_GAP = {torch.float32: 1e-2}
 """Largest allowed mean difference of a token's log-probability between server and policy, in nats, by number
 format; rounding alone gives about 1e-4 in float32."""
 
 OTHER_GAP = 0.15
-"""The same for narrower formats, in which rounding gives about 0.02."""
+"""The same for narrower formats, in which rounding gives 0.02 to 0.04: for 16 tokens."""
 
+SAMPLE_GAP = 0.08
+"""The same for narrower formats and many tokens, whose mean varies less."""
+
+COMPARED, OF_EACH = 256, 32
+"""Number of sampled tokens that are compared with the model, about; and the most of one completion."""
+BATCH = 2048
+"""Tokens of a micro-batch in which samples are compared."""
 
 NOTICED = {torch.float32: 1e-4}
 """Mean change of a policy's log-probabilities of the same tokens, in nats, by number format, after which a
@@ -89,6 +96,36 @@ def probed(model: LoadedModel, prompt_ids: Sequence[int], tokens: list[int], log
     return Probe(tokens, logps, ours.cpu())
 
 
-def allowed(model: LoadedModel) -> float:
-    """Return the largest `Probe.gap` that rounding explains."""
-    return LARGEST_GAP.get(model.dtype, OTHER_GAP)
+def allowed(model: LoadedModel, tokens: int | None = None) -> float:
+    """Return the largest mean difference that rounding explains.
+
+    Args:
+        model: the model.
+        tokens: the number of compared tokens of samples; None for a `Probe`.
+    """
+    # A mean of few tokens varies more.
+    other = OTHER_GAP if tokens is None else SAMPLE_GAP + 1 / max(1, tokens)
+    return LARGEST_GAP.get(model.dtype, other)
+
+
+@torch.no_grad()
+def sample_gap(model: LoadedModel, groups: Sequence[Group]) -> tuple[float, int]:
+    """Compare a server's samples with the model.
+
+    The tokens are the first ones of completions from all parts of the groups.
+
+    Returns:
+        The mean difference of a token's log-probability, in nats, and the number of compared tokens. The
+        difference is infinite if the model does not have one of the tokens.
+    """
+    own = [(group.prompt, c) for group in groups for c in group.completions]
+    step = max(1, sum(min(len(c.token_ids), OF_EACH) for _, c in own) // COMPARED)
+    records = [Example(prompt, Completion("", c.token_ids[:OF_EACH])) for prompt, c in own[::step]]
+    theirs = [logp for _, c in own[::step] for logp in (c.logps or ())[:OF_EACH]]
+    if not theirs:
+        return 0.0, 0
+    largest = max(token for record in records for token in record.completion.token_ids)
+    if largest >= model.network.get_input_embeddings().weight.shape[0]:
+        return math.inf, len(theirs)
+    ours = torch.cat(batched_logps(model, records, BATCH).rows()).cpu()
+    return float((ours - torch.tensor(theirs)).abs().mean()), len(theirs)

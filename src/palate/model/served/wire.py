@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Coroutine, Mapping
+from typing import Any, TypeVar
 
+import numpy as np
+
+from palate import eventloop
 from palate.config import Sampling
 from palate.errors import AGAIN, ConfigError, RunError
 from palate.model.rows import Row
 from palate.model.sampling import NOT_FINITE, restricts
-from palate.model.served.api import API, RefusedError
+from palate.model.served.api import API, START, RefusedError
+
+T = TypeVar("T")
 
 GENERATE = "/inference/v1/generate"
 
@@ -22,12 +27,6 @@ _UNKNOWN = math.nan
 
 _LOST = -9000.0
 """vLLM writes log-probabilities that are not finite as -9999."""
-
-HOW_TO_START = (
-    "start it with --enable-scale-out --generation-config vllm --enable-lora, and with "
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and VLLM_SERVER_DEV_MODE=1 in its environment"
-)
-"""The options of a server that Palate can use."""
 
 
 def body_of(row: Row, sampling: Sampling, model: str, end_ids: Collection[int]) -> dict[str, Any]:
@@ -115,6 +114,34 @@ def read_reply(
     return labels.pop() if labels else None
 
 
+def how_to_start(*, adapter: bool, fixed: bool) -> str:
+    """Return advice with the options of a server.
+
+    Args:
+        adapter: the model has an adapter, which the server loads.
+        fixed: the model never changes, so the server need not let anyone exchange its weights.
+    """
+    if adapter:
+        return f"{START} --enable-lora, and with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment"
+    return START if fixed else f"{START}, and with VLLM_SERVER_DEV_MODE=1 in its environment"
+
+
+def first_completion(api: API, model: str, first: int, sampling: Sampling) -> Row:
+    """Return a completion of one token that tests a server; it takes `max_new_tokens` tokens."""
+    row = Row((first,), np.full(sampling.max_new_tokens, 0.5))
+    reply = answered(api.post(GENERATE, body_of(row, sampling, model, ())), api, "sample")
+    read_reply(reply, row, sampling, (), model=model)
+    return row
+
+
+def answered(request: Coroutine[Any, Any, T], api: API, doing: str) -> T:
+    """Return the answer to a request from the main thread, and explain a refusal."""
+    try:
+        return eventloop.run(request)
+    except RefusedError as error:
+        raise explained(error, api, doing) from error
+
+
 def explained(error: RefusedError, api: API, doing: str) -> RunError | ConfigError:
     """Return the error of a refused request, with the remedy if it is known."""
     if error.status in (401, 403) and "scale-out" not in error.text.lower():
@@ -123,7 +150,7 @@ def explained(error: RefusedError, api: API, doing: str) -> RunError | ConfigErr
             "variable VLLM_API_KEY"
         )
     if error.status in (403, 404, 405) and "does not exist" not in error.text:
-        return ConfigError(f"the vLLM server at {api.url} cannot {doing} ({error}); {HOW_TO_START}")
+        return ConfigError(f"the vLLM server at {api.url} cannot {doing} ({error}); {api.advice}")
     if error.status == 404:
         return RunError(
             f"the vLLM server at {api.url} has lost the policy's weights ({error}), perhaps because it was "
