@@ -7,6 +7,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+NOISY = ("huggingface_hub", "torch.utils.cpp_extension")
+"""Loggers whose warnings help nobody: of retries, and of a CUDA toolkit without a GPU."""
+
 
 def quiet_libraries() -> None:
     """Turn off transformers' progress bars and advice; its errors are still raised."""
@@ -14,9 +17,8 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # its retries; the error reports that they failed
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     # peft uses deprecated names of transformers, which a user of Palate cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
 
@@ -26,15 +28,15 @@ def quieted() -> Iterator[None]:
     """Do the same in a `with` block: in a notebook, settings of other libraries belong to the user."""
     from transformers.utils import logging as transformers_logging
 
-    hub = logging.getLogger("huggingface_hub")
+    levels = {name: logging.getLogger(name).level for name in NOISY}
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    level = hub.level
     with warnings.catch_warnings():
         quiet_libraries()
         try:
             yield
         finally:
-            hub.setLevel(level)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
             transformers_logging.set_verbosity(verbosity)
             if bars:
                 transformers_logging.enable_progress_bar()
