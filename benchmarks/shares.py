@@ -20,7 +20,9 @@ from common import arguments, compute_dtype, finish, gemm_peak, on_gpu, say
 from online_dpo import SHAPES, PalateStep
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "matrix products": ("mm", "addmm", "addmm_", "mkldnn_linear", "_addmm_activation"),
+    "matrix products": (
+        "mm", "addmm", "addmm_", "mkldnn_linear", "_addmm_activation", "_linear_pointwise", "joined",
+    ),
     "products of attention": (
         "bmm", "baddbmm", "baddbmm_", "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_flash_attention_for_cpu_backward",
@@ -53,8 +55,9 @@ def profiled(work: Callable[[], Any]) -> dict[str, float]:
     shares = dict.fromkeys((*KINDS, "other small operations"), 0.0)
     for event in found.key_averages():
         # Autograd's own events enclose other operations, which are counted themselves.
-        if event.key.startswith("aten::"):
-            shares[kind_of(event.key.removeprefix("aten::"))] += event.self_cpu_time_total / 1e6 / seconds
+        library, _, name = event.key.partition("::")
+        if library in ("aten", "mkldnn", "palate"):
+            shares[kind_of(name)] += event.self_cpu_time_total / 1e6 / seconds
     shares["between operations"] = max(0.0, 1 - sum(shares.values()))
     return {"seconds": round(seconds, 2), **{kind: round(share, 3) for kind, share in shares.items()}}
 

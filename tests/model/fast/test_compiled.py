@@ -189,7 +189,8 @@ def test_switched_off_by_the_environment(
 ) -> None:
     monkeypatch.setattr(torch._dynamo.config, "disable", True)
     monkeypatch.setattr(compiling, "obstacle", lambda device: None)
-    drawn(policy_of("llama").model, ON)
+    with torch._dynamo.config.patch(disable=True):  # monkeypatch would hide the option for good
+        drawn(policy_of("llama").model, ON)
     (line,) = said(caplog)
     assert "compiling failed" in line
 
