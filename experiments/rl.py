@@ -46,7 +46,7 @@ COMMON = {
     "max_new_tokens": NEW_TOKENS, "temperature": 1.0, "missing_eos_penalty": 0, "schedule": "linear",
 }  # fmt: skip
 OAIF = {"batch_size": 6, "n": 8, "lr": 6e-4}
-GAE = {"estimator": "gae", "batch_size": 48, "n": 1, "ppo_epochs": 1, "mini_batches": 4, "lr": 3e-4}
+GAE = {"estimator": "gae", "batch_size": 6, "n": 8, "ppo_epochs": 1, "mini_batches": 3, "lr": 3e-4}
 RLOO = {"estimator": "rloo", "batch_size": 6, "n": 8, "mini_batches": 1, "lr": 6e-4}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "oaif, gold": ("oaif", {"reward": GOLD, **OAIF}),
