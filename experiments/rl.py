@@ -56,7 +56,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "rlhf gae, model": ("rlhf", {"reward": "MODEL", **GAE}),
     "rlaif gae, judge": (
         "rlaif",
-        {"candidates": 3, "preference_prompts": 240, "reward_lr": 3e-4, "reward_epochs": 1, **GAE},
+        {"candidates": 3, "preference_prompts": 240, "reward_lr": 1.2e-3, "reward_epochs": 2, **GAE},
     ),
 }
 """The method of each arm, and its own settings."""
@@ -106,7 +106,8 @@ def reward_model(work: Path) -> Path:
             {
                 **POLICY,
                 "data": str(data),
-                "lr": 3e-4,
+                "lr": 1.2e-3,
+                "warmup_steps": 5,
                 "schedule": "linear",
                 "batch_size": 16,
                 "output": output,

@@ -29,16 +29,19 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
 
 
 def choice(
-    directory: Path, option: Literal["off", "auto", "on"], tokens: int = ENOUGH_TOKENS
+    directory: Path,
+    option: Literal["off", "auto", "on"],
+    tokens: int = ENOUGH_TOKENS,
+    word: str = "compile",
 ) -> tuple[str, list[str]]:
-    """The choice of one start, and the lines that it shows."""
+    """The choice of one start, and the lines that it shows with a word."""
     said: list[str] = []
     display = Display(quiet=True)
     display.say = said.append  # type: ignore[method-assign]
     with Run(RunConfig(output=directory), method="toy", display=display) as run:
         chosen = settle_compiling(run, option, tokens, CPU)
         list(run.steps(0))
-    return chosen, [line for line in said if "compile" in line]
+    return chosen, [line for line in said if word in line]
 
 
 def test_auto_repeats_its_first_choice(tmp_path: Path, machine: dict[str, Any]) -> None:
@@ -46,6 +49,14 @@ def test_auto_repeats_its_first_choice(tmp_path: Path, machine: dict[str, Any]) 
     assert choice(tmp_path / "long", "auto", tokens=1) == ("on", [])
     assert choice(tmp_path / "short", "auto", tokens=1) == ("off", [])
     assert choice(tmp_path / "short", "auto") == ("off", [])
+
+
+@pytest.mark.parametrize("option", ["off", "auto", "on"])
+def test_the_wait_for_the_compiler_is_announced(
+    option: Literal["off", "auto", "on"], tmp_path: Path, machine: dict[str, Any]
+) -> None:
+    chosen, said = choice(tmp_path, option, word="half a minute")
+    assert len(said) == (chosen == "on")
 
 
 def test_a_machine_without_a_compiler(tmp_path: Path, machine: dict[str, Any]) -> None:

@@ -29,6 +29,13 @@ def settle_compiling(run: Run, option: Compile, tokens: int, device: torch.devic
     Raises:
         ConfigError: the option is `on`, and an obstacle prevents compiling.
     """
+    choice = _settled(run, option, tokens, device)
+    if choice == "on":
+        run.display.say("compiling the sampling step first takes half a minute, and less from torch's cache")
+    return choice
+
+
+def _settled(run: Run, option: Compile, tokens: int, device: torch.device) -> Literal["off", "on"]:
     if option != "auto":
         return settled(option, device, tokens)
     first = run.remember(FACT, _together(settled("auto", device, tokens)))
