@@ -187,7 +187,6 @@ def test_a_failure_is_logged_once_and_sampling_is_plain(
 def test_switched_off_by_the_environment(
     policy_of: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)
     monkeypatch.setattr(compiling, "obstacle", lambda device: None)
     with torch._dynamo.config.patch(disable=True):  # monkeypatch would hide the option for good
         drawn(policy_of("llama").model, ON)
