@@ -2,8 +2,11 @@
 
 The base model answers prompts of `everyday`, VADER's sentiment ranks the answers, and `palate make eft`
 writes gradings from these ranks (`--eft-writer gold`), because a model of this size cannot write its own. M1
-imitates them (`palate run sft`); all seeds share it. Then come the rounds of M2 and M3. Two other arms start
-from the base model without the gradings, with themselves and with VADER as the judge.
+imitates them (`palate run sft`); all seeds share it. The judge's question is plain text that ends in "The
+mood of this text is:" (cheerful.jinja), outside the turns of a chat (cheerful-chat.jinja), and the gradings
+begin with a word for a mood (cheerful.txt): asked in this way, a model of this size knows most about moods.
+Then come the rounds of M2 and M3. Two other arms start from the base model without the gradings, with
+themselves and with VADER as the judge.
 
     python experiments/self_rewarding.py --work runs/self-rewarding        # all arms; resumes
     python experiments/self_rewarding.py --work runs/self-rewarding --arms self --seeds 0
@@ -39,7 +42,7 @@ from palate.types import Group
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "self_rewarding.jsonl"
 PAGE = HERE.parent / "docs" / "methods" / "self-rewarding.md"
-TEMPLATE = HERE / "cheerful.jinja"
+TEMPLATE, TURNS, MOODS = (HERE / f"cheerful{end}" for end in (".jinja", "-chat.jinja", ".txt"))
 
 TAUGHT, MEASURED = 300, 30
 """Prompts of `everyday` whose ranked answers become gradings, and those after them that measure the judge;
@@ -50,8 +53,11 @@ ANSWERS, HELD_OUT, TOKENS = 8, 4, 40
 ARMS: Mapping[str, Sequence[int]] = {"self": (0, 1, 2), "no eft": (0,), "gold judge": (0,)}
 """The seeds of each arm."""
 
-GRADE = {"judge_template": str(TEMPLATE), "judge_reasoning": 24, "judge_temperature": 0.7}
+GRADE = {
+    "judge_template": str(TEMPLATE), "judge_reasoning": 16, "judge_temperature": 0.7, "judge_samples": 9,
+}  # fmt: skip
 RUN = {
+    "chat_template": str(TURNS),
     "batch_size": 8,
     "epochs": 2,
     "lr": 3e-4,
@@ -65,8 +71,8 @@ RUN = {
     "dtype": "bfloat16",
 }
 LESSONS: dict[str, Any] = {
-    "batch_size": 8, "lr": 5e-4, "warmup_steps": 10, "schedule": "linear", "lora_rank": 16,
-    "dtype": "bfloat16",
+    "batch_size": 16, "epochs": 3, "lr": 4e-4, "adam_beta2": 0.95, "warmup_steps": 10, "schedule": "linear",
+    "lora_rank": 16, "dtype": "bfloat16", "chat_template": str(TURNS),
 }  # fmt: skip
 """Settings of `sft` for M1."""
 
@@ -85,7 +91,7 @@ def prepare(work: Path) -> Path:
             write_rows(measured, ranked(base.sample(others, HELD_OUT, sampling, seed=11)))
     if not eft.exists():
         command = ["make", "eft", "--data", str(taught), "--held-out", "0"]
-        command += ["--judge-template", str(TEMPLATE), "--output", str(eft)]
+        command += ["--judge-template", str(TEMPLATE), "--justifications", str(MOODS), "--output", str(eft)]
         if palate_main(command):
             raise SystemExit("the gradings could not be made")
     rest = prompts[TAUGHT + MEASURED :]

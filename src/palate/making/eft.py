@@ -12,13 +12,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Literal
 
 from palate.annotate.judges.judging import Bench
+from palate.annotate.judges.reading import read_points
 from palate.annotate.judges.records import POINTS, SCORES, Question
 from palate.annotate.judges.template import Template
 from palate.data.ranked import Ranking
+from palate.errors import DataError
 
 Mode = Literal["rubric", "score"]
 
@@ -33,8 +36,8 @@ HOLDING = (
     "Four of the statements hold.",
     "All of the statements hold.",
 )
-"""Justifications that `from_gold` writes, by points. The first words differ, so that a model decides on the
-points when it writes them."""
+"""Justifications that `from_gold` writes by default, by points. The first words differ, so that a model
+decides on the points when it writes them."""
 
 OPENING = "\n\nAnswer:\n"
 """The end of a question to a model without a chat template (as in `palate.annotate.judges.local`)."""
@@ -102,20 +105,52 @@ class Made:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def from_gold(rankings: Sequence[Ranking], asking: Asking) -> Made:
+def from_gold(rankings: Sequence[Ranking], asking: Asking, justifications: Sequence[str] = HOLDING) -> Made:
     """Return a grading of every answer, written by template from people's scores or ranks.
 
     The justification repeats only the number of points: nothing in the ranks says which statements hold.
+
+    Args:
+        rankings: the ranked answers.
+        asking: the question that the examples contain.
+        justifications: for mode rubric, the justification of each number of points, the lowest first.
     """
     points = levels(rankings, len(asking.labels))
     gradings = []
     for ranking, own in zip(rankings, points, strict=True):
         for i, level in enumerate(own):
             label = asking.labels[level]
-            written = f"{HOLDING[level]}\nScore: {label}" if asking.template.mode == "rubric" else label
+            written = (
+                f"{justifications[level]}\nScore: {label}" if asking.template.mode == "rubric" else label
+            )
             question = asking.text(asking.question(ranking, i))
             gradings.append(Grading(question, written, int(label), ranking.prompt.text))
     return Made(gradings)
+
+
+def read_justifications(path: Path) -> tuple[str, ...]:
+    """Return the justifications in a text file: a line for each number of points, the lowest first.
+
+    Raises:
+        DataError: the file cannot be read, has another number of lines, has two equal lines, or has a line
+            that contains a score.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    lines = tuple(line.strip() for line in text.split("\n") if line.strip())
+    need = f"justifications need {len(POINTS)} different lines, for {POINTS[0]} to {POINTS[-1]} points"
+    if len(lines) != len(POINTS):
+        raise DataError(f"{path} has {len(lines)} lines with text; {need}")
+    for place, line in enumerate(lines):
+        if line in lines[:place]:
+            raise DataError(f"{path} has the line {line!r} twice; {need}")
+        label = POINTS[place]
+        read = read_points(f"{line}\nScore: {label}", "eos", POINTS).probabilities
+        if read is None or read[place] != 1:
+            raise DataError(f"{path}: {line!r} contains a score, so that a judge could not read the grading")
+    return lines
 
 
 def levels(rankings: Sequence[Ranking], count: int) -> list[list[int]]:

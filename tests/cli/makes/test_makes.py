@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,44 @@ def test_gold_examples_and_the_held_out_part(tmp_path: Path, capsys: pytest.Capt
     assert not any(f"{row['prompt']}\n" in shown for row in unseen)
     said = capsys.readouterr().out
     assert f"{len(made)} examples from {40 - len(unseen)} prompts" in said
+
+
+MOODS = ("Awful.", "Sad.", "Flat.", "Pleasant.", "Happy.", "Joyful.")
+
+
+def test_own_justifications(tmp_path: Path) -> None:
+    data, output, own = write(tmp_path / "ranked.jsonl", *RANKED), tmp_path / "eft.jsonl", tmp_path / "moods"
+    own.write_text("\n".join(MOODS) + "\n\n")
+    command = ["make", "eft", "--data", data, "--output", str(output), "--justifications", str(own)]
+    assert main(command) == 0
+    assert {row["completion"] for row in rows(output)} == {f"{m}\nScore: {i}" for i, m in enumerate(MOODS)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        (MOODS[1:], [], "has 5 lines with text; justifications need 6 different lines, for 0 to 5 points"),
+        (("Sad.", *MOODS[1:]), [], "has the line 'Sad.' twice"),
+        (("Score: 3", *MOODS[1:]), [], "'Score: 3' contains a score, so that a judge could not read"),
+        (None, [], "cannot read "),
+        (MOODS, ["--judge-mode", "score"], "leave --justifications out"),
+        (MOODS, ["--eft-writer", "local:some"], "leave --justifications out"),
+    ],
+)
+def test_justifications_that_cannot_be_used(
+    lines: Sequence[str] | None,
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, output, own = write(tmp_path / "ranked.jsonl", *RANKED), tmp_path / "eft.jsonl", tmp_path / "moods"
+    if lines is not None:
+        own.write_text("\n".join(lines))
+    command = ["make", "eft", "--data", data, "--output", str(output), "--justifications", str(own)]
+    assert main([*command, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_the_questions_are_those_of_the_judge(tmp_path: Path) -> None:

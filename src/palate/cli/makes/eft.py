@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from palate.cli.command import Command
 from palate.config import DataConfig, JudgeConfig, ModelConfig, RunConfig, Source
@@ -44,6 +44,10 @@ class EFTConfig(JudgeConfig):
     """Writer of the gradings. `local:MODEL` or `server:MODEL@URL` writes them, and those whose scores order
     the answers of a prompt as people do are kept. `gold` composes them from the ranks by template, for models
     that are too small to write their own."""
+    justifications: Path | None = None
+    """Text file with the justifications that `gold` writes in mode `rubric`: a line for each number of
+    points, from 0 to 5. A small model learns faster if they begin with words that it would choose itself,
+    such as `Sad.` and `Happy.`. Default: `None of the statements holds.` and so on."""
     attempts: int = Field(3, ge=1)
     """Most gradings of an answer by a model, until those of a prompt agree with the ranks."""
     per_score: int | None = Field(None, ge=1)
@@ -61,6 +65,15 @@ class EFTConfig(JudgeConfig):
     seed: int = RunConfig.model_fields["seed"].default
     """Random seed of the held-out part and of the order."""
 
+    @model_validator(mode="after")
+    def _justifies(self) -> Self:
+        if self.justifications is not None and (self.eft_writer != GOLD or self.judge_mode != "rubric"):
+            raise ValueError(
+                "justifications are for --eft-writer gold and --judge-mode rubric, but these are "
+                f"{self.eft_writer!r} and {self.judge_mode!r}; leave --justifications out"
+            )
+        return self
+
 
 def make(config: EFTConfig) -> int:
     """Write the examples and the held-out part, then print the counts."""
@@ -74,8 +87,10 @@ def make(config: EFTConfig) -> int:
 
     from palate.annotate.judges.build import RUBRIC_TOKENS
     from palate.annotate.judges.template import Template
-    from palate.making.eft import Asking, balanced, divided, from_gold
+    from palate.making.eft import HOLDING, Asking, balanced, divided, from_gold, read_justifications
 
+    own = config.justifications
+    justifications = HOLDING if own is None else read_justifications(own)
     asking = Asking(
         Template.load(mode, config.judge_template),
         config.criteria or "",
@@ -90,7 +105,9 @@ def make(config: EFTConfig) -> int:
             "prompts, or --held-out 0"
         )
     made = (
-        from_gold(learnt, asking) if config.eft_writer == GOLD else _written(config, learnt, asking, output)
+        from_gold(learnt, asking, justifications)
+        if config.eft_writer == GOLD
+        else _written(config, learnt, asking, output)
     )
     made = balanced(made, most=config.per_score, rng=Random(config.seed))
     if not made.gradings:
