@@ -20,6 +20,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,6 +118,21 @@ def reward_model(work: Path) -> Path:
     return output
 
 
+def lines_of(directory: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics."""
+    text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def pairs_right(work: Path) -> float:
+    """Return the share of pairs that the reward model ranked as gold does before it learnt from them.
+
+    It is the mean over the second half of its only pass.
+    """
+    shares = [line["accuracy"] for line in lines_of(work / "reward-model") if "accuracy" in line]
+    return round(statistics.fmean(shares[len(shares) // 2 :]), 3)
+
+
 def _outside_in(group: Group) -> list[palate.Pair]:
     """Pair best with worst, second best with second worst, and so on, without ties."""
     rewards = [reward or 0.0 for reward in group.rewards or ()]
@@ -139,10 +155,9 @@ def run(arm: str, seed: int, work: Path) -> dict[str, Any]:
     outcome = palate.train(method, cfg, judge=judge, display=palate.Display())
     cpu_seconds = None if resumed else round(time.process_time() - began, 1)
     peak = None if resumed else round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
-    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-    scores = [
-        row["objective/scores"] for row in map(json.loads, filter(None, lines)) if "objective/scores" in row
-    ]
+    lines = [line for line in lines_of(output) if "objective/scores" in line]
+    scores = [line["objective/scores"] for line in lines]
+    spread = [line["objective/scores_std"] for line in lines if "objective/scores_std" in line]
     return {
         "arm": arm,
         "seed": seed,
@@ -150,6 +165,8 @@ def run(arm: str, seed: int, work: Path) -> dict[str, Any]:
         "updates": outcome.learner.version,
         "first_score": round(scores[0], 4),
         "last_score": round(scores[-1], 4),
+        "scores_std": round(spread[0], 3) if spread else None,
+        "pairs_right": pairs_right(work) if ARMS[arm][1].get("reward") == "MODEL" else None,
         "cpu_seconds": cpu_seconds,
         "peak_memory_gb": peak,
         "threads": torch.get_num_threads(),
@@ -162,7 +179,7 @@ def table(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[str]:
     """Return a table of the arms of some methods: means over the seeds."""
     heads = (
         "arm", "seeds", "gold reward before → after", "by seed", "win rate over the start", "KL (nats)",
-        "tokens each", "optimizer steps", "processor seconds",
+        "tokens each", "optimizer steps", "deviation of the first rewards", "processor seconds",
     )  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm, (method, _) in ARMS.items():
@@ -178,7 +195,7 @@ def table(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[str]:
             arm, str(len(own)), f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}",
             " ".join(f"{row['reward_after']:.2f}" for row in own), f"{mean('win_rate'):.2f}",
             f"{mean('kl'):.1f}", f"{mean('length_after'):.0f}", f"{mean('updates'):.0f}",
-            f"{mean('cpu_seconds'):.0f}",
+            f"{mean('scores_std'):.2f}", f"{mean('cpu_seconds'):.0f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -197,7 +214,13 @@ def documents(rows: Sequence[dict[str, Any]]) -> dict[Path, dict[str, list[str]]
             f"bfloat16, {rows[0]['compared']} held-out prompts; {known['processor']}, one core, "
             f"torch {known['torch']}, {known['date']}."
         )
-        parts[PAGES[name]] = {"measured": [*table(rows, methods), "", text]}
+        learnt = [row["pairs_right"] for row in rows if row.get("pairs_right")]
+        if learnt:
+            text += (
+                f" The reward model of `model` ranked {learnt[0]:.2f} of the pairs as gold does, before it "
+                "learnt from them, in the second half of its training."
+            )
+        parts[PAGES[name]] = {"measured": [*table(rows, methods), "", *textwrap.wrap(text, 120)]}
     return parts
 
 
