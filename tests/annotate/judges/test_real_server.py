@@ -100,5 +100,7 @@ def test_oaif_with_a_real_server(server: LlamaServer, tmp_path: Path) -> None:
     assert 0 < len(rows) == outcome.summary["judge_verdicts"] <= 16
     assert {status for status, *_ in rows} <= {"ok", "unparsed"}
     assert sum(status == "ok" for status, *_ in rows) > 0
-    assert all(0 <= mass <= 1 and read > 50 and written == 1 for _, mass, read, written in rows)
+    # An answer that ends before its first token has no log-probabilities: that verdict is unparsed.
+    assert all(0 <= mass <= 1 for status, mass, *_ in rows if status == "ok")
+    assert all(read > 50 and written <= 1 for *_, read, written in rows)
     assert outcome.summary["judge_tokens"] == sum(read + written for *_, read, written in rows)
