@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from palate.effects import NO_SEEDS, Pooled, contrast, differences, holm, pooled_variance, rate_of
+from palate.effects import NO_SEEDS, Part, Pooled, contrast, differences, holm, pooled_variance, rate_of
 
 METHODS, PROMPTS = 5, 60
 
@@ -27,19 +27,47 @@ def tables(
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
-def test_planted_nulls_are_not_found(seeds: int) -> None:
+@pytest.mark.parametrize("methods", [2, 3, METHODS])
+def test_planted_nulls_are_not_found(methods: int, seeds: int) -> None:
     """The share of comparisons with any false finding stays near 5 %."""
-    wrong = sum(any(d.clear for d in differences(tables([0.0] * METHODS, seeds, draw=i))) for i in range(300))
+    wrong = sum(any(d.clear for d in differences(tables([0.0] * methods, seeds, draw=i))) for i in range(300))
     assert wrong <= 27  # 300 x 5 % + 3.2 standard errors
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
-def test_planted_differences_are_found(seeds: int) -> None:
+def test_a_model_that_no_seed_changes_adds_no_variance_of_seeds(seeds: int) -> None:
+    wrong = found = 0
+    for i in range(200):
+        base = {"base": np.random.default_rng(10_000 + i).normal(0, 0.5, (1, PROMPTS))}
+        for gap in (0.0, 0.6):
+            made = differences(base | tables([gap] * 3, seeds, draw=i), fixed={"base"})
+            if gap:
+                found += sum(d.p < 0.05 for d in made if d.one == "base")
+            else:
+                wrong += any(d.clear for d in made)
+    assert wrong <= 21  # 200 x 5 % + 3.5 standard errors
+    assert found >= 0.85 * 600
+
+
+def test_a_method_without_any_number_leaves_the_others_alone() -> None:
+    parts = tables([0.0, 5.0], 3, draw=1)
+    alone = differences(parts)[0]
+    parts["none"] = np.full((3, PROMPTS), math.nan)
+    made = {(d.one, d.other): d for d in differences(parts)}
+    assert made["m0", "m1"].mean == alone.mean
+    assert (made["m0", "m1"].low, made["m0", "m1"].p) == (alone.low, alone.p)
+    assert math.isnan(made["m0", "none"].mean)
+    assert not made["m0", "none"].clear
+
+
+@pytest.mark.parametrize(("seeds", "power"), [(2, 0.65), (3, 0.9)])
+def test_planted_differences_are_found(seeds: int, power: float) -> None:
+    """With two seeds each, little is known of their variance."""
     gaps = [0.0, 0.0, 0.0, 0.0, 1.0]
     found = 0
     for i in range(60):
         found += sum(d.clear for d in differences(tables(gaps, seeds, draw=i)) if "m4" in (d.one, d.other))
-    assert found >= 0.8 * 60 * 4
+    assert found >= power * 60 * 4
 
 
 def test_without_the_seeds_one_would_be_fooled() -> None:
@@ -82,7 +110,7 @@ def test_one_seed_each_says_so() -> None:
 
 def test_without_noise_the_error_is_that_of_the_prompts() -> None:
     table = np.tile(np.array([0.0, 1.0, 0.0, 1.0, 1.0]), (3, 1))
-    estimate = contrast([(1.0, table)], Pooled(0.0, 4))
+    estimate = contrast(Part(1.0, table), pooled=Pooled(0.0, 4))
     assert estimate.error == pytest.approx(math.sqrt(np.var(table[0], ddof=1) / 5))
     assert estimate.freedom == pytest.approx(4)
 
@@ -91,7 +119,7 @@ def test_a_rate_has_a_wider_interval_with_seeds_that_differ() -> None:
     random = np.random.default_rng(0)
     alike = (random.random((3, 100)) < 0.7).astype(float)
     apart = np.stack([(random.random(100) < p).astype(float) for p in (0.5, 0.7, 0.9)])
-    wide, narrow = (rate_of(t, pooled_variance([t])) for t in (apart, alike))
+    wide, narrow = (rate_of(t) for t in (apart, alike))
     assert wide[2] - wide[1] > narrow[2] - narrow[1]
     assert narrow[1] < narrow[0] < narrow[2]
 

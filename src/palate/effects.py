@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 PRIOR_SEEDS = 4.0
-"""Weight of the seed variance of all methods, in degrees of freedom, against that of one method."""
+"""Most weight of the seed variance of other methods, in degrees of freedom, against that of one method."""
 
 
 class Pooled(NamedTuple):
-    """The variance between the means of a method's seeds, over all methods, with its degrees of freedom."""
+    """The variance between the means of a method's seeds, over several methods, and its freedom."""
 
     variance: float
     freedom: int
@@ -33,17 +33,31 @@ NO_SEEDS = Pooled(0.0, 0)
 """No method has several seeds, so nothing is known of their variance."""
 
 
+class Part(NamedTuple):
+    """A term of a contrast.
+
+    Attributes:
+        weight: factor of the table's mean.
+        table: (S, P) without NaN.
+        fixed: True for a model that no seed changes, such as the one before training.
+    """
+
+    weight: float
+    table: np.ndarray
+    fixed: bool = False
+
+
 @dataclass(frozen=True)
 class Difference:
     """The difference of the means of two methods.
 
     Attributes:
         one, other: the methods.
-        mean: mean of `one` minus mean of `other`.
+        mean: mean of `one` minus mean of `other`; NaN without a prompt that has a number of both.
         low, high: 95 % interval, for this difference alone.
         p: two-sided p-value, for this difference alone.
         adjusted: p-value after Holm's correction for all differences.
-        seeds: True if the variation between seeds is included: both, or any method, have several seeds.
+        seeds: True if the variation between seeds is included: some method has several.
     """
 
     one: str
@@ -63,11 +77,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error and degrees of freedom."""
+    """A mean with its standard error and degrees of freedom; `seeds` if they include those of the seeds."""
 
     mean: float
     error: float
     freedom: float
+    seeds: bool = False
 
     @property
     def half(self) -> float:
@@ -81,28 +96,28 @@ class Estimate:
         """Two-sided p-value of the mean being zero; that of the sign test if all values are the same."""
         from scipy.stats import t
 
+        if math.isnan(self.mean):
+            return 1.0
         if not self.error:
             return 1.0 if self.mean == 0 else min(1.0, 2.0**-self.freedom)
         return float(2 * t.sf(abs(self.mean) / self.error, self.freedom))
 
 
-def differences(tables: Mapping[str, np.ndarray]) -> list[Difference]:
+def differences(tables: Mapping[str, np.ndarray], fixed: Collection[str] = ()) -> list[Difference]:
     """Return the differences of all pairs of methods, with Holm's correction.
 
     Args:
         tables: (S, P) for each method, NaN without a number. P is the same for all; S may differ.
+        fixed: methods that no seed changes.
     """
-    import numpy as np
-
-    pooled = pooled_variance(list(tables.values()))
     compared = []
     for (one, a), (other, b) in itertools.combinations(tables.items(), 2):
-        usable = ~(np.isnan(a).any(0) | np.isnan(b).any(0))
-        estimate = contrast([(1.0, a[:, usable]), (-1.0, b[:, usable])], pooled)
-        low, high = estimate.mean - estimate.half, estimate.mean + estimate.half
-        compared.append(
-            Difference(one, other, estimate.mean, low, high, estimate.p, seeds=pooled.freedom > 0)
+        pooled = pooled_variance([t for name, t in tables.items() if name not in (one, other, *fixed)])
+        estimate = contrast(
+            *_complete(Part(1.0, a, one in fixed), Part(-1.0, b, other in fixed)), pooled=pooled
         )
+        low, high = estimate.mean - estimate.half, estimate.mean + estimate.half
+        compared.append(Difference(one, other, estimate.mean, low, high, estimate.p, seeds=estimate.seeds))
     adjusted = holm([difference.p for difference in compared])
     return [
         Difference(**{**vars(difference), "adjusted": p})
@@ -110,53 +125,80 @@ def differences(tables: Mapping[str, np.ndarray]) -> list[Difference]:
     ]
 
 
-def contrast(parts: Sequence[tuple[float, np.ndarray]], pooled: Pooled = NO_SEEDS) -> Estimate:
+def _complete(*parts: Part) -> list[Part]:
+    """Return the parts with the prompts that have a number in all of them."""
+    import numpy as np
+
+    usable = ~np.any([np.isnan(part.table).any(0) for part in parts], axis=0)
+    return [part._replace(table=part.table[:, usable]) for part in parts]
+
+
+def contrast(*parts: Part, pooled: Pooled = NO_SEEDS) -> Estimate:
     """Return the weighted sum of the means of tables, with seeds and prompts as random effects.
 
     The variance is Vs + Vp - Vr: that of the seeds' means, that of the prompts' means, and the residual part
     that both contain. The variance between a method's seeds is estimated from few seeds, so it is combined
-    with the pooled variance of all methods, which counts like at most `PRIOR_SEEDS` degrees of freedom (Smyth
-    2004, with a fixed prior weight). The degrees of freedom are Satterthwaite's.
+    with that of the other methods, which counts like at most `PRIOR_SEEDS` degrees of freedom (Smyth 2004,
+    with a fixed prior weight). The degrees of freedom are Satterthwaite's, with each variance counted once.
 
     Args:
-        parts: weights and tables (S, P) without NaN, with the same P.
-        pooled: the result of `pooled_variance`.
+        parts: the terms, with the same P.
+        pooled: the result of `pooled_variance` for the methods that are no part of this contrast.
     """
     import numpy as np
 
-    mean = math.fsum(weight * float(table.mean()) for weight, table in parts)
-    prompts = parts[0][1].shape[1]
-    by_prompt = sum(weight * table.mean(0) for weight, table in parts)
-    assert not isinstance(by_prompt, int)
+    prompts = parts[0].table.shape[1]
+    if not prompts:
+        return Estimate(math.nan, math.inf, 1.0)
+    mean = math.fsum(part.weight * float(part.table.mean()) for part in parts)
     if prompts < 2:
         return Estimate(mean, math.inf, 1.0)
+    by_prompt = np.sum([part.weight * part.table.mean(0) for part in parts], axis=0)
     of_prompts = float(np.var(by_prompt, ddof=1)) / prompts
-    if not pooled.freedom:
-        return Estimate(mean, math.sqrt(of_prompts), prompts - 1)
-    prior = min(PRIOR_SEEDS, pooled.freedom)
-    of_seeds, residual = 0.0, 0.0
-    for weight, table in parts:
-        seeds = len(table)
-        own = float(np.var(table.mean(1), ddof=1)) if seeds > 1 else 0.0
-        combined = (prior * pooled.variance + (seeds - 1) * own) / (prior + seeds - 1)
-        of_seeds += weight**2 * combined / seeds
-        residual += weight**2 * _residual(table) / (seeds * prompts)
+    known = _between_seeds([part for part in parts if not part.fixed], pooled)
+    of_seeds = math.fsum(variance for variance, _ in known)
+    residual = sum(part.weight**2 * _residual(part.table) / (len(part.table) * prompts) for part in parts)
     variance = max(of_seeds + of_prompts - residual, of_seeds, of_prompts)
-    freedom = prior + sum(len(table) - 1 for _, table in parts)
-    terms = of_seeds**2 / freedom + of_prompts**2 / (prompts - 1)
-    return Estimate(mean, math.sqrt(variance), variance**2 / terms if terms else prompts - 1)
+    terms = sum(part**2 / freedom for part, freedom in (*known, (of_prompts, prompts - 1)))
+    freedom = variance**2 / terms if terms else prompts - 1
+    return Estimate(mean, math.sqrt(variance), freedom, seeds=bool(known))
+
+
+def _between_seeds(parts: Sequence[Part], pooled: Pooled) -> list[tuple[float, float]]:
+    """Return the variance of a contrast between seeds as independent summands with their degrees of freedom.
+
+    A method with one seed takes the variance of the others, or of the other parts; without any there is none.
+    """
+    import numpy as np
+
+    seeds = [len(part.table) for part in parts]
+    factors = [part.weight**2 / len(part.table) for part in parts]
+    prior, all_own = min(PRIOR_SEEDS, pooled.freedom), sum(seeds) - len(seeds)
+    of_others, of_own = 0.0, [0.0] * len(parts)
+    for i, factor in enumerate(factors):
+        if freedom := prior + seeds[i] - 1:
+            of_others += factor * prior / freedom
+            of_own[i] += factor * (seeds[i] - 1) / freedom
+        elif all_own:
+            of_own = [own + factor * (count - 1) / all_own for own, count in zip(of_own, seeds, strict=True)]
+    summands = [(of_others * pooled.variance, prior)] if prior else []
+    for share, part, count in zip(of_own, parts, seeds, strict=True):
+        if count > 1:
+            summands.append((share * float(np.var(part.table.mean(1), ddof=1)), count - 1))
+    return summands
 
 
 def pooled_variance(tables: Sequence[np.ndarray]) -> Pooled:
-    """Return the mean variance of the seeds' means over the methods."""
+    """Return the mean variance of the seeds' means over the methods; seeds without a number are left out."""
     import numpy as np
 
-    several = [table for table in tables if len(table) > 1]
-    freedom = sum(len(table) - 1 for table in several)
+    usable = [table[~np.isnan(table).all(1)] for table in tables]
+    means = [np.nanmean(table, 1) for table in usable if len(table) > 1]
+    freedom = sum(len(of_seeds) - 1 for of_seeds in means)
     if not freedom:
         return NO_SEEDS
-    means = [np.nanmean(table, 1) for table in several]
-    return Pooled(float(sum(np.var(m, ddof=1) * (len(m) - 1) for m in means) / freedom), freedom)
+    squares = sum(np.var(of_seeds, ddof=1) * (len(of_seeds) - 1) for of_seeds in means)
+    return Pooled(float(squares / freedom), freedom)
 
 
 def rate_of(table: np.ndarray, pooled: Pooled = NO_SEEDS) -> tuple[float, float, float]:
@@ -164,7 +206,7 @@ def rate_of(table: np.ndarray, pooled: Pooled = NO_SEEDS) -> tuple[float, float,
 
     Args:
         table: outcomes in [0, 1], (S, P); prompts with NaN are left out.
-        pooled: as in `contrast`, of outcomes.
+        pooled: as in `contrast`, of the outcomes of other methods.
     """
     import numpy as np
     from scipy.special import ndtri
@@ -173,7 +215,7 @@ def rate_of(table: np.ndarray, pooled: Pooled = NO_SEEDS) -> tuple[float, float,
     usable = table[:, ~np.isnan(table).any(0)]
     if not usable.size:
         return math.nan, 0.0, 1.0
-    estimate = contrast([(1.0, usable)], pooled)
+    estimate = contrast(Part(1.0, usable), pooled=pooled)
     spread = estimate.mean * (1 - estimate.mean)
     prompts = usable.shape[1]
     if not estimate.error or not spread or not math.isfinite(estimate.error):

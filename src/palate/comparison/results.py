@@ -16,7 +16,7 @@ from palate.comparison.shared import Pool
 from palate.effects import (
     Difference,
     Estimate,
-    Pooled,
+    Part,
     contrast,
     differences,
     pooled_variance,
@@ -48,11 +48,16 @@ def results(
     tables = judged if meter.options.pairwise else {BASE: base, **judged}
     quantity = "win rate over the base" if meter.options.pairwise else "mean reward"
     contrasts = _differences(tables)
-    spread = {
-        "wins": pooled_variance(list(wins.values())),
-        "rewards": pooled_variance(list(rewards.values())),
+    measures = {
+        "win_rate": wins,
+        "reward": rewards,
+        "kl": {name: np.stack([row.log_ratios for row in rows]) for name, rows in by_arm.items()},
     }
     unit, amount = cfg.budget
+    if cfg.gold:
+        measures["gold"] = {
+            name: np.stack([_present(row.gold) for row in rows]) for name, rows in by_arm.items()
+        }
     result: dict[str, Any] = {
         "budget": {"unit": unit, "amount": amount, "steps": budget.steps},
         "annotator": cfg.passed.get("judge") or " + ".join(map(str, cfg.reward)),
@@ -62,8 +67,7 @@ def results(
         "seeds": cfg.seeds,
         "base": {"name": BASE, "reward": float(np.nanmean(base)), **text_numbers(meter.base)},
         "methods": [
-            _method_row(arm, by_arm[arm.name], pooled.get(arm.name), reward_bill, wins[arm.name], spread)
-            for arm in arms
+            _method_row(arm, by_arm[arm.name], pooled.get(arm.name), reward_bill, measures) for arm in arms
         ],
         "matrix": _matrix(meter, by_arm),
         "differences": [{**vars(d), "clear": d.clear} for d in contrasts],
@@ -73,8 +77,8 @@ def results(
         "pairwise": meter.options.pairwise,
     }
     if cfg.gold:
-        gold = {name: np.stack([_present(row.gold) for row in rows]) for name, rows in by_arm.items()}
-        gold_differences = _differences({BASE: np.stack([_present(measured[0].gold_base)]), **gold})
+        gold_base = np.stack([_present(measured[0].gold_base)])
+        gold_differences = _differences({BASE: gold_base, **measures["gold"]})
         result["gold_differences"] = [{**vars(d), "clear": d.clear} for d in gold_differences]
         result["gold_sentences"] = sentences(gold_differences, "mean hidden reward")
         result["base"]["gold"] = float(np.nanmean(_present(measured[0].gold_base)))
@@ -94,7 +98,7 @@ def _won(row: Measured) -> np.ndarray:
 
 
 def _differences(tables: Mapping[str, np.ndarray]) -> list[Difference]:
-    return differences(tables) if len(tables) > 1 else []
+    return differences(tables, fixed={BASE}) if len(tables) > 1 else []
 
 
 def _method_row(
@@ -102,48 +106,41 @@ def _method_row(
     rows: Sequence[Measured],
     pool: Pool | None,
     reward_bill: Mapping[str, float],
-    wins: np.ndarray,
-    spread: Mapping[str, Pooled],
+    measures: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, Any]:
     """Return the measured columns of a method: means with intervals over seeds and prompts."""
-    rewards = np.stack([row.rewards for row in rows])
-    rate, low, high = rate_of(wins, spread["wins"])
-    reward = _estimate(rewards, spread["rewards"])
-    ratios = np.stack([row.log_ratios for row in rows])
-    kl = _estimate(ratios, pooled_variance([ratios]))
+    others = {
+        name: pooled_variance([table for other, table in tables.items() if other != arm.name])
+        for name, tables in measures.items()
+    }
+    rate, low, high = rate_of(measures["win_rate"][arm.name], others["win_rate"])
     texts = [_texts(row) for row in rows]
     numbers: dict[str, Any] = {
         "name": arm.name,
         "method": arm.method.name,
         "seeds": [row.job.seed for row in rows],
         "lr": rows[0].job.values.get("lr"),
-        "reward": reward.mean,
-        "reward_low": reward.mean - reward.half,
-        "reward_high": reward.mean + reward.half,
         "reward_by_seed": [float(np.nanmean(row.rewards)) for row in rows],
         "win_rate": rate,
         "win_rate_low": low,
         "win_rate_high": high,
         "win_rate_by_seed": [float(np.nanmean(_won(row))) for row in rows],
         "length_controlled_win_rate": _controlled(rows),
-        "kl": kl.mean,
-        "kl_low": kl.mean - kl.half,
-        "kl_high": kl.mean + kl.half,
         **{name: float(np.mean([text[name] for text in texts])) for name in texts[0]},
         **_bill(arm, rows, pool, reward_bill),
         "models": arm.method.recipe.cells.models,
     }
-    if rows[0].gold is not None:
-        gold = np.stack([_present(row.gold) for row in rows])
-        estimate = _estimate(gold, pooled_variance([gold]))
-        numbers |= {"gold": estimate.mean, "gold_low": estimate.mean - estimate.half}
-        numbers |= {"gold_high": estimate.mean + estimate.half}
+    for name in measures.keys() - {"win_rate"}:
+        table = measures[name][arm.name]
+        estimate = contrast(Part(1.0, table[:, ~np.isnan(table).any(0)]), pooled=others[name])
+        numbers |= _around(name, estimate)
     return numbers
 
 
-def _estimate(table: np.ndarray, pooled: Pooled) -> Estimate:
-    usable = table[:, ~np.isnan(table).any(0)]
-    return contrast([(1.0, usable)], pooled) if usable.size else Estimate(math.nan, 0.0, 1.0)
+def _around(name: str, estimate: Estimate) -> dict[str, float]:
+    """Return a mean with the ends of its interval."""
+    low, high = estimate.mean - estimate.half, estimate.mean + estimate.half
+    return {name: estimate.mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def _controlled(rows: Sequence[Measured]) -> float:
@@ -191,9 +188,10 @@ def _matrix(meter: Meter, by_arm: Mapping[str, Sequence[Measured]]) -> dict[str,
         for other in names[i + 1 :]:
             pairs = zip(by_arm[one], by_arm[other], strict=False)
             tables[one, other] = np.stack([outcomes(meter, mine, theirs) for mine, theirs in pairs])
-    pooled = pooled_variance(list(tables.values()))
     cells = []
     for (one, other), table in tables.items():
+        apart = [rest for pair, rest in tables.items() if not {one, other} & set(pair)]
+        pooled = pooled_variance(apart)
         rate, low, high = rate_of(table, pooled)
         cells.append({"row": one, "column": other, "rate": rate, "low": low, "high": high})
         cells.append({"row": other, "column": one, "rate": 1 - rate, "low": 1 - high, "high": 1 - low})
@@ -212,11 +210,18 @@ def sentences(contrasts: Sequence[Difference], quantity: str) -> list[str]:
             f"{_spoken(high)} has a higher {quantity} than {_spoken(low)}: the difference is "
             f"{abs(d.mean):.3g} [{ends[0]:.3g}, {ends[1]:.3g}] (adjusted p {_p(d.adjusted)})."
         )
-    unclear = [f"{_spoken(d.one)} and {_spoken(d.other)}" for d in contrasts if not d.clear]
+    unclear = [
+        f"{_spoken(d.one)} and {_spoken(d.other)}"
+        for d in contrasts
+        if not d.clear and not math.isnan(d.mean)
+    ]
     if unclear:
         listed = "; ".join(unclear[:6]) + (f"; and {len(unclear) - 6} more pairs" if len(unclear) > 6 else "")
         lines.append(f"These data do not separate: {listed}.")
-    covers = "other seeds and other prompts" if contrasts[0].seeds else (
+    unknown = [f"{_spoken(d.one)} and {_spoken(d.other)}" for d in contrasts if math.isnan(d.mean)]
+    if unknown:
+        lines.append(f"No prompt has a usable number of both {'; '.join(unknown)}.")
+    covers = "other seeds and other prompts" if any(d.seeds for d in contrasts) else (
         "other prompts only: with one seed per method, a difference may be the seed's"
     )  # fmt: skip
     lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -226,4 +227,5 @@ def _mean_of(verdicts: Sequence[Verdict | None]) -> tuple[float, ...] | None:
 
 
 def _mean(share: Sequence[float], labels: Sequence[str]) -> float:
-    return sum(p * int(label) for p, label in zip(share, labels, strict=True))
+    """Return the mean label, rounded: gradings with the same sum, such as 4, 4, 4 and 3, 4, 5, are a tie."""
+    return round(math.fsum(p * int(label) for p, label in zip(share, labels, strict=True)), 9)
