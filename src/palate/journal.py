@@ -168,6 +168,16 @@ class Journal:
                 ],
             )
 
+    def forget_unusable(self) -> None:
+        """Forget the rewards of groups in which one is missing, so that they are asked for again.
+
+        Saved verdicts stay, so only questions that failed in transport are sent again.
+        """
+        with self._transaction():
+            self._db.execute(
+                "DELETE FROM rewards WHERE key IN (SELECT key FROM rewards WHERE reward IS NULL)"
+            )
+
     # -- log-probabilities -------------------------------------------------------------------------
 
     def logps(self, keys: Sequence[str]) -> list[Logps] | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -99,13 +98,13 @@ class Share:
     labelled: float = 0.0
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
-    def spent(self, completions: int, steps: int, prompts: int) -> Spent:
+    def spent(self, paid: Callable[[int], int], steps: int, prompts: int) -> Spent:
         """Return the settings that spend a number of completions and optimizer steps.
 
         Where the data have too few prompts, each prompt gets more completions.
 
         Args:
-            completions: completions to sample, the pool's included.
+            paid: the completions that the budget pays for, the pool's included, if a prompt has so many.
             steps: optimizer steps to take.
             prompts: number of prompts in the data.
 
@@ -117,9 +116,10 @@ class Share:
         if steps - first < training or first < bool(self.labelled):
             raise ValueError(f"{steps} optimizer steps are too few for its {needed} stages of training")
         fixed, each = dict(self.fixed), (steps - first) // training
+        completions = paid(self.n)
         if self.when == "each step":
             if self.labelled:
-                pairs = min(prompts, int(self.labelled * completions) // 2)
+                pairs = min(prompts, int(self.labelled * paid(2)) // 2)
                 if pairs < 2:
                     raise ValueError(f"{completions} completions leave fewer than two prompts to compare")
                 fixed |= {"candidates": 2, "preference_prompts": pairs, "reward_steps": first}
@@ -131,17 +131,20 @@ class Share:
                 )
             return Spent({**fixed, "n": self.n, "batch_size": batch, "steps": each}, 0, 0)
         rounds = self.rounds if self.when == "each round" else 1
-        n = max(self.n, math.ceil(completions / (prompts * rounds)) - self.own * self.rounds)
-        rows = completions // ((n + self.own * self.rounds) * rounds)
+        n, own = self.n, self.own * self.rounds
+        while paid(n) > prompts * rounds * (n + own):
+            n += 1
+        completions = paid(n)
+        rows = completions // ((n + own) * rounds)
         if rows < 2:
             raise ValueError(f"{completions} completions are fewer than {n} for each of two prompts")
         if self.when in ("pairs", "demonstrations"):
-            own = {"rounds": self.rounds} if self.own else {}
-            return Spent({**fixed, **own, "limit": rows, "steps": each}, rows, n)
+            played = {"rounds": self.rounds} if self.own else {}
+            return Spent({**fixed, **played, "limit": rows, "steps": each}, rows, n)
         if self.when == "once":
             return Spent({**fixed, "n": n, "limit": rows, "steps": each}, 0, 0)
-        own = {"n": n, "prompts_per_round": rows, "rounds": self.rounds, "steps": each}
-        return Spent({**fixed, **own}, 0, 0)
+        round_settings = {"n": n, "prompts_per_round": rows, "rounds": self.rounds, "steps": each}
+        return Spent({**fixed, **round_settings}, 0, 0)
 
 
 @dataclass(frozen=True)

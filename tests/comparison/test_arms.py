@@ -68,11 +68,11 @@ def test_methods_that_train_a_policy_declare_a_share() -> None:
     ],
 )
 def test_units_of_a_budget(unit: str, amount: float, facts: dict[str, Any], completions: int) -> None:
-    assert budget(unit, amount, **facts).completions(Share("once", n=4)) == completions
+    assert budget(unit, amount, **facts).completions(Share("once", n=4), 4) == completions
 
 
 def test_few_prompts_get_more_completions_each() -> None:
-    made = Share("once", n=4).spent(640, 10, 40)
+    made = Share("once", n=4).spent(lambda n: 640, 10, 40)
     assert (made.settings["n"], made.settings["limit"]) == (16, 40)
 
 
@@ -108,6 +108,38 @@ def test_files_names_and_mistakes(tmp_path: Path) -> None:
         arms_of(config(methods="dpoo"))
     with pytest.raises(ConfigError, match="does not declare how it spends"):
         arms_of(config(methods="reward-model"))
+
+
+def test_a_file_cannot_change_what_is_the_same_for_all(tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text("beta: 0.5\ntemperature: 0.3\nsteps: 500\nbatch_size: 64\n")
+    cfg = config(methods=f"dpo:{file}")
+    (arm,) = arms_of(cfg)
+    assert lacking([arm], cfg) == [
+        "batch_size, steps, temperature of the file of odd have no effect: a comparison sets the same for "
+        "all methods"
+    ]
+    share = spent(arm, budget(), PROMPTS)
+    made = settings_of(arm, cfg, share, seed=0, data=Path("d"), model="m", reward=["sentiment"])
+    assert (made["batch_size"], made["steps"]) == (cfg.batch_size, STEPS)
+
+
+@pytest.mark.parametrize("prompts", [4, 20, 400])
+@pytest.mark.parametrize("name", ["dpo", "click", "rrhf", "iterative-dpo", "pairwise-cringe", "oaif", "sft"])
+def test_few_prompts_do_not_make_a_pairwise_judge_dearer(name: str, prompts: int) -> None:
+    """A judge answers n (n - 1) questions for n completions, so more for each costs more."""
+    amount = 960
+    (arm,) = arms_of(config(methods=name))
+    share = spent(arm, budget("verdicts", amount, pairwise=True), prompts)
+    n = share.pool_n or int(share.settings["n"])
+    rows = share.pool_prompts or share.settings.get("limit") or share.settings.get("prompts_per_round")
+    rows = rows or share.settings["batch_size"] * share.settings["steps"]
+    assert rows * n * (n - 1) * share.settings.get("rounds", 1) <= amount
+
+
+def test_the_name_of_the_base_is_taken() -> None:
+    with pytest.raises(ConfigError, match="names the model that all methods start from"):
+        arms_of(config(methods="before training=dpo"))
 
 
 @pytest.mark.parametrize("line", ["n: 0", "n: x", "n: -2", "n: 1.5", "n:", "n: true"])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ from palate.comparison.shared import read_all
 from palate.data import read_comparisons, read_demonstrations
 from palate.errors import ConfigError, DataError, RunError
 from palate.launch import train
+from palate.methods import METHODS
 from palate.report.compared import QUALITY, matrix, table, write_comparison
 from palate.settings import load_config
-from palate.testing import FaultyServer, judge_reply
+from palate.testing import Fault, FaultyServer, judge_reply
 from palate.types import Completion, Group, Prompt
 
 
@@ -37,11 +40,14 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs happen in this process, which is faster; returns the names of those that were done."""
     done: list[str] = []
 
-    def train_all(jobs: Any, root: Path, *, at_once: int, display: Any) -> None:
+    def train_all(
+        jobs: Any, root: Path, *, at_once: int, display: Any, may_diverge: bool = False
+    ) -> list[str]:
         for job in jobs:
             if not work_finished(job):
                 done.append(job.name)
                 train(job.method, **dict(job.values), output=job.directory, display=None)
+        return []
 
     from palate.comparison.runs import finished as work_finished
 
@@ -85,8 +91,54 @@ def test_a_second_call_trains_only_what_is_new(tiny: str, tmp_path: Path, in_pro
 
 def test_other_settings_are_refused(tiny: str, tmp_path: Path, in_process: list[str]) -> None:
     compare_methods(config(tiny, tmp_path / "c", methods="oaif", seeds=1))
+    train_file = (tmp_path / "c" / "shared" / "train.jsonl").read_text()
     with pytest.raises(RunError, match="other settings: max_new_tokens"):
         compare_methods(config(tiny, tmp_path / "c", methods="oaif", seeds=1, max_new_tokens=7))
+    with pytest.raises(RunError, match=r"other settings: beta; use"):
+        compare_methods(config(tiny, tmp_path / "c", methods="oaif", seeds=1, passed={"beta": "0.3"}))
+    with pytest.raises(RunError, match="other settings: limit, the prompts in the data"):
+        compare_methods(config(tiny, tmp_path / "c", methods="oaif", seeds=1, limit=15))
+    assert (tmp_path / "c" / "shared" / "train.jsonl").read_text() == train_file
+
+
+def test_a_name_keeps_its_method_and_its_file(tiny: str, tmp_path: Path, in_process: list[str]) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("beta: 0.1\n")
+    compare_methods(config(tiny, tmp_path / "c", methods=f"oaif:{file},s=oaif", seeds=1, points=1))
+    file.write_text("beta: 0.5\n")
+    for methods, words in (
+        (f"oaif:{file}", "other settings: the method or the file of a;"),
+        ("s=rft", "other settings: the method or the file of s;"),
+    ):
+        with pytest.raises(RunError, match=words):
+            compare_methods(config(tiny, tmp_path / "c", methods=methods, seeds=1, points=1))
+    assert in_process == ["a-0", "s-0"]
+
+
+def test_an_interrupted_pool_is_paid_for_in_full(
+    tiny: str, tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    stops = True
+
+    def reply(body: dict[str, Any], number: int) -> Any:
+        if stops and number >= 20:
+            return Fault(status=401, body=b"{}")
+        return judge_reply(body, lambda one, other: 0.5 + 0.4 * (one > other))
+
+    with FaultyServer(reply) as server:
+        cfg = config(
+            tiny, tmp_path / "c", methods="dpo", seeds=1, reward=(), gold=(), points=1, max_new_tokens=8,
+            budget_steps=None, budget_verdicts=96,
+            passed={"judge": f"server:m@{server.url}", "price_in": "1", "price_out": "1"},
+        )  # fmt: skip
+        with pytest.raises(DataError, match=r"no usable reward for \d+ of the base model's 32 completions"):
+            compare_methods(cfg)
+        stops = False
+        (row,) = compare_methods(cfg).result["methods"]
+    with closing(sqlite3.connect(tmp_path / "c" / "shared" / "pool" / "journal.db")) as db:
+        ((answered, cost),) = db.execute("SELECT count(*), sum(cost) FROM verdicts WHERE status = 'ok'")
+    assert (row["verdicts"], row["cost"]) == (answered, pytest.approx(cost))
 
 
 def test_the_learning_rate_is_tuned_on_validation_prompts(
@@ -137,6 +189,47 @@ def test_a_judge_with_a_budget_of_verdicts(
         assert row["cost"] > 0
         assert 0 <= row["win_rate"] <= 1
     assert write_comparison(done.result, done.samples, tmp_path / "report.html").exists()
+
+
+def test_a_reward_model_takes_the_place_of_the_judge(
+    tiny: str, tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with FaultyServer(
+        lambda body, _: judge_reply(body, lambda one, other: 0.5 + 0.4 * (one > other))
+    ) as server:
+        passed = {"judge": f"server:m@{server.url}", "price_in": "1", "price_out": "1", "probe_pairs": "0"}
+        cfg = config(
+            tiny, tmp_path / "c", methods="rft,oaif", seeds=1, reward=(), gold=(), points=1,
+            learnt_reward=True, budget_steps=4, passed=passed,
+        )  # fmt: skip
+        done = compare_methods(cfg)
+    assert in_process == ["reward-model", "rft-0", "oaif-0"]
+    assert [row["name"] for row in done.result["methods"]] == ["rft", "oaif"]
+
+
+def test_checkpoints_are_measured_at_the_temperature_of_the_comparison(
+    tiny: str, tmp_path: Path, in_process: list[str]
+) -> None:
+    """A model that does not change has the same reward at every checkpoint, to within its few draws."""
+    cfg = config(
+        tiny, tmp_path / "c", methods="oaif", seeds=1, lr=1e-12, temperature=0.01, budget_steps=4, points=3
+    )
+    done = compare_methods(cfg)
+    assert {round(point["reward"], 6) for point in done.result["frontier"]} == {
+        round(done.result["base"]["reward"], 6)
+    }
+
+
+def test_what_spin_samples_itself_is_on_its_bill(tiny: str, tmp_path: Path, in_process: list[str]) -> None:
+    cfg = config(
+        tiny, tmp_path / "c", methods="spin", seeds=1, points=1, budget_steps=None, budget_verdicts=128
+    )
+    (row,) = compare_methods(cfg).result["methods"]
+    share = METHODS["spin"].share
+    assert share is not None
+    assert row["completions"] % (share.n + share.own * share.rounds) == 0
+    assert 0 < row["verdicts"] < row["completions"]
 
 
 def test_an_output_that_cannot_be_a_directory(tiny: str, tmp_path: Path) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from palate.arguments import method_named
-from palate.comparison.config import SET_BY_BUDGET, CompareConfig
-from palate.config import RewardConfig
+from palate.comparison.config import SET_BY_BUDGET, SET_FOR_ALL, CompareConfig
+from palate.config import JudgeConfig, RewardConfig
 from palate.errors import ConfigError
 from palate.method import Method
 from palate.methods import METHODS
 from palate.recipe import Share, Spent
 from palate.settings import load_config, offered, read_values
+
+BASE = "before training"
+"""Name of the model that all methods start from, in tables."""
 
 PAIR = 4
 """Completions behind one record of an optimizer step, by which steps follow from completions."""
@@ -28,7 +32,8 @@ class Arm:
     Attributes:
         name: name in the tables.
         method: the method.
-        file: values of its own configuration file.
+        file: values of its own configuration file, without those that are the same for all methods.
+        unused: names of the values that were left out.
         share: how it spends; with the file's `n` if it has one.
         lr: the learning rate that tuning chose; None for the method's own.
     """
@@ -37,6 +42,7 @@ class Arm:
     method: Method
     file: Mapping[str, Any]
     share: Share
+    unused: tuple[str, ...] = ()
     lr: float | None = None
 
     @property
@@ -60,12 +66,11 @@ class Budget:
     """Dollars of one question to the annotator."""
     facts: Mapping[str, float] = field(default_factory=dict)
 
-    def completions(self, share: Share) -> int:
-        """Return the number of completions that a method may sample, its pool's included."""
-        n = share.n + share.own * share.rounds
+    def completions(self, share: Share, n: int) -> int:
+        """Return the completions that a method may sample, its pool's included, with n for each prompt."""
         match self.unit:
             case "prompts":
-                return int(self.amount) * n
+                return int(self.amount) * (share.n + share.own * share.rounds)
             case "tokens":
                 return int(self.amount / self.mean_tokens)
             case "steps":
@@ -73,7 +78,7 @@ class Budget:
             case _:
                 verdicts = self.amount / self.verdict_cost if self.unit == "cost" else self.amount
                 # A pairwise judge answers two questions for each pair of a prompt's completions.
-                return int(verdicts / max(1, share.n - 1) if self.pairwise else verdicts)
+                return int(verdicts / max(1, n - 1) if self.pairwise else verdicts)
 
     @property
     def steps(self) -> int:
@@ -81,7 +86,7 @@ class Budget:
         if self.unit == "steps":
             return int(self.amount)
         usual = Share("pairs", n=PAIR)
-        return max(1, self.completions(usual) // (PAIR * self.batch_size))
+        return max(1, self.completions(usual, PAIR) // (PAIR * self.batch_size))
 
 
 def arms_of(cfg: CompareConfig) -> list[Arm]:
@@ -116,7 +121,10 @@ def _arm(text: str) -> Arm:
         raise ConfigError(
             f"the name {name!r} contains a path; give the method a plain name, as in strong={word}"
         )
-    return Arm(name, method, values, share)
+    if name == BASE:
+        raise ConfigError(f"{BASE!r} names the model that all methods start from; use another name")
+    own = {key: value for key, value in values.items() if key not in SET_FOR_ALL}
+    return Arm(name, method, own, share, tuple(sorted(values.keys() - own.keys())))
 
 
 def _count(value: object, name: str, file: str) -> int:
@@ -133,7 +141,7 @@ def spent(arm: Arm, budget: Budget, prompts: int) -> Spent:
         ConfigError: the budget is too small for the method.
     """
     try:
-        return arm.share.spent(budget.completions(arm.share), budget.steps, prompts)
+        return arm.share.spent(partial(budget.completions, arm.share), budget.steps, prompts)
     except ValueError as error:
         raise ConfigError(
             f"the budget of {budget.amount:g} {budget.unit} is too small for {arm.name}: {error}; raise it, "
@@ -142,8 +150,13 @@ def spent(arm: Arm, budget: Budget, prompts: int) -> Spent:
 
 
 def lacking(arms: Sequence[Arm], cfg: CompareConfig) -> list[str]:
-    """Return a sentence for each passed option that some methods lack."""
-    sentences = []
+    """Return a sentence for each option that has no effect on a method, passed or in the method's file."""
+    sentences = [
+        f"{', '.join(arm.unused)} of the file of {arm.name} {'have' if len(arm.unused) > 1 else 'has'} no "
+        "effect: a comparison sets the same for all methods"
+        for arm in arms
+        if arm.unused
+    ]
     for name in cfg.passed:
         without = [arm.name for arm in arms if name not in offered(arm.method.config)]
         if without:
@@ -181,7 +194,11 @@ def settings_of(
         "keep_checkpoints": 1000,
         "lr": cfg.lr,
     }
-    values = {**common, **cfg.passed, **arm.file, **({"lr": arm.lr} if arm.lr is not None else {})}
+    passed = cfg.passed
+    if cfg.learnt_reward and arm.asks_reward_model:  # the reward model takes the place of the judge
+        passed = {name: value for name, value in passed.items() if name not in JudgeConfig.model_fields}
+        common["probe_pairs"] = None
+    values = {**common, **passed, **arm.file, **({"lr": arm.lr} if arm.lr is not None else {})}
     values |= {**share.settings, "data": str(data), "seed": seed}
     for name in ("map", "split", "eval_data", "output"):
         values.pop(name, None)
@@ -193,4 +210,4 @@ def settings_of(
     return values
 
 
-__all__ = ["SET_BY_BUDGET", "Arm", "Budget", "arms_of", "lacking", "settings_of", "spent"]
+__all__ = ["BASE", "SET_BY_BUDGET", "Arm", "Budget", "arms_of", "lacking", "settings_of", "spent"]

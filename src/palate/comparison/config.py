@@ -117,6 +117,25 @@ class CompareConfig(Config):
         return name.removeprefix("budget_"), getattr(self, name)
 
 
+SET_FOR_ALL = frozenset(
+    {
+        "model",
+        "data",
+        "split",
+        "map",
+        "limit",
+        "eval_data",
+        "eval_split",
+        "eval_limit",
+        "eval_reward",
+        "output",
+    }
+    | {"seed", "steps", "epochs", "prompts_per_round", "batch_size", "max_new_tokens", "temperature", "top_k"}
+    | {"top_p", "device", "dtype", "checkpoint_every", "keep_checkpoints", "fresh_prompts", "threads"}
+    | {"overwrite", "report_to", "eval_every"}
+)
+"""Fields that are the same for all methods, so that the file of a method cannot set them."""
+
 SET_BY_BUDGET = frozenset(
     {"steps", "epochs", "n", "rounds", "prompts_per_round", "overwrite", "checkpoint_every", "variant"}
     | {"keep_checkpoints", "pairs", "fresh_prompts", "threads", "eval_reward", "report_to", "eval_every"}

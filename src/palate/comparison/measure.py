@@ -23,7 +23,7 @@ from palate.pool.pool import BILL
 from palate.run import Display, Run
 from palate.run.judging import model_options
 from palate.run.seeds import seed_of
-from palate.rundir import read_summary
+from palate.rundir import read_status, read_summary
 from palate.rundir.checkpoints import checkpoints_in
 from palate.types import Group, Prompt
 
@@ -88,6 +88,7 @@ def measuring(
     """Open the measurement and sample the base model."""
     options = asking(cfg, model, place)
     with Run(options, method="compare", display=display) as run:
+        run.journal.forget_unusable()  # a server that failed may work again
         annotate = annotator_of(options.annotating, run, None)  # type: ignore[arg-type]
         assert annotate is not None, "the configuration requires a reward or a judge"
         gold = None
@@ -112,8 +113,7 @@ def measure(meter: Meter, jobs: Sequence[Job], *, points: int) -> list[Measured]
         for step, path in _earlier(job, result, points):
             with opened(str(path), meter.options, meter.run) as one:
                 few = meter.prompts[:FRONTIER_PROMPTS]
-                plain = meter.options.model_copy(update=meter.options.unrestricted.model_dump())
-                earlier.append((step, sampled(one, job.name, few, plain, place=place, own=True)))
+                earlier.append((step, sampled(one, job.name, few, meter.options, place=place, own=True)))
         sides.append((job, side, earlier))
     return list(_numbers(meter, sides))
 
@@ -167,9 +167,7 @@ def spending(job: Job) -> dict[str, float]:
     """Return what a run itself sampled, asked and paid, and its part of a pool that it read."""
     journal = Journal(job.directory / "journal.db")
     try:
-        rows = [
-            row for row in journal.table() if row["place"].startswith("step ") or row["reward"] is not None
-        ]
+        rows = [row for row in journal.table() if not row["place"].startswith("measured ")]
     finally:
         journal.close()
     summary: Mapping[str, Any] = read_summary(job.directory) or {}
@@ -181,5 +179,5 @@ def spending(job: Job) -> dict[str, float]:
         "verdicts": questions + pool["verdicts"],
         "cost": float(summary.get("judge_cost") or 0.0) + pool["cost"],
         "seconds": float(summary.get("seconds") or 0.0) + pool["seconds"],
-        "steps": float(summary.get("steps") or 0),
+        "steps": float(summary.get("updates") or read_status(job.directory).step),
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from palate.comparison.arms import Arm, Budget
+from palate.comparison.arms import BASE, Arm, Budget
 from palate.comparison.config import CompareConfig
 from palate.comparison.measure import Measured, Meter, outcomes, spending
 from palate.comparison.runs import usage
@@ -24,9 +24,6 @@ from palate.effects import (
 )
 from palate.evaluation.numbers import finite, text_numbers
 from palate.winrates import Verdict, length_controlled
-
-BASE = "before training"
-"""Name of the model that all methods start from, in tables."""
 
 
 def results(

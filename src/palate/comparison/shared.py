@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Pool:
 
 
 def read_all(cfg: CompareConfig, say: Callable[[str], None]) -> Prompts:
-    """Read the prompts, keep some apart for tuning, and write the training file.
+    """Read the prompts, and keep some apart for tuning.
 
     Say how much of the data is used. Training prompts that are test prompts too are left out.
 
@@ -80,10 +80,13 @@ def read_all(cfg: CompareConfig, say: Callable[[str], None]) -> Prompts:
             f"{cfg.data}: {len(train)} training prompts are left without the test prompts and the validation "
             "split; give more prompts"
         )
-    file = cfg.output / "shared" / "train.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(file, [_row(prompt) for prompt in train])
-    return Prompts(train, validation, test, file)
+    return Prompts(train, validation, test, cfg.output / "shared" / "train.jsonl")
+
+
+def write_training(prompts: Prompts) -> None:
+    """Write the training file."""
+    prompts.file.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(prompts.file, [_row(prompt) for prompt in prompts.train])
 
 
 def _read(
@@ -137,6 +140,7 @@ def pool_run(cfg: CompareConfig, model: str, display: Display) -> Iterator[tuple
     """Open the base model and the annotator in the run that makes the pool."""
     options = asking(cfg, model, "shared/pool")
     with Run(options, method="pool", display=display) as run:
+        run.journal.forget_unusable()  # a server that failed may work again
         annotate = annotator_of(options.annotating, run, None)  # type: ignore[arg-type]
         assert annotate is not None, "the configuration requires a reward or a judge"
         with opened(model, options, run) as one:
@@ -154,6 +158,11 @@ def measured_budget(cfg: CompareConfig, one: Open, annotate: Annotator, run: Run
     budget = Budget(unit, amount, cfg.batch_size, options.pairwise)
     if unit not in ("tokens", "cost"):
         return budget
+    # The same for every call: more methods and seeds get the same shares.
+    file = cfg.output / "shared" / "budget.json"
+    if file.exists():
+        known = json.loads(file.read_text("utf-8"))
+        return replace(budget, mean_tokens=known["mean_tokens"], verdict_cost=known["verdict_cost"])
     few = prompts.train[:MEASURED_FOR_LENGTH]
     groups = one.snapshot.sample(few, 2, options.sampling, seed=seed_of(cfg.seed, "length"))
     completions = [c for group in groups for c in group.completions]
@@ -167,7 +176,8 @@ def measured_budget(cfg: CompareConfig, one: Open, annotate: Annotator, run: Run
             raise ConfigError(
                 "the annotator costs nothing, so --budget-cost limits nothing; give another budget"
             )
-    return Budget(unit, amount, cfg.batch_size, options.pairwise, mean, cost)
+    keep_json(file, {"mean_tokens": mean, "verdict_cost": cost})
+    return replace(budget, mean_tokens=mean, verdict_cost=cost)
 
 
 def pools(
@@ -190,7 +200,7 @@ def pools(
         bill = file.with_suffix(".bill.json")
         if not bill.exists():
             usable = fitting(one, prompts.train, options, Account())[: share.pool_prompts]
-            before = dict(run.meter())
+            before = _once(file.with_suffix(".before.json"), run.meter())
             drawn = one.snapshot.sample(
                 usable, share.pool_n, options.sampling, seed=seed_of(cfg.seed, "pool", share.pool_n)
             )
@@ -200,6 +210,14 @@ def pools(
             keep_json(bill, _bill(groups, before, after, pairwise=options.pairwise))
         made[arm.name] = Pool(file, **json.loads(bill.read_text("utf-8")))
     return made
+
+
+def _once(file: Path, numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers that an interrupted call stored; else store these."""
+    if not file.exists():
+        keep_json(file, dict(numbers))
+    stored: dict[str, float] = json.loads(file.read_text("utf-8"))
+    return stored
 
 
 def _write(file: Path, kind: str, groups: Sequence[Group], say: Callable[[str], None]) -> None:
@@ -217,7 +235,14 @@ def _write(file: Path, kind: str, groups: Sequence[Group], say: Callable[[str], 
         usable = [group for group in groups if any(reward is not None for reward in group.rewards or ())]
         made = [(best := top_k(group, 1).completions[0], _best_row(group.prompt, best)) for group in usable]
     if not made:
-        raise DataError("the annotator prefers no completion of the base model to another: all are ties")
+        rewards = [reward for group in groups for reward in group.rewards or ()]
+        missing = sum(reward is None for reward in rewards)
+        raise DataError(
+            f"the annotator gave no usable reward for {missing} of the base model's {len(rewards)} "
+            "completions; look into its errors, and give the same command again"
+            if missing
+            else "the annotator prefers no completion of the base model to another: all are ties"
+        )
     rows = [row for best, row in made if best.text.strip()]
     if len(rows) < len(made):
         left_out = len(made) - len(rows)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from palate.comparison.arms import Arm, Budget, arms_of, lacking, settings_of, spent
+from palate.comparison.arms import BASE, Arm, Budget, arms_of, lacking, settings_of, spent
 from palate.comparison.config import CompareConfig
 from palate.comparison.measure import Measured, Meter, measure, measuring
-from palate.comparison.results import BASE, results
+from palate.comparison.results import results
 from palate.comparison.runs import Job, train_all
 from palate.comparison.shared import (
     Pool,
@@ -24,6 +24,7 @@ from palate.comparison.shared import (
     pool_run,
     pools,
     read_all,
+    write_training,
 )
 from palate.errors import RunError
 from palate.quiet import quieted
@@ -58,7 +59,8 @@ def compare_methods(cfg: CompareConfig, *, display: Display | None = None) -> Co
     with quieted():
         _make_directory(cfg.output)
         prompts = read_all(cfg, shown.say)
-        _require_same(cfg, prompts)
+        _require_same(cfg, prompts, arms)
+        write_training(prompts)
         model = _starting_model(cfg, shown)
         with pool_run(cfg, model, shown) as opening:
             budget = measured_budget(cfg, *opening, prompts)
@@ -98,9 +100,15 @@ def _check_settings(
     Raises:
         ConfigError: a value is wrong for a method.
     """
-    rewards = list(map(str, cfg.reward))
     for arm in arms:
+        learnt = cfg.learnt_reward and arm.asks_reward_model
+        rewards = [f"model:{_learnt(cfg)}"] if learnt else list(map(str, cfg.reward))
         settings_of(arm, cfg, shares[arm.name], seed=cfg.seed, data=prompts.file, model=model, reward=rewards)
+
+
+def _learnt(cfg: CompareConfig) -> Path:
+    """Return the directory of the shared reward model."""
+    return (cfg.output / "shared" / "reward-model").resolve()
 
 
 @dataclass(frozen=True)
@@ -128,24 +136,30 @@ class _Plan:
         return Job(name, arm.name, seed, arm.method.name, values, self.cfg.output / place / name)
 
 
-def _require_same(cfg: CompareConfig, prompts: Prompts) -> None:
-    """Write the settings of the comparison, or compare them with those that it started with.
+def _require_same(cfg: CompareConfig, prompts: Prompts, arms: Sequence[Arm]) -> None:
+    """Write the settings of the comparison and its methods, or compare them with those of earlier calls.
 
     Raises:
         RunError: other settings or other data were used.
     """
     file = cfg.output / "compare.json"
     settings = {k: v for k, v in cfg.model_dump(mode="json").items() if k not in cfg.may_change}
-    now = {"settings": settings, "data": facts_of(prompts)}
+    # As JSON, so that they equal what is read back.
+    named = json.loads(json.dumps({arm.name: [arm.method.name, arm.file] for arm in arms}, default=str))
+    now = {"settings": settings, "data": facts_of(prompts), "methods": named}
     if file.exists():
         try:
             then = json.loads(file.read_text("utf-8"))
-            old = dict(then["settings"])
+            old, before = dict(then["settings"]), dict(then["methods"])
         except (ValueError, KeyError, TypeError):
             raise RunError(
                 f"{str(file)!r} is damaged, so the settings of the comparison are lost; use another --output"
             ) from None
-        changed = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
+        changed = _changed(settings, old)
+        changed += [
+            f"the method or the file of {k}" for k in sorted(named) if before.get(k, named[k]) != named[k]
+        ]
+        now["methods"] = before | named
         if then.get("data") != now["data"]:
             changed.append("the prompts in the data")
         if changed:
@@ -154,6 +168,15 @@ def _require_same(cfg: CompareConfig, prompts: Prompts) -> None:
                 "original ones to resume it, or another --output"
             )
     keep_json(file, now)
+
+
+def _changed(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings that differ; those of `palate run` by their own names."""
+    names = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
+    if "passed" in names:
+        names.remove("passed")
+        names += _changed(now.get("passed") or {}, then.get("passed") or {})
+    return names
 
 
 def _starting_model(cfg: CompareConfig, display: Display) -> str:
@@ -190,7 +213,7 @@ def _reward_model(
     with pool_run(cfg, model, display) as opening:
         pool = pools(cfg, [arm], {arm.name: share}, opening, prompts)[arm.name]
         opening[2].finish({"pools": 1})
-    directory = cfg.output / "shared" / "reward-model"
+    directory = _learnt(cfg)
     values = {
         "model": cfg.model, "data": str(pool.file.resolve()), "device": cfg.device, "dtype": cfg.dtype,
         "seed": cfg.seed,
@@ -203,7 +226,7 @@ def _reward_model(
         "verdicts": pool.verdicts,
         "cost": pool.cost,
     }
-    return f"model:{directory.resolve()}", {k: float(v) for k, v in bill.items()}
+    return f"model:{directory}", {k: float(v) for k, v in bill.items()}
 
 
 def _tuned(plan: _Plan, arms: Sequence[Arm], display: Display) -> list[Arm]:
@@ -217,20 +240,27 @@ def _tuned(plan: _Plan, arms: Sequence[Arm], display: Display) -> list[Arm]:
         for arm in arms
         for lr in rates[arm.name]
     }
-    train_all(list(trials.values()), cfg.output, at_once=cfg.jobs, display=display)
+    diverged = train_all(
+        list(trials.values()), cfg.output, at_once=cfg.jobs, display=display, may_diverge=True
+    )
+    trials = {key: job for key, job in trials.items() if job.name not in diverged}
     with measuring(cfg, plan.model, plan.prompts.validation, display, "tuning/measurements") as meter:
         rows = measure(meter, list(trials.values()), points=1)
     scores = {key: float(np.nanmean(row.rewards)) for key, row in zip(trials, rows, strict=True)}
     chosen = []
     for arm in arms:
-        best = max(rates[arm.name], key=lambda lr: scores[arm.name, lr])
+        tried = [lr for lr in rates[arm.name] if (arm.name, lr) in scores]
+        if not tried:
+            raise RunError(
+                f"{arm.name} has losses that are not finite at every learning rate of the search; give "
+                "smaller --tune-factors"
+            )
+        best = max(tried, key=lambda lr: scores[arm.name, lr])
         display.say(f"{arm.name}: learning rate {best:g}")
         chosen.append(replace(arm, lr=best))
-    keep_json(
-        cfg.output / "tuning.json",
-        {arm.name: {"chosen": arm.lr, "rewards": {f"{lr:g}": scores[arm.name, lr] for lr in rates[arm.name]}}
-         for arm in chosen},
-    )  # fmt: skip
+    found = {name: {f"{lr:g}": scores.get((name, lr)) for lr in tried} for name, tried in rates.items()}
+    kept = {arm.name: {"chosen": arm.lr, "rewards": found[arm.name]} for arm in chosen}
+    keep_json(cfg.output / "tuning.json", kept)
     return chosen
 
 

@@ -48,8 +48,10 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{percent(low)}, {percent(high)}]"
 
 
-def duration(seconds: float) -> str:
-    """Return a duration: `42 s`, `4 min 51 s`, `2 h 05 min`."""
+def duration(seconds: float | None) -> str:
+    """Return a duration: `42 s`, `4 min 51 s`, `2 h 05 min`; a dash if it is not known."""
+    if seconds is None:
+        return "\N{EN DASH}"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -288,7 +288,11 @@ class Run:
         self._start()
         key = f"{name} after step {self._done}"
         known = self.world.lead("measured before", lambda: self.journal.metrics_of(key))
-        self._measured[key] = numbers = compute() if known is None else without_step(known)
+        place, self.journal.place = self.journal.place, f"measured after step {self._done}"
+        try:
+            self._measured[key] = numbers = compute() if known is None else without_step(known)
+        finally:
+            self.journal.place = place
         if known is None:
             self._write({"step": self._done, **numbers}, key=key)
         return numbers
