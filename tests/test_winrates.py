@@ -41,6 +41,17 @@ def test_plain_win_rates_equal_the_published_ones() -> None:
         assert 100 * discrete_win_rate(preferences) == pytest.approx(numbers["discrete_win_rate"], abs=1e-6)
 
 
+def test_verdicts_that_repeat_a_prompt_add_no_certainty() -> None:
+    random = np.random.default_rng(0)
+    once = [
+        Verdict(float(random.random() < 0.6), *map(float, random.integers(50, 200, 2))) for _ in range(50)
+    ]
+    error = length_controlled(once, range(50)).standard_error
+    often = length_controlled(once * 8, [*range(50)] * 8)
+    assert often.standard_error == pytest.approx(error, rel=0.05)
+    assert length_controlled(once * 8).standard_error < 0.5 * error
+
+
 def test_length_controlled_win_rates_are_near_the_published_ones_and_in_their_order() -> None:
     rows = published()
     theirs = [numbers["length_controlled_winrate"] for numbers, _ in rows]

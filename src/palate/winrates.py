@@ -74,7 +74,7 @@ def discrete_win_rate(preferences: Sequence[float]) -> float:
     return win_rate([0.5 * ((p > 0.5) + (p >= 0.5)) for p in preferences])
 
 
-def length_controlled(verdicts: Sequence[Verdict]) -> Controlled:
+def length_controlled(verdicts: Sequence[Verdict], clusters: Sequence[Hashable] | None = None) -> Controlled:
     """Return the win rate with the effect of length removed (Dubois et al. 2024, arXiv:2404.04475).
 
     Fit P(model preferred) = logistic(θ + φ tanh(Δ / sd(Δ))), where Δ is the model's length minus the
@@ -90,6 +90,7 @@ def length_controlled(verdicts: Sequence[Verdict]) -> Controlled:
 
     Args:
         verdicts: at least one.
+        clusters: the prompt of each verdict; those of one prompt may depend on each other.
     """
     import numpy as np
 
@@ -102,7 +103,7 @@ def length_controlled(verdicts: Sequence[Verdict]) -> Controlled:
     penalty = len(table) * np.array([QUALITY_PRIOR, LENGTH_PRIOR])
     coefficients = logistic(design, preference, penalty)
     fit = design, preference, penalty, coefficients
-    error = math.sqrt(max(sandwich(*fit)[0, 0], _binomial(*fit)[0, 0]))
+    error = math.sqrt(max(sandwich(*fit, clusters)[0, 0], _binomial(*fit)[0, 0]))
     centre = float(coefficients[0])
     rate = _sigmoid(centre)
     low, high = _sigmoid(centre - 1.96 * error), _sigmoid(centre + 1.96 * error)

@@ -70,9 +70,9 @@ def win_numbers(groups: Sequence[Group], n: int, *, scale: Scale) -> dict[str, f
         "losses": sum(o == 0 for o in won),
         "unusable": sum(o is None for own in by_prompt for o in own),
     }
-    verdicts = [v for group in groups if (v := _verdict(group, scale)) is not None]
+    verdicts = [(group.prompt.id, v) for group in groups if (v := _verdict(group, scale)) is not None]
     if verdicts:
-        controlled = length_controlled(verdicts)
+        controlled = length_controlled([v for _, v in verdicts], [prompt for prompt, _ in verdicts])
         numbers |= {
             "length_controlled_win_rate": controlled.rate,
             "length_controlled_standard_error": controlled.standard_error,

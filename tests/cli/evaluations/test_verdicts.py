@@ -41,6 +41,17 @@ def test_a_compressed_file_and_a_table(tmp_path: Path, capsys: pytest.CaptureFix
     assert "length controlled win rate" in out
 
 
+def test_a_damaged_compressed_file_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = gzip.compress("\n".join(text(ROWS) for _ in range(200)).encode())
+    file = tmp_path / "verdicts.jsonl.gz"
+    for place in range(10, len(whole), 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        assert main(["evaluate", "verdicts", str(file)]) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
 def test_one_verdict_has_no_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "verdicts.jsonl"
     file.write_text(text(ROWS[:1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -75,7 +76,7 @@ def read_verdicts(file: Path) -> list[Verdict]:
         raise DataError(
             f"{str(file)!r} does not exist; expected a file of verdicts, one JSON object a line"
         ) from None
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{str(file)!r} cannot be read: {reason}; expected JSON lines in UTF-8") from None
     if not rows:
