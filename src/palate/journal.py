@@ -168,6 +168,15 @@ class Journal:
                 ],
             )
 
+    @contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Note another place of what is kept meanwhile."""
+        before, self.place = self.place, place
+        try:
+            yield
+        finally:
+            self.place = before
+
     def forget_unusable(self) -> None:
         """Forget the rewards of groups in which one is missing, so that they are asked for again.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from palate.comparison.arms import BASE, Arm, Budget
 from palate.comparison.config import CompareConfig
-from palate.comparison.measure import Measured, Meter, outcomes, spending
+from palate.comparison.measure import FRONTIER_PROMPTS, Measured, Meter, outcomes, spending
 from palate.comparison.runs import usage
 from palate.comparison.shared import Pool
 from palate.effects import (
@@ -69,6 +69,7 @@ def results(
         "matrix": _matrix(meter, by_arm),
         "differences": [{**vars(d), "clear": d.clear} for d in contrasts],
         "sentences": sentences(contrasts, quantity),
+        "frontier_prompts": min(FRONTIER_PROMPTS, len(meter.prompts)),
         "frontier": [vars(point) for row in measured for point in row.points],
         "tuned": cfg.tune is not None,
         "pairwise": meter.options.pairwise,

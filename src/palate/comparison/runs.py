@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -62,8 +62,12 @@ class _Children:
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopping = False
 
-    def stop(self) -> None:
-        """Interrupt the runs, so that they save their state; end those that take too long."""
+    def __enter__(self) -> Self:
+        """Wait for the runs."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Interrupt the runs that are left, so that they save their state; end those that take too long."""
         self.stopping = True
         for number, wait in ((signal.SIGINT, GRACE), (signal.SIGTERM, LAST), (signal.SIGKILL, 0.0)):
             for process in list(self.running):
@@ -85,7 +89,7 @@ def train_all(
         root: directory for their configurations and logs.
         at_once: number of runs at the same time.
         display: for progress.
-        may_diverge: a run whose losses are not finite is no failure.
+        may_diverge: a run whose losses are not finite does not count as failed.
 
     Returns:
         The names of the runs that diverged.
@@ -95,20 +99,16 @@ def train_all(
     """
     waiting = [job for job in jobs if not finished(job)]
     children, failed, diverged = _Children(), [], []
-    with _terminable(), ThreadPoolExecutor(at_once) as pool:
+    with _terminable(), ThreadPoolExecutor(at_once) as pool, children:
         doing = [(job, pool.submit(_train, job, root, at_once, display, children)) for job in waiting]
-        try:
-            for job, problem in doing:
-                if not (said := problem.result()):
-                    continue
-                if may_diverge and (job.directory / NONFINITE).exists():
-                    diverged.append(job.name)
-                    display.say(f"{job.name}: not counted, since its losses were not finite")
-                else:
-                    failed.append(f"{job.name} ({said})")
-        except BaseException:
-            children.stop()
-            raise
+        for job, problem in doing:
+            if not (said := problem.result()):
+                continue
+            if may_diverge and (job.directory / NONFINITE).exists():
+                diverged.append(job.name)
+                display.say(f"{job.name}: not counted, since its losses were not finite")
+            else:
+                failed.append(f"{job.name} ({said})")
     if failed:
         raise RunError(
             f"{len(failed)} of {len(waiting)} runs failed: {', '.join(failed)}; the same command again "

@@ -145,22 +145,24 @@ def _require_same(cfg: CompareConfig, prompts: Prompts, arms: Sequence[Arm]) -> 
     file = cfg.output / "compare.json"
     settings = {k: v for k, v in cfg.model_dump(mode="json").items() if k not in cfg.may_change}
     # As JSON, so that they equal what is read back.
-    named = json.loads(json.dumps({arm.name: [arm.method.name, arm.file] for arm in arms}, default=str))
-    now = {"settings": settings, "data": facts_of(prompts), "methods": named}
+    methods = json.loads(json.dumps({arm.name: [arm.method.name, arm.file] for arm in arms}, default=str))
+    now = {"settings": settings, "data": facts_of(prompts), "methods": methods}
     if file.exists():
         try:
-            then = json.loads(file.read_text("utf-8"))
-            old, before = dict(then["settings"]), dict(then["methods"])
+            kept = json.loads(file.read_text("utf-8"))
+            old, earlier = dict(kept["settings"]), dict(kept["methods"])
         except (ValueError, KeyError, TypeError):
             raise RunError(
                 f"{str(file)!r} is damaged, so the settings of the comparison are lost; use another --output"
             ) from None
         changed = _changed(settings, old)
         changed += [
-            f"the method or the file of {k}" for k in sorted(named) if before.get(k, named[k]) != named[k]
+            f"the method or the file of {k}"
+            for k in sorted(methods)
+            if earlier.get(k, methods[k]) != methods[k]
         ]
-        now["methods"] = before | named
-        if then.get("data") != now["data"]:
+        now["methods"] = earlier | methods
+        if kept.get("data") != now["data"]:
             changed.append("the prompts in the data")
         if changed:
             raise RunError(
@@ -258,8 +260,8 @@ def _tuned(plan: _Plan, arms: Sequence[Arm], display: Display) -> list[Arm]:
         best = max(tried, key=lambda lr: scores[arm.name, lr])
         display.say(f"{arm.name}: learning rate {best:g}")
         chosen.append(replace(arm, lr=best))
-    found = {name: {f"{lr:g}": scores.get((name, lr)) for lr in tried} for name, tried in rates.items()}
-    kept = {arm.name: {"chosen": arm.lr, "rewards": found[arm.name]} for arm in chosen}
+    measured = {name: {f"{lr:g}": scores.get((name, lr)) for lr in tried} for name, tried in rates.items()}
+    kept = {arm.name: {"chosen": arm.lr, "rewards": measured[arm.name]} for arm in chosen}
     keep_json(cfg.output / "tuning.json", kept)
     return chosen
 

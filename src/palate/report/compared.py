@@ -172,7 +172,8 @@ def _plots(result: Result) -> Iterator[Drawn]:
     methods = result["methods"]
     yield Drawn(
         "Reward against distance",
-        "Checkpoints of each run; large marks are the runs' results. KL in nats per completion.",
+        "Large marks are the runs' results, small ones their earlier checkpoints, which are measured on the "
+        f"first {count(result['frontier_prompts'])} test prompts only. KL in nats per completion.",
         scatter(_frontier(result), "frontier", "Reward against KL", "KL from the start", "reward"),
     )
     name = "win_rate" if result["pairwise"] else "reward"

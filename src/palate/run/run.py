@@ -288,11 +288,8 @@ class Run:
         self._start()
         key = f"{name} after step {self._done}"
         known = self.world.lead("measured before", lambda: self.journal.metrics_of(key))
-        place, self.journal.place = self.journal.place, f"measured after step {self._done}"
-        try:
+        with self.journal.at(f"measured after step {self._done}"):
             self._measured[key] = numbers = compute() if known is None else without_step(known)
-        finally:
-            self.journal.place = place
         if known is None:
             self._write({"step": self._done, **numbers}, key=key)
         return numbers
@@ -373,11 +370,10 @@ class Run:
 
     def _measure_drift(self, last: bool, *learners: Learner) -> dict[str, Any]:
         """Measure KL and reward if due; return marks for a checkpoint. Above the bound, BoundReachedError."""
-        if not learners or self.drift is None or not self.drift.is_due(self._done, last=last):
-            return {}
         drift, done = self.drift, self._done
-        numbers = self.measure("kl", lambda: drift.numbers(done))
-        if drift.allows(numbers[KL]):
+        if not learners or drift is None or not drift.is_due(done, last=last):
+            return {}
+        if drift.allows((numbers := self.measure("kl", lambda: drift.numbers(done)))[KL]):
             return drift.marks(numbers)
         step = self.checkpoints.end_within(self._metrics.count, *learners).steps
         self.display.say(drift.explain(numbers[KL], done, step))
