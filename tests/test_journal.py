@@ -405,6 +405,12 @@ def test_a_file_that_cannot_be_written_any_more(journal: Journal) -> None:
     assert again(journal).metrics() == [{"step": 1}]
 
 
+def test_another_process_that_writes_is_named(journal: Journal) -> None:
+    journal.add_metrics({}, key="a")
+    with pytest.raises(RunError, match="another process is writing to it: wait until that has ended"):
+        journal.add_metrics({}, key="a")
+
+
 def test_a_full_disk_loses_nothing_that_was_kept(journal: Journal) -> None:
     journal.add_metrics({"step": 1})
     (pages,) = journal._db.execute("PRAGMA page_count").fetchone()

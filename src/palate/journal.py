@@ -347,6 +347,8 @@ def _advice(error: sqlite3.Error) -> str:
         return f"free some space and {AGAIN}: earlier results are safe"
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or name in ("SQLITE_ERROR", ""):
         return "it is damaged: restore a good copy, or start over with --overwrite"
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CONSTRAINT")):
+        return f"another process is writing to it: wait until that has ended, then {AGAIN}"
     return f"make its directory writable, then {AGAIN}"
 
 

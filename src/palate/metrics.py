@@ -112,11 +112,13 @@ METRICS: Mapping[str, Metric] = {
     "meta/unusable": Metric("battles of gradings without a usable verdict"),
     # A round against the one before, on held-out prompts.
     "round_reward": Metric("reward after a round"),
+    "round_reward_before": Metric("reward before a round", drawn=False),
     "round_win_rate": Metric("win rate over the round before"),
     "round_win_rate_low": Metric("win rate over the round before, low end of its interval", drawn=False),
     "round_win_rate_high": Metric("win rate over the round before, high end of its interval", drawn=False),
     "round_kl": Metric("KL of a round to the one before (nats)"),
     "round_length": Metric("mean tokens after a round"),
+    "round_length_before": Metric("mean tokens before a round", drawn=False),
     "judge/verdicts": Metric("verdicts"),
     "judge/tokens": Metric("judge's tokens"),
     "judge/cost": Metric("judge ($)", drawn=False),

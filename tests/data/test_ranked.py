@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from palate.data.account import Account
-from palate.data.ranked import read_rankings
+from palate.data.ranked import CONTRADICTORY, read_rankings
 from palate.errors import DataError
 
 
@@ -87,3 +87,24 @@ def test_a_prompt_of_turns(tmp_path: Path) -> None:
 def test_rows_that_cannot_be_used(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_rankings(source(tmp_path, row))
+
+
+def test_contradictions_are_left_out_by_reason(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "same", "chosen": "a", "rejected": "a"},
+        {"prompt": "twice", "completions": ["a", "b", "a", "c"], "scores": [1, 2, 3, 4]},
+        {"prompt": "again", "completions": ["a", "b", "a"], "scores": [1, 2, 1]},  # no contradiction
+        {"prompt": "mixed", "completion": "a", "score": 1}, {"prompt": "mixed", "completion": "b", "rank": 1},
+        {"prompt": "alone", "completion": "a", "score": 1},
+        {"prompt": "left", "completions": ["a", "b", "a"], "ranks": [1, 2, 3]},
+    ]  # fmt: skip
+    account = Account()
+    twice, again = read_rankings(source(tmp_path, *rows), account=account)
+    assert (twice.answers, twice.gold) == (("b", "c"), (2.0, 4.0))
+    assert again.answers == ("a", "b", "a")
+    assert {reason: tally.count for reason, tally in account.dropped.items()} == {
+        "chosen and rejected are the same": 1,
+        "a prompt has scores in some rows and ranks in others": 1,
+        "a prompt has only one answer": 2,
+    }
+    assert account.notes[CONTRADICTORY].count == 2

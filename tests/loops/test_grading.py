@@ -45,6 +45,11 @@ def test_a_judge_that_tells_answers_apart_is_asked_about_all() -> None:
         ((None,), "no clear score to 64 of 64 completions"),
         ((5,) * 39 + (4,), r"the same score, 5, to 6\d of 64 completions; .*--judge-mode score"),
         ((3.0, None), "the same score, 3, to 32 of 32"),
+        (tuple(0.1 + 1e-7 * k for k in range(160)), "the same score, 0.1, to 64 of 64"),
+        (
+            (1.0,) * 4 + (2.0,) * 4,
+            "the same score, in each of 16 prompts, so its scores depend on the prompt",
+        ),
     ],
 )
 def test_a_useless_judge_is_found_out_on_the_first_prompts(
@@ -60,6 +65,11 @@ def test_a_judge_that_gets_useless_later_is_found_out_too() -> None:
     judge = Judge(*[1, 2, 3, 4] * PILOT, *[None] * 400)
     with pytest.raises(RunError, match="no clear score to 96 of 160"):
         judged_groups(judge, GROUPS, "round 1")
+
+
+def test_equal_texts_have_equal_scores() -> None:
+    groups = [Group(group.prompt, group.completions[:1] * 4) for group in GROUPS]
+    assert len(judged_groups(Judge(*(1.0,) * 4, *(2.0,) * 4), groups, "round 1")) == 40
 
 
 def test_a_few_answers_may_be_alike_by_chance() -> None:

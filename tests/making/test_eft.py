@@ -15,6 +15,7 @@ from palate.annotate.judges.reading import read_points
 from palate.annotate.judges.records import POINTS, Amount, Question, Verdict
 from palate.annotate.judges.template import Template
 from palate.data.ranked import Ranking
+from palate.errors import DataError
 from palate.making.eft import (
     Asking,
     Grading,
@@ -24,6 +25,7 @@ from palate.making.eft import (
     divided,
     from_gold,
     levels,
+    orderable,
     orders_alike,
 )
 from palate.types import Prompt
@@ -142,10 +144,30 @@ def test_no_score_dominates(scores: list[int], most: int | None) -> None:
     kept = balanced(Made(gradings), most=most, rng=Random(1))
     counts, before = Counter(g.score for g in kept.gradings), Counter(scores)
     ordered = sorted(before.values())
-    limit = most or 2 * ordered[len(ordered) // 2]
+    limit = most or 2 * ordered[(len(ordered) - 1) // 2]
     assert counts == {score: min(limit, count) for score, count in before.items()}
     assert len(kept.gradings) + kept.left_out.total() == len(scores)
     assert set(kept.gradings) <= set(gradings)
+
+
+def test_the_rarer_of_two_scores_limits_the_other() -> None:
+    gradings = [Grading(str(i), "", 4 if i < 5 else 1) for i in range(40)]
+    kept = balanced(Made(gradings), most=None, rng=Random(1))
+    assert Counter(grading.score for grading in kept.gradings) == {4: 5, 1: 10}
+
+
+def test_more_ranks_than_scores_cannot_be_ordered() -> None:
+    few, many = ranking("few", 1, 2, 2, 3), ranking("many", 1, 2, 3, 4)
+    assert orderable([few, many], 3) == [few]
+
+
+def test_a_writer_without_any_clear_score_is_asked_no_further() -> None:
+    names = [f"q{i}" for i in range(20)]
+    grader = Grader({(f"{name} {i}", 0): "Hm" for name in names for i in range(2)})
+    bench = Bench(Desk(grader), RUBRIC.template)
+    with pytest.raises(DataError, match=r"none of the first 16 gradings .*--eft-writer gold"):
+        agreeing([ranking(name, 1.0, 0.0) for name in names], RUBRIC, bench, attempts=3)
+    assert grader.asked.total() == 16
 
 
 def test_the_held_out_part_is_whole_prompts_and_stays() -> None:

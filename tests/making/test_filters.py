@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palate.making.filters import KEYWORDS, Left, PromptFilter, normal
+from palate.making.filters import KEYWORDS, Left, PromptFilter, normal, subjects
 from palate.making.rouge import rouge_l, word_count, words
+from palate.types import Prompt
 
 TEXTS = st.lists(
     st.lists(
@@ -26,7 +27,9 @@ TEXTS = st.lists(
         ("Tell me more", Left.SHORT),
         ("word " * 151, Left.LONG),
         ("- what is the sea like", Left.START),
-        ('"what is the sea like"', Left.START),
+        ("* ¿what is the sea like", Left.START),
+        ("¿¿¿", Left.SHORT),
+        ("“« “« “« “«", Left.START),
         ("Write a program that sorts a list", Left.PROGRAM),
         ("Describe what the IMAGE shows in detail", Left.KEYWORD),
         ("Where should I go to next summer", Left.KEYWORD),
@@ -35,13 +38,23 @@ TEXTS = st.lists(
         ("Tell me all", Left.SHORT),
         ("How do I imagine a filename", None),  # whole words only
         ("海はどうして青いの", None),
+        ("请画一张图片给我看看吧", Left.KEYWORD),
+        ("รูปภาพของทะเลสวย", Left.KEYWORD),
+        ("أرسل الصورة إلى صديقي الآن", None),
+        ("¿Cuál es la capital de Francia?", None),
+        ("¡Escribe un poema sobre el mar!", None),
+        ("“Carpe diem” means what in English?", None),
+        ('"what is the sea like"', None),
+        ("བོད་ཡིག་གི་སྙན་ངག་ཅིག་འབྲི་རོགས།", None),
+        ("ｳﾐﾆﾂｲﾃﾉｼ", None),
         ("Ёлка или сосна: что выбрать?", None),
         ("word " * 150, None),
         ("Why is the sky blue", None),
     ],
 )
 def test_reasons(text: str, reason: Left | None) -> None:
-    assert PromptFilter(["Where is the old town hall"]).fault(text) == reason
+    keywords = [*KEYWORDS, "图片", "รูปภาพ", "صورة"]
+    assert PromptFilter(["Where is the old town hall"], keywords=keywords).fault(text) == reason
 
 
 def test_the_threshold_itself_still_passes() -> None:
@@ -82,6 +95,11 @@ def test_a_second_pass_keeps_nothing(candidates: list[str]) -> None:
     assert not any(sieve.takes(text) for text in kept)
     fresh = PromptFilter()
     assert [text for text in kept if fresh.takes(text)] == kept  # what is kept passes by itself
+
+
+def test_a_grading_stands_for_the_prompt_that_it_is_about() -> None:
+    assert subjects(Prompt("grade this", columns={"about": "why", "score": 3})) == ["grade this", "why"]
+    assert subjects(Prompt("say", columns={"about": None})) == ["say"]
 
 
 def test_no_keywords() -> None:

@@ -86,10 +86,12 @@ def test_more_prompts_begin_with_the_same_ones() -> None:
 
 
 def test_a_writer_that_only_repeats_gives_up_with_its_counts() -> None:
+    kept: list[str] = []
     with pytest.raises(
         RunError, match=r"no usable prompt in 128 replies in a row, after 1 of 3 .*143 duplicate|duplicate"
     ):
-        write(Writer(lambda i: ("Where do all the birds sleep?", "eos")), 3)
+        write(Writer(lambda i: ("Where do all the birds sleep?", "eos")), 3, kept=kept)
+    assert kept == ["Where do all the birds sleep?"]
 
 
 @pytest.mark.parametrize(
@@ -99,15 +101,22 @@ def test_a_writer_that_only_repeats_gives_up_with_its_counts() -> None:
         ("Split over\n   two lines\n10. Next", ["Split over two lines", "Next"]),
         ("\n10. After nothing", ["After nothing"]),
         ("It costs 3. That is all", ["It costs 3. That is all"]),  # a number within a line is no item
+        ("What is it?\n12:30 is when I meet\n10. Next", ["What is it? 12:30 is when I meet", "Next"]),
+        ("Read this:\n\nA text\n10.Next", ["Read this: A text", "Next"]),
+        ("How much?\n\n3.5 or 4\n10. Next\n\nPlease add more requests.", ["How much? 3.5 or 4", "Next"]),
+        ("Mend this text:\n\nI has a cat", ["Mend this text: I has a cat"]),
+        ("One\n10. Two\n\nAdd to the list:\n1. Three\n2. Four", ["One", "Two", "Three", "Four"]),
+        ("Here are more requests:\n\n9. One\n10. Two", ["One", "Two"]),
+        ("Sure! Here you go.\n1. One\n2. Two", ["One", "Two"]),
         ("", []),
     ],
 )
 def test_listed(reply: str, items: list[str]) -> None:
-    assert listed(reply, truncated=False) == items
-    assert listed(reply, truncated=True) == items[:-1] or reply == ""
+    assert listed(reply, 9, truncated=False) == items
+    assert listed(reply, 9, truncated=True) == items[:-1] or reply == ""
 
 
 def test_an_empty_reply_is_counted() -> None:
     sieve = PromptFilter()
-    assert listed(" \n", truncated=False, sieve=sieve) == []
+    assert listed(" \n", 9, truncated=False, sieve=sieve) == []
     assert sieve.left_out == {Left.EMPTY: 1}

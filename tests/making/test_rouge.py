@@ -83,6 +83,8 @@ def test_words_keep_their_marks_and_fold_case() -> None:
     assert words("don't_go") == ["don", "t", "go"]
     assert word_count("don't go") == 2
     assert word_count("天气好") == 3
+    assert word_count("བོད་ཡིག་གི་སྙན་ངག") == 5
+    assert word_count("ｳﾐﾆﾂｲﾃ") == 6
 
 
 @given(st.lists(FEW, max_size=6), FEW, st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9, 1.0]))

@@ -172,7 +172,8 @@ def test_its_paper_config_fits(name: str) -> None:
     file = Path(__file__).parents[2] / "configs" / "paper" / f"{name}.yaml"
     from palate.settings import load_config
 
-    load_config(METHODS[name].config, file=file, flags={"data": "x"})
+    lessons = {"eft": "x"} if name == "self-rewarding" else {}
+    load_config(METHODS[name].config, file=file, flags={"data": "x", **lessons})
 
 
 # ---- A whole run -----------------------------------------------------------------------------------

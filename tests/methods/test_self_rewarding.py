@@ -14,7 +14,7 @@ from pydantic import ValidationError
 import palate
 from palate import loops
 from palate.annotate.judges.reading import Reading
-from palate.errors import RunError
+from palate.errors import DataError, RunError
 from palate.making.prompts import Written
 from palate.methods.self_rewarding import SelfRewardingConfig
 from palate.testing import tiny_model
@@ -93,6 +93,39 @@ def test_the_judge_is_measured_before_and_after_each_stage(taught: Taught, tmp_p
         assert row["eval_judge/unclear"] == row["eval_judge/ties"] == 0
         assert row["eval_judge/pairwise"] == row["eval_judge/exact"] == row["eval_judge/kendall"] == 1.0
         assert row["eval_judge/mean"] == pytest.approx((1 + 1 / 3 + 0) / 3)
+
+
+def ranked_data(tmp_path: Path, count: int) -> str:
+    rows = [{"prompt": f"r{i}", "completions": ["aaa", "a.."], "scores": [3, 2]} for i in range(count)]
+    return write(tmp_path / "ranked.jsonl", *rows)
+
+
+def test_the_judge_is_not_measured_on_what_is_learnt(
+    taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("palate.run.display.Display.say", lambda self, text: said.append(text))
+    grade = {"prompt": "grade", "completion": "no", "score": 4, "about": " R2"}
+    lessons = {
+        "eft": write(tmp_path / "eft.jsonl", grade),
+        "ift": write(tmp_path / "ift.jsonl", {"prompt": "r4", "completion": "no"}),
+    }
+    found = taught("self-rewarding", judge_data=ranked_data(tmp_path, 6), rounds=1, **lessons, **ANY)
+    (row, *_) = [row for row in found.rows if "eval_judge/pairs" in row]
+    assert row["eval_judge/pairs"] == 4
+    (told,) = [text for text in said if "lessons" in text]
+    assert "2 of the 6 prompts" in told
+    assert "ranked.jsonl:3) as" in told
+    assert told.endswith("eft.jsonl:1; the judge is not measured on them")
+    grade["about"] = "r0"
+    lessons["eft"] = write(tmp_path / "eft.jsonl", grade)
+    with pytest.raises(DataError, match=r"1 of the 1 prompts .* ranked answers that nothing is learnt from"):
+        taught("self-rewarding", judge_data=ranked_data(tmp_path, 1), rounds=1, **lessons, **ANY)
+
+
+def test_a_gap_without_pairs_is_refused(taught: Taught, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"differ by at most 1, so judge_gap 1\.5 leaves no pair"):
+        taught("self-rewarding", judge_data=ranked_data(tmp_path, 3), judge_gap=1.5, **ANY)
 
 
 def test_positives_alone(taught: Taught, fits: list[tuple[str, Sequence[Any]]]) -> None:
@@ -196,6 +229,8 @@ def test_each_version_of_the_policy_is_another_judge(options: dict[str, Any], tm
     for row in contests:
         assert row["eval_round_win_rate_low"] <= row["eval_round_win_rate"] <= row["eval_round_win_rate_high"]
         assert row["eval_round_length"] > 0
+        assert row["eval_round_length_before"] > 0
+        assert row["eval_round_reward_before"] <= 0  # the reward is length:2
     with sqlite3.connect(outcome.directory / "journal.db") as db:
         (asked, known) = db.execute("SELECT count(*), count(DISTINCT key) FROM requests").fetchone()
     assert asked == known > 0
@@ -267,7 +302,14 @@ def test_other_judges(given: dict[str, Any], expected: tuple[Any, ...]) -> None:
     ("wrong", "message"),
     [
         ({"positive_score": 5.0}, "learn is pairs"),
-        ({"length_tier": 0.1, "learn": "positives"}, "learn is positives"),
+        ({"length_tier": 0.1, "learn": "positives"}, "length_tier is set, but learn is positives"),
+        ({"tie": 0.1, "learn": "positives"}, "tie is set, but learn is positives"),
+        ({"beta": 0.3, "learn": "positives"}, "beta is set, but learn is positives"),
+        ({"meta_rounds": 1}, "meta_rounds is set, but variant is self; use variant meta or leave"),
+        ({"new_prompt_tokens": 9}, "new_prompt_tokens is set, but nothing writes new prompts"),
+        ({"sft_epochs": 2}, "sft_epochs is set, but there are no lessons for M1; set ift or eft"),
+        ({"sft_lr": 1e-3}, "sft_lr is set, but there are no lessons"),
+        ({"judge_gap": 1}, "judge_gap is set, but nothing measures the judge; set judge_data"),
         ({"length_tier": 0.5}, "length_tier"),
         ({"n": 1}, "n"),
         ({"reward": "sentiment", "judge": "self"}, "give one of them"),
@@ -325,6 +367,17 @@ def test_the_judge_learns_from_its_judged_gradings(
     with sqlite3.connect(outcome.directory / "journal.db") as db:
         (requests, known) = db.execute("SELECT count(*), count(DISTINCT key) FROM requests").fetchone()
     assert requests == known  # the gradings are read from the ledger
+
+
+def test_the_context_is_checked_before_the_lessons(
+    options: dict[str, Any], fits: list[tuple[str, Sequence[Any]]], tmp_path: Path
+) -> None:
+    short = tiny_model(tmp_path / "short", initializer_range=0.2, max_position_embeddings=512)
+    ift = write(tmp_path / "ift.jsonl", {"prompt": "q", "completion": "a"})
+    given = {**options, "model": short, "ift": ift, "judge_reasoning": 8}
+    with pytest.raises(DataError, match="compares two gradings does not fit the model's context"):
+        palate.train("self-rewarding", variant="meta", **given)
+    assert not fits
 
 
 @pytest.mark.parametrize(

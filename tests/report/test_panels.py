@@ -57,6 +57,25 @@ def test_a_panel_of_one_curve_keeps_its_title(record: Record) -> None:
     assert panel.title == "Loss"
 
 
+def test_the_rounds_and_the_judge_of_a_self_rewarding_run(record: Record) -> None:
+    rounds = ("reward", "reward_before", "win_rate", "length", "length_before", "kl")
+    judged = ("pairwise", "exact", "best", "ties", "unclear", "spearman", "kendall", "mean")
+    names = [*(f"eval_round_{name}" for name in rounds), *(f"eval_judge/{name}" for name in judged)]
+    run = record(measured={name: [0.25, 0.5] for name in names})
+    drawn = {panel.key: [line.label for line in panel.lines] for panel in panels([run])}
+    assert drawn == {
+        "round_win_rate": [""],
+        "round_reward": ["after", "before"],
+        "round_length": ["after", "before"],
+        "round_kl": [""],
+        "judge_agreement": [""],
+        "judge_shares": ["exact", "best", "ties", "unclear"],
+        "judge_correlation": ["Spearman", "Kendall"],
+        "judge_mean": [""],
+    }
+    assert other_panels([run]) == []
+
+
 def test_the_band_is_the_standard_deviation(record: Record) -> None:
     (panel,) = panels([record({"objective/scores": [0.1, 0.2], "objective/scores_std": [0.3]})])
     assert panel.lines[0].band == ((0.3, 0.0), (0.3, 0.0))

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from palate.data.account import Account, RowError
-from palate.data.formats import read_prompts
+from palate.data.formats import SAME, read_prompts
 from palate.errors import DataError
 from palate.types import Prompt, said
 
@@ -18,6 +18,21 @@ ANSWER = ("completion", "response", "generation", "answer", "text")
 
 SCORE, RANK = ("score", "reward", "rating", "overall_score", "fine-grained_score"), ("rank",)
 """Columns with the score (higher is better) or the rank (lower is better) of an answer; plurals for lists."""
+
+
+ALONE = "a prompt has only one answer"
+MIXED = "a prompt has scores in some rows and ranks in others"
+CONTRADICTORY = "answers are left out that a prompt has twice with different scores or ranks"
+
+
+@dataclass(frozen=True)
+class _Rated:
+    """An answer with its number, of which higher is better."""
+
+    text: str
+    number: float
+    scored: bool
+    """The number is a score, comparable with those of other prompts, and not a rank."""
 
 
 @dataclass(frozen=True)
@@ -54,51 +69,70 @@ def read_rankings(
       together. A `score` is better if it is higher, a `rank` if it is lower.
     - A row per comparison, with `chosen` and `rejected`.
 
-    Prompts with fewer than two answers are left out and counted.
+    Left out and counted are pairs of two equal texts, answers that a prompt has twice with different numbers,
+    prompts that have scores in some rows and ranks in others, and prompts with fewer than two answers.
 
     Raises:
         DataError: the source cannot be read, a row cannot be used, or no prompt has two answers.
     """
     account = account or Account(strict=True)
     prompts = read_prompts(source, split=split, columns=columns, limit=limit, account=account)
-    pooled: dict[str, tuple[Prompt, list[tuple[str, float]], bool]] = {}
+    pooled: dict[str, tuple[Prompt, list[_Rated]]] = {}
     for prompt in prompts:
         try:
-            answers, comparable = _answers(prompt)
+            answers = _answers(prompt)
         except RowError as error:
             account.skip(error)
             continue
         key = prompt.id if len(answers) == 1 else f"{prompt.id} {prompt.where}"
-        pooled.setdefault(key, (prompt, [], comparable))[1].extend(answers)
+        pooled.setdefault(key, (prompt, []))[1].extend(answers)
     account.use(None)
     account.check(source, len(pooled))
-    rankings = []
-    for prompt, rated, comparable in pooled.values():
-        if len(rated) < 2:
-            account.drop("a prompt has only one answer", prompt.where)
-            continue
-        texts, gold = zip(*rated, strict=True)
-        rankings.append(Ranking(prompt, texts, gold, comparable))
+    made = [_ranking(prompt, rated, account) for prompt, rated in pooled.values()]
+    rankings = [ranking for ranking in made if ranking is not None]
     if not rankings:
+        reasons = ", ".join(f"{tally.count} x {reason}" for reason, tally in account.dropped.items())
         raise DataError(
-            f"{source}: no prompt has two answers; expected several rows per prompt, or lists in completions "
-            "and scores (or ranks)"
+            f"{source}: no prompt has two answers to compare ({reasons}); expected several rows per prompt, "
+            "or lists in completions and scores (or ranks)"
         )
     return rankings
 
 
-def _answers(prompt: Prompt) -> tuple[list[tuple[str, float]], bool]:
-    """Return the answers of a row with their numbers (higher is better), and whether these are scores."""
+def _ranking(prompt: Prompt, rated: Sequence[_Rated], account: Account) -> Ranking | None:
+    """Return the ranking of a prompt; None, and a reason in the account, if nothing can be compared."""
+    if len({answer.scored for answer in rated}) > 1:
+        account.drop(MIXED, prompt.where)
+        return None
+    numbers: dict[str, set[float]] = {}
+    for answer in rated:
+        numbers.setdefault(answer.text, set()).add(answer.number)
+    kept = [answer for answer in rated if len(numbers[answer.text]) == 1]
+    if not kept and "chosen" in prompt.columns:
+        account.drop(SAME, prompt.where)
+        return None
+    if len(kept) < len(rated):
+        account.note(CONTRADICTORY, prompt.where)
+    if len(kept) < 2:
+        account.drop(ALONE, prompt.where)
+        return None
+    return Ranking(
+        prompt, tuple(a.text for a in kept), tuple(a.number for a in kept), comparable=kept[0].scored
+    )
+
+
+def _answers(prompt: Prompt) -> list[_Rated]:
+    """Return the answers of a row."""
     row = prompt.columns
     several = next((name for name in ANSWER if f"{name}s" in row), None)
     if several is None and "chosen" in row and "rejected" in row:
-        return [(_text(prompt, row["chosen"]), 1.0), (_text(prompt, row["rejected"]), 0.0)], False
+        both = (row["chosen"], 1.0), (row["rejected"], 0.0)
+        return [_Rated(_text(prompt, text), number, scored=False) for text, number in both]
     if several is None:
-        return _one(prompt, row)
+        return [_one(prompt, row)]
     texts = row[f"{several}s"]
     if isinstance(texts, Sequence) and texts and all(isinstance(text, Mapping) for text in texts):
-        rated = [_one(prompt, text) for text in texts]
-        return [one for own, _ in rated for one in own], all(comparable for _, comparable in rated)
+        return [_one(prompt, text) for text in texts]
     numbers, sign = _numbers(prompt, row, plural=True)
     if not _is_list(texts) or not _is_list(numbers) or len(texts) != len(numbers):
         raise RowError(
@@ -107,12 +141,13 @@ def _answers(prompt: Prompt) -> tuple[list[tuple[str, float]], bool]:
             prompt.where,
         )
     return [
-        (_text(prompt, t), sign * _number(prompt, n)) for t, n in zip(texts, numbers, strict=True)
-    ], sign > 0
+        _Rated(_text(prompt, text), sign * _number(prompt, number), scored=sign > 0)
+        for text, number in zip(texts, numbers, strict=True)
+    ]
 
 
-def _one(prompt: Prompt, row: Mapping[str, Any]) -> tuple[list[tuple[str, float]], bool]:
-    """Return one answer with its number, and whether that is a score."""
+def _one(prompt: Prompt, row: Mapping[str, Any]) -> _Rated:
+    """Return one answer with its number."""
     single = next((name for name in ANSWER if name in row), None)
     if single is None:
         raise RowError(
@@ -121,7 +156,7 @@ def _one(prompt: Prompt, row: Mapping[str, Any]) -> tuple[list[tuple[str, float]
             prompt.where,
         )
     (number,), sign = _numbers(prompt, row, plural=False)
-    return [(_text(prompt, row[single]), sign * _number(prompt, number))], sign > 0
+    return _Rated(_text(prompt, row[single]), sign * _number(prompt, number), scored=sign > 0)
 
 
 def _numbers(prompt: Prompt, row: Mapping[str, Any], *, plural: bool) -> tuple[Sequence[Any], int]:

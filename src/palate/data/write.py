@@ -61,16 +61,26 @@ def check_target(path: Path, *sources: object) -> Write:
         )
     if path.is_dir():
         raise DataError(f"{path} cannot be written: it is a folder; name a file.")
+    check_apart(path, *sources)
+    return write
+
+
+def check_apart(path: Path, *sources: object) -> None:
+    """Raise DataError if writing to the path would destroy one of the files that a command reads.
+
+    Args:
+        path: the file to write.
+        sources: names or paths of what is read; those that are no files, and None, are ignored.
+    """
     if any(_is_same_file(path, source) for source in sources):
         raise DataError(
             f"{path} is not written: it is the data to read, which would be lost; give another --output."
         )
-    return write
 
 
 def _is_same_file(path: Path, source: object) -> bool:
     try:
-        return isinstance(source, str) and path.samefile(Path(source).expanduser())
+        return isinstance(source, str | Path) and path.samefile(Path(source).expanduser())
     except (OSError, ValueError):  # one of them is not a file, such as a hub id
         return False
 

@@ -137,11 +137,13 @@ def hold_contests(held_out: Sequence[Prompt], annotate: Annotator | None, cfg: A
         outcome = compare(before, after, held_out, annotate, cfg.held_out_sampling, seed=seed)
         return {
             "eval_round_reward": outcome.reward_after,
+            "eval_round_reward_before": outcome.reward_before,
             "eval_round_win_rate": outcome.win_rate,
             "eval_round_win_rate_low": outcome.win_rate_low,
             "eval_round_win_rate_high": outcome.win_rate_high,
             "eval_round_kl": outcome.kl,
             "eval_round_length": outcome.length_after,
+            "eval_round_length_before": outcome.length_before,
         }
 
     run.contest = contest

@@ -16,6 +16,7 @@ from .critic import reward_centre as reward_centre
 from .grading import judged_groups as judged_groups
 from .grading import measure_judge as measure_judge
 from .grading import read_ranked as read_ranked
+from .meta import check_room as check_room
 from .meta import judge_pairs as judge_pairs
 from .offline import always as always
 from .offline import fit as fit

@@ -11,8 +11,9 @@ from statistics import pvariance
 from palate.annotate import Annotator
 from palate.annotate.judges.judging import Bench, PairwiseJudge, RubricJudge
 from palate.annotate.judges.local import LocalModel
-from palate.annotate.judges.records import POINTS
+from palate.annotate.judges.records import POINTS, labels_of
 from palate.annotate.judges.template import Template
+from palate.errors import DataError
 from palate.learn import Policy
 from palate.run import JudgeAnnotator
 from palate.select.battles import Results, battle_scores, position_weights
@@ -48,16 +49,9 @@ def judge_pairs(
         policy: the judge.
         annotate: the annotator of that judge.
     """
-    assert isinstance(annotate, JudgeAnnotator), "meta-rewarding has a judge"
-    judge = annotate.court.judge
-    assert isinstance(judge, RubricJudge), "meta-rewarding grades by a rubric"
-    desk = judge.bench.desk
-    model = desk.model
-    assert isinstance(model, LocalModel), "meta-rewarding trains its judge"
-    disputes = (most_disputed(group, judge.bench, model) for group in groups)
+    own, bench, model = _benches(annotate)
+    disputes = (most_disputed(group, own, model) for group in groups)
     disputed = [dispute for dispute in disputes if dispute is not None]
-    template = Template.load("pairwise", name="meta")
-    bench = Bench(desk, template, samples=judge.bench.samples, logprobs=judge.bench.logprobs)
     battles = _battles(PairwiseJudge(bench), disputed)
     weights = position_weights(battles)
     pairs = [
@@ -73,6 +67,45 @@ def judge_pairs(
     if decided:
         numbers["meta/first_wins"] = decided.count(1) / len(decided)
     return pairs, numbers
+
+
+def check_room(annotate: Annotator, *, meta: bool) -> None:
+    """Check that the questions of a rubric's judge fit the context of its model, before anything is trained.
+
+    Args:
+        annotate: the judge; nothing is checked for others than a local model with a rubric.
+        meta: the judge compares its gradings too.
+
+    Raises:
+        DataError: a question does not fit, even without the texts to judge.
+    """
+    judge = annotate.court.judge if isinstance(annotate, JudgeAnnotator) else None
+    if not isinstance(judge, RubricJudge) or not isinstance(judge.bench.desk.model, LocalModel):
+        return
+    judge.bench.desk.model.prompt_of(judge.bench.question(Prompt(""), ("",), POINTS))
+    if not meta:
+        return
+    _, bench, model = _benches(annotate)
+    question = bench.question(Prompt(""), ("", ""), labels_of("", ("", "")))
+    try:
+        model.prompt_of(question)
+    except DataError:
+        raise DataError(
+            "variant is meta, but the question that compares two gradings does not fit the model's context, "
+            "even without the gradings; use a model with a longer context, or variant self"
+        ) from None
+
+
+def _benches(annotate: Annotator) -> tuple[Bench, Bench, LocalModel]:
+    """Return the bench of the rubric's judge, that of the meta-judge, and the model behind both."""
+    assert isinstance(annotate, JudgeAnnotator), "meta-rewarding has a judge"
+    judge = annotate.court.judge
+    assert isinstance(judge, RubricJudge), "meta-rewarding grades by a rubric"
+    own = judge.bench
+    model = own.desk.model
+    assert isinstance(model, LocalModel), "meta-rewarding trains its judge"
+    template = Template.load("pairwise", name="meta")
+    return own, Bench(own.desk, template, samples=own.samples, logprobs=own.logprobs), model
 
 
 def most_disputed(group: Group, bench: Bench, model: LocalModel) -> Disputed | None:

@@ -45,12 +45,20 @@ def pairs_of_round(
         return list(human), {"round": 1}
     batch = prompts_of_round(prompts, index - bool(human), cfg, run)
     groups = annotated_samples(policy, label, batch, cfg.n, cfg.sampling, seed=run.seed("sample", index))
-    pairs, numbers = some_pairs(groups, partial(best_vs_worst, tie=cfg.tie), index)
+    pairs, numbers = some_pairs(groups, partial(best_vs_worst, tie=cfg.tie), index, tie=cfg.tie)
     return [*pairs, *human] if cfg.mix_pairs else pairs, numbers
 
 
-def some_pairs(groups: Sequence[Group], rule: Rule, index: int) -> tuple[list[Pair], dict[str, float]]:
+def some_pairs(
+    groups: Sequence[Group], rule: Rule, index: int, *, tie: float
+) -> tuple[list[Pair], dict[str, float]]:
     """Return the pairs of a round's annotated groups, and the metrics of its samples.
+
+    Args:
+        groups: the groups.
+        rule: makes a pair of a group.
+        index: index of the round, from 0.
+        tie: the largest difference that the rule counts as a tie, for messages.
 
     Raises:
         RunError: no group gave a pair.
@@ -60,8 +68,8 @@ def some_pairs(groups: Sequence[Group], rule: Rule, index: int) -> tuple[list[Pa
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise RunError(
             f"round {index + 1}: none of {len(groups)} prompts gave a pair to learn from ({reasons}). "
-            "tie: use a finer reward, a larger --n or a smaller --tie; identical: raise --temperature or "
-            "--max-new-tokens; unusable: check why the reward returns no number"
+            f"tie: use a finer reward, a larger --n{' or a smaller --tie' if tie else ''}; identical: raise "
+            "--temperature or --max-new-tokens; unusable: check why the reward returns no number"
         )
     return list(pairs), {"round": index + 1, **group_numbers(groups, dropped)}
 

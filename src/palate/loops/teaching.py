@@ -17,7 +17,7 @@ from palate.loops.offline import fit
 from palate.loops.records import read_examples
 from palate.loops.report import group_numbers
 from palate.loops.rounds import prompts_of_round
-from palate.making.filters import PromptFilter
+from palate.making.filters import PromptFilter, subjects
 from palate.making.prompts import most_replies, write_prompts
 from palate.model import Snapshot, load_model
 from palate.run import Run
@@ -90,7 +90,7 @@ def prompt_source(
         return lambda t: prompts_of_round(prompts, t, cfg, run)
     by = policy.snapshot() if writer == "sft" else _loaded(writer, cfg, run)
     seeds = list(dict.fromkeys(prompt.text for prompt in prompts))
-    learnt = [str(e.prompt.columns.get("about", e.prompt.text)) for e in lessons]
+    learnt = [text for example in lessons for text in subjects(example.prompt)]
     sieve = PromptFilter([*seeds, *learnt, *(prompt.text for prompt in others)])
     sampling = Sampling.model_validate(
         {**WRITING, "max_new_tokens": tokens, "sampling_rows": cfg.sampling_rows}

@@ -14,16 +14,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from statistics import median_low
 from typing import Literal
 
 from palate.annotate.judges.judging import Bench
 from palate.annotate.judges.reading import read_points
-from palate.annotate.judges.records import POINTS, SCORES, Question
+from palate.annotate.judges.records import POINTS, SCORES, Question, Verdict
 from palate.annotate.judges.template import Template
 from palate.data.ranked import Ranking
 from palate.errors import DataError
 
 Mode = Literal["rubric", "score"]
+
+PILOT = 16
+"""Number of gradings after which a writer that has given no clear score is asked no further."""
 
 LABELS = {"rubric": POINTS, "score": SCORES}
 """The possible scores of each mode, the lowest first."""
@@ -178,6 +182,14 @@ def _quantiles(numbers: Iterable[float]) -> Callable[[float], float]:
     return place.__getitem__
 
 
+def orderable(rankings: Sequence[Ranking], scores: int) -> list[Ranking]:
+    """Return the rankings with at most as many different ranks as a judge has scores.
+
+    No grading can order the answers of the others strictly.
+    """
+    return [ranking for ranking in rankings if len(set(ranking.gold)) <= scores]
+
+
 def agreeing(rankings: Sequence[Ranking], asking: Asking, bench: Bench, *, attempts: int = 1) -> Made:
     """Return the gradings of a model that order the answers of a prompt as people do.
 
@@ -189,6 +201,9 @@ def agreeing(rankings: Sequence[Ranking], asking: Asking, bench: Bench, *, attem
         asking: the question that the examples contain.
         bench: asks the model; its verdicts are kept in its ledger, so that no question is asked twice.
         attempts: the most gradings of an answer.
+
+    Raises:
+        DataError: none of the first gradings has a clear score.
     """
     waiting, kept, reasons = list(range(len(rankings))), {}, {}
     for attempt in range(attempts):
@@ -197,6 +212,8 @@ def agreeing(rankings: Sequence[Ranking], asking: Asking, bench: Bench, *, attem
             for r in waiting
             for i in range(len(rankings[r].answers))
         ]
+        if attempt == 0:
+            _require_one_clear(bench.desk.verdicts(questions[:PILOT]))
         verdicts = iter(bench.desk.verdicts(questions))
         for r in list(waiting):
             own = [next(verdicts) for _ in rankings[r].answers]
@@ -218,6 +235,15 @@ def agreeing(rankings: Sequence[Ranking], asking: Asking, bench: Bench, *, attem
     return Made(gradings, Counter(reasons[r] for r in waiting))
 
 
+def _require_one_clear(verdicts: Sequence[Verdict | None]) -> None:
+    if len(verdicts) == PILOT and not any(v is not None and v.usable for v in verdicts):
+        noted = next((f" (the first: {v.note})" for v in verdicts if v is not None and v.note), "")
+        raise DataError(
+            f"none of the first {PILOT} gradings has a clear score{noted}, so no more are asked for; use a "
+            "better --eft-writer, a larger --judge-reasoning if gradings are truncated, or --eft-writer gold"
+        )
+
+
 def orders_alike(scores: Sequence[float], gold: Sequence[float]) -> bool:
     """Return True if the scores order strictly every two answers that gold orders."""
     places = range(len(gold))
@@ -227,13 +253,12 @@ def orders_alike(scores: Sequence[float], gold: Sequence[float]) -> bool:
 def balanced(made: Made, *, most: int | None, rng: Random) -> Made:
     """Return the gradings in random order, with at most `most` of each score.
 
-    Without a number, it is twice the median count of the scores that occur: the middle scores dominate what
-    models write, and a judge that learns from them gives all answers the same score.
+    Without a number, it is twice the median count of the scores that occur (the lower one of two): the middle
+    scores dominate what models write, and a judge that learns from them gives all answers the same score.
     """
     counts = Counter(grading.score for grading in made.gradings)
     if most is None and counts:
-        ordered = sorted(counts.values())
-        most = 2 * ordered[len(ordered) // 2]
+        most = 2 * median_low(counts.values())
     keys = [rng.random() for _ in made.gradings]
     kept, seen = [], Counter[int]()
     for i in sorted(range(len(keys)), key=keys.__getitem__):

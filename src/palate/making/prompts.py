@@ -28,7 +28,8 @@ REQUEST = (
     "people, other subjects, other kinds of request. Number them."
 )
 
-_NUMBERED = re.compile(r"^\s*\d{1,4}\s*[.):]\s*", re.MULTILINE)
+_NUMBERED = re.compile(r"^\s*(\d{1,4})\s*(?:\)|[.:](?!\d))\s*", re.MULTILINE)
+"""The number of an item at the beginning of a line; the time 12:30 is none."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def write_prompts(
     seed: int,
     shots: int = 6,
     own_shots: int = 2,
+    kept: list[str] | None = None,
 ) -> Written:
     """Let a model write new prompts, and keep those that pass the filter.
 
@@ -63,11 +65,13 @@ def write_prompts(
         sieve: keeps or leaves out, and counts.
         sampling: the options.
         seed: the seed of shots and samples.
+        kept: an empty list, to which the prompts are added as they are kept, so that they remain after an
+            error.
 
     Raises:
         RunError: the model writes no prompt that passes.
     """
-    kept: list[str] = []
+    kept = [] if kept is None else kept
     replies = barren = 0
     while len(kept) < count:
         rng = Random(f"{seed} {replies}")
@@ -77,7 +81,8 @@ def write_prompts(
         before = len(kept)
         for group in groups:
             (reply,) = group.completions
-            for text in listed(reply.text, truncated=reply.finish == "length", sieve=sieve):
+            number = _number(group.prompt)
+            for text in listed(reply.text, number, truncated=reply.finish == "length", sieve=sieve):
                 if len(kept) < count and sieve.takes(text):
                     kept.append(text)
         barren = barren + 1 if len(kept) == before else 0
@@ -99,12 +104,28 @@ def most_replies(count: int) -> int:
     return count * BARREN * TOGETHER
 
 
-def listed(reply: str, *, truncated: bool, sieve: PromptFilter | None = None) -> list[str]:
+def listed(reply: str, number: int, *, truncated: bool, sieve: PromptFilter | None = None) -> list[str]:
     """Return the items of a reply that continues a numbered list; white space within an item is collapsed.
 
-    The last item of a truncated reply is left out, and counted in the filter, and so is an empty reply.
+    Models add remarks. So words before a list that starts again are no item. Where a list ends, its last item
+    ends with its first paragraph, unless that ends with a colon. The last item of a truncated reply is left
+    out, and counted in the filter, and so is an empty reply.
+
+    Args:
+        reply: the reply.
+        number: the number of its first item, which the request has begun.
+        truncated: the reply ended at the token limit.
+        sieve: counts what is left out.
     """
-    items = [" ".join(item.split()) for item in _NUMBERED.split(reply)]
+    texts = _NUMBERED.split(reply)[::2]
+    numbers = [number, *map(int, _NUMBERED.split(reply)[1::2])]
+    items = []
+    for i, text in enumerate(texts):
+        last = i + 1 == len(texts)
+        if not last and numbers[i + 1] > numbers[i]:
+            items.append(" ".join(text.split()))
+        elif last or i > 0:
+            items.append(" ".join(_first_paragraph(text).split()))
     if truncated and items:
         items.pop()
         if sieve is not None:
@@ -112,6 +133,18 @@ def listed(reply: str, *, truncated: bool, sieve: PromptFilter | None = None) ->
     elif sieve is not None and not any(items):
         sieve.left_out[Left.EMPTY] += 1
     return [item for item in items if item]
+
+
+def _first_paragraph(text: str) -> str:
+    first, *_ = re.split(r"\n\s*\n", text.strip(), maxsplit=1)
+    return text if first.endswith((":", "：")) else first
+
+
+def _number(request: Prompt) -> int:
+    """Return the number of the item that a request has begun; each item before it is one line."""
+    begun = request.content[-1]
+    assert not isinstance(begun, str), "a request has turns"
+    return str(begun["content"]).count("\n") + 1
 
 
 def _request(seeds: Sequence[str], kept: Sequence[str], rng: Random, shots: int, own_shots: int) -> Prompt:

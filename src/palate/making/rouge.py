@@ -14,10 +14,13 @@ from collections.abc import Sequence
 
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff]"
+    "\uff66-\uff9f\U00020000-\U0003ffff]"
 )
-"""Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese. Each
-counts as a word."""
+"""Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese (also in half
+width), Chinese. Each counts as a word."""
+
+_SPACES = re.compile(r"[\s\u0f0b\u0f0c]+")
+"""White space, and the marks between the syllables of Tibetan."""
 
 
 def words(text: str) -> list[str]:
@@ -28,8 +31,15 @@ def words(text: str) -> list[str]:
 
 
 def word_count(text: str) -> int:
-    """Return the number of words between white space; in scripts without spaces, of characters."""
-    return sum(max(1, len(_UNSPACED.findall(chunk))) for chunk in text.split())
+    """Return the number of words between white space; in scripts without spaces, of characters, and in
+    Tibetan of syllables.
+    """
+    return sum(max(1, len(_UNSPACED.findall(chunk))) for chunk in _SPACES.split(text) if chunk)
+
+
+def is_unspaced(character: str) -> bool:
+    """Return True if the character belongs to a script without spaces between words."""
+    return _UNSPACED.match(character) is not None
 
 
 def common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:

@@ -100,10 +100,6 @@ class SelfRewardingConfig(loops.RoundsConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> SelfRewardingConfig:
-        if self.positive_score is not None and self.learn == "pairs":
-            raise ValueError("positive_score is set, but learn is pairs; use learn positives or leave it out")
-        if self.length_tier is not None and self.learn == "positives":
-            raise ValueError("length_tier is set, but learn is positives; use learn pairs or leave it out")
         if self.variant == "meta" and (self.judge, self.judge_mode) != ("self", "rubric"):
             raise ValueError("variant is meta, which trains the policy's own rubric judge; use judge self")
         if self.variant == "meta" and self.judge_panel:
@@ -113,6 +109,23 @@ class SelfRewardingConfig(loops.RoundsConfig):
             )
         if self.variant == "meta" and (self.learn == "positives" or self.judge_samples < 2):
             raise ValueError("variant is meta, which needs learn pairs and judge_samples of at least 2")
+        return self
+
+    @model_validator(mode="after")
+    def _uses_its_options(self) -> SelfRewardingConfig:
+        untaught = self.ift is None and self.eft is None
+        idle = (
+            (self.learn == "pairs", "positive_score", "learn is pairs; use learn positives"),
+            (self.learn == "positives", "length_tier tie beta", "learn is positives; use learn pairs"),
+            (self.variant == "self", "meta_rounds", "variant is self; use variant meta"),
+            (self.new_prompts is None, "new_prompt_tokens", "nothing writes new prompts; set new_prompts"),
+            (untaught, "sft_epochs sft_lr", "there are no lessons for M1; set ift or eft"),
+            (self.judge_data is None, "judge_gap", "nothing measures the judge; set judge_data"),
+        )
+        for is_idle, names, why in idle:
+            for name in names.split():
+                if is_idle and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is set, but {why} or leave {name} out")
         return self
 
     @property
@@ -133,7 +146,8 @@ def self_rewarding(
 ) -> None:
     """Train `policy` in place on its own grades of its own completions."""
     lessons = loops.read_lessons(policy, (cfg.ift, cfg.eft), cfg, run)
-    ranked = [] if cfg.judge_data is None else loops.read_ranked(policy, cfg.judge_data, cfg, run)
+    ranked = loops.read_ranked(policy, cfg.judge_data, cfg, run, lessons, gap=cfg.judge_gap)
+    loops.check_room(annotate, meta=cfg.variant == "meta")
     measure = partial(loops.measure_judge, annotate, ranked, cfg.judge_gap, run, perfect=cfg.perfect)
 
     measure()  # M_0
@@ -149,7 +163,7 @@ def self_rewarding(
         groups = now.sample(prompts_of(t), cfg.n, cfg.sampling, seed=run.seed("sample", t))
         groups = loops.judged_groups(annotate, groups, f"round {t + 1}")
         if cfg.learn == "pairs":
-            pairs, numbers = loops.some_pairs(groups, cfg.pair_rule, t)
+            pairs, numbers = loops.some_pairs(groups, cfg.pair_rule, t, tie=cfg.tie)
             if cfg.variant == "meta" and t < cfg.meta_rounds:
                 gradings, meta = loops.judge_pairs(groups, policy, annotate)
                 pairs, numbers = [*pairs, *gradings], {**numbers, **meta}
@@ -172,14 +186,13 @@ def _summary(policy: Policy, run: Run, held_out: Sequence[Prompt]) -> dict[str, 
     rows = [row for row in run.measured if "eval_judge/pairs" in row]
     if not rows:
         return {}
-    first, last = rows[0], rows[-1]
     figures = {
-        "judge_accuracy_before": first.get("eval_judge/pairwise"),
-        "judge_accuracy_after": last.get("eval_judge/pairwise"),
-        "judge_accuracy_low": last.get("eval_judge/pairwise_low"),
-        "judge_accuracy_high": last.get("eval_judge/pairwise_high"),
-        "judge_unclear_before": first.get("eval_judge/unclear"),
-        "judge_unclear_after": last.get("eval_judge/unclear"),
+        "judge_accuracy_before": rows[0].get("eval_judge/pairwise"),
+        "judge_accuracy_after": rows[-1].get("eval_judge/pairwise"),
+        "judge_accuracy_low": rows[-1].get("eval_judge/pairwise_low"),
+        "judge_accuracy_high": rows[-1].get("eval_judge/pairwise_high"),
+        "judge_unclear_before": rows[0].get("eval_judge/unclear"),
+        "judge_unclear_after": rows[-1].get("eval_judge/unclear"),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
 

@@ -30,6 +30,7 @@ def points(text: str, finish: str = "eos") -> int | None:
         ("It helps.\n\n  Score:5  \n\n", 5),
         ("5 points are possible, and it earns 2 of them.\nScore: 2", 2),
         ("I would give a score: 5 to a better one.\nScore: 1", 1),  # within a sentence
+        ("The best scores: 5 need more than this.\nScore: 1", 1),
     ],
 )
 def test_a_clear_final_score(text: str, score: int) -> None:
@@ -55,6 +56,11 @@ def test_a_clear_final_score(text: str, score: int) -> None:
         "Score: 3 out of 5",
         "Score:",
         "Score: three",
+        "Total Score: 4\nScore: 2",
+        "Scores: 4\nScore: 2",
+        "**Score (out of 5): 4**\nScore: 2",
+        "The final score = 4/5.\nScore: 2",
+        "Score：4\nScore: 2",
     ],
 )
 def test_anything_else_is_no_score(text: str) -> None:
@@ -99,6 +105,17 @@ def test_the_mean_of_clear_scores(gradings: list[str], mean: float | None) -> No
     judge = RubricJudge(Bench(Desk(Reciting(gradings)), Template.load("rubric"), samples=3))
     (reward,) = judge([Prompt("Q")], [Completion("A", (1,))])
     assert reward == (None if mean is None else pytest.approx(mean))
+
+
+@pytest.mark.parametrize("gradings", [((4, 4, 4), (3, 4, 5)), ((0,) * 7 + (1, 5), (0,) * 7 + (2, 4))])
+def test_gradings_with_the_same_sum_are_a_tie(gradings: Sequence[Sequence[int]]) -> None:
+    bench = Bench(
+        Desk(Reciting([f"Score: {points}" for own in gradings for points in own])),
+        Template.load("rubric"),
+        samples=len(gradings[0]),
+    )
+    one, other = RubricJudge(bench)([Prompt("Q")] * 2, [Completion("A", (1,)), Completion("B", (2,))])
+    assert one == other
 
 
 def test_an_answer_cannot_score_itself() -> None:

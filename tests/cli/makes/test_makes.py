@@ -35,6 +35,9 @@ RANKED: list[dict[str, Any]] = [
 ]
 
 
+ALONE: dict[str, Any] = {"completion": "a", "score": 1}
+
+
 def test_prompts_resume_and_grow(
     chatty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,9 +176,16 @@ def test_a_writer_that_cannot_grade(
     [
         (["--output", "eft.csv"], "rows are written to .jsonl or .parquet"),
         (["--judge-mode", "pairwise"], "--judge-mode"),
-        (["--eft-writer", "nobody"], "judge 'nobody' is unknown"),
+        (["--eft-writer", "nobody"], "eft_writer is 'nobody'; expected gold"),
+        (["--eft-writer", "nobody:x"], "eft_writer is 'nobody:x'; expected gold"),
         (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
         (["--held-out", "0.999999"], "are held out; give more prompts, or --held-out 0"),
+        (["--eft-writer", "Gold"], "eft_writer is 'Gold'; expected gold, local:MODEL or server:MODEL@URL"),
+        (["--eft-writer", "self"], "eft_writer is 'self'; expected gold, local:MODEL"),
+        (["--judge-panel", "local:x"], "unknown flag --judge-panel"),
+        (["--attempts", "2"], "attempts is set, but eft_writer is gold, which asks no model"),
+        (["--max-verdicts", "2"], "max_verdicts is set, but eft_writer is gold"),
+        (["--judge-temperature", "0.5"], "judge_temperature is set, but eft_writer is gold"),
     ],
 )
 def test_mistakes(
@@ -198,6 +208,92 @@ def test_the_data_are_not_overwritten(
     assert main(command) == 2
     assert "it is the data to read, which would be lost" in capsys.readouterr().err
     assert (tmp_path / "prompts.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("eft", ["--data", "r2-held-out.jsonl", "--output", "r2.jsonl"]),
+        ("eft", ["--data", "r.jsonl", "--output", "r2.jsonl", "--justifications", "r2-held-out.jsonl"]),
+        ("eft", ["--data", "r.jsonl", "--output", "r2-held-out.jsonl", "--judge-template", "link.jsonl"]),
+        ("prompts", ["--data", "r.jsonl", "--output", "r2-held-out.jsonl", "--exclude", "link.jsonl"]),
+    ],
+)
+def test_no_file_that_is_read_is_overwritten(
+    kind: str,
+    options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "r.jsonl", *RANKED[:4])
+    before = Path(write(tmp_path / "r2-held-out.jsonl", *RANKED)).read_bytes()
+    (tmp_path / "link.jsonl").symlink_to("r2-held-out.jsonl")
+    assert main(["make", kind, *options]) == 2
+    assert "r2-held-out.jsonl is not written: it is the data to read" in capsys.readouterr().err
+    assert (tmp_path / "r2-held-out.jsonl").read_bytes() == before
+    assert not (tmp_path / "r2.jsonl").exists()
+
+
+def test_an_earlier_held_out_part_does_not_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, output = write(tmp_path / "ranked.jsonl", *RANKED), tmp_path / "eft.jsonl"
+    command = ["make", "eft", "--data", data, "--output", str(output)]
+    assert main(command) == 0
+    assert (tmp_path / "eft-held-out.jsonl").exists()
+    capsys.readouterr()
+    assert main([*command, "--held-out", "0"]) == 0
+    assert f"removed {tmp_path / 'eft-held-out.jsonl'}" in capsys.readouterr().out
+    assert not (tmp_path / "eft-held-out.jsonl").exists()
+    assert main([*command, "--held-out", "0.0001"]) == 0
+    assert "no prompt is held out: 0.0001 of 40 prompts" in capsys.readouterr().out
+
+
+def test_a_bare_number_has_no_reasoning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "ranked.jsonl", *RANKED)
+    command = ["make", "eft", "--data", data, "--output", str(tmp_path / "eft.jsonl")]
+    assert main([*command, "--judge-mode", "score", "--judge-reasoning", "30"]) == 2
+    assert "judge_reasoning is 30, but the examples of --judge-mode score" in capsys.readouterr().err
+
+
+def test_prompts_with_more_ranks_than_scores_are_not_paid_for(
+    chatty: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = {"prompt": "many", "completions": [str(i) for i in range(7)], "ranks": list(range(7))}
+    data, output = write(tmp_path / "ranked.jsonl", many), tmp_path / "eft.jsonl"
+    command = ["make", "eft", "--data", data, "--output", str(output), "--held-out", "0", "--device", "cpu"]
+    assert main([*command, "--eft-writer", f"local:{chatty}"]) == 2
+    said = capsys.readouterr()
+    assert "left out 1 of 1 prompts: they have more different ranks than the judge has scores (6)" in said.out
+    assert "no prompt has at most 6 different ranks" in said.err
+
+
+def test_unusable_ranked_data_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*RANKED, {"prompt": "p", "chosen": "a", "rejected": "a"}, {"prompt": "alone", **ALONE}]
+    data = write(tmp_path / "ranked.jsonl", *rows)
+    assert main(["make", "eft", "--data", data, "--output", str(tmp_path / "eft.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert f"left out 1 row, first {data}:41: chosen and rejected are the same" in said
+    assert f"left out 1 row, first {data}:42: a prompt has only one answer" in said
+
+
+def test_prompts_that_cannot_be_kept_in_number(
+    chatty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = write(tmp_path / "seeds.jsonl", {"question": "What is number 7?"})
+    other = write(
+        tmp_path / "other.jsonl", {"prompt": "grade", "completion": "no", "about": "Why do cats purr"}
+    )
+    output = tmp_path / "new.jsonl"
+    command = ["make", "prompts", "--data", seeds, "--map", "prompt=question", "--model", chatty]
+    command += ["--output", str(output), "--exclude", other, "--device", "cpu", "--max-new-tokens", "4"]
+    assert main([*command, "--min-words", "9", "--max-words", "3"]) == 2
+    assert "min_words is 9 and max_words is 3, so no prompt would be kept" in capsys.readouterr().err
+    always = ["Why do cats purr", "Where do all the birds sleep"]
+    monkeypatch.setattr("palate.making.prompts.listed", lambda *args, **options: always)
+    assert main([*command, "--count", "3"]) == 2
+    assert f"{output} has the prompts kept so far (1)" in capsys.readouterr().err
+    assert rows(output) == [{"prompt": "Where do all the birds sleep"}]
 
 
 def test_a_row_without_answers_names_its_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,13 @@ MARKS = " \t\n▁ĠĊ"
 """Characters that tokenizers put in front of a word, or that servers write for them."""
 
 
-_SCORE_LINE = re.compile(r"\W*score\W*:", re.IGNORECASE)
-"""The beginning of a line that gives a score, in any spelling; only the plain spelling is a verdict."""
+_SCORE_LINE = re.compile(
+    r"\W*score\W*[:：]"
+    r"|\W*(?:\w+\s+){0,3}scores?\W*(?:\([^()]*\)\W*)?[:：=]\W*\d+(?:\s*(?:/|of|out of)\s*\d+)?\W*$",
+    re.IGNORECASE,
+)
+"""A line that begins with `Score:`, or that only gives a score, such as `Total score: 4` and
+`Score (out of 5): 4`; only the plain spelling is a verdict."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def read_text(text: str, finish: str, labels: Sequence[str]) -> Reading:
 
 
 def read_points(text: str, finish: str, labels: Sequence[str]) -> Reading:
-    """Read a verdict that ends with the line `Score: N`, the only line that begins with `Score:`.
+    """Read a verdict that ends with the line `Score: N`, the only line that gives a score.
 
     A score within a sentence is part of the explanation. Two lines of scores, a score that is not a label,
     and words after the score leave it open which score is meant; such a text counts as unparsed.

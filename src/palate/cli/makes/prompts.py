@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from palate.cli.command import Command
 from palate.config import DataConfig, ModelConfig, Names, RunConfig, Sampling, Source
+from palate.errors import DataError, RunError
+
+if TYPE_CHECKING:
+    from palate.types import Prompt
 
 
 class PromptsConfig(ModelConfig, Sampling):
@@ -29,7 +33,8 @@ class PromptsConfig(ModelConfig, Sampling):
     limit: int | None = Field(None, ge=1)
     """Number of seed prompts to use, from the start of the data. Default: all."""
     exclude: Names = ()
-    """Further data whose prompts the new ones must not resemble, such as held-out prompts."""
+    """Further data whose prompts the new ones must not resemble, such as held-out prompts. `map` applies, and
+    where its columns are missing, the usual names. Gradings stand for the prompts that they are about."""
     count: int = Field(100, ge=1)
     """Number of prompts to write."""
     output: Path = Path("prompts.jsonl")
@@ -55,20 +60,29 @@ class PromptsConfig(ModelConfig, Sampling):
     seed: int = RunConfig.model_fields["seed"].default
     """Random seed."""
 
+    @model_validator(mode="after")
+    def _some_length_fits(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(
+                f"min_words is {self.min_words} and max_words is {self.max_words}, so no prompt would be "
+                "kept; lower min_words or raise max_words"
+            )
+        return self
+
 
 def make(config: PromptsConfig) -> int:
     """Write the prompts, then print the counts."""
     from palate.data import check_target, read_prompts, write_rows
 
     output = config.output.expanduser()
-    check_target(output, config.data, *config.exclude)
+    check_target(output, config.data, *config.exclude, config.chat_template)
     given = read_prompts(config.data, split=config.split, columns=config.map, limit=config.limit)
     seeds = list(dict.fromkeys(prompt.text for prompt in given))
-    excluded = [p.text for source in config.exclude for p in read_prompts(source, split=config.split)]
+    others = [prompt for source in config.exclude for prompt in _excluded(source, config)]
 
     from palate.annotate.judges.local import weights_digest
     from palate.journal import Journal
-    from palate.making.filters import KEYWORDS, PromptFilter
+    from palate.making.filters import KEYWORDS, PromptFilter, subjects
     from palate.making.prompts import write_prompts
     from palate.model import Snapshot, load_model
     from palate.quiet import quiet_libraries
@@ -76,12 +90,13 @@ def make(config: PromptsConfig) -> int:
     quiet_libraries()
     model = load_model(config.part(ModelConfig), trainable=False)
     sieve = PromptFilter(
-        [*seeds, *excluded],
+        [*seeds, *(text for prompt in others for text in subjects(prompt))],
         fewest=config.min_words,
         most=config.max_words,
         similarity=config.similarity,
         keywords=KEYWORDS if config.keywords is None else [word for word in config.keywords if word],
     )
+    kept: list[str] = []
     with closing(Journal(output.with_name(f"{output.name}.journal.db"))) as journal:
         writer = Snapshot(
             0,
@@ -90,21 +105,31 @@ def make(config: PromptsConfig) -> int:
             memory=lambda: journal,
             name=f"{config.model} {weights_digest(model)}",
         )
-        written = write_prompts(
-            writer,
-            seeds,
-            config.count,
-            sieve,
-            config.sampling,
-            seed=config.seed,
-            shots=config.shots,
-            own_shots=config.own_shots,
-        )
+        options = {"seed": config.seed, "shots": config.shots, "own_shots": config.own_shots}
+        try:
+            written = write_prompts(writer, seeds, config.count, sieve, config.sampling, **options, kept=kept)
+        except RunError as error:
+            if not kept:
+                raise
+            write_rows(output, ({"prompt": text} for text in kept))
+            raise RunError(f"{error}; {output} has the prompts kept so far ({len(kept)})") from None
     write_rows(output, ({"prompt": prompt.content} for prompt in written.prompts))
     reasons: dict[str, Any] = {str(reason): number for reason, number in sieve.left_out.most_common()}
     parts = ", ".join(f"{number} {reason}" for reason, number in reasons.items()) or "none"
     print(f"{output}: {len(written.prompts)} new prompts from {written.replies} replies; left out: {parts}")
     return 0
+
+
+def _excluded(source: str, config: PromptsConfig) -> list[Prompt]:
+    """Return the prompts of further data, which may have the columns of the seeds or the usual ones."""
+    from palate.data import read_prompts
+
+    try:
+        return read_prompts(source, split=config.split, columns=config.map)
+    except DataError:
+        if not config.map:
+            raise
+        return read_prompts(source, split=config.split)
 
 
 COMMAND = Command(
