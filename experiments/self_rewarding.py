@@ -1,10 +1,12 @@
 """Self-rewarding on the embedded model and the demo's task, cheerful answers.
 
 The base model answers prompts of `everyday`, VADER's sentiment ranks the answers, and `palate make eft`
-writes gradings from these ranks (`--eft-writer gold`), because a model of this size cannot write its own. M1
-imitates them (`palate run sft`); all seeds share it. The judge's question is plain text that ends in "The
-mood of this text is:" (cheerful.jinja), outside the turns of a chat (cheerful-chat.jinja), and the gradings
-begin with a word for a mood (cheerful.txt): asked in this way, a model of this size knows most about moods.
+writes gradings from these ranks (`--eft-writer gold`), because a model of this size cannot write its own.
+`palate run sft` teaches them, and then some of them together with the model's own answers (IFT), without
+which M1 would answer everything with a grading. All seeds share M1. The judge's question is plain text that
+ends in "The mood of this text is:" (cheerful.jinja), outside the turns of a chat (cheerful-chat.jinja), and
+the gradings begin with a word for a mood (cheerful.txt): asked in this way, a model of this size knows most
+about moods.
 Then come the rounds of M2 and M3. Two other arms start from the base model without the gradings, with
 themselves and with VADER as the judge.
 
@@ -47,14 +49,16 @@ TEMPLATE, TURNS, MOODS = (HERE / f"cheerful{end}" for end in (".jinja", "-chat.j
 TAUGHT, MEASURED = 300, 30
 """Prompts of `everyday` whose ranked answers become gradings, and those after them that measure the judge;
 the rounds take the rest."""
-ANSWERS, HELD_OUT, TOKENS = 8, 4, 40
-"""Answers per prompt for the gradings, and for the measurements; the most tokens of an answer."""
+ANSWERS, HELD_OUT, OWN, TOKENS = 8, 4, 2, 40
+"""Answers per prompt for the gradings, the measurements, and M1 to imitate; the most tokens of an answer."""
+AGAIN = 1200
+"""Gradings that M1 learns once more, together with the answers."""
 
 ARMS: Mapping[str, Sequence[int]] = {"self": (0, 1, 2), "no eft": (0,), "gold judge": (0,)}
 """The seeds of each arm."""
 
 GRADE = {
-    "judge_template": str(TEMPLATE), "judge_reasoning": 16, "judge_temperature": 0.7, "judge_samples": 9,
+    "judge_template": str(TEMPLATE), "judge_reasoning": 16, "judge_temperature": 0.7, "judge_samples": 24,
 }  # fmt: skip
 RUN = {
     "chat_template": str(TURNS),
@@ -74,14 +78,19 @@ LESSONS: dict[str, Any] = {
     "batch_size": 16, "epochs": 3, "lr": 4e-4, "adam_beta2": 0.95, "warmup_steps": 10, "schedule": "linear",
     "lora_rank": 16, "dtype": "bfloat16", "chat_template": str(TURNS),
 }  # fmt: skip
-"""Settings of `sft` for M1."""
+BOTH: dict[str, Any] = {"epochs": 1, "lr": 1e-4}
+"""Settings of `sft` for the gradings, and what differs for gradings and answers together: at the rate of the
+gradings, M1 forgot a third of what it had learnt about moods."""
 
 
 def prepare(work: Path) -> Path:
     """Answer prompts with the base model, rank the answers by VADER, make the gradings; return M1."""
-    taught, measured, eft, m1 = (work / n for n in ("taught.jsonl", "measured.jsonl", "eft.jsonl", "m1"))
+    taught, measured, answers, eft, both = (
+        work / f"{name}.jsonl" for name in ("taught", "measured", "answers", "eft", "both")
+    )
+    graded, m1 = work / "graded", work / "m1"
     prompts = read_prompts("everyday")
-    if not measured.exists():
+    if not answers.exists():
         model = load_model(ModelConfig(lora=False, dtype="bfloat16"), trainable=False)
         with closing(Journal(work / "ranked.db")) as journal:
             base = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=2048, memory=lambda: journal)
@@ -89,6 +98,7 @@ def prepare(work: Path) -> Path:
             write_rows(taught, ranked(base.sample(prompts[:TAUGHT], ANSWERS, sampling, seed=11)))
             others = prompts[TAUGHT : TAUGHT + MEASURED]
             write_rows(measured, ranked(base.sample(others, HELD_OUT, sampling, seed=11)))
+            write_rows(answers, demonstrations(base.sample(prompts[:TAUGHT], OWN, sampling, seed=12)))
     if not eft.exists():
         command = ["make", "eft", "--data", str(taught), "--held-out", "0"]
         command += ["--judge-template", str(TEMPLATE), "--justifications", str(MOODS), "--output", str(eft)]
@@ -96,9 +106,22 @@ def prepare(work: Path) -> Path:
             raise SystemExit("the gradings could not be made")
     rest = prompts[TAUGHT + MEASURED :]
     write_rows(work / "prompts.jsonl", [{"prompt": prompt.text} for prompt in rest])
+    if not (graded / "summary.json").exists():
+        palate.train("sft", output=graded, data=str(eft), **LESSONS)
     if not (m1 / "summary.json").exists():
-        palate.train("sft", output=m1, data=str(eft), **LESSONS)
+        lines = eft.read_text("utf-8").splitlines()[:AGAIN] + answers.read_text("utf-8").splitlines()
+        both.write_text("\n".join(lines) + "\n", "utf-8")
+        palate.train("sft", output=m1, data=str(both), model=str(graded), **LESSONS | BOTH)
     return m1
+
+
+def demonstrations(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return a row for each completion; those that were truncated get no end token."""
+    return [
+        {"prompt": group.prompt.text, "completion": c.text, "finish": c.finish}
+        for group in groups
+        for c in group.completions
+    ]
 
 
 def ranked(groups: Sequence[Group]) -> list[dict[str, Any]]:

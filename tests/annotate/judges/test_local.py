@@ -18,6 +18,7 @@ from palate.annotate.judges.records import SCORES, Question, labels_of
 from palate.annotate.judges.template import Mode, Template
 from palate.config import JudgeConfig
 from palate.errors import BudgetError, DataError
+from palate.model import Snapshot
 from palate.testing import tiny_model
 from palate.types import Completion, Group, Prompt
 
@@ -183,6 +184,32 @@ def test_what_a_judge_writes_is_the_same_each_time(directory: str) -> None:
         found.append(desk.ledger._db.execute("SELECT raw FROM verdicts ORDER BY key").fetchall())
     assert found[0] == found[1]
     assert len(set(found[0])) == 2
+
+
+def test_the_samples_of_a_grading_are_drawn_together_and_depend_on_no_other(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, int]] = []
+    sample = Snapshot.sample
+
+    def counted(self: Snapshot, prompts: Any, n: int, *given: Any, **options: Any) -> Any:
+        drawn.append((len(prompts), n))
+        return sample(self, prompts, n, *given, **options)
+
+    monkeypatch.setattr(Snapshot, "sample", counted)
+    marked = Template("{{ nonce }}" + ONE, "rubric", name="marked")
+    texts = [done("yes"), done("no")]
+
+    def raw(*samples: int) -> list[str]:
+        desk = court(directory, "rubric", max_tokens=12)
+        for number in samples:
+            RubricJudge(Bench(desk, marked, samples=number))([Prompt("Q")] * 2, texts)
+        return desk.ledger._db.execute("SELECT raw FROM verdicts ORDER BY key").fetchall()
+
+    whole = raw(5)
+    assert drawn == [(2, 5)]
+    assert raw(2, 5) == whole
+    assert len(set(whole)) > 5
 
 
 def test_reasoning_comes_before_the_verdict(directory: str) -> None:

@@ -6,8 +6,9 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,6 +26,21 @@ TOGETHER = 96
 
 OPENING = "\n\nAnswer:\n"
 """The text after the question if no chat template opens the model's turn."""
+
+
+class Kind(NamedTuple):
+    """Options that texts which are sampled together share: their most tokens, temperature and seed."""
+
+    limit: int
+    temperature: float
+    seed: int
+
+
+class Draw(NamedTuple):
+    """A text to sample, and its index among the samples of its prompt."""
+
+    kind: Kind
+    number: int
 
 
 class LocalModel:
@@ -177,41 +193,57 @@ class LocalModel:
 
     def _think(self, questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[Completion | None]:
         """Sample the reasoning before each verdict; None if there is none, or if it is part of the answer."""
-        kinds = [
-            (q.reasoning, 0.0, q.repeat) if q.reasoning and q.template.mode != "rubric" else None
+        wanted = [
+            self._draw(q, q.reasoning, 0.0) if q.reasoning and q.template.mode != "rubric" else None
             for q in questions
         ]
-        return self._sampled(prompts, kinds)
+        return self._sampled(prompts, wanted)
 
     def _write(self, questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[Completion | None]:
         """Sample the answers in text; None for a question that label probabilities answer."""
-        kinds = [
-            None if q.wants_logprobs else (self._longest_answer(q), self._temperature, q.repeat)
+        wanted = [
+            None if q.wants_logprobs else self._draw(q, self._longest_answer(q), self._temperature)
             for q in questions
         ]
-        return self._sampled(prompts, kinds)
+        return self._sampled(prompts, wanted)
 
-    def _sampled(
-        self, prompts: Sequence[Prompt], kinds: Sequence[tuple[int, float, int] | None]
-    ) -> list[Completion | None]:
-        """Sample a text for each prompt, by its most tokens, temperature and seed; None without these.
+    @staticmethod
+    def _draw(question: Question, limit: int, temperature: float) -> Draw:
+        seed, number = _numbers(question)
+        return Draw(Kind(limit, temperature, seed), number)
 
-        Texts of one kind are sampled together. The samples of one question have different seeds, since a
-        template may not distinguish them.
+    def _sampled(self, prompts: Sequence[Prompt], wanted: Sequence[Draw | None]) -> list[Completion | None]:
+        """Sample a text for each prompt; None where none is wanted.
+
+        The samples of one prompt are drawn together, so that the model reads it once. Each depends on the
+        prompt, the seed and its index alone, whichever others are drawn.
         """
         texts: list[Completion | None] = [None] * len(prompts)
-        for kind in dict.fromkeys(kinds):
-            if kind is None:
-                continue
-            limit, temperature, repeat = kind
-            own = [i for i, other in enumerate(kinds) if other == kind]
-            sampling = Sampling.model_validate({"temperature": temperature, "max_new_tokens": limit})
-            groups = self._snapshot().sample(
-                [prompts[i] for i in own], 1, sampling, seed=repeat, purpose="verdict"
-            )
-            for i, group in zip(own, groups, strict=True):
-                (texts[i],) = group.completions
+        counts: dict[Kind, dict[str, int]] = {}
+        for prompt, draw in zip(prompts, wanted, strict=True):
+            if draw is not None:
+                own = counts.setdefault(draw.kind, {})
+                own[prompt.id] = max(own.get(prompt.id, 0), draw.number + 1)
+        for kind, own in counts.items():
+            drawn = self._drawn(dict(zip((p.id for p in prompts), prompts, strict=True)), kind, own)
+            for i, (prompt, draw) in enumerate(zip(prompts, wanted, strict=True)):
+                if draw is not None and draw.kind == kind:
+                    texts[i] = drawn[prompt.id].completions[draw.number]
         return texts
+
+    def _drawn(
+        self, prompts: Mapping[str, Prompt], kind: Kind, counts: Mapping[str, int]
+    ) -> dict[str, Group]:
+        """Return the samples of each prompt by its id, as many as `counts` says."""
+        sampling = Sampling.model_validate({"temperature": kind.temperature, "max_new_tokens": kind.limit})
+        drawn: dict[str, Group] = {}
+        for n in sorted(set(counts.values())):
+            own = [key for key, count in counts.items() if count == n]
+            groups = self._snapshot().sample(
+                [prompts[key] for key in own], n, sampling, seed=kind.seed, purpose="verdict"
+            )
+            drawn |= dict(zip(own, groups, strict=True))
+        return drawn
 
     def _second(self, prompt: Prompt, thought: str, question: Question) -> Prompt:
         """Return the question with the model's reasoning and the request for a label."""
@@ -269,8 +301,20 @@ class LocalModel:
         return self._prompt(question, fits)
 
     def _prompt(self, question: Question, longest: int) -> Prompt:
+        if not _compares(question):
+            question = replace(question, repeat=0)  # all samples share one prompt, which is read once
         text = question.render(longest)
         return Prompt(text if self._codec.has_template else text + OPENING)
+
+
+def _compares(question: Question) -> bool:
+    """Return True if each sample has labels of its own, and so a prompt of its own."""
+    return question.template.mode == "pairwise"
+
+
+def _numbers(question: Question) -> tuple[int, int]:
+    """Return the seed of a sample, and its index among the samples of its prompt."""
+    return (question.repeat, 0) if _compares(question) else (0, question.repeat)
 
 
 def _read(question: Question, answer: Completion) -> Reading:
