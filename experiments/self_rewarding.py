@@ -79,8 +79,7 @@ LESSONS: dict[str, Any] = {
     "lora_rank": 16, "dtype": "bfloat16", "chat_template": str(TURNS),
 }  # fmt: skip
 BOTH: dict[str, Any] = {"epochs": 1, "lr": 1e-4}
-"""Settings of `sft` for the gradings, and what differs for gradings and answers together: at the rate of the
-gradings, M1 forgot a third of what it had learnt about moods."""
+"""Settings of `sft` for the gradings, and what differs for gradings and answers together."""
 
 
 def prepare(work: Path) -> Path:
