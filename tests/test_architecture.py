@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import difflib
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import palate
@@ -246,13 +246,18 @@ def encloses(one: Function, other: Function) -> bool:
 
 def copies(trees: dict[str, ast.Module]) -> list[str]:
     """Pairs of functions of which one is nearly the other."""
-    found = []
-    for (file, one, mine), (other_file, other, theirs) in itertools.combinations(bodies(trees), 2):
-        if file == other_file and encloses(one, other):
-            continue  # a function within another is no copy of it
-        match = difflib.SequenceMatcher(None, mine, theirs, autojunk=False)
-        if match.real_quick_ratio() >= COPY and match.quick_ratio() >= COPY and match.ratio() >= COPY:
-            found.append(f"{file}:{one.lineno} {one.name} and {other_file}:{other.lineno} {other.name}")
+    found, every = [], bodies(trees)
+    # Letters that both have, in any order, bound the ratio from above; few pairs need the real comparison.
+    letters = np.array([np.bincount([ord(c) % 256 for c in text], minlength=256) for _, _, text in every])
+    sizes = letters.sum(1)
+    for i, (file, one, mine) in enumerate(every):
+        shared = np.minimum(letters[i], letters[i + 1 :]).sum(1)
+        for j in np.flatnonzero(2 * shared >= COPY * (sizes[i] + sizes[i + 1 :])) + i + 1:
+            other_file, other, theirs = every[j]
+            if file == other_file and encloses(one, other):
+                continue  # a function within another is no copy of it
+            if difflib.SequenceMatcher(None, mine, theirs, autojunk=False).ratio() >= COPY:
+                found.append(f"{file}:{one.lineno} {one.name} and {other_file}:{other.lineno} {other.name}")
     return found
 
 
