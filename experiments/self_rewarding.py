@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -184,9 +185,11 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return ["There are no results yet."]
     lines = [
-        "Pairwise accuracy is that of the policy as a judge, on held-out answers whose VADER scores differ "
-        "by at least 0.2, with its 95 % interval; a tie counts one half, as does a pair with an answer that "
-        "has no clear score.",
+        *wrapped(
+            "Pairwise accuracy is that of the policy as a judge, on held-out answers whose VADER scores "
+            "differ by at least 0.2, with its 95 % interval; a tie counts one half, as does a pair with an answer "
+            "that has no clear score."
+        ),
         "",
         "| arm | seed | judge | pairwise | ties | unclear | exact | Spearman | Kendall | 5-best | mean |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -203,8 +206,11 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             lines.append(f"| {' | '.join([row['arm'], str(row['seed']), name, rate, *cells])} |")
     lines += [
         "",
-        "The contests are on held-out prompts: mean VADER score, share of prompts on which a policy beats "
-        "the one before it, and tokens per answer.",
+        *wrapped(
+            "The contests are on held-out prompts: mean VADER score, share of prompts on which a policy "
+            "beats the one before it, and tokens per answer. `own scores` is the mean that the judge gave in the "
+            "round."
+        ),
         "",
         "| arm | seed | contest | reward | win rate | KL (nats) | tokens | pairs | own scores |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -224,18 +230,24 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if "summary" in row:
             done = row["summary"]
             rate = f"{done['win_rate']:.2f} [{done['win_rate_low']:.2f}, {done['win_rate_high']:.2f}]"
-            lines += [
-                "",
-                f"`{row['arm']}`, seed {row['seed']}: mean VADER score {done['reward_before']:.2f} → "
-                f"{done['reward_after']:.2f}, win rate over M0 {rate}, {done['length_before']:.0f} → "
-                f"{done['length_after']:.0f} tokens, {done['kl']:.1f} nats from M0.",
-            ]
+            start = "M1" if row["arm"] == "self" else "M0"
+            said = (
+                f"{done['reward_before']:.2f} → {done['reward_after']:.2f} in mean VADER score, win rate of "
+                f"M3 over {start} {rate}, {done['length_before']:.0f} → {done['length_after']:.0f} tokens, "
+                f"{done['kl']:.1f} nats from {start}."
+            )
         else:
-            lines += ["", f"`{row['arm']}`, seed {row['seed']}, ended with this message: {row['error']}"]
+            said = f"ended with this message: {row['error']}"
+        lines += ["", *wrapped(f"`{row['arm']}`, seed {row['seed']}: {said}")]
     if rows:
         made = rows[-1]["machine"]
         lines += ["", f"{made['processor']}, one thread, bfloat16, {made['date']}."]
     return lines
+
+
+def wrapped(text: str) -> list[str]:
+    """Return the lines of a paragraph."""
+    return textwrap.wrap(text, 120, break_on_hyphens=False, break_long_words=False)
 
 
 def main() -> None:
