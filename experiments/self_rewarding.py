@@ -187,8 +187,8 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         *wrapped(
             "Pairwise accuracy is that of the policy as a judge, on held-out answers whose VADER scores "
-            "differ by at least 0.2, with its 95 % interval; a tie counts one half, as does a pair with an answer "
-            "that has no clear score."
+            "differ by at least 0.2, with its 95 % interval; a tie counts one half, as does a pair "
+            "with an answer that has no clear score."
         ),
         "",
         "| arm | seed | judge | pairwise | ties | unclear | exact | Spearman | Kendall | 5-best | mean |",
@@ -208,8 +208,8 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         *wrapped(
             "The contests are on held-out prompts: mean VADER score, share of prompts on which a policy "
-            "beats the one before it, and tokens per answer. `own scores` is the mean that the judge gave in the "
-            "round."
+            "beats the one before it, and tokens per answer. `own scores` is the mean that the judge "
+            "gave in the round."
         ),
         "",
         "| arm | seed | contest | reward | win rate | KL (nats) | tokens | pairs | own scores |",
