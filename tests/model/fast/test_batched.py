@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from palate.model.fast.attention import Attention
-from palate.model.fast.batched import PADDED, Batch, Batches, Segment, segments_of, similar
+from palate.model.fast.batched import BLOCK, PADDED, Batch, Batches, Segment, segments_of, similar
 from palate.model.fast.segments import Segments, Shape
 
 ALIKE = ((41, (64, 64)), (45, (60, 64)), (49, (64,)), (9, (8, 8, 0)))
@@ -16,21 +16,29 @@ SHAPES: dict[str, Shape] = {
     "of one token": ((1, (1, 1)), (1, (1,))),
     "unlike": ((5, (4, 1)), (1, (3,)), (30, (2, 12))),
     "prompts": ((12, ()), (11, ()), (12, ())),
-    "a long prompt": ((300, (20, 20)), (310, (20, 20))),  # alone, its completions as a batch
+    "long prompts": ((300, (20, 20)), (310, (20, 20))),  # in blocks
+    "one block and one token": ((BLOCK, (3,)), (BLOCK + 1, (3,))),
+    "a very long prompt": ((1100, (2,)),),  # alone
 }
 
 
-def results(way: type[Segments] | type[Batches], shape: Shape, kv_heads: int, how: Attention) -> list[Tensor]:
-    """The output and the gradients of query, key and value, in float64."""
+def results(
+    way: type[Segments] | type[Batches],
+    shape: Shape,
+    kv_heads: int,
+    how: Attention,
+    dtype: torch.dtype = torch.float64,
+) -> list[Tensor]:
+    """The output and the gradients of query, key and value, for inputs that bfloat16 has."""
     generator = torch.Generator().manual_seed(0)
     tokens = sum(prompt + sum(completions) for prompt, completions in shape)
 
     def drawn(heads: int) -> Tensor:
-        return torch.randn(1, tokens, heads, 8, generator=generator, dtype=torch.float64).transpose(1, 2)
+        return torch.randn(1, tokens, heads, 8, generator=generator).bfloat16().to(dtype).transpose(1, 2)
 
     inputs = [drawn(heads).requires_grad_() for heads in (6, kv_heads, kv_heads)]
     output = way(shape).attend(*inputs, how)
-    weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    weights = torch.randn(output.shape, generator=generator).bfloat16().to(dtype)
     return [output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)]
 
 
@@ -45,6 +53,18 @@ def test_outputs_and_gradients_are_those_of_single_segments(
         *(results(way, SHAPES[name], kv_heads, how) for way in (Batches, Segments)), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["alike", "long prompts"])
+def test_half_precision_is_as_exact_as_the_kernel(name: str) -> None:
+    how = Attention(1.0, None, None)  # large scores, whose errors would count most
+    exact, ours, kernel = (
+        results(way, SHAPES[name], 2, how, dtype)
+        for way, dtype in ((Segments, torch.float64), (Batches, torch.bfloat16), (Segments, torch.bfloat16))
+    )
+    for wanted, own, other in zip(exact, ours, kernel, strict=True):
+        error, allowed = ((found.double() - wanted).norm() / wanted.norm() for found in (own, other))
+        assert error < 1.3 * allowed
 
 
 def test_batches_hold_every_segment_once_and_little_padding() -> None:

@@ -1,8 +1,10 @@
-"""Attention of a packed row with segments of similar length as one batch, for CPUs.
+"""Attention of a packed row with segments of similar length as one batch, for half precision on CPUs.
 
 A row of short segments would need a call per segment and layer, and each call costs more than its arithmetic.
-Here, segments of similar length are padded to a batch: two batched products and a softmax, in float32. It is
-faster in half precision, where the backward pass of torch's kernel is slow for short segments.
+Here, segments of similar length are padded to a batch: two batched products and a softmax. A prompt is divided
+into blocks of queries, each of which sees the blocks before it, so that little of what it may not see is
+computed. Scores and their gradients are in float32, as in torch's kernel; the other products are in half
+precision, in which processors are faster than that kernel.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from palate.model.fast.segments import Shape, seen_by
 
 PADDED = 1.25
 """Most scores of a batch over those that its segments need."""
-MOST_SCORES = 1 << 14
-"""Most scores of a segment, queries times keys: longer segments gain nothing from a batch."""
-MOST_BATCH = 1 << 18
+MOST_SCORES = 1 << 17
+"""Most scores of a segment, queries times keys; torch's kernel computes longer ones without storing them."""
+BLOCK = 128
+"""Most queries in a block of a prompt."""
+MOST_BATCH = 1 << 17
 """Most scores of a batch, which bounds its memory."""
 
 
@@ -68,11 +72,12 @@ def _alone(segment: Segment, query: Tensor, key: Tensor, value: Tensor, how: Att
 
 
 class Segment(NamedTuple):
-    """A prompt or a completion in a packed row.
+    """A completion, a prompt, or a block of a prompt in a packed row.
 
     Attributes:
         start, size: its place in the row.
-        prompt_start, before: the place of its prompt; `before` is 0 for a prompt, which has none.
+        prompt_start, before: the place of what it sees before itself: a completion its prompt, a block the
+            earlier blocks.
     """
 
     start: int
@@ -92,7 +97,8 @@ def segments_of(records: Shape) -> list[Segment]:
     start = 0
     for prompt, completions in records:
         first = start
-        segments.append(Segment(first, prompt, first, 0))
+        block = BLOCK if BLOCK * prompt <= MOST_SCORES else prompt
+        segments += [Segment(first + i, min(block, prompt - i), first, i) for i in range(0, prompt, block)]
         start += prompt
         for size in completions:
             segments.append(Segment(start, size, first, prompt))
@@ -238,12 +244,16 @@ def batched_attention(query: Tensor, key: Tensor, value: Tensor, heads: Heads, s
 
 
 def _taken(tensor: Tensor, index: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return rows of a packed tensor as a batch, in float32. tensor (1, heads, L, D), result (*shape, D)"""
+    """Return rows of a packed tensor as a batch. tensor (1, heads, L, D), result (*shape, D)"""
     size = tensor.shape[-1]
     flat = tensor[0].transpose(0, 1).reshape(-1, size)
-    rows = flat.new_zeros(len(flat) + 1, size, dtype=torch.promote_types(flat.dtype, torch.float32))
+    rows = flat.new_zeros(len(flat) + 1, size)
     rows[:-1] = flat
     return rows.index_select(0, index).view(*shape, size)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class _Batched(torch.autograd.Function):
@@ -253,28 +263,30 @@ class _Batched(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: Heads, scaling: float) -> Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.heads, ctx.scaling = heads, scaling
-        _, _, values, weights = _weights(query, key, value, heads, scaling)
-        output = torch.bmm(weights, values).view(-1, query.shape[-1])
-        return output.index_select(0, heads.outputs).to(query.dtype).view(-1, heads.heads, query.shape[-1])
+        queries = _taken(query, heads.queries, heads.query_shape)
+        keys, values = (_taken(t, heads.keys, heads.key_shape) for t in (key, value))
+        weights = _weights(queries, keys, heads, scaling)
+        output = torch.bmm(weights.to(values.dtype), values).view(-1, query.shape[-1])
+        return output.index_select(0, heads.outputs).view(-1, heads.heads, query.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         heads, size = ctx.heads, query.shape[-1]
-        queries, keys, values, weights = _weights(query, key, value, heads, ctx.scaling)
+        queries = _taken(query, heads.queries, heads.query_shape)
+        keys, values = (_taken(t, heads.keys, heads.key_shape) for t in (key, value))
+        weights = _weights(queries, keys, heads, ctx.scaling)
         d_out = queries.new_zeros(len(queries) * queries.shape[1], size)
-        d_out.index_copy_(0, heads.outputs, d_output.reshape(-1, size).to(d_out.dtype))
+        d_out.index_copy_(0, heads.outputs, d_output.reshape(-1, size))
         d_out = d_out.view(queries.shape)
-        d_value = torch.bmm(weights.transpose(1, 2), d_out)
-        d_weights = torch.bmm(d_out, values.transpose(1, 2))
-        d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).mul_(ctx.scaling)
-        d_query = queries.new_zeros(heads.tokens * heads.heads, size)
-        d_query.index_copy_(
-            0, heads.places, torch.bmm(d_scores, keys).view(-1, size).index_select(0, heads.outputs)
-        )
-        d_key = torch.bmm(d_scores.transpose(1, 2), queries)
+        d_value = torch.bmm(weights.to(d_out.dtype).transpose(1, 2), d_out)
+        d_weights = torch.bmm(_wide(d_out), _wide(values).transpose(1, 2))
+        d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).to(d_out.dtype)
+        d_query = torch.bmm(d_scores, keys).view(-1, size).index_select(0, heads.outputs).mul_(ctx.scaling)
+        d_key = torch.bmm(d_scores.transpose(1, 2), queries).mul_(ctx.scaling)
+        found = query.new_zeros(heads.tokens * heads.heads, size)
         return (
-            _packed(d_query, query),
+            _packed(found.index_copy_(0, heads.places, d_query), query),
             _packed(_summed(d_key, heads.uses), key),
             _packed(_summed(d_value, heads.uses), value),
             None,
@@ -282,23 +294,19 @@ class _Batched(torch.autograd.Function):
         )
 
 
-def _weights(
-    query: Tensor, key: Tensor, value: Tensor, heads: Heads, scaling: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return batches of queries, keys and values, and the weights (N * kv heads, group * T, S)."""
-    queries = _taken(query, heads.queries, heads.query_shape)
-    keys, values = (_taken(t, heads.keys, heads.key_shape) for t in (key, value))
-    scores = torch.bmm(queries, keys.transpose(1, 2))
-    scores.view(heads.scores).mul_(scaling).add_(heads.bias)
-    return queries, keys, values, scores.softmax(-1)
+def _weights(queries: Tensor, keys: Tensor, heads: Heads, scaling: float) -> Tensor:
+    """Return the weights in float32. (N * kv heads, group * T, S)"""
+    scores = torch.bmm(_wide(queries) * scaling, _wide(keys).transpose(1, 2))
+    scores.view(heads.scores).add_(heads.bias)
+    return torch.softmax(scores, -1, out=scores)
 
 
 def _summed(gradient: Tensor, uses: Sequence[Tensor]) -> Tensor:
-    """Sum a token's gradients over its uses as a key. (N * kv heads, S, D) to (L * kv heads, D)"""
+    """Sum a token's gradients over its uses as a key, in float32. (N * kv heads, S, D) to (L * kv heads, D)"""
     flat = gradient.view(-1, gradient.shape[-1])
     rows = flat.new_zeros(len(flat) + 1, flat.shape[-1])
     rows[:-1] = flat
-    total = rows.index_select(0, uses[0])
+    total = _wide(rows.index_select(0, uses[0]))
     for use in uses[1:]:
         total += rows.index_select(0, use)
     return total
