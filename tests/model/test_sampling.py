@@ -384,3 +384,17 @@ def test_a_row_is_what_it_is_beside_rows_with_barred_tokens(options: dict[str, f
         assert [t[i].item() for t in together] == pytest.approx([t.item() for t in alone], abs=1e-6)
         if not rows[i]:
             assert [t[i].item() for t in together] == [t.item() for t in alone]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"top_k": 5}, {"temperature": 0.0}], ids=str)
+@pytest.mark.parametrize("barred", [None, Barred(torch.tensor([True, False, True]), torch.tensor([0, 3]))])
+def test_overwritten_logits_give_the_same_draws(options: dict[str, float], barred: Barred | None) -> None:
+    logits = torch.randn(3, 600, generator=torch.Generator().manual_seed(0)) * 3
+    sampling, uniforms = Sampling(**options), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    kept = logits.clone()
+    wanted = choose(logits, sampling, uniforms, barred=barred)
+    assert logits.equal(kept)
+    for ours, theirs in zip(
+        choose(logits, sampling, uniforms, barred=barred, overwrite=True), wanted, strict=True
+    ):
+        assert ours.equal(theirs)

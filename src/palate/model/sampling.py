@@ -141,6 +141,7 @@ def choose(
     *,
     seen: Tensor | None = None,
     barred: Barred | None = None,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw a token per row.
 
@@ -150,6 +151,7 @@ def choose(
         uniforms: random numbers in [0, 1), float64 (B,).
         seen: as in `restricted_logps`.
         barred: tokens that are not allowed.
+        overwrite: the logits are not needed afterwards, so their memory may be used.
 
     Returns:
         Token ids, their log-probabilities under the model, and under the sampling distribution. (B,)
@@ -163,25 +165,28 @@ def choose(
         if not bool(logps.isfinite().all()):  # at temperature 0 no other check would notice
             raise RunError(NOT_FINITE)
         return tokens, logps, drawn
-    # With only a temperature, one softmax is enough. Passes over (B, V) are costly: each takes as long as one
-    # or two layers.
-    scaled = logits if sampling.temperature == 1.0 else logits / sampling.temperature
+    # With only a temperature, one softmax is enough. Passes over (B, V) are costly, and new memory for their
+    # results more so: each takes as long as one or two layers.
+    heated = sampling.temperature != 1.0
+    scaled = logits / sampling.temperature if heated else logits
+    own = heated or overwrite
     if barred is not None:
-        scaled = scaled.clone() if scaled is logits else scaled
+        scaled, own = scaled if own else scaled.clone(), True
         # Mask before the softmax: after it, all allowed tokens may have underflowed.
         ends = scaled[:, barred.tokens]
         scaled[:, barred.tokens] = ends.masked_fill(barred.rows[:, None], -torch.inf)
-    weights = scaled.softmax(-1)
+        most = scaled.amax(-1)
+    weights = torch.softmax(scaled, -1, out=scaled) if own else scaled.softmax(-1)
     tokens = draw(weights, uniforms)
     drawn = _at(weights, tokens).log()
-    if sampling.temperature != 1.0:
+    if heated:
         return tokens, _at(logits, tokens) - logits.logsumexp(-1), drawn
     if barred is None:
         return tokens, drawn, drawn
     # The model's normaliser includes the barred tokens again.
-    rest = scaled.amax(-1) - weights.amax(-1).log()
+    rest = most - weights.amax(-1).log()
     whole = torch.logaddexp(rest, ends.logsumexp(-1))
-    return tokens, torch.where(barred.rows, _at(logits, tokens) - whole, drawn), drawn
+    return tokens, torch.where(barred.rows, drawn + rest - whole, drawn), drawn
 
 
 def _at(values: Tensor, tokens: Tensor) -> Tensor:

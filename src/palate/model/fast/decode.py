@@ -70,6 +70,7 @@ class Decoder:
         self.at: list[Row | None] = [None] * (slots * rows)
         self.end_ids = torch.tensor(sorted(codec.end_ids), device=self.device)
         self._seen: Tensor | None = None
+        self._wide: Tensor | None = None
 
     def run(self, groups: Iterator[list[Row]]) -> Iterator[int]:
         """Complete groups of rows of one prompt each; yield the number of new tokens of each step."""
@@ -130,7 +131,7 @@ class Decoder:
 
     def _draw(self, places: list[int], logits: Tensor) -> None:
         """Draw a token for the rows at `places`, and remove finished rows."""
-        logits = logits.float()
+        logits = self._widened(logits)
         rows = [row for place in places if (row := self.at[place]) is not None]
         uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
         seen = self._seen_by(places, rows, logits) if self.sampling.repetition_penalty != 1.0 else None
@@ -139,7 +140,7 @@ class Decoder:
             early = torch.tensor([len(row.tokens) < self.sampling.min_new_tokens for row in rows])
             barred = Barred(early.to(self.device), self.end_ids)
         tokens, logps, restricted = choose(
-            logits, self.sampling, uniforms.to(self.device), seen=seen, barred=barred
+            logits, self.sampling, uniforms.to(self.device), seen=seen, barred=barred, overwrite=True
         )
         if self._seen is not None:
             self._seen[torch.tensor(places, device=self.device), tokens] = True
@@ -149,6 +150,14 @@ class Decoder:
             row.add(token, logp, drawn)
             if self._ended(row):
                 self.at[place] = None
+
+    def _widened(self, logits: Tensor) -> Tensor:
+        """Return the logits in float32; in half precision, all steps use the same memory. (B, V)"""
+        if logits.dtype == torch.float32:
+            return logits
+        if self._wide is None or len(self._wide) < len(logits):
+            self._wide = torch.empty_like(logits, dtype=torch.float32)
+        return self._wide[: len(logits)].copy_(logits)
 
     def _ended(self, row: Row) -> bool:
         if row.tokens[-1] in self.codec.end_ids or len(row.tokens) == self.sampling.max_new_tokens:

@@ -15,8 +15,8 @@ FEW_ROWS = 128
 TILE_ELEMENTS = 15 << 19
 """Size of a tile, tokens x vocabulary: 30 MiB in float32. The C library requests blocks of 32 MiB and more
 from the system each time, and the first access to each new page costs as much as the arithmetic on it."""
-MOST_SLOPES = 1 << 25
-"""Number of half-precision gradients of logits that a trained head collects: 64 MiB. A product with
+MOST_SLOPES = 1 << 26
+"""Number of half-precision gradients of logits that a trained head collects: 128 MiB. A product with
 them is as large as the head's weight, so several tiles share one."""
 ACCELERATOR_TILES = 8
 """Factor on the size of tiles on an accelerator, which has its own allocator."""
@@ -120,9 +120,10 @@ class _TargetValues(torch.autograd.Function):
         kept = len(hidden), min(top_logits, len(weight))
         top, tokens = logps.new_zeros(kept), targets.new_zeros(kept)
         u = torch.empty_like(hidden) if wants_u else None
+        tile = _Tile(weight, bias, softcap)
         for rows in _tiles(hidden, weight):
-            scored = _scored(hidden[rows], weight, bias, softcap)
-            probs = scored.softmax(-1)
+            scored = tile.scored(hidden[rows])
+            probs = tile.probs(scored, keep=True)
             # Compute log sum exp from the likeliest token, whose probability cannot underflow: this only
             # reads the tile twice, and avoids a second exp.
             normaliser = scored.amax(-1) - probs.amax(-1).log()
@@ -136,7 +137,7 @@ class _TargetValues(torch.autograd.Function):
                 # As a product: it reads both and writes no third tile.
                 entropy[rows] = normaliser - torch.bmm(probs[:, None], scored[:, :, None])[:, 0, 0]
             if u is not None:
-                u[rows] = _through(_uncapped(_slope(probs, target), scored, softcap), weight)
+                u[rows] = tile.half(_uncapped(_slope(probs, target), scored, softcap)) @ weight
         ctx.softcap, ctx.trains_head = softcap, trains_head
         ctx.save_for_backward(hidden if u is None else u, weight, bias, targets, logits, top, tokens)
         ctx.mark_non_differentiable(entropy, top1, tokens)
@@ -192,12 +193,12 @@ def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradie
     d_hidden = torch.empty_like(hidden)
     d_weight = _WeightGradient(hidden, weight)
     d_bias = None if bias is None else torch.zeros_like(bias, dtype=_wide(bias))
+    tile = _Tile(weight, bias, ctx.softcap)
     for rows in _tiles(hidden, weight):
-        scored = _scored(hidden[rows], weight, bias, ctx.softcap)
+        scored = tile.scored(hidden[rows])
+        probs = tile.probs(scored, keep=ctx.softcap is not None)
         # by_logp * (onehot(y) - softmax), with one pass over the tile
-        d_scored = (
-            scored.softmax(-1).mul_(-by_logp[rows]).scatter_add_(-1, targets[rows, None], by_logp[rows])
-        )
+        d_scored = probs.mul_(-by_logp[rows]).scatter_add_(-1, targets[rows, None], by_logp[rows])
         if single is not None:
             d_scored.scatter_add_(-1, single.tokens[rows], single.gradients[rows])
         d_raw = _uncapped(d_scored, scored, ctx.softcap)
@@ -254,15 +255,41 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _scored(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    """Return the logits after the soft cap, in float32. (M, V)"""
-    raw = nn.functional.linear(hidden, weight, bias).to(_wide(hidden))
-    return raw if softcap is None else softcap * torch.tanh(raw / softcap)
+class _Tile:
+    """Computes the logits of one tile after another in the same memory.
 
+    New memory for each tile would cost as much as the arithmetic: the system clears each page of it.
+    """
 
-def _through(slope: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of hidden states from the gradient of raw logits. (M, V), (V, H) to (M, H)"""
-    return slope.to(weight.dtype) @ weight
+    def __init__(self, weight: Tensor, bias: Tensor | None, softcap: float | None) -> None:
+        self._weight, self._bias, self._softcap = weight, bias, softcap
+        self._kept: dict[str, Tensor] = {}
+
+    def scored(self, hidden: Tensor) -> Tensor:
+        """Return the logits after the soft cap, in float32. (M, H) to (M, V)"""
+        raw = self._memory("raw", len(hidden), hidden.dtype)
+        if self._bias is None:
+            torch.mm(hidden, self._weight.t(), out=raw)
+        else:
+            torch.addmm(self._bias, hidden, self._weight.t(), out=raw)
+        wide = raw if _wide(raw) == raw.dtype else self._memory("scored", len(raw), _wide(raw)).copy_(raw)
+        return wide if self._softcap is None else wide.div_(self._softcap).tanh_().mul_(self._softcap)
+
+    def probs(self, scored: Tensor, *, keep: bool) -> Tensor:
+        """Return the softmax of the logits, which it overwrites unless `keep`. (M, V)"""
+        out = self._memory("probs", len(scored), scored.dtype) if keep else scored
+        return torch.softmax(scored, -1, out=out)
+
+    def half(self, slopes: Tensor) -> Tensor:
+        """Return gradients of raw logits in the format of the weight; overwrites the raw logits. (M, V)"""
+        if slopes.dtype == self._weight.dtype:
+            return slopes
+        return self._memory("raw", len(slopes), self._weight.dtype).copy_(slopes)
+
+    def _memory(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+        if name not in self._kept or len(self._kept[name]) < rows:
+            self._kept[name] = self._weight.new_empty(rows, len(self._weight), dtype=dtype)
+        return self._kept[name][:rows]
 
 
 def _slope(probs: Tensor, target: Tensor) -> Tensor:
