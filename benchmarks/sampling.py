@@ -11,7 +11,8 @@ unless they are of the same build as its torch.
 
 `generate` has its KV cache on, temperature 1, no top-k. short_32 and short_64: 16 prompts of about 40 tokens
 (template included), 2 and 4 completions each, 64 new tokens. long_8: 8 prompts of about 400 tokens, 8 each.
-The last line has Palate's speed over that of `generate` for completions of full length. `natural` has the
+`palate compiled` is Palate with `--compile on`, where that is possible; compiling is part of the warm-up. The
+last line has Palate's speeds over that of `generate` for completions of full length. `natural` has the
 speeds for completions with natural endings, from half as many runs. The GEMM rate is of the same run.
 """
 
@@ -45,8 +46,8 @@ SHAPES = {
 }
 
 
-def palate_worker(dtype: str) -> Any:
-    """Palate's sampling engine."""
+def palate_worker(dtype: str, compiled: str) -> Any:
+    """Palate's sampling engine, with `--compile` on or off."""
     from palate.config import ModelConfig, Sampling
     from palate.model import load_model
     from palate.model.rollouts import sample
@@ -60,7 +61,10 @@ def palate_worker(dtype: str) -> Any:
         s = SHAPES[shape]
         asked = [Prompt(text) for text in prompts(s["count"], s["tokens"])]
         options = Sampling(
-            max_new_tokens=s["new"], min_new_tokens=0 if natural else s["new"], sampling_rows=64
+            max_new_tokens=s["new"],
+            min_new_tokens=0 if natural else s["new"],
+            sampling_rows=64,
+            compile=compiled,
         )
         began = clock()
         groups = sample(model, asked, s["n"], options, seed=seed, version=0)
@@ -190,6 +194,18 @@ def vllm_side(environment: str, dtype: str) -> Side:
     return Side("vllm", "sampling.py", "vllm", dtype, str(embedded_model()), str(file), python=python)
 
 
+def compiles() -> bool:
+    """Return whether Palate can compile its sampling here; say why if it cannot."""
+    import torch
+
+    from palate.model.compiling import obstacle
+
+    reason = obstacle(torch.device("cuda" if on_gpu() else "cpu"))
+    if reason is not None:
+        say(f"without `palate compiled`: {reason}")
+    return reason is None
+
+
 def main() -> None:
     given = arguments(
         __doc__ or "",
@@ -204,7 +220,10 @@ def main() -> None:
         return
     dtype = compute_dtype(given.dtype)
     before = gemm_peak(dtype)
-    sides = [Side(kind, "sampling.py", kind, dtype) for kind in ("palate", "generate")]
+    sides = [Side("palate", "sampling.py", "palate", dtype, "off")]
+    if compiles():
+        sides.append(Side("palate compiled", "sampling.py", "palate", dtype, "on"))
+    sides.append(Side("generate", "sampling.py", "generate", dtype))
     if given.vllm:
         sides.append(vllm_side(given.vllm, dtype))
     detail: dict[str, Any] = {"dtype": dtype, "shapes": SHAPES, "runs": given.runs}
@@ -216,7 +235,11 @@ def main() -> None:
         detail.setdefault(ending, {})[shape] = speed
         detail.setdefault("rows", {}).setdefault(ending, {})[shape] = found
         if ending == given.endings[0]:
-            last[shape] = round(speed["palate"] / speed["generate"], 2)
+            last |= {
+                shape + name.removeprefix("palate").replace(" ", "_"): round(rate / speed["generate"], 2)
+                for name, rate in speed.items()
+                if name.startswith("palate")
+            }
     for side in sides:
         side.close()
     detail["gemm_peak_gflops"] = round(max(before, gemm_peak(dtype)) / 1e9)

@@ -106,16 +106,18 @@ def sampling(result: dict[str, Any]) -> list[str]:
     """Return the table of tokens per second by side."""
     sides = list(next(iter(result.get("forced", result.get("natural")).values())))
     lines = [where(result) + ". Tokens per second:", ""]
-    lines += row("shape", "completions", *(f"`{s}`" for s in sides), "Palate over `generate`")
-    lines += ["|---" * (len(sides) + 3) + "|"]
+    ours = [side for side in sides if side.startswith("palate")]
+    ratios = (f"{side.replace('palate', 'Palate')} over `generate`" for side in ours)
+    lines += row("shape", "completions", *(f"`{s}`" for s in sides), *ratios)
+    lines += ["|---" * (len(sides) + len(ours) + 2) + "|"]
     for ending, name in (("forced", "forced to 64 tokens"), ("natural", "ended by themselves")):
         for shape, speed in result.get(ending, {}).items():
-            ratio = speed["palate"] / speed["generate"]
             rows = result.get("rows", {}).get(ending, {}).get(shape, {})
             cells = (f"{speed[s]:.0f}{span(rows.get(s, []), 'tokens_per_second')}" for s in sides)
             runs = runs_of(ending, result["runs"])
             told = name if runs == result["runs"] else f"{name} ({runs} {'runs' if runs > 1 else 'run'})"
-            lines += row(f"`{shape}`", told, *cells, f"**{ratio:.2f}**")
+            over = (f"**{speed[side] / speed['generate']:.2f}**" for side in ours)
+            lines += row(f"`{shape}`", told, *cells, *over)
     return lines
 
 
