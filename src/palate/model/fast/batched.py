@@ -1,9 +1,9 @@
 """Attention of a packed row with segments of similar length as one batch, for half precision on CPUs.
 
 A row of short segments would need a call per segment and layer, and each call costs more than its arithmetic.
-Here, segments of similar length are padded to a batch: two batched products and a softmax. A prompt is divided
-into blocks of queries, each of which sees the blocks before it, so that little of what it may not see is
-computed. Scores and their gradients are in float32, as in torch's kernel; the other products are in half
+Here, segments of similar length are padded to a batch: two batched products and a softmax. A prompt is
+divided into blocks of queries, each of which sees the blocks before it, so that little of what it may not see
+is computed. Scores and their gradients are in float32, as in torch's kernel; the other products are in half
 precision, in which processors are faster than that kernel.
 """
 
@@ -302,7 +302,10 @@ def _weights(queries: Tensor, keys: Tensor, heads: Heads, scaling: float) -> Ten
 
 
 def _summed(gradient: Tensor, uses: Sequence[Tensor]) -> Tensor:
-    """Sum a token's gradients over its uses as a key, in float32. (N * kv heads, S, D) to (L * kv heads, D)"""
+    """Sum a token's gradients over its uses as a key, in float32.
+
+    (N * kv heads, S, D) to (L * kv heads, D)
+    """
     flat = gradient.view(-1, gradient.shape[-1])
     rows = flat.new_zeros(len(flat) + 1, flat.shape[-1])
     rows[:-1] = flat
