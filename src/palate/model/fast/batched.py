@@ -284,9 +284,9 @@ class _Batched(torch.autograd.Function):
         d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).to(d_out.dtype)
         d_query = torch.bmm(d_scores, keys).view(-1, size).index_select(0, heads.outputs).mul_(ctx.scaling)
         d_key = torch.bmm(d_scores.transpose(1, 2), queries).mul_(ctx.scaling)
-        found = query.new_zeros(heads.tokens * heads.heads, size)
+        by_token = query.new_zeros(heads.tokens * heads.heads, size)
         return (
-            _packed(found.index_copy_(0, heads.places, d_query), query),
+            _packed(by_token.index_copy_(0, heads.places, d_query), query),
             _packed(_summed(d_key, heads.uses), key),
             _packed(_summed(d_value, heads.uses), value),
             None,
