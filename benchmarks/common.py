@@ -36,25 +36,35 @@ class Side:
         script: a script of this directory; it is started with `--worker` and the arguments.
         python: the Python interpreter of the worker's environment.
         path: a directory of packages that takes precedence over the environment; see `peer`.
+        environment: variables of its environment that differ from this process's.
     """
 
     def __init__(
-        self, name: str, script: str, *arguments: str, python: str = sys.executable, path: Path | None = None
+        self,
+        name: str,
+        script: str,
+        *arguments: str,
+        python: str = sys.executable,
+        path: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self._log = open(os.devnull, "w")  # noqa: SIM115 - closed with the process
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        whole = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            **(environment or {}),
+        }
         if path is not None:
-            environment["PYTHONPATH"] = os.pathsep.join(
-                filter(None, (str(path), os.environ.get("PYTHONPATH")))
-            )
+            whole["PYTHONPATH"] = os.pathsep.join(filter(None, (str(path), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [python, str(HERE / script), "--worker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log if "PALATE_BENCH_VERBOSE" not in os.environ else None,
             text=True,
-            env=environment,
+            env=whole,
         )
         self._read()  # the worker says when it is ready
 

@@ -56,7 +56,7 @@ def tables() -> dict[str, list[str]]:
     """Return the lines of each table by name. Results of other machines (`NAME_MACHINE.json`) come last."""
     made = {
         "sampling": sampling, "online_dpo": online_dpo, "ppo": ppo, "scaling": scaling,
-        "operations": operations, "compiled": compiled,
+        "operations": operations, "compiled": compiled, "neighbour": neighbour,
     }  # fmt: skip
     found: dict[str, list[str]] = {}
     for name, table in made.items():
@@ -235,6 +235,21 @@ def compiled(result: dict[str, Any]) -> list[str]:
                 " and ".join(f"{p['operations']:,}" for p in parts),
                 f"{seconds['cold']:.0f}, {seconds['warm']:.0f}",
             )  # fmt: skip
+    return lines
+
+
+def neighbour(result: dict[str, Any]) -> list[str]:
+    """Return the table of a sampling step on an idle machine and beside a busy program."""
+    names = {
+        "bounded": "a bounded wait (default)", "unbounded": "the wait of GNU's OpenMP",
+        "one thread": "`--threads 1`",
+    }  # fmt: skip
+    lines = [where(result) + ". Milliseconds of a step of 32 rows:", ""]
+    lines += row("threads", "idle machine", "one busy program", "busy over idle")
+    lines += ["|---" * 4 + "|"]
+    for name, one in result["measured"].items():
+        ratio = f"**{one['busy'] / one['idle']:.2f}**"
+        lines += row(names[name], f"{one['idle']:.0f}", f"{one['busy']:.0f}", ratio)
     return lines
 
 
