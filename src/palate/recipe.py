@@ -84,6 +84,7 @@ class Share:
         stages: training stages of a round, which divide its optimizer steps.
         own: completions of each demonstration's prompt that the method samples in each round.
         epochs: optimizer steps per batch of samples, for `each step`.
+        epochs_of: that number from the options that a method is given; None if it is always `epochs`.
         labelled: share of the completions and of the optimizer steps with which a method in steps first
             trains a reward model of its own: the annotator compares two completions of each prompt.
         fixed: further settings that the comparison needs.
@@ -95,6 +96,7 @@ class Share:
     stages: int = 1
     own: int = 0
     epochs: int = 1
+    epochs_of: Callable[[Mapping[str, Any]], int] | None = None
     labelled: float = 0.0
     fixed: Mapping[str, Any] = field(default_factory=dict)
 

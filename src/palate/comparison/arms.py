@@ -34,7 +34,7 @@ class Arm:
         method: the method.
         file: values of its own configuration file, without those that are the same for all methods.
         unused: names of the values that were left out.
-        share: how it spends; with the file's `n` if it has one.
+        share: how it spends, with the numbers that its options give.
         lr: the learning rate that tuning chose; None for the method's own.
     """
 
@@ -95,7 +95,7 @@ def arms_of(cfg: CompareConfig) -> list[Arm]:
     Raises:
         ConfigError: a method is unknown or cannot be compared, a name is given twice, or a file is wrong.
     """
-    arms = [_arm(text) for text in cfg.methods]
+    arms = [_arm(text, cfg.passed) for text in cfg.methods]
     names = [arm.name for arm in arms]
     for name in names:
         if names.count(name) > 1:
@@ -103,7 +103,7 @@ def arms_of(cfg: CompareConfig) -> list[Arm]:
     return arms
 
 
-def _arm(text: str) -> Arm:
+def _arm(text: str, passed: Mapping[str, Any]) -> Arm:
     label, _, rest = text.strip().rpartition("=")
     word, colon, file = rest.partition(":")
     method = method_named(word, METHODS)
@@ -116,6 +116,8 @@ def _arm(text: str) -> Arm:
         share = replace(share, n=_count(values["n"], "n", file))
     if "rounds" in values and share.when == "each round":
         share = replace(share, rounds=_count(values["rounds"], "rounds", file))
+    if share.epochs_of is not None:
+        share = replace(share, epochs=share.epochs_of({**passed, **values}))
     name = label or (Path(file).stem if colon else word)
     if name in (".", "..") or "/" in name:  # it names the directories of its runs
         raise ConfigError(

@@ -59,6 +59,7 @@ from .report import group_numbers as group_numbers
 from .report import sample_numbers as sample_numbers
 from .rl_config import LearntReward as LearntReward
 from .rl_config import PolicyGradients as PolicyGradients
+from .rl_config import updates_per_phase as updates_per_phase
 from .rollouts import learn_phase as learn_phase
 from .rollouts import roll_out as roll_out
 from .rollouts import usable as usable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -32,6 +33,17 @@ IDLE: dict[str, dict[str, str]] = {
 
 LONG = 64
 """Tokens above which lambda is 1 by default: otherwise the score would hardly reach the first tokens."""
+
+
+def updates_per_phase(values: Mapping[str, Any]) -> int:
+    """Return the number of optimizer steps per rollout phase that options give, as read from files and flags.
+
+    Wrong values count as absent, since the configuration refuses them.
+    """
+    own = BY_ESTIMATOR.get(str(values.get("estimator")), BY_ESTIMATOR["gae"])
+    counts = (str(values.get(name)) for name in ("ppo_epochs", "mini_batches"))
+    passes, parts = (int(text) if text.isascii() and text.isdigit() else 0 for text in counts)
+    return (passes or int(own["ppo_epochs"])) * (parts or 1)
 
 
 def _defaults(estimator: str, max_new_tokens: Any) -> dict[str, Any]:

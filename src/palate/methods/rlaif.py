@@ -137,5 +137,5 @@ METHOD = Method(
     ),
     beside=load_learners,
     summarise=summary,
-    share=Share("each step", n=1, epochs=4, labelled=0.5, fixed={"centre_on": "none"}),
+    share=Share("each step", n=1, epochs_of=loops.updates_per_phase, labelled=0.5, fixed={"centre_on": "none"}),
 )

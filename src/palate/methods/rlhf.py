@@ -70,5 +70,5 @@ METHOD = Method(
     recipe=Recipe("human", "current", "each step", ("policy", "reference", "reward model", "value")),
     beside=load_critic,
     summarise=summary,
-    share=Share("each step", n=1, epochs=4, fixed={"centre_on": "none"}),
+    share=Share("each step", n=1, epochs_of=loops.updates_per_phase, fixed={"centre_on": "none"}),
 )
