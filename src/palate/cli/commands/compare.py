@@ -5,9 +5,9 @@ from __future__ import annotations
 import json as jsonlib
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, get_origin
+from typing import Annotated, Any, ClassVar, get_origin
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 
 from palate.cli.command import Command
 from palate.comparison.config import SET_BY_BUDGET, CompareConfig
@@ -57,7 +57,15 @@ def _passed(annotation: Any) -> Any:
     origin = get_origin(hint)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return Mapping[str, str] | None
-    return tuple[str, ...] | None if origin in (tuple, list) else str | None
+    kind: Any = tuple[str, ...] | None if origin in (tuple, list) else str | None
+    return Annotated[kind, BeforeValidator(_texts)]
+
+
+def _texts(given: Any) -> Any:
+    """Return the numbers of a configuration file as text."""
+    if isinstance(given, list | tuple):
+        return [_texts(one) for one in given]
+    return str(given) if isinstance(given, int | float) and not isinstance(given, bool) else given
 
 
 def compare(config: Any) -> int:
