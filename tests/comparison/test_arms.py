@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
+from palate.cli.commands.compare import configured, options
 from palate.comparison.arms import Budget, arms_of, lacking, settings_of, spent
 from palate.comparison.config import CompareConfig
 from palate.errors import ConfigError
 from palate.methods import METHODS
-from palate.recipe import Share
+from palate.recipe import Share, Spent
 from palate.settings import load_config
-from palate.spending import Rows
+from palate.spending import Rows, Spending
 
 COMPLETIONS, STEPS, PROMPTS = 640, 10, 400
 SHARED = [name for name, method in METHODS.items() if method.share is not None]
@@ -37,19 +38,44 @@ def budget(unit: str = "steps", amount: float = STEPS, **facts: Any) -> Budget:
 @pytest.mark.parametrize("name", SHARED)
 def test_every_method_spends_the_share_and_no_more(name: str) -> None:
     """What a method says of its own spending, its pool included, is the share, to within rounding."""
-    (arm,) = arms_of(config(methods=name))
-    share = spent(arm, budget(), PROMPTS)
-    values = settings_of(
-        arm, config(), share, seed=0, data=Path("d.jsonl"), model="smollm2", reward=["sentiment"]
-    )
-    cfg = arm.method.configure(values)
-    rows = int(values.get("limit") or PROMPTS)
-    way = arm.method.way_of(cfg)
-    assert way.spends is not None
-    spends = way.spends(cfg, Rows(rows, rows))
+    share, spends = spending(config(methods=name))
     sampled = spends.sampled + share.pool_prompts * share.pool_n
     assert 0.85 * COMPLETIONS <= sampled <= COMPLETIONS, f"{name} samples {sampled}"
     assert 0.7 * STEPS <= spends.steps <= STEPS, f"{name} takes {spends.steps} steps"
+
+
+@pytest.mark.parametrize("name", ["rlhf", "rlaif"])
+@pytest.mark.parametrize(
+    "text",
+    ["ppo_epochs: 1", "ppo_epochs: 2\nmini_batches: 2", "estimator: rloo\nn: 4", "estimator: reinforce"],
+)
+def test_options_of_policy_gradients_leave_the_share_as_it_is(name: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    passed = dict(line.split(": ") for line in text.splitlines() if not line.startswith("n:"))
+    ways = [config(methods=f"{name}:{file}")]
+    ways += [] if "rloo" in text else [config(methods=name, passed=passed)]
+    for cfg in ways:
+        _, spends = spending(cfg)
+        assert 0.85 * COMPLETIONS <= spends.sampled <= COMPLETIONS
+        assert 0.7 * STEPS <= spends.steps <= STEPS
+
+
+def test_a_wrong_number_of_passes_is_a_mistake_of_the_method() -> None:
+    with pytest.raises(ConfigError, match="ppo_epochs"):
+        spending(config(methods="rlhf", passed={"ppo_epochs": "many"}))
+
+
+def spending(cfg: CompareConfig) -> tuple[Spent, Spending]:
+    """Return the share of a comparison's only method, and what the method says of its spending."""
+    (arm,) = arms_of(cfg)
+    share = spent(arm, budget(), PROMPTS)
+    values = settings_of(arm, cfg, share, seed=0, data=Path("d.jsonl"), model="smollm2", reward=["sentiment"])
+    own = arm.method.configure(values)
+    rows = int(values.get("limit") or PROMPTS)
+    way = arm.method.way_of(own)
+    assert way.spends is not None
+    return share, way.spends(own, Rows(rows, rows))
 
 
 def test_methods_that_train_a_policy_declare_a_share() -> None:
@@ -172,3 +198,10 @@ def test_an_option_that_a_method_lacks_is_named() -> None:
 def test_one_budget_and_one_annotator(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         config(**settings)
+
+
+def test_a_configuration_file_may_give_numbers_to_pass_on(tmp_path: Path) -> None:
+    file = tmp_path / "compare.yaml"
+    file.write_text("methods: rlhf\nreward: sentiment\nbudget_steps: 10\nppo_epochs: 1\nbeta: 0.1\n")
+    given = load_config(options(), file=file, flags={"data": "everyday", "output": "x"})
+    assert configured(given).passed == {"ppo_epochs": "1", "beta": "0.1"}

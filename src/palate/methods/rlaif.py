@@ -137,5 +137,7 @@ METHOD = Method(
     ),
     beside=load_learners,
     summarise=summary,
-    share=Share("each step", n=1, epochs_of=loops.updates_per_phase, labelled=0.5, fixed={"centre_on": "none"}),
+    share=Share(
+        "each step", n=1, epochs_of=loops.updates_per_phase, labelled=0.5, fixed={"centre_on": "none"}
+    ),
 )
