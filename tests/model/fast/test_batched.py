@@ -18,6 +18,7 @@ SHAPES: dict[str, Shape] = {
     "prompts": ((12, ()), (11, ()), (12, ())),
     "long prompts": ((300, (20, 20)), (310, (20, 20))),  # in blocks
     "one block and one token": ((BLOCK, (3,)), (BLOCK + 1, (3,))),
+    "long completions": ((30, (BLOCK + 2, 2 * BLOCK + 1)), (0, (BLOCK + 1,))),
     "a very long prompt": ((1100, (2,)),),  # alone
 }
 
@@ -79,7 +80,7 @@ def test_batches_hold_every_segment_once_and_little_padding() -> None:
 
 def test_keys_by_hand() -> None:
     # Two completions of two tokens and one, after a prompt of one; 9 is padding.
-    batch = Batch([Segment(1, 2, 0, 1), Segment(3, 1, 0, 1)], 9, None)
+    batch = Batch([Segment(1, 2, ((0, 1),)), Segment(3, 1, ((0, 1),))], 9, None)
     assert batch.queries.tolist() == [[1, 2], [3, 9]]
     assert batch.keys.tolist() == [[0, 1, 2], [0, 3, 9]]
     assert batch.uses[:, :4].tolist() == [[0, 1, 2, 4], [3, 6, 6, 6]]

@@ -1,7 +1,7 @@
 """Attention of a packed row with segments of similar length as one batch, for half precision on CPUs.
 
 A row of short segments would need a call per segment and layer, and each call costs more than its arithmetic.
-Here, segments of similar length are padded to a batch: two batched products and a softmax. A prompt is
+Here, segments of similar length are padded to a batch: two batched products and a softmax. A long segment is
 divided into blocks of queries, each of which sees the blocks before it, so that little of what it may not see
 is computed. Scores and their gradients are in float32, as in torch's kernel; the other products are in half
 precision, in which processors are faster than that kernel.
@@ -25,7 +25,7 @@ PADDED = 1.25
 MOST_SCORES = 1 << 17
 """Most scores of a segment, queries times keys; torch's kernel computes longer ones without storing them."""
 BLOCK = 128
-"""Most queries in a block of a prompt."""
+"""Most queries in a block of a segment."""
 MOST_BATCH = 1 << 17
 """Most scores of a batch, which bounds its memory."""
 
@@ -61,29 +61,32 @@ class Batches:
 
 def _alone(segment: Segment, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
     """Compute the attention of one segment. The result is (T, heads, D)."""
-    own = slice(segment.start, segment.start + segment.size)
-    prompt = slice(segment.prompt_start, segment.prompt_start + segment.before)
+    places = [*segment.seen, (segment.start, segment.size)]
     keys, values = (
-        torch.cat((t[:, :, prompt], t[:, :, own]), 2) if segment.before else t[:, :, own]
-        for t in (key, value)
+        torch.cat([t[:, :, start : start + size] for start, size in places], 2) for t in (key, value)
     )
+    own = slice(segment.start, segment.start + segment.size)
     mask = seen_by(segment.before, segment.size, how.window, query.device)
     return how(query[:, :, own], keys, values, mask)[0].transpose(0, 1)
 
 
 class Segment(NamedTuple):
-    """A completion, a prompt, or a block of a prompt in a packed row.
+    """A prompt or a completion in a packed row, or a block of one.
 
     Attributes:
         start, size: its place in the row.
-        prompt_start, before: the place of what it sees before itself: a completion its prompt, a block the
-            earlier blocks.
+        seen: start and size of each stretch of the row that it sees before itself: a completion its prompt,
+            and a block the blocks before it.
     """
 
     start: int
     size: int
-    prompt_start: int
-    before: int
+    seen: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def before(self) -> int:
+        """The number of tokens that it sees before itself."""
+        return sum(size for _, size in self.seen)
 
     @property
     def keys(self) -> int:
@@ -97,13 +100,22 @@ def segments_of(records: Shape) -> list[Segment]:
     start = 0
     for prompt, completions in records:
         first = start
-        block = BLOCK if BLOCK * prompt <= MOST_SCORES else prompt
-        segments += [Segment(first + i, min(block, prompt - i), first, i) for i in range(0, prompt, block)]
+        segments += _blocks(start, prompt, ())
         start += prompt
         for size in completions:
-            segments.append(Segment(start, size, first, prompt))
+            segments += _blocks(start, size, ((first, prompt),) if prompt else ())
             start += size
     return segments
+
+
+def _blocks(start: int, size: int, seen: tuple[tuple[int, int], ...]) -> list[Segment]:
+    """Return the blocks of a prompt or a completion; a single one if its scores are too many for a batch."""
+    keys = size + sum(other for _, other in seen)
+    block = BLOCK if BLOCK * keys <= MOST_SCORES else max(size, 1)
+    return [
+        Segment(start + i, min(block, size - i), (*seen, (start, i)) if i else seen)
+        for i in range(0, size, block)
+    ]
 
 
 def similar(segments: Sequence[Segment]) -> list[list[Segment]]:
@@ -159,11 +171,11 @@ class Batch:
 
     @cached_property
     def keys(self) -> Tensor:
-        """The place of each key, the prompt's first; L for padding. int64 (N, S)"""
+        """The place of each key, in the order of their positions; L for padding. int64 (N, S)"""
         places = torch.full((self.sizes[0], self.sizes[2]), self.tokens)
         for row, s in zip(places, self.segments, strict=True):
-            row[: s.before] = torch.arange(s.prompt_start, s.prompt_start + s.before)
-            row[s.before : s.keys] = torch.arange(s.start, s.start + s.size)
+            parts = [*s.seen, (s.start, s.size)]
+            row[: s.keys] = torch.cat([torch.arange(start, start + size) for start, size in parts])
         return places
 
     @cached_property
