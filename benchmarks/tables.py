@@ -57,6 +57,7 @@ def tables() -> dict[str, list[str]]:
     made = {
         "sampling": sampling, "online_dpo": online_dpo, "ppo": ppo, "scaling": scaling,
         "operations": operations, "compiled": compiled, "neighbour": neighbour,
+        "attention": attention,
     }  # fmt: skip
     found: dict[str, list[str]] = {}
     for name, table in made.items():
@@ -235,6 +236,28 @@ def compiled(result: dict[str, Any]) -> list[str]:
                 " and ".join(f"{p['operations']:,}" for p in parts),
                 f"{seconds['cold']:.0f}, {seconds['warm']:.0f}",
             )  # fmt: skip
+    return lines
+
+
+def attention(result: dict[str, Any]) -> list[str]:
+    """Return the table of the attention of packed rows."""
+    lines = [
+        f"{where(result)}, {result['threads']} threads. Milliseconds of one layer, forward and backward:",
+        "",
+    ]
+    lines += row(
+        "row",
+        "torch's kernel",
+        "Palate",
+        "kernel over Palate",
+        "error of the keys' gradient: kernel",
+        "Palate",
+    )
+    lines += ["|---" * 6 + "|"]
+    for name, one in result["measured"].items():
+        ratio = f"**{one['kernel'] / one['batches']:.2f}**"
+        errors = (f"{one[side + '_error']:.4f}" for side in ("kernel", "batches"))
+        lines += row(name, f"{one['kernel']:.1f}", f"{one['batches']:.1f}", ratio, *errors)
     return lines
 
 
