@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `palate.spinning`, for pytest may load torch before it
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # as `palate.spinning`, for pytest may load torch before it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
