@@ -11,8 +11,8 @@ import os
 import sys
 
 SPINS = "4000"
-"""Rounds of GNU's busy loop; its default is 300,000 and more. Fewer rounds cost more on an idle machine, and less
-beside a busy program (benchmarks/neighbour.py)."""
+"""Rounds of GNU's busy loop; its default is 300,000 and more. Fewer rounds cost more on an idle machine, and
+less beside a busy program (benchmarks/neighbour.py)."""
 MILLISECONDS = "1"
 """Time in the busy loop of LLVM's and Intel's runtimes; their default is 200."""
 

@@ -22,8 +22,8 @@ from palate.model.fast.segments import Shape, seen_by
 
 PADDED = 1.25
 """Most scores of a batch over those that its segments need."""
-MOST_SCORES = 1 << 17
-"""Most scores of a segment, queries times keys; torch's kernel computes longer ones without storing them."""
+MOST_SCORES = 1 << 16
+"""Most scores of a segment, queries times keys. For longer ones torch's kernel, which stores none, is faster."""
 BLOCK = 128
 """Most queries in a block of a segment."""
 MOST_BATCH = 1 << 17
@@ -48,7 +48,7 @@ class Batches:
         """Compute attention. query (1, heads, L, D), key and value (1, kv heads, L, D); (1, L, heads, D)"""
         outputs: list[Tensor] = []
         for i, part in enumerate(self.parts):
-            if len(part) == 1:
+            if part[0].size * part[0].keys > MOST_SCORES:
                 outputs.append(_alone(part[0], query, key, value, how))
                 continue
             heads = query.shape[1], key.shape[1]
@@ -119,7 +119,7 @@ def _blocks(start: int, size: int, seen: tuple[tuple[int, int], ...]) -> list[Se
 
 
 def similar(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Divide segments into batches of similar size; a batch of one is better computed without padding."""
+    """Divide segments into batches of similar size; one with too many scores is alone."""
     batches: list[list[Segment]] = []
     for segment in sorted(segments, key=lambda s: (s.size, s.keys, s.start)):
         if segment.size == 0:
