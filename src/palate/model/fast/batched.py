@@ -23,7 +23,7 @@ from palate.model.fast.segments import Shape, seen_by
 PADDED = 1.25
 """Most scores of a batch over those that its segments need."""
 MOST_SCORES = 1 << 16
-"""Most scores of a segment, queries times keys. For longer ones torch's kernel, which stores none, is faster."""
+"""Most scores of a segment, queries times keys. For more, torch's kernel is faster, which stores none."""
 BLOCK = 128
 """Most queries in a block of a segment."""
 MOST_BATCH = 1 << 17
