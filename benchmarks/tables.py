@@ -57,7 +57,7 @@ def tables() -> dict[str, list[str]]:
     made = {
         "sampling": sampling, "online_dpo": online_dpo, "ppo": ppo, "scaling": scaling,
         "operations": operations, "compiled": compiled, "neighbour": neighbour,
-        "attention": attention,
+        "attention": attention, "pages": pages,
     }  # fmt: skip
     found: dict[str, list[str]] = {}
     for name, table in made.items():
@@ -122,10 +122,10 @@ def sampling(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def span(rows: list[dict[str, float]], key: str) -> str:
+def span(rows: list[dict[str, float]], key: str, form: str = ".0f") -> str:
     """Return the range of the measured values, if they were saved."""
     values = [row[key] for row in rows]
-    return f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else ""
+    return f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
 
 
 def online_dpo(result: dict[str, Any]) -> list[str]:
@@ -273,6 +273,20 @@ def neighbour(result: dict[str, Any]) -> list[str]:
     for name, one in result["measured"].items():
         ratio = f"**{one['busy'] / one['idle']:.2f}**"
         lines += row(names[name], f"{one['idle']:.0f}", f"{one['busy']:.0f}", ratio)
+    return lines
+
+
+def pages(result: dict[str, Any]) -> list[str]:
+    """Return the table of a step with small and with large pages of memory."""
+    lines = [where(result) + f". One step of `palate live` at `{result['shape']}`:", ""]
+    lines += row("memory", "sampling (s)", "learning (s)", "memory (GB)")
+    lines += ["|---" * 4 + "|"]
+    for name, one in result["measured"].items():
+        spans = (span(result["rows"][name], f"{key}_seconds", ".1f") for key in ("sampling", "learning"))
+        cells = zip((one["sampling_seconds"], one["learning_seconds"]), spans, strict=True)
+        lines += row(
+            name, *(f"{seconds:.1f}{around}" for seconds, around in cells), f"{one['memory_gb']:.2f}"
+        )
     return lines
 
 

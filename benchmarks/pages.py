@@ -1,0 +1,57 @@
+"""Measure what memory in large pages gains: one step of online DPO with and without.
+
+    python benchmarks/pages.py --output benchmarks/results/pages.json
+
+Each side takes the steps of `palate live` of online_dpo.py in its own process, in turns. `small pages` is the
+default of the C library, whose pages have 4 KiB on x86. `large pages` has the C library's tunables that make
+it ask Linux for pages of 2 MiB and keep freed memory. The last line has the time of the first over the time
+of the second for sampling and for learning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common import Side, arguments, compute_dtype, finish, in_turns, median, on_gpu, say, serve
+from online_dpo import SHAPES, palate_worker
+
+LARGE = ":".join(
+    f"glibc.malloc.{name}"
+    for name in ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000", "top_pad=100000000")
+)
+SIDES = {"small pages": {"GLIBC_TUNABLES": ""}, "large pages": {"GLIBC_TUNABLES": LARGE}}
+"""Environment of each side."""
+
+
+def main() -> None:
+    given = arguments(
+        __doc__ or "",
+        dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
+        shape={"default": "short", "choices": list(SHAPES)},
+    )
+    if given.worker:
+        serve(palate_worker(*given.worker))
+        return
+    if on_gpu():
+        raise SystemExit("pages.py measures processors; hide the GPU from torch")
+    dtype = compute_dtype(given.dtype)
+    say(given.shape)
+    sides = [
+        Side(name, "pages.py", "live", given.shape, dtype, environment=own) for name, own in SIDES.items()
+    ]
+    rows = in_turns(sides, given.runs)
+    for side in sides:
+        side.close()
+    keys = ("sampling_seconds", "learning_seconds", "memory_gb")
+    measured = {name: {key: median(own, key) for key in keys} for name, own in rows.items()}
+    detail: dict[str, Any] = {
+        "dtype": dtype, "shape": given.shape, "runs": given.runs, "rows": rows, "measured": measured
+    }  # fmt: skip
+    small, large = (measured[name] for name in SIDES)
+    finish(
+        given, detail, {key.removesuffix("_seconds"): round(small[key] / large[key], 2) for key in keys[:2]}
+    )
+
+
+if __name__ == "__main__":
+    main()
