@@ -92,7 +92,7 @@ def table(result: Row) -> list[str]:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in ranked(result["methods"]):
         cells = [
-            f"`{row['name']}`", SOURCES[row["learns_from"]], number(row.get("lr"), "g"),
+            f"`{row['name']}`", SOURCES[row["learns_from"]], power(row.get("lr")),
             f"{before} → {span(row, 'reward')}", span(row, "win_rate"), by_seed(row),
             number(row.get("length_controlled_win_rate")), number(row.get("kl"), ".1f"),
             number(row.get("tokens_each"), ".1f"), number(row.get("tokens"), ",.0f"),
@@ -111,9 +111,11 @@ def ranked(methods: Sequence[Row]) -> list[Row]:
 def note(result: Row) -> list[str]:
     """Return what the intervals cover, and where and when the table was measured."""
     runs = f"Means over {seeds(result)}" if result["seeds"] > 1 else "One seed"
+    learnt = (result.get("reward_model") or {}).get("pairs")
+    shared = f"The reward model learnt from {learnt:,} pairs. " if learnt else ""
     return wrapped(
         f"{runs} on {result['test_prompts']} test prompts, with 95 % intervals that {covered(result)}. "
-        f"{where(result)} ([numbers](../experiments/results/comparison.json))."
+        f"{shared}{where(result)} ([numbers](../experiments/results/comparison.json))."
     )
 
 
@@ -140,6 +142,14 @@ def seeds(result: Row) -> str:
 def number(value: float | None, form: str = ".2f") -> str:
     """Return a number, or a dash if it is unknown."""
     return UNKNOWN if value is None else format(value, form)
+
+
+def power(value: float | None) -> str:
+    """Return a small number as in 3e-4, or a dash if it is unknown."""
+    if value is None:
+        return UNKNOWN
+    digits, exponent = f"{value:e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def span(row: Row, name: str, form: str = ".2f") -> str:
@@ -182,7 +192,7 @@ def differences(result: Row) -> list[str]:
         f"{len(clear)} of the {len(rows)} differences in mean reward are clear after Holm's correction.",
         against_base(over_base, under_base, rest, order),
         f"Between methods, {sum(row['clear'] for row in between)} of {len(between)} differences are clear"
-        + (", each with its 95 % interval:" if any(row["clear"] for row in between) else "."),
+        + (", each with its own 95 % interval:" if any(row["clear"] for row in between) else "."),
     ]
     lines = wrapped(" ".join(parts))
     items = []
@@ -273,8 +283,8 @@ def usage(row: Row) -> str:
 
 def rate(row: Row) -> str:
     """Return the learning rate in words, with those that the search tried."""
-    chosen = f"with a learning rate of {number(row.get('lr'), 'g')}"
-    others = [name for name in row.get("tried") or {} if float(name) != row.get("lr")]
+    chosen = f"with a learning rate of {power(row.get('lr'))}"
+    others = [power(float(name)) for name in row.get("tried") or {} if float(name) != row.get("lr")]
     return chosen + (f" (also tried: {', '.join(others)})" if others else "")
 
 

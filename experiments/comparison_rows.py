@@ -87,7 +87,8 @@ def copy_of(directory: Path) -> dict[str, Any]:
         "sentences": summary.get("sentences", []),
         "frontier_prompts": summary.get("frontier_prompts"),
         "frontier": [picked(row, OF_POINT) for row in summary.get("frontier", [])],
-        "machine": {**machine(), "dtype": dtype(settings)},
+        # The runs have dates of their own.
+        "machine": {k: v for k, v in machine().items() if k != "date"} | {"dtype": dtype(settings)},
         "dates": dates(directory),
     }
     shortened: dict[str, Any] = short(copied)

@@ -98,7 +98,7 @@ def earlier(result: Mapping[str, Any]) -> list[Point]:
 
 def chart(result: Mapping[str, Any], theme: Theme) -> str:
     """Return the chart as SVG text, the same bytes for the same numbers."""
-    style = {
+    style: Any = {
         "svg.hashsalt": "palate", "svg.fonttype": "path", "font.size": LARGE, "font.family": FONT,
         "figure.dpi": 72,
         "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.edgecolor": theme.faint,

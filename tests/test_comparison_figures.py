@@ -178,7 +178,7 @@ def test_a_paragraph_names_the_rates_that_were_tried(
 ) -> None:
     oaif = next(row for row in result["methods"] if row["name"] == "oaif")
     text = " ".join(scripts["comparison"].paragraph(result, oaif))
-    assert "a learning rate of 0.0001 (also tried: 0.0003)" in text
+    assert "a learning rate of 1e-4 (also tried: 3e-4)" in text
     assert "SmolLM2-135M-Instruct, LoRA of rank 16, 25,000 sampled tokens" in text
     assert "120 seconds of processor time and 2.5 GB" in text
 
