@@ -59,10 +59,10 @@ soak-pool: setup
 test-vllm: setup
 	PALATE_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/pytest -n 0 tests/model/served/test_real.py
 
-# Compare fifteen methods on one task at equal cost with three seeds; takes several hours. The table is in
+# Compare fourteen methods on one task at equal cost with two seeds; takes two hours on two cores. The table is in
 # docs/comparison.md, the picture in README.md. The same command again resumes.
 compare: setup
-	$(BIN)/palate compare --config configs/compare.yaml --seeds 3 --jobs 2 --output runs/compare
+	$(BIN)/palate compare --config configs/compare.yaml --seeds 2 --jobs 2 --output runs/compare
 	$(BIN)/python experiments/comparison.py --from runs/compare --write
 	$(BIN)/python experiments/measured.py
 	$(BIN)/python experiments/frontier.py
