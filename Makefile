@@ -63,7 +63,8 @@ test-vllm: setup
 # docs/comparison.md, the picture in README.md. The same command again resumes.
 compare: setup
 	$(BIN)/palate compare --config configs/compare.yaml --seeds 2 --jobs 2 --output runs/compare
-	$(BIN)/python experiments/comparison.py --from runs/compare --write
+	$(BIN)/palate compare --config configs/compare_direct.yaml --seeds 2 --jobs 2 --output runs/compare-direct
+	$(BIN)/python experiments/comparison.py --from runs/compare --direct runs/compare-direct --write
 	$(BIN)/python experiments/measured.py
 	$(BIN)/python experiments/frontier.py
 

@@ -1,11 +1,12 @@
 """Write docs/comparison.md's tables and a paragraph on each method page from a run of `palate compare`.
 
 python experiments/comparison.py                     # print the table
-python experiments/comparison.py --from DIR --write  # copy the numbers of a comparison, write the documents
+python experiments/comparison.py --from DIR --direct OTHER --write  # copy the numbers, write the documents
 python experiments/comparison.py --write             # write the documents from the numbers copied earlier
 python experiments/comparison.py --check             # name the documents that are out of date
 
-`make compare` makes DIR. The numbers are in experiments/results/comparison.json.
+`make compare` makes DIR, and OTHER, in which methods ask the annotator instead of a reward model. The numbers
+are in experiments/results/comparison.json.
 """
 
 from __future__ import annotations
@@ -50,13 +51,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--from", dest="directory", type=Path, help="directory of a finished comparison")
+    parser.add_argument("--direct", type=Path, help="directory of the comparison without a reward model")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
     if given.directory is not None:
         if not given.write:
             parser.error("--from needs --write")
-        comparison_rows.write_rows(given.directory)
+        comparison_rows.write_rows(given.directory, given.direct)
     pages = documents(comparison_rows.rows())
     if given.write:
         for page, parts in pages.items():
@@ -90,7 +92,7 @@ def table(result: Row) -> list[str]:
     ]  # fmt: skip
     before = number(result["base"].get("reward"))
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in ranked(result["methods"]):
+    for row in ranked([*result["methods"], *result["direct"]]):
         cells = [
             f"`{row['name']}`", SOURCES[row["learns_from"]], power(row.get("lr")),
             f"{before} → {span(row, 'reward')}", span(row, "win_rate"), by_seed(row),
@@ -263,9 +265,20 @@ def paragraph(result: Row, row: Row) -> list[str]:
         f"the base {number(row.get('kl'), '.1f')} nats, {number(row.get('tokens_each'), '.0f')} tokens per "
         "answer. "
         f"{IN_WORDS[row['learns_from']]}, {rate(row)}. "
-        f"{usage(row)}The intervals {covered(result)}. {where(result)}."
+        f"{usage(row)}{without_model(result, row)}The intervals {covered(result)}. {where(result)}."
     )
     return wrapped(text)
+
+
+def without_model(result: Row, row: Row) -> str:
+    """Return the method's numbers from the annotator itself, with a space after them; or an empty text."""
+    own = next((one for one in result["direct"] if one["method"] == row["method"]), None)
+    if own is None:
+        return ""
+    return (
+        f"From the annotator itself, with a learning rate of {power(own.get('lr'))}: mean reward "
+        f"{span(own, 'reward')}, win rate {span(own, 'win_rate')}, KL {number(own.get('kl'), '.1f')} nats. "
+    )
 
 
 def usage(row: Row) -> str:

@@ -49,8 +49,25 @@ def rows(file: Path = RESULTS) -> dict[str, Any]:
     return copied
 
 
-def write_rows(directory: Path, file: Path = RESULTS) -> None:
+def write_rows(directory: Path, direct: Path | None = None, file: Path = RESULTS) -> None:
     """Copy the numbers of a finished comparison.
+
+    Args:
+        directory: of the comparison.
+        direct: of another one, in which the methods that learn from a reward model ask the annotator itself;
+            its rows are copied as `direct`.
+        file: the copy.
+
+    Raises:
+        SystemExit: a comparison has not ended.
+    """
+    copied = copy_of(directory)
+    copied["direct"] = copy_of(direct)["methods"] if direct is not None else []
+    file.write_text(json.dumps(copied, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def copy_of(directory: Path) -> dict[str, Any]:
+    """Return what documents need of a directory of `palate compare`.
 
     Raises:
         SystemExit: the comparison has not ended.
@@ -58,11 +75,6 @@ def write_rows(directory: Path, file: Path = RESULTS) -> None:
     missing = [name for name in ("summary.json", "compare.json") if not (directory / name).is_file()]
     if missing:
         raise SystemExit(f"{directory} lacks {' and '.join(missing)}: `palate compare` has not ended there")
-    file.write_text(json.dumps(copy_of(directory), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def copy_of(directory: Path) -> dict[str, Any]:
-    """Return what documents need of a directory of `palate compare`."""
     summary = read(directory / "summary.json")
     settings = read(directory / "compare.json")["settings"]
     tuning = read(directory / "tuning.json") if (directory / "tuning.json").is_file() else {}

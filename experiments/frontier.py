@@ -75,19 +75,26 @@ class Point(NamedTuple):
 
 
 def points(result: Mapping[str, Any]) -> list[Point]:
-    """Return the methods whose reward and KL are known, means over their seeds."""
+    """Return the methods whose reward and KL are known, means over their seeds.
+
+    A method that was measured with the annotator and with a reward model is shown with the annotator.
+    """
+    direct = {row["name"]: row for row in result["direct"]}
     return [
         Point(row["name"], METHODS[row["method"]].group, row["kl"], row["reward"])
-        for row in result["methods"]
+        for row in (direct.get(row["name"], row) for row in result["methods"])
         if row.get("kl") is not None and row.get("reward") is not None
     ]
 
 
 def earlier(result: Mapping[str, Any]) -> list[Point]:
     """Return the earlier checkpoints, means over the seeds that have one at the same step."""
+    direct = {row["name"] for row in result["direct"]}
     kinds = {row["name"]: METHODS[row["method"]].group for row in result["methods"]}
     by_step: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for point in result["frontier"]:
+        if point["arm"] in direct:
+            continue
         if not point["result"] and point["kl"] is not None and point["reward"] is not None:
             by_step.setdefault((point["arm"], point["step"]), []).append((point["kl"], point["reward"]))
     return [

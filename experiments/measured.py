@@ -66,7 +66,7 @@ def measured(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def summaries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each method whose numbers are known."""
+    """Return a row for each method and source of its labels whose numbers are known."""
     return [
         {
             "method": row["method"],
@@ -77,7 +77,7 @@ def summaries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             "kl": round(row["kl"], 2),
             "seeds": len(row["seeds"]),
         }
-        for row in result["methods"]
+        for row in (*result["methods"], *result["direct"])
         if all(row.get(name) is not None for name in NEEDED)
     ]
 

@@ -89,7 +89,7 @@ def write_comparison(directory: Path, seeds: int, learnt_reward: bool = True) ->
 @pytest.fixture(params=[1, 2])
 def result(request: pytest.FixtureRequest, scripts: dict[str, ModuleType], tmp_path: Path) -> dict[str, Any]:
     write_comparison(tmp_path / "done", request.param)
-    scripts["comparison_rows"].write_rows(tmp_path / "done", tmp_path / "rows.json")
+    scripts["comparison_rows"].write_rows(tmp_path / "done", None, tmp_path / "rows.json")
     rows: dict[str, Any] = scripts["comparison_rows"].rows(tmp_path / "rows.json")
     return rows
 
@@ -110,6 +110,29 @@ def test_without_a_shared_reward_model_methods_ask_the_annotator(scripts: dict[s
     source_of = scripts["comparison_rows"].source_of
     assert source_of("rft", learnt_reward=False) == "gold"
     assert source_of("rlhf", learnt_reward=True) == "model"
+
+
+def test_methods_measured_without_the_reward_model_have_rows_of_both(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    write_comparison(tmp_path / "one", 1)
+    write_comparison(tmp_path / "two", 1, learnt_reward=False)
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    summary["methods"] = [row_of("rft", 0.9, 1)]
+    (tmp_path / "two" / "summary.json").write_text(json.dumps(summary))
+    scripts["comparison_rows"].write_rows(tmp_path / "one", tmp_path / "two", tmp_path / "rows.json")
+    rows = scripts["comparison_rows"].rows(tmp_path / "rows.json")
+    (own,) = rows["direct"]
+    assert (own["name"], own["learns_from"]) == ("rft", "gold")
+    assert "From the annotator itself" in " ".join(scripts["comparison"].paragraph(rows, rows["methods"][1]))
+    assert "From the annotator itself" not in " ".join(
+        scripts["comparison"].paragraph(rows, rows["methods"][0])
+    )
+    assert sum("`rft`" in line for line in scripts["comparison"].table(rows)) == 2
+    labels = [row["labels"] for row in scripts["measured"].summaries(rows) if row["method"] == "rft"]
+    assert labels == ["gold"]  # its row with the reward model has no usable number
+    assert {p.method: p.reward for p in scripts["frontier"].points(rows)}["rft"] == 0.9
+    assert "rft" not in {p.method for p in scripts["frontier"].earlier(rows)}
 
 
 def test_an_unfinished_comparison_is_refused(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
