@@ -59,11 +59,14 @@ soak-pool: setup
 test-vllm: setup
 	PALATE_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/pytest -n 0 tests/model/served/test_real.py
 
-# Compare all methods on one task at equal cost with three seeds; takes several hours. The table is in README.md.
+# Compare fourteen methods on one task at equal cost with two seeds; takes two hours on two cores. The table is in
+# docs/comparison.md, the picture in README.md. The same command again resumes.
 compare: setup
-	$(BIN)/python experiments/all_methods.py --work runs/all --jobs 2 --seeds 0 1 2
-	$(BIN)/python experiments/all_methods.py --work runs/all --rescore
-	$(BIN)/python experiments/comparison.py --write
+	$(BIN)/palate compare --config configs/compare.yaml --seeds 2 --jobs 2 --output runs/compare
+	$(BIN)/palate compare --config configs/compare_direct.yaml --seeds 2 --jobs 2 --output runs/compare-direct
+	$(BIN)/python experiments/comparison.py --from runs/compare --direct runs/compare-direct --write
+	$(BIN)/python experiments/measured.py
+	$(BIN)/python experiments/frontier.py
 
 # Compare speed and memory with other libraries; takes three to four hours on two cores of an idle machine.
 # VLLM=... names an environment with vLLM's CPU build, to include it in the sampling benchmark.

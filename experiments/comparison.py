@@ -1,170 +1,304 @@
-"""Write docs/comparison.md's table and a paragraph on each method page from the rows of `all_methods.py`.
+"""Write docs/comparison.md's tables and a paragraph on each method page from a run of `palate compare`.
 
-python experiments/comparison.py          # print the table
-python experiments/comparison.py --write  # put both into the documents, between their marks
+python experiments/comparison.py                     # print the table
+python experiments/comparison.py --from DIR --direct OTHER --write  # copy the numbers, write the documents
+python experiments/comparison.py --write             # write the documents from the numbers copied earlier
+python experiments/comparison.py --check             # name the documents that are out of date
+
+`make compare` makes DIR, and OTHER, in which methods ask the annotator instead of a reward model. The numbers
+are in experiments/results/comparison.json.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import statistics
+import argparse
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import palate
-from all_methods import ARMS, BATCH, COMPLETIONS, NEW_TOKENS, POLICY, RESULTS, REWARD_MODEL, STEPS, rows_of
+import comparison_rows
 from marks import missing, write
 
 ROOT = Path(__file__).resolve().parent.parent
 Parts = dict[str, list[str]]
+Row = Mapping[str, Any]
 
-
-def main() -> None:
-    """Print the table, or write everything, or with `--check` name what is not up to date."""
-    rows = rows_of(RESULTS)
-    if sys.argv[1:] == ["--write"]:
-        for page, parts in documents(rows).items():
-            write(page, parts)
-    elif sys.argv[1:] == ["--check"]:
-        old = [str(page) for page, parts in documents(rows).items() if missing(page, parts)]
-        sys.exit(f"not what experiments/comparison.py writes: {', '.join(old)}" if old else 0)
-    else:
-        print("\n".join(table(rows)))
-
-
-def documents(rows: Sequence[dict[str, Any]]) -> dict[Path, Parts]:
-    """What each document is to have between its marks."""
-    pages = {
-        ROOT / "docs" / "methods" / f"{method}.md": {"comparison": paragraph(rows, method)}
-        for method in ARMS
-        if any(row["method"] == method for row in rows)
-    }
-    return {ROOT / "docs" / "comparison.md": {"comparison": table(rows)}, **pages}
-
-
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The rows as Markdown: means over the seeds, with intervals that include the seeds (`interval_of`)."""
-    scored = any("model_gain" in row for row in rows)
-    heads = [
-        "method", "learns from", "gold reward", "win rate over the base", "by seed",
-        *(["reward model: gain (log-odds)"] if scored else []),
-        "KL (nats)", "tokens each", "sampled tokens", "rewards asked for", "processor seconds", "memory (GB)",
-    ]  # fmt: skip
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for method, reward in itertools.product(ARMS, ("data", "gold", "model")):
-        own = rows_of_one(rows, method, reward)
-        if not own:
-            continue
-        mean = partial(mean_of, own)
-        low, high = interval_of(own)
-        cells = [
-            f"`{method}`", reward, f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}",
-            f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}]",
-            " ".join(f"{row['win_rate']:.2f}" for row in own),
-            *([f"{mean('model_gain'):+.2f}"] if scored else []),
-            f"{mean('kl'):.1f}", f"{mean('length_after'):.1f}", f"{mean('sampled_tokens'):,.0f}",
-            f"{mean('annotated'):,.0f}", f"{mean('cpu_seconds'):.0f}", f"{mean('peak_memory_gb'):.1f}",
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, *(["", *reward_model()] if scored else [])]
-
-
-def interval_of(own: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """The 95 % interval of a mean win rate, over other prompts and, with several seeds, over other seeds.
-
-    The same prompts serve every seed, so more seeds do not make more prompts: their variance is that of one
-    coin for each prompt. The variance of the mean over seeds is added to it. Wilson's interval follows for as
-    many trials as have that variance together.
-    """
-    rates = [row["win_rate"] for row in own]
-    mean = sum(rates) / len(rates)
-    spread = mean * (1 - mean)
-    of_prompts = spread / own[0]["compared"]
-    of_seeds = statistics.variance(rates) / len(rates) if len(rates) > 1 else 0.0
-    return palate.wilson(mean, spread / (of_prompts + of_seeds) if spread else own[0]["compared"])
-
-
-def reward_model() -> list[str]:
-    """What the column of the reward model is worth."""
-    known = json.loads(REWARD_MODEL.read_text(encoding="utf-8"))
-    return wrapped(
-        f"The reward model learnt from {known['pairs']:,} pairs of the base's samples, labelled by gold, and "
-        f"ranks {known['accuracy_after']:.2f} [{known['accuracy_low']:.2f}, {known['accuracy_high']:.2f}] of "
-        f"{known['held_out_pairs']} held-out pairs as gold does. Its column is the mean difference of its "
-        "reward, after minus before, on the same prompts."
-    )
-
-
-def wrapped(text: str) -> list[str]:
-    """Lines of a paragraph of a document."""
-    return textwrap.wrap(text, 118, break_on_hyphens=False, break_long_words=False)
-
-
-def paragraph(rows: Sequence[dict[str, Any]], method: str) -> list[str]:
-    """One method's rows in words."""
-    told = []
-    for reward in ("data", "gold", "model"):
-        own = rows_of_one(rows, method, reward)
-        if not own:
-            continue
-        mean = partial(mean_of, own)
-        low, high = interval_of(own)
-        text = (
-            f"{FROM[reward]}, {len(own)} seed{'s' if len(own) > 1 else ''}: mean reward "
-            f"{mean('reward_before'):.2f} → {mean('reward_after'):.2f}, win rate over the base "
-            f"{mean('win_rate'):.2f} [{low:.2f}, {high:.2f}], KL to the base {mean('kl'):.1f} nats, "
-            f"{mean('length_after'):.0f} tokens per answer."
-        )
-        if any("model_gain" in row for row in own):
-            gain = mean("model_gain")
-            side = "above" if gain >= 0 else "below"
-            text += f" A reward model scores its answers {abs(gain):.2f} (log-odds) {side} the base's."
-        trained = mean("logps_training")
-        text += f" At the end, a training token has a mean log-probability of {trained:.2f} nats"
-        if all(row.get("logps_fresh") for row in own):
-            text += f", and a token of the policy's own answers {mean('logps_fresh'):.2f}."
-        elif all(row["logps_sampled"] for row in own):
-            text += (
-                "; for the last samples that it learnt from, it was "
-                f"{mean('logps_sampled'):.2f} under the policy that drew them."
-            )
-        else:
-            text += "."
-        told.append(text[0].upper() + text[1:])
-    machine = rows_of_one(rows, method, None)[-1]["machine"]
-    rate = f"{POLICY['lr']:.0e}".replace("e-0", "e-")
-    whole = (
-        "In the comparison of all methods ([docs](../comparison.md), "
-        f"`experiments/all_methods.py`: SmolLM2-135M-Instruct, LoRA, learning rate {rate}, {STEPS} steps of "
-        f"{BATCH}, {COMPLETIONS} sampled completions of at most {NEW_TOKENS} tokens, VADER's sentiment as "
-        f"gold, the true reward), on {rows[0]['compared']} held-out prompts. {' '.join(told)} One core of an "
-        f"{machine['processor']}, float32, {machine['date']}."
-    )
-    return wrapped(whole)
-
-
-FROM = {
-    "data": "from pairs or demonstrations that gold labelled",
-    "gold": "with gold as the reward",
-    "model": "with a reward model that learnt from gold's labels",
+UNKNOWN = "—"
+INTERVAL, JOINT = re.compile(r"\[-?[\d.]+, -?[\d.]+\]"), "\0"
+"""An interval, and what stands for its space, at which no line ends."""
+MODELS = {"smollm2": "SmolLM2-135M-Instruct"}
+ANNOTATORS = {"sentiment": "VADER's sentiment"}
+SOURCES = {
+    "data": "data",
+    "gold": "annotator",
+    "own": "annotator, through its own reward model",
+    "model": "reward model",
+}
+IN_WORDS = {
+    "data": "It learnt from completions of the base model that the annotator had labelled",
+    "gold": "It learnt from the annotator's rewards for its completions",
+    "own": "It learnt from a reward model that it had trained on the annotator's labels",
+    "model": "It learnt from a reward model that had been trained on the annotator's labels",
 }
 
 
-def rows_of_one(rows: Sequence[dict[str, Any]], method: str, reward: str | None) -> list[dict[str, Any]]:
-    """A method's rows by seed, those of one source of rewards or all."""
-    own = [row for row in rows if row["method"] == method and reward in (None, row["reward"])]
-    return sorted(own, key=lambda row: row["seed"])
+def main() -> None:
+    """Print the table, copy the numbers, write the documents, or name those that are out of date."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--from", dest="directory", type=Path, help="directory of a finished comparison")
+    parser.add_argument("--direct", type=Path, help="directory of the comparison without a reward model")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    if given.directory is not None:
+        if not given.write:
+            parser.error("--from needs --write")
+        comparison_rows.write_rows(given.directory, given.direct)
+    pages = documents(comparison_rows.rows())
+    if given.write:
+        for page, parts in pages.items():
+            write(page, parts)
+    elif given.check:
+        old = [str(page.relative_to(ROOT)) for page, parts in pages.items() if missing(page, parts)]
+        sys.exit(f"not what experiments/comparison.py writes: {', '.join(old)}" if old else 0)
+    else:
+        print("\n".join(table(comparison_rows.rows())))
 
 
-def mean_of(rows: Sequence[dict[str, Any]], name: str) -> float:
-    """Over the rows that know it."""
-    known = [row[name] for row in rows if row.get(name) is not None]
-    return sum(known) / len(known) if known else float("nan")
+def documents(result: Row) -> dict[Path, Parts]:
+    """Return the marked parts of each document."""
+    pages = {
+        ROOT / "docs" / "methods" / f"{row['method']}.md": {"comparison": paragraph(result, row)}
+        for row in result["methods"]
+    }
+    tables = {"comparison": [*table(result), "", *note(result)], "differences": differences(result)}
+    return {ROOT / "docs" / "comparison.md": tables, **pages}
+
+
+# ---- The table -------------------------------------------------------------------------------------
+
+
+def table(result: Row) -> list[str]:
+    """Return the measured columns as Markdown, the best mean reward first."""
+    heads = [
+        "method", "learns from", "learning rate", "reward", "win rate over the base", "by seed",
+        "at equal length", "KL (nats)", "tokens each", "sampled tokens", "rewards asked for",
+        "processor seconds", "memory (GB)",
+    ]  # fmt: skip
+    before = number(result["base"].get("reward"))
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in ranked([*result["methods"], *result["direct"]]):
+        cells = [
+            f"`{row['name']}`", SOURCES[row["learns_from"]], power(row.get("lr")),
+            f"{before} → {span(row, 'reward')}", span(row, "win_rate"), by_seed(row),
+            number(row.get("length_controlled_win_rate")), number(row.get("kl"), ".1f"),
+            number(row.get("tokens_each"), ".1f"), number(row.get("tokens"), ",.0f"),
+            number(row.get("verdicts"), ",.0f"), number(row.get("cpu_seconds"), ".0f"),
+            number(row.get("peak_memory_gb"), ".1f"),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def ranked(methods: Sequence[Row]) -> list[Row]:
+    """Return the methods, the best mean reward first; those without one last."""
+    return sorted(methods, key=lambda row: (row.get("reward") is None, -(row.get("reward") or 0.0)))
+
+
+def note(result: Row) -> list[str]:
+    """Return what the intervals cover, and where and when the table was measured."""
+    runs = f"Means over {seeds(result)}" if result["seeds"] > 1 else "One seed"
+    learnt = (result.get("reward_model") or {}).get("pairs")
+    shared = f"The reward model learnt from {learnt:,} pairs. " if learnt else ""
+    return wrapped(
+        f"{runs} on {result['test_prompts']} test prompts, with 95 % intervals that {covered(result)}. "
+        f"{shared}{where(result)} ([numbers](../experiments/results/comparison.json))."
+    )
+
+
+def covered(result: Row) -> str:
+    """Return which variation the intervals cover."""
+    if result["seeds"] > 1:
+        return "cover other prompts and other seeds"
+    return "cover other prompts but not other seeds"
+
+
+def where(result: Row) -> str:
+    """Return machine and dates."""
+    known = result["machine"]
+    hardware = known.get("accelerator") or f"{known['processor']}, {known['cores']} cores"
+    days = " to ".join(result["dates"])
+    return f"{hardware} ({known['units']}), {known['dtype']}, torch {known['torch']}, {days}"
+
+
+def seeds(result: Row) -> str:
+    """Return the number of seeds in words."""
+    return f"{result['seeds']} seed{'s' if result['seeds'] != 1 else ''}"
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """Return a number, or a dash if it is unknown."""
+    return UNKNOWN if value is None else format(value, form)
+
+
+def power(value: float | None) -> str:
+    """Return a small number as in 3e-4, or a dash if it is unknown."""
+    if value is None:
+        return UNKNOWN
+    digits, exponent = f"{value:e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def span(row: Row, name: str, form: str = ".2f") -> str:
+    """Return a mean with its interval, as far as they are known."""
+    value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None or low is None or high is None:
+        return number(value, form)
+    return f"{number(value, form)} [{number(low, form)}, {number(high, form)}]"
+
+
+def by_seed(row: Row) -> str:
+    """Return the win rates of the seeds."""
+    return " ".join(number(rate) for rate in row.get("win_rate_by_seed") or []) or UNKNOWN
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Return the lines of a paragraph, or of an item of a list with an indent."""
+    whole = INTERVAL.sub(lambda ends: ends[0].replace(" ", JOINT), text)
+    lines = textwrap.wrap(
+        whole, 118, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
+    return [line.replace(JOINT, " ") for line in lines]
+
+
+# ---- Differences -----------------------------------------------------------------------------------
+
+
+def differences(result: Row) -> list[str]:
+    """Return which differences are clear: those to the base, and between methods by the better one."""
+    base, rows = result["base"]["name"], result["differences"]
+    if not rows:
+        return ["One method alone has no differences."]
+    clear = [better(row) for row in rows if row["clear"]]
+    over_base = {high: text for high, low, text in clear if low == base}
+    under_base = {low: text for high, low, text in clear if high == base}
+    order = [row["name"] for row in ranked(result["methods"])]
+    rest = [name for name in order if name not in {**over_base, **under_base}]
+    between = [row for row in rows if base not in (row["one"], row["other"])]
+    parts = [
+        f"{len(clear)} of the {len(rows)} differences in mean reward are clear after Holm's correction.",
+        against_base(over_base, under_base, rest, order),
+        f"Between methods, {sum(row['clear'] for row in between)} of {len(between)} differences are clear"
+        + (", each with its own 95 % interval:" if any(row["clear"] for row in between) else "."),
+    ]
+    lines = wrapped(" ".join(parts))
+    items = []
+    for name in order:
+        beaten = [(low, text) for high, low, text in clear if high == name and low != base]
+        if beaten:
+            beaten.sort(key=lambda pair: order.index(pair[0]))
+            listed = listing(f"`{low}` by {text}" for low, text in beaten)
+            items += wrapped(f"- `{name}` has a higher mean reward than {listed}.", indent="  ")
+    return [*lines, *([""] if items else []), *items, "", *wrapped(closing(result))]
+
+
+def better(row: Row) -> tuple[str, str, str]:
+    """Return the better and the worse method of a clear difference, and the difference with its interval."""
+    high, low = (row["one"], row["other"]) if row["mean"] > 0 else (row["other"], row["one"])
+    ends = sorted((abs(row["low"]), abs(row["high"])))
+    return high, low, f"{abs(row['mean']):.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
+
+
+def against_base(
+    over: Mapping[str, str], under: Mapping[str, str], rest: Sequence[str], order: Sequence[str]
+) -> str:
+    """Return which methods differ from the model before training."""
+    parts = []
+    if over:
+        listed = listing(f"`{name}` by {over[name]}" for name in order if name in over)
+        count = f"{len(over)} method{'s have' if len(over) > 1 else ' has'}"
+        parts.append(f"{count} a higher mean reward than the model before training: {listed}.")
+    if under:
+        listed = listing(f"`{name}` by {under[name]}" for name in order if name in under)
+        count = f"{len(under)} method{'s have' if len(under) > 1 else ' has'}"
+        parts.append(f"{count} a lower one: {listed}.")
+    if rest:
+        parts.append(
+            f"These data do not separate {listing(f'`{name}`' for name in rest)} from the model before "
+            "training."
+        )
+    return " ".join(parts)
+
+
+def listing(items: Iterable[str]) -> str:
+    """Return items joined by commas and, before the last one, by "and"."""
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def closing(result: Row) -> str:
+    """Return the sentence of the comparison on what the uncertainty covers."""
+    kept = [line for line in result["sentences"] if line.startswith("The uncertainty covers")]
+    return kept[-1] if kept else f"The intervals {covered(result)}."
+
+
+# ---- The method pages ------------------------------------------------------------------------------
+
+
+def paragraph(result: Row, row: Row) -> list[str]:
+    """Return one method's row in words."""
+    settings, budget = result["settings"], result["budget"]
+    rank = f", LoRA of rank {settings['lora_rank']}" if settings.get("lora_rank") else ""
+    annotator = ANNOTATORS.get(result["annotator"], result["annotator"])
+    text = (
+        f"In the [comparison of {len(result['methods'])} methods](../comparison.md#the-methods-on-one-task) "
+        f"({MODELS.get(result['model'], result['model'])}{rank}, {budget['amount']:,.0f} sampled "
+        f"{budget['unit']} in completions of at most {settings['max_new_tokens']}, {annotator} as the "
+        f"annotator), with {seeds(result)} and {result['test_prompts']} test prompts: mean reward "
+        f"{number(result['base'].get('reward'))} → {span(row, 'reward')}, win rate over the base "
+        f"{span(row, 'win_rate')}, {number(row.get('length_controlled_win_rate'))} at equal length, KL to "
+        f"the base {number(row.get('kl'), '.1f')} nats, {number(row.get('tokens_each'), '.0f')} tokens per "
+        "answer. "
+        f"{IN_WORDS[row['learns_from']]}, {rate(row)}. "
+        f"{usage(row)}{without_model(result, row)}The intervals {covered(result)}. {where(result)}."
+    )
+    return wrapped(text)
+
+
+def without_model(result: Row, row: Row) -> str:
+    """Return the method's numbers from the annotator itself, with a space after them; or an empty text."""
+    own = next((one for one in result["direct"] if one["method"] == row["method"]), None)
+    if own is None:
+        return ""
+    return (
+        f"From the annotator itself, with a learning rate of {power(own.get('lr'))}: mean reward "
+        f"{span(own, 'reward')}, win rate {span(own, 'win_rate')}, KL {number(own.get('kl'), '.1f')} nats. "
+    )
+
+
+def usage(row: Row) -> str:
+    """Return processor time and memory in words, as far as they are known, with a space after them."""
+    parts = [
+        number(row.get(name), form) + unit
+        for name, form, unit in (
+            ("cpu_seconds", ".0f", " seconds of processor time"),
+            ("peak_memory_gb", ".1f", " GB"),
+        )
+        if row.get(name) is not None
+    ]
+    return f"A run took {' and '.join(parts)}. " if parts else ""
+
+
+def rate(row: Row) -> str:
+    """Return the learning rate in words, with those that the search tried."""
+    chosen = f"with a learning rate of {power(row.get('lr'))}"
+    others = [power(float(name)) for name in row.get("tried") or {} if float(name) != row.get("lr")]
+    return chosen + (f" (also tried: {', '.join(others)})" if others else "")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ for script in scripts:
             "experiments",
             (
                 *("annotator_strength", "comparison", "coverage", "criteria"),
-                *("demo", "rl", "rollouts", "self_rewarding"),
+                *("demo", "measured", "rl", "rollouts", "self_rewarding"),
             ),
         ),
         ("benchmarks", ("tables", "plan")),
