@@ -26,3 +26,12 @@ def test_one_seed_is_said() -> None:
 
 def test_one_comparison_needs_no_correction() -> None:
     assert "Holm" not in " ".join(sentences([Difference("a", "b", 1, 0.5, 1.5, 0.001, 0.001)], "x"))
+
+
+def test_many_clear_differences_are_grouped_by_the_better_method() -> None:
+    found = [Difference("best", f"m{i}", 0.5, 0.3, 0.7, 1e-5, 1e-4) for i in range(5)]
+    found += [Difference(f"m{i}", "good", -0.2, -0.3, -0.1, 1e-3, 0.01) for i in range(3)]
+    lines = sentences(found, "mean reward")
+    assert lines[0].startswith("best has a clearly higher mean reward than m0 by 0.5 [0.3, 0.7], m1 by")
+    assert lines[1].startswith("good has a clearly higher mean reward than m0 by 0.2 [0.1, 0.3]")
+    assert sum("higher" in line for line in lines) == 2

@@ -25,6 +25,9 @@ from palate.effects import (
 from palate.evaluation.numbers import finite, text_numbers
 from palate.winrates import Verdict, length_controlled
 
+FEW = 6
+"""Most clear differences that have a sentence each; more are grouped by the better method."""
+
 
 def results(
     cfg: CompareConfig,
@@ -200,14 +203,8 @@ def sentences(contrasts: Sequence[Difference], quantity: str) -> list[str]:
     """Return a plain summary: which differences exceed their uncertainty, and which do not."""
     if not contrasts:
         return []
-    lines = []
-    for d in sorted((d for d in contrasts if d.clear), key=lambda d: d.adjusted):
-        high, low = (d.one, d.other) if d.mean > 0 else (d.other, d.one)
-        ends = sorted((abs(d.low), abs(d.high)))
-        lines.append(
-            f"{_spoken(high)} has a higher {quantity} than {_spoken(low)}: the difference is "
-            f"{abs(d.mean):.3g} [{ends[0]:.3g}, {ends[1]:.3g}] (adjusted p {_p(d.adjusted)})."
-        )
+    clear = [d for d in contrasts if d.clear]
+    lines = _grouped(clear, quantity) if len(clear) > FEW else [_alone(d, quantity) for d in _surest(clear)]
     unclear = [
         f"{_spoken(d.one)} and {_spoken(d.other)}"
         for d in contrasts
@@ -232,6 +229,38 @@ def sentences(contrasts: Sequence[Difference], quantity: str) -> list[str]:
         )
     )
     return lines
+
+
+def _alone(d: Difference, quantity: str) -> str:
+    """Return the sentence of one clear difference."""
+    high, low, size = _sides(d)
+    return (
+        f"{_spoken(high)} has a higher {quantity} than {_spoken(low)}: the difference is {size} "
+        f"(adjusted p {_p(d.adjusted)})."
+    )
+
+
+def _grouped(clear: Sequence[Difference], quantity: str) -> list[str]:
+    """Return one sentence for each method that is clearly above others, the most of them first."""
+    beaten: dict[str, list[str]] = {}
+    for d in _surest(clear):
+        high, low, size = _sides(d)
+        beaten.setdefault(high, []).append(f"{_spoken(low)} by {size}")
+    return [
+        f"{_spoken(high)} has a clearly higher {quantity} than {', '.join(listed)}."
+        for high, listed in sorted(beaten.items(), key=lambda pair: -len(pair[1]))
+    ]
+
+
+def _surest(differences: Sequence[Difference]) -> list[Difference]:
+    return sorted(differences, key=lambda d: d.adjusted)
+
+
+def _sides(d: Difference) -> tuple[str, str, str]:
+    """Return the higher and the lower side of a difference, and its size with its interval."""
+    high, low = (d.one, d.other) if d.mean > 0 else (d.other, d.one)
+    ends = sorted((abs(d.low), abs(d.high)))
+    return high, low, f"{abs(d.mean):.3g} [{ends[0]:.3g}, {ends[1]:.3g}]"
 
 
 def _spoken(name: str) -> str:
