@@ -88,7 +88,7 @@ def table(result: Row) -> list[str]:
     heads = [
         "method", "learns from", "learning rate", "reward", "win rate over the base", "by seed",
         "at equal length", "KL (nats)", "tokens each", "sampled tokens", "rewards asked for",
-        "processor seconds", "memory (GB)",
+        "processor seconds",
     ]  # fmt: skip
     before = number(result["base"].get("reward"))
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -99,7 +99,6 @@ def table(result: Row) -> list[str]:
             number(row.get("length_controlled_win_rate")), number(row.get("kl"), ".1f"),
             number(row.get("tokens_each"), ".1f"), number(row.get("tokens"), ",.0f"),
             number(row.get("verdicts"), ",.0f"), number(row.get("cpu_seconds"), ".0f"),
-            number(row.get("peak_memory_gb"), ".1f"),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -282,16 +281,9 @@ def without_model(result: Row, row: Row) -> str:
 
 
 def usage(row: Row) -> str:
-    """Return processor time and memory in words, as far as they are known, with a space after them."""
-    parts = [
-        number(row.get(name), form) + unit
-        for name, form, unit in (
-            ("cpu_seconds", ".0f", " seconds of processor time"),
-            ("peak_memory_gb", ".1f", " GB"),
-        )
-        if row.get(name) is not None
-    ]
-    return f"A run took {' and '.join(parts)}. " if parts else ""
+    """Return the processor time in words, if it is known, with a space after it."""
+    seconds = row.get("cpu_seconds")
+    return "" if seconds is None else f"A run took {number(seconds, '.0f')} seconds of processor time. "
 
 
 def rate(row: Row) -> str:

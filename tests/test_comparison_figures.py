@@ -203,7 +203,7 @@ def test_a_paragraph_names_the_rates_that_were_tried(
     text = " ".join(scripts["comparison"].paragraph(result, oaif))
     assert "a learning rate of 1e-4 (also tried: 3e-4)" in text
     assert "SmolLM2-135M-Instruct, LoRA of rank 16, 25,000 sampled tokens" in text
-    assert "120 seconds of processor time and 2.5 GB" in text
+    assert "120 seconds of processor time." in text
 
 
 def test_plans_get_the_rows_that_are_known(result: dict[str, Any], scripts: dict[str, ModuleType]) -> None:
