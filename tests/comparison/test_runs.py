@@ -44,6 +44,15 @@ def test_runs_are_done_once_and_a_failure_names_its_log(tiny: str, tmp_path: Pat
     assert usage(good) == used, "a finished run is not started again"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak memory of a running process")
+def test_the_memory_of_the_comparison_is_not_counted_as_a_runs(tiny: str, tmp_path: Path) -> None:
+    good = job(tiny, tmp_path)
+    large = bytearray(b"x") * 3_000_000_000
+    train_all([good], tmp_path, at_once=1, display=Display(quiet=True))
+    del large
+    assert 0.05 < usage(good)["peak_memory_gb"] < 2.5
+
+
 def test_a_run_that_diverges_is_named_where_it_may(tiny: str, tmp_path: Path) -> None:
     bad = job(tiny, tmp_path, lr=1e30, steps=60, lora=False)
     made = train_all([bad], tmp_path, at_once=1, display=Display(quiet=True), may_diverge=True)

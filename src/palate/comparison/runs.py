@@ -30,6 +30,9 @@ MEGABYTE = 1 << 10
 NONFINITE = "nonfinite.jsonl"
 """File of a run that ended since its losses were not finite."""
 
+POLL = 0.1
+"""Seconds between two looks at a run's memory."""
+
 GRACE, LAST = 60.0, 20.0
 """Seconds for an interrupted run to save its state, and to end after SIGTERM."""
 
@@ -193,7 +196,13 @@ def _run(job: Job, config: Path, log: Path, cores: int, children: _Children) -> 
     if children.stopping:
         process.send_signal(signal.SIGINT)
     try:
-        _, status, used = os.wait4(process.pid, 0)
+        peak = 0
+        while True:
+            peak = max(peak, _high_water(process.pid))
+            ended, status, used = os.wait4(process.pid, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(POLL)
     finally:
         children.running.discard(process)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -201,10 +210,23 @@ def _run(job: Job, config: Path, log: Path, cores: int, children: _Children) -> 
         job,
         {
             "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-            "peak_memory_gb": round(used.ru_maxrss * _unit() / 1e9, 3),
+            "peak_memory_gb": round((peak or used.ru_maxrss * _unit()) / 1e9, 3),
         },
     )
     return process.returncode
+
+
+def _high_water(process: int) -> int:
+    """Return the peak memory of a running process in bytes; 0 where the system does not tell.
+
+    What a process has used at its end also counts the memory of its parent, from before it became its own
+    program.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text("ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * MEGABYTE for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _note(job: Job, row: Mapping[str, Any]) -> None:
