@@ -44,7 +44,7 @@ def test_runs_are_done_once_and_a_failure_names_its_log(tiny: str, tmp_path: Pat
     assert usage(good) == used, "a finished run is not started again"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak memory of a running process")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak memory of a running process")
 def test_the_memory_of_the_comparison_is_not_counted_as_a_runs(tiny: str, tmp_path: Path) -> None:
     good = job(tiny, tmp_path)
     large = bytearray(b"x") * 3_000_000_000

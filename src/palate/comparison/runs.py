@@ -217,7 +217,7 @@ def _run(job: Job, config: Path, log: Path, cores: int, children: _Children) -> 
 
 
 def _high_water(process: int) -> int:
-    """Return the peak memory of a running process in bytes; 0 where the system does not tell.
+    """Return the peak memory of a running process in bytes; 0 if the system does not report it.
 
     What a process has used at its end also counts the memory of its parent, from before it became its own
     program.
