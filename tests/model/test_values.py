@@ -81,7 +81,9 @@ def test_gradients_are_those_of_the_padded_way(tiny: str) -> None:
             assert values is not None
             (values.values.square() * torch.arange(1, values.values.shape[1] + 1)).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for _, p in model.trained() if p.grad is not None]))
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+    # The gradients reach 2e4, and small ones are differences of large ones: errors are of the largest.
+    scale = float(gradients[1].abs().max())
+    torch.testing.assert_close(gradients[0] / scale, gradients[1] / scale, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("lora", [True, False])
