@@ -46,12 +46,12 @@ def compile_alone(dtype: str) -> None:
     """Print the seconds that a new process takes to compile a step."""
     import torch
 
-    from palate.model.fast.compiled import compiled_step
+    from palate.model.fast.native import native_step
 
     _, fused = prepared(dtype)
     began = time.perf_counter()
     with torch.no_grad():
-        step = compiled_step(fused, slots=PROMPTS, rows=2)
+        step = native_step(fused)
     print("failed" if step is None else round(time.perf_counter() - began, 1))
 
 
@@ -72,9 +72,9 @@ def decoder(model: Any, fused: Any, n: int, *, compiled: bool) -> Any:
     import numpy as np
 
     from palate.config import Sampling
-    from palate.model.fast.compiled import compiled_step
     from palate.model.fast.decode import Decoder
     from palate.model.fast.head import LMHead
+    from palate.model.fast.native import native_step
     from palate.model.rows import Row
     from palate.types import Prompt
 
@@ -83,7 +83,7 @@ def decoder(model: Any, fused: Any, n: int, *, compiled: bool) -> Any:
     groups = [[Row(one, source.random(NEW)) for _ in range(n)] for one in ids]
     head = LMHead.of(model.network)
     assert head is not None
-    step = compiled_step(fused, slots=PROMPTS, rows=n) if compiled else None
+    step = native_step(fused) if compiled else None
     if compiled and step is None:
         raise SystemExit("compiling failed; the log says why")
     options = Sampling(max_new_tokens=NEW, min_new_tokens=NEW)

@@ -55,7 +55,7 @@ def test_auto_repeats_its_first_choice(tmp_path: Path, machine: dict[str, Any]) 
 def test_the_wait_for_the_compiler_is_announced(
     option: Literal["off", "auto", "on"], tmp_path: Path, machine: dict[str, Any]
 ) -> None:
-    chosen, said = choice(tmp_path, option, word="half a minute")
+    chosen, said = choice(tmp_path, option, word="a few seconds")
     assert len(said) == (chosen == "on")
 
 

@@ -155,9 +155,9 @@ class Sampling(Config):
     and up to 256 with 16 or more completions per prompt, if their keys and values fit in 2 GiB; 256 if a
     server samples."""
     compile: Literal["off", "auto", "on"] = "off"
-    """Compile the steps of sampling on a CPU with torch.compile; results may differ in the last bits. `on`
-    needs a C++ compiler. `auto` compiles if there is one and the work may sample 300,000 tokens or more
-    (completions times max_new_tokens); a run that resumes repeats its first choice."""
+    """Compute the small operations of sampling on a CPU with compiled functions; results may differ in the
+    last bits. `on` needs a C++ compiler. `auto` compiles if there is one and the work may sample 20,000
+    tokens or more (completions times max_new_tokens); a run that resumes repeats its first choice."""
 
     @model_validator(mode="after")
     def _limits(self) -> Self:

@@ -6,9 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-import sysconfig
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,9 +17,9 @@ log = logging.getLogger("palate")
 
 Compile = Literal["off", "auto", "on"]
 
-ENOUGH_TOKENS = 300_000
-"""Number of sampled tokens from which `auto` compiles. Compiling took 25 s, and saved 0.1 to 0.3 ms for each
-token of a small model (docs/performance.md)."""
+ENOUGH_TOKENS = 20_000
+"""Number of sampled tokens from which `auto` compiles. Compiling takes some three seconds, and saves about a
+millisecond for each token of a small model (docs/performance.md)."""
 
 
 def settled(
@@ -54,7 +52,7 @@ def obstacle(device: torch.device) -> str | None:
     """Return why sampling cannot be compiled here, with advice; None without an obstacle."""
     if device.type != "cpu":
         return f"the model is on {device}, and only sampling on a CPU is compiled; use --device cpu"
-    return _without_compiler() or _without_headers() or _without_cache()
+    return _without_compiler() or _without_cache()
 
 
 @cache
@@ -70,15 +68,6 @@ def _without_compiler() -> str | None:
             "environment variable CXX"
         )
     return None
-
-
-def _without_headers() -> str | None:
-    """Return a sentence about missing headers: Python's are often a package of their own."""
-    python = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    if not python.is_file():
-        return f"the C headers of Python are missing ({python}); install them, such as python3-dev"
-    own = Path(torch.__file__).parent / "include" / "torch" / "csrc" / "inductor" / "cpp_prefix.h"
-    return None if own.is_file() else f"this build of torch has no C++ headers ({own}); install another build"
 
 
 def _without_cache() -> str | None:

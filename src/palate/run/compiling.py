@@ -31,7 +31,7 @@ def settle_compiling(run: Run, option: Compile, tokens: int, device: torch.devic
     """
     choice = _settled(run, option, tokens, device)
     if choice == "on":
-        run.display.say("compiling the sampling step first takes half a minute, and less from torch's cache")
+        run.display.say("compiling the sampling step takes a few seconds, and none from torch's cache")
     return choice
 
 

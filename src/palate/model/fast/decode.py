@@ -7,8 +7,8 @@ immediately, and a slot whose rows are all finished takes the next prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,14 +21,26 @@ from palate.model.fast.head import LMHead, product
 from palate.model.fast.layout import PackedLayout, positions
 from palate.model.fast.lean import states_of
 from palate.model.rows import Row, cut
-from palate.model.sampling import Barred, choose
+from palate.model.sampling import Barred, choose, restricts
 
 PREFILL_TOKENS = 4096
 """Most prompt tokens in one forward pass."""
 
 
-StepStates = Callable[[Tensor, Tensor, "Step"], Tensor]
-"""Returns the last hidden states (B, 1, H) of a step, as `States`."""
+class StepStates(Protocol):
+    """Computes the last hidden states of steps that come from a store of the class `store`, and draws."""
+
+    @property
+    def store(self) -> type[KeyValueStore]:
+        """The class of the store."""
+
+    def __call__(self, input_ids: Tensor, position_ids: Tensor, step: Any) -> Tensor:
+        """Return the states (B, 1, H), as `States`."""
+
+    def choose(
+        self, logits: Tensor, sampling: Sampling, uniforms: Tensor, barred: Barred | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a token per row, if no option but the temperature changes the distribution."""
 
 
 class Decoder:
@@ -43,7 +55,7 @@ class Decoder:
         rows: number of completions per prompt.
         longest: number of tokens of the longest prompt.
         fused: the network's layers with fewer products; None computes with the network's own weights.
-        compiled: the same layers as a compiled function, for single tokens; None computes them with `fused`.
+        compiled: the same layers as compiled functions, for single tokens; None computes them with `fused`.
     """
 
     def __init__(
@@ -61,11 +73,10 @@ class Decoder:
     ) -> None:
         self.network, self.head, self.codec, self.sampling, self.fused = network, head, codec, sampling, fused
         self.hidden_states = states_of(network, times=product) if fused is None else fused.states
-        self.step_states: StepStates = self.hidden_states if compiled is None else compiled
+        self.compiled = compiled
         self.device = torch.device(network.device)
-        # Compiled code expects that the store has more room than a step reads.
-        room = longest + (compiled is not None)
-        self.store = KeyValueStore(slots, rows, room, sampling.max_new_tokens, self.device)
+        store = KeyValueStore if compiled is None else compiled.store
+        self.store = store(slots, rows, longest, sampling.max_new_tokens, self.device)
         self.rows = rows
         self.at: list[Row | None] = [None] * (slots * rows)
         self.end_ids = torch.tensor(sorted(codec.end_ids), device=self.device)
@@ -116,7 +127,8 @@ class Decoder:
         rows = [row for row in self.at if row is not None]
         depth = [len(row.tokens) - 1 for row in rows]
         layout = self.store.step(places, depth)
-        hidden = self.step_states(
+        states = self.hidden_states if self.compiled is None else self.compiled
+        hidden = states(
             torch.tensor([[row.tokens[-1]] for row in rows]),
             torch.tensor([[len(row.prompt_ids) + d] for row, d in zip(rows, depth, strict=True)]),
             layout,
@@ -131,17 +143,20 @@ class Decoder:
 
     def _draw(self, places: list[int], logits: Tensor) -> None:
         """Draw a token for the rows at `places`, and remove finished rows."""
-        logits = self._widened(logits)
         rows = [row for place in places if (row := self.at[place]) is not None]
         uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
-        seen = self._seen_by(places, rows, logits) if self.sampling.repetition_penalty != 1.0 else None
         barred = None
         if any(len(row.tokens) < self.sampling.min_new_tokens for row in rows):
             early = torch.tensor([len(row.tokens) < self.sampling.min_new_tokens for row in rows])
             barred = Barred(early.to(self.device), self.end_ids)
-        tokens, logps, restricted = choose(
-            logits, self.sampling, uniforms.to(self.device), seen=seen, barred=barred, overwrite=True
-        )
+        if self.compiled is not None and self.head.softcap is None and not restricts(self.sampling):
+            tokens, logps, restricted = self.compiled.choose(logits, self.sampling, uniforms, barred)
+        else:
+            logits = self._widened(logits)
+            seen = self._seen_by(places, rows, logits) if self.sampling.repetition_penalty != 1.0 else None
+            tokens, logps, restricted = choose(
+                logits, self.sampling, uniforms.to(self.device), seen=seen, barred=barred, overwrite=True
+            )
         if self._seen is not None:
             self._seen[torch.tensor(places, device=self.device), tokens] = True
         for place, row, token, logp, drawn in zip(
@@ -210,6 +225,12 @@ class KeyValueStore:
             )
         return self.layers[index]
 
+    def keep(self, index: int, slot: int, key: Tensor, value: Tensor) -> None:
+        """Store a prompt's keys and values, (kv heads, T, D)."""
+        keys, values, _, _ = self.layer(index, key[None])
+        keys[slot, :, : key.shape[1]] = key
+        values[slot, :, : value.shape[1]] = value
+
     def step(self, places: list[int], depth: list[int]) -> Step:
         """Return the layout of a step for the rows at `places`, which have `depth` own tokens so far."""
         return Step(self, places, depth)
@@ -226,12 +247,10 @@ class Prefill(PackedLayout):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
         """See `Layout`."""
-        keys, values, _, _ = self.store.layer(layer, key)
         for slot, k, v in zip(
             self.slots, torch.split(key, self.sizes, 2), torch.split(value, self.sizes, 2), strict=True
         ):
-            keys[slot, :, : k.shape[2]] = k[0]
-            values[slot, :, : v.shape[2]] = v[0]
+            self.store.keep(layer, slot, k[0], v[0])
         return super().attend(layer, query, key, value, how)
 
 

@@ -11,11 +11,11 @@ import torch
 from palate.config import Sampling
 from palate.model.compiling import say_plain
 from palate.model.fast.attention import following
-from palate.model.fast.compiled import CompiledStep, compiled_step
 from palate.model.fast.decode import Decoder
 from palate.model.fast.fused import Fused, can_fuse
 from palate.model.fast.head import LMHead
 from palate.model.fast.merge import MergedCopy, can_merge
+from palate.model.fast.native import NativeStep, native_step
 from palate.model.fast.packed import packed_batches, packed_outputs, packed_scores, packed_values
 from palate.model.loaded import LoadedModel
 from palate.model.outputs import Outputs
@@ -51,7 +51,7 @@ class FastEngine:
             rows=n,
             longest=max(len(group[0].prompt_ids) for group in groups),
             fused=fused,
-            compiled=_compiled(model, fused, slots, n) if sampling.compile == "on" else None,
+            compiled=_compiled(model, fused) if sampling.compile == "on" else None,
         )
         yield from decoder.run(iter(groups))
 
@@ -114,11 +114,11 @@ class FastEngine:
         return prompt + sum(completions)
 
 
-def _compiled(model: LoadedModel, fused: Fused | None, slots: int, rows: int) -> CompiledStep | None:
+def _compiled(model: LoadedModel, fused: Fused | None) -> NativeStep | None:
     if fused is None:
         say_plain(f"{model.source} is too large for packed weights, or its layers are of an unknown kind")
         return None
-    return compiled_step(fused, slots=slots, rows=rows)
+    return native_step(fused)
 
 
 def _head(network: Any) -> LMHead:

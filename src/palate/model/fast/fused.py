@@ -69,6 +69,7 @@ class Fused:
     Attributes:
         network: the network whose weights these are.
         layers: its layers.
+        norm: the norm after them.
     """
 
     def __init__(self, network: Any) -> None:
@@ -78,6 +79,7 @@ class Fused:
         assert kind is not None, "the network computes its layers itself"
         blocks = self._model.layers[: self._model.config.num_hidden_layers]
         self.layers = [Layer(block, WINDOW[kind](block.self_attn)) for block in blocks]
+        self.norm = self._model.norm
         self._head = Joined([network.get_output_embeddings()])
 
     def states(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
@@ -105,7 +107,7 @@ class Fused:
 
     def after(self, hidden: Tensor) -> Tensor:
         """Return the states after the final norm. hidden (M, H)"""
-        return normalised(hidden, self._model.norm)
+        return normalised(hidden, self.norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the raw logits (M, V), without a soft cap. hidden (M, H)"""
