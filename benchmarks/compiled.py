@@ -46,13 +46,13 @@ def compile_alone(dtype: str) -> None:
     """Print the seconds that a new process takes to compile a step."""
     import torch
 
-    from palate.model.fast.native import native_step
+    from palate.model.fast.native import library_of
 
     _, fused = prepared(dtype)
     began = time.perf_counter()
     with torch.no_grad():
-        step = native_step(fused)
-    print("failed" if step is None else round(time.perf_counter() - began, 1))
+        library = library_of(fused.network)
+    print("failed" if library is None else round(time.perf_counter() - began, 1))
 
 
 def compiling(dtype: str) -> dict[str, float]:
@@ -74,7 +74,8 @@ def decoder(model: Any, fused: Any, n: int, *, compiled: bool) -> Any:
     from palate.config import Sampling
     from palate.model.fast.decode import Decoder
     from palate.model.fast.head import LMHead
-    from palate.model.fast.native import native_step
+    from palate.model.fast.native import library_of
+    from palate.model.fast.native_step import NativeStep
     from palate.model.rows import Row
     from palate.types import Prompt
 
@@ -83,14 +84,15 @@ def decoder(model: Any, fused: Any, n: int, *, compiled: bool) -> Any:
     groups = [[Row(one, source.random(NEW)) for _ in range(n)] for one in ids]
     head = LMHead.of(model.network)
     assert head is not None
-    step = native_step(fused) if compiled else None
-    if compiled and step is None:
+    library = library_of(model.network) if compiled else None
+    if compiled and library is None:
         raise SystemExit("compiling failed; the log says why")
     options = Sampling(max_new_tokens=NEW, min_new_tokens=NEW)
     longest = max(map(len, ids))
     return Decoder(
         model.network, head, model.codec, options,
-        slots=PROMPTS, rows=n, longest=longest, fused=fused, compiled=step,
+        slots=PROMPTS, rows=n, longest=longest, fused=fused,
+        compiled=None if library is None else NativeStep(fused, library),
     ).run(iter(groups))  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from palate.config import Sampling
 from palate.model.codec import Codec
-from palate.model.fast.attention import Attention, following
+from palate.model.fast.attention import Attention, Layout, following
 from palate.model.fast.fused import Fused
 from palate.model.fast.head import LMHead, product
 from palate.model.fast.layout import PackedLayout, positions
@@ -36,6 +36,9 @@ class StepStates(Protocol):
 
     def __call__(self, input_ids: Tensor, position_ids: Tensor, step: Any) -> Tensor:
         """Return the states (B, 1, H), as `States`."""
+
+    def prompts(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
+        """Return the states of prompts, as `States`."""
 
     def choose(
         self, logits: Tensor, sampling: Sampling, uniforms: Tensor, barred: Barred | None
@@ -73,6 +76,8 @@ class Decoder:
     ) -> None:
         self.network, self.head, self.codec, self.sampling, self.fused = network, head, codec, sampling, fused
         self.hidden_states = states_of(network, times=product) if fused is None else fused.states
+        if compiled is not None:
+            self.hidden_states = compiled.prompts
         self.compiled = compiled
         self.device = torch.device(network.device)
         store = KeyValueStore if compiled is None else compiled.store
@@ -245,12 +250,17 @@ class Prefill(PackedLayout):
         for slot, length in zip(slots, lengths, strict=True):
             store.prompt_lengths[slot] = length
 
+    def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """See `PackedLayout`."""
+        parts = zip(
+            self.slots, torch.split(key, self.sizes, 1), torch.split(value, self.sizes, 1), strict=True
+        )
+        for slot, k, v in parts:
+            self.store.keep(layer, slot, k[0].transpose(0, 1), v[0].transpose(0, 1))
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
         """See `Layout`."""
-        for slot, k, v in zip(
-            self.slots, torch.split(key, self.sizes, 2), torch.split(value, self.sizes, 2), strict=True
-        ):
-            self.store.keep(layer, slot, k[0], v[0])
+        self.keep(layer, key.transpose(1, 2), value.transpose(1, 2))
         return super().attend(layer, query, key, value, how)
 
 

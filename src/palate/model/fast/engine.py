@@ -15,7 +15,8 @@ from palate.model.fast.decode import Decoder
 from palate.model.fast.fused import Fused, can_fuse
 from palate.model.fast.head import LMHead
 from palate.model.fast.merge import MergedCopy, can_merge
-from palate.model.fast.native import NativeStep, native_step
+from palate.model.fast.native import Library, library_of
+from palate.model.fast.native_step import NativeStep
 from palate.model.fast.packed import packed_batches, packed_outputs, packed_scores, packed_values
 from palate.model.loaded import LoadedModel
 from palate.model.outputs import Outputs
@@ -92,15 +93,18 @@ class FastEngine:
     ) -> Outputs:
         """Compute log-probabilities from one packed row."""
         head = _head(model.network)
-        return packed_outputs(model, head, records, statistics=statistics, top_logits=top_logits)
+        library = _library(model)
+        return packed_outputs(
+            model, head, records, statistics=statistics, top_logits=top_logits, library=library
+        )
 
     def scores(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
         """Compute scores from one packed row."""
-        return packed_scores(model, records)
+        return packed_scores(model, records, library=_library(model))
 
     def values(self, model: LoadedModel, records: Sequence[Record]) -> Outputs:
         """Compute values in one packed row."""
-        return packed_values(model, records)
+        return packed_values(model, records, library=_library(model))
 
     def batches(self, model: LoadedModel, records: Sequence[Record], budget: int) -> list[list[int]]:
         """Return indices of records of similar length, without padding."""
@@ -118,7 +122,15 @@ def _compiled(model: LoadedModel, fused: Fused | None) -> NativeStep | None:
     if fused is None:
         say_plain(f"{model.source} is too large for packed weights, or its layers are of an unknown kind")
         return None
-    return native_step(fused)
+    library = library_of(model.network)
+    return None if library is None else NativeStep(fused, library)
+
+
+def _library(model: LoadedModel) -> Library | None:
+    """Return the compiled functions that a learner uses; None for the plain way."""
+    if model.compiles != "on" or model.computes_in is not None:
+        return None
+    return library_of(model.network)
 
 
 def _head(network: Any) -> LMHead:

@@ -121,7 +121,7 @@ class _TargetValues(torch.autograd.Function):
         top, tokens = logps.new_zeros(kept), targets.new_zeros(kept)
         u = torch.empty_like(hidden) if wants_u else None
         tile = _Tile(weight, bias, softcap)
-        for rows in _tiles(hidden, weight):
+        for rows in tiles(hidden, weight):
             scored = tile.scored(hidden[rows])
             probs = tile.probs(scored, keep=True)
             # Compute log sum exp from the likeliest token, whose probability cannot underflow: this only
@@ -191,10 +191,10 @@ def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradie
     """Compute gradients with recomputed tiles, for a trained head."""
     hidden, weight, bias, targets, *_ = ctx.saved_tensors
     d_hidden = torch.empty_like(hidden)
-    d_weight = _WeightGradient(hidden, weight)
+    d_weight = WeightGradient(hidden, weight)
     d_bias = None if bias is None else torch.zeros_like(bias, dtype=_wide(bias))
     tile = _Tile(weight, bias, ctx.softcap)
-    for rows in _tiles(hidden, weight):
+    for rows in tiles(hidden, weight):
         scored = tile.scored(hidden[rows])
         probs = tile.probs(scored, keep=ctx.softcap is not None)
         # by_logp * (onehot(y) - softmax), with one pass over the tile
@@ -208,7 +208,7 @@ def _through_tiles(ctx: Any, by_logp: Tensor, single: _Logits | None) -> _Gradie
     return d_hidden, d_weight.total(), None if d_bias is None else d_bias.to(bias.dtype)
 
 
-class _WeightGradient:
+class WeightGradient:
     """The gradient of the head's weight, summed over tiles: slopes^T hidden.
 
     In half precision, slopes are collected, so that few products of the weight's size are made and summed.
@@ -302,7 +302,8 @@ def _uncapped(slope: Tensor, scored: Tensor, softcap: float | None) -> Tensor:
     return slope if softcap is None else slope.mul_(1 - (scored / softcap) ** 2)
 
 
-def _tiles(hidden: Tensor, weight: Tensor) -> list[slice]:
+def tiles(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Return the rows of each tile. hidden (M, H), weight (V, H)"""
     elements = TILE_ELEMENTS if hidden.device.type == "cpu" else ACCELERATOR_TILES * TILE_ELEMENTS
     size = max(1, elements // len(weight))
     return [slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size)]

@@ -6,6 +6,8 @@ itself, and its positions continue from the prompt's end, so the results equal t
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,19 @@ class PackedLayout:
     """
 
     def __init__(self, records: Shape) -> None:
+        self.records = records
         self.sizes = [size for prompt, completions in records for size in (prompt, *completions)]
         self._segments, self._blocks, self._batches = Segments(records), Blocks(records), Batches(records)
         # A row of prompts only is a series of plain causal attentions, which have their own kernels.
         self._many = len(self.sizes) >= FEW_SEGMENTS and len(self.sizes) > len(records)
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """The records as numbers: prompt, number of completions, and each completion. int64"""
+        return torch.tensor([n for prompt, rest in self.records for n in (prompt, len(rest), *rest)])
+
+    def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Store a layer's keys and values, (1, L, kv heads, D), where a layout has to."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention) -> Tensor:
         """See `Layout`."""

@@ -41,15 +41,18 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Returns x W^T + bias for x (M, K), weight (N, K) and bias."""
 
 
-def states_of(network: Any, *, times: Product = linear) -> States:
+def states_of(network: Any, *, times: Product = linear, operations: Operations | None = None) -> States:
     """Return a function that computes hidden states of a causal model whose layers follow layouts.
 
     Args:
         network: the model.
         times: computes the products of layers without an adapter, if this module computes the layers.
+        operations: computes what lies between the products; by default in plain torch.
     """
     kind = kind_of(network)
-    return partial(_by_itself, network) if kind is None else partial(_through_layers, network, kind, times)
+    if kind is None:
+        return partial(_by_itself, network)
+    return partial(_through_layers, network, kind, times, operations or Operations())
 
 
 def kind_of(network: Any) -> str | None:
@@ -95,39 +98,46 @@ def _by_itself(network: Any, input_ids: Tensor, position_ids: Tensor, layout: La
 
 
 def _through_layers(
-    network: Any, kind: str, times: Product, input_ids: Tensor, position_ids: Tensor, layout: Layout
+    network: Any,
+    kind: str,
+    times: Product,
+    operations: Operations,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    layout: Layout,
 ) -> Tensor:
     model = network.base_model
     embedded: Tensor = model.embed_tokens(input_ids.to(network.device))
     cos, sin = (part.unsqueeze(2) for part in model.rotary_emb(embedded, position_ids.to(network.device)))
+    angles = operations.angles(cos, sin)
     hidden = embedded.flatten(0, 1)
     for layer in model.layers[: model.config.num_hidden_layers]:
-        computed = partial(
-            _layer, layer, WINDOW[kind](layer.self_attn), times, cos=cos, sin=sin, layout=layout
-        )
+        window = WINDOW[kind](layer.self_attn)
+        computed = partial(layer_states, layer, window, times, operations, angles=angles, layout=layout)
         if layer.training and layer.gradient_checkpointing:
             # Layers have no randomness, since dropout is 0.
             hidden = checkpoint(computed, hidden, use_reentrant=False, preserve_rng_state=False)
         else:
             hidden = computed(hidden)
-    return normalised(hidden, model.norm).view(embedded.shape)
+    return operations.normalised(hidden, model.norm).view(embedded.shape)
 
 
-def _layer(
+def layer_states(
     layer: Any,
     window: int | None,
     times: Product,
+    operations: Operations,
     hidden: Tensor,
     *,
-    cos: Tensor,
-    sin: Tensor,
+    angles: tuple[Tensor, Tensor],
     layout: Layout,
 ) -> Tensor:
-    """Compute one layer. hidden (B * T, H); cos and sin (B, T, 1, D)."""
-    normed = normalised(hidden, layer.input_layernorm)
-    hidden = hidden + _attention(layer.self_attn, window, times, normed, cos, sin, layout)
-    normed, mlp = normalised(hidden, layer.post_attention_layernorm), layer.mlp
-    between = gated(projected(normed, mlp.gate_proj, times), projected(normed, mlp.up_proj, times))
+    """Compute one layer. hidden (B * T, H); angles (B, T, 1, D)."""
+    normed = operations.normalised(hidden, layer.input_layernorm)
+    change = _attention(layer.self_attn, window, times, operations, normed, angles, layout)
+    hidden, normed = operations.added(hidden, change, layer.post_attention_layernorm)
+    mlp = layer.mlp
+    between = operations.gated(projected(normed, mlp.gate_proj, times), projected(normed, mlp.up_proj, times))
     return hidden + projected(between, mlp.down_proj, times)
 
 
@@ -135,25 +145,57 @@ def _attention(
     block: Any,
     window: int | None,
     times: Product,
+    operations: Operations,
     normed: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    angles: tuple[Tensor, Tensor],
     layout: Layout,
 ) -> Tensor:
     query, key, value = (
-        projected(normed, layer, times).view(*cos.shape[:2], -1, block.head_dim)
+        projected(normed, layer, times).view(*angles[0].shape[:2], -1, block.head_dim)
         for layer in (block.q_proj, block.k_proj, block.v_proj)
     )
     if hasattr(block, "q_norm"):
-        query, key = normalised(query, block.q_norm), normalised(key, block.k_norm)
-    output = layout.attend(
+        query, key = operations.normalised(query, block.q_norm), operations.normalised(key, block.k_norm)
+    output = operations.attend(
+        layout,
         block.layer_idx,
-        rotated(query, cos, sin).transpose(1, 2),
-        rotated(key, cos, sin).transpose(1, 2),
-        value.transpose(1, 2),
+        operations.rotated(query, *angles),
+        operations.rotated(key, *angles),
+        value,
         Attention(block.scaling, window, None),
     )
     return projected(output.reshape(len(normed), -1), block.o_proj, times)
+
+
+class Operations:
+    """What a layer computes between its products, in plain torch."""
+
+    def angles(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the angles of all layers as `rotated` reads them. (B, T, 1, D)"""
+        return cos, sin
+
+    def normalised(self, x: Tensor, norm: Any) -> Tensor:
+        """Return the RMS norm over the last dimension. x (..., H)"""
+        return normalised(x, norm)
+
+    def added(self, hidden: Tensor, change: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+        """Return the sum and its norm. (M, H)"""
+        hidden = hidden + change
+        return hidden, normalised(hidden, norm)
+
+    def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return the rotated queries or keys. x (B, T, heads, D)"""
+        return rotated(x, cos, sin)
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return silu(gate) * up."""
+        return gated(gate, up)
+
+    def attend(
+        self, layout: Layout, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention
+    ) -> Tensor:
+        """Return the attention of a layer. All (B, T, heads, D), with fewer heads of keys and values."""
+        return layout.attend(layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), how)
 
 
 # ---- Products --------------------------------------------------------------------------------------

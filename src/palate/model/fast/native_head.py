@@ -1,0 +1,93 @@
+"""Log-probabilities of target tokens with compiled functions (see `native`); as `head`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palate.model.fast.head import WeightGradient, tiles
+from palate.model.fast.native import Library
+from palate.model.heads import HeadValues
+
+
+def native_values(
+    hidden: Tensor, weight: Tensor, targets: Tensor, library: Library, *, statistics: bool
+) -> HeadValues:
+    """Return a head's numbers for each target token, without a bias, a soft cap and likeliest tokens.
+
+    Args:
+        hidden: hidden states (M, H), in the format of the functions.
+        weight: (V, H).
+        targets: int64 (M,).
+        library: the functions.
+        statistics: compute entropy and top1; otherwise they are zero.
+    """
+    logps, entropy, top1, logits = _Values.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, statistics, library
+    )
+    none = logps.new_zeros(len(hidden), 0)
+    return HeadValues(logps, entropy, top1, logits, none, targets.new_zeros(len(hidden), 0))
+
+
+class _Values(torch.autograd.Function):
+    """log softmax(W h)[y] and the logits of targets, tile by tile; see `head._TargetValues`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, statistics: bool, library: Library
+    ) -> tuple[Tensor, ...]:
+        ctx.library, ctx.trains_head = library, ctx.needs_input_grad[1]
+        hidden = hidden.contiguous()
+        logps, logits, normalisers = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
+        entropy, top1 = torch.zeros_like(logps), torch.zeros_like(logps)
+        u = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.trains_head else None
+        memory = _memory(hidden, weight)
+        for rows in tiles(hidden, weight):
+            raw = torch.mm(hidden[rows], weight.t(), out=memory[: rows.stop - rows.start])
+            library.score_targets(
+                raw,
+                targets[rows],
+                logps[rows],
+                logits[rows],
+                normalisers[rows],
+                entropy[rows] if statistics else None,
+                top1[rows] if statistics else None,
+                *raw.shape,
+            )
+            if u is not None:
+                ones = torch.ones_like(logps[rows])
+                library.slope(raw, targets[rows], normalisers[rows], ones, None, *raw.shape)
+                torch.mm(raw, weight, out=u[rows])
+        ctx.save_for_backward(hidden if u is None else u, weight, targets, normalisers)
+        ctx.mark_non_differentiable(entropy, top1)
+        ctx.set_materialize_grads(False)
+        return logps, entropy, top1, logits
+
+    @staticmethod
+    def backward(
+        ctx: Any, by_logp: Tensor | None, _entropy: None, _top1: None, by_logit: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        kept, weight, targets, normalisers = ctx.saved_tensors
+        by_logp = torch.zeros_like(normalisers) if by_logp is None else by_logp.contiguous()
+        if not ctx.trains_head:
+            d_hidden = by_logp[:, None] * kept
+            if by_logit is not None:
+                d_hidden = d_hidden.addcmul(by_logit[:, None], weight[targets].to(d_hidden.dtype))
+            return d_hidden.to(kept.dtype), None, None, None, None
+        by_logit = None if by_logit is None else by_logit.contiguous()
+        d_hidden, d_weight = torch.empty_like(kept), WeightGradient(kept, weight)
+        memory = _memory(kept, weight)
+        for rows in tiles(kept, weight):
+            raw = torch.mm(kept[rows], weight.t(), out=memory[: rows.stop - rows.start])
+            of_logits = None if by_logit is None else by_logit[rows]
+            ctx.library.slope(raw, targets[rows], normalisers[rows], by_logp[rows], of_logits, *raw.shape)
+            torch.mm(d_weight.add(raw, rows), weight, out=d_hidden[rows])
+        return d_hidden, d_weight.total(), None, None, None
+
+
+def _memory(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Return the memory of a tile of logits. (rows, V)"""
+    most = max((rows.stop - rows.start for rows in tiles(hidden, weight)), default=0)
+    return hidden.new_empty(most, len(weight))

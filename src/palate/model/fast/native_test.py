@@ -1,0 +1,131 @@
+"""The test of compiled functions: a layer, the head and sampling steps of a model, against the plain way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from palate.model.fast.attention import following
+from palate.model.fast.decode import KeyValueStore
+from palate.model.fast.fused import Layer, can_fuse
+from palate.model.fast.head import LMHead
+from palate.model.fast.layout import PackedLayout, positions
+from palate.model.fast.lean import WINDOW, Operations, kind_of, layer_states
+from palate.model.fast.native import Library
+from palate.model.fast.native_head import native_values
+from palate.model.fast.native_layers import NativeOperations
+from palate.model.fast.native_step import BlockStore, Rows, in_pairs
+
+CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""Largest difference of native and plain results beside rounding, relative to what a layer changes."""
+RECORDS = ((5, (4, 19)), (40, (3,)), (1, (2, 2)))
+"""The packed row of the test: less and more than a block of keys."""
+
+
+def test(library: Library, network: Any) -> None:
+    """Compare the functions with the plain way, on the network's first layer.
+
+    Raises:
+        RuntimeError: the results differ.
+    """
+    with torch.enable_grad():
+        _test_layer(library, network)
+        _test_head(library)
+    if can_fuse(network):
+        kind = kind_of(network)
+        assert kind is not None
+        block = network.base_model.layers[0]
+        _test_steps(library, Layer(block, WINDOW[kind](block.self_attn)))
+
+
+def _compare(what: str, found: Tensor, expected: Tensor, change: float) -> None:
+    """Raise an error if results differ by more than rounding. change: the norm of what was computed."""
+    gap = float((found.float() - expected.float()).norm())
+    rounding = torch.finfo(expected.dtype).eps * float(expected.float().norm())
+    if not gap <= CLOSE[expected.dtype] * change + rounding:
+        raise RuntimeError(f"compiled and plain {what} differ by {gap / max(change, 1e-30):.1%}")
+
+
+def _test_layer(library: Library, network: Any) -> None:
+    """Compare the hidden states and the gradient of a layer."""
+    kind = kind_of(network)
+    assert kind is not None
+    model = network.base_model
+    layer = model.layers[0]
+    source = torch.Generator().manual_seed(0)
+    places = positions(RECORDS)
+    hidden = torch.randn(places.numel(), network.config.hidden_size, generator=source).to(network.dtype)
+    slope = torch.randn(hidden.shape, generator=source).to(network.dtype)
+    cos, sin = (part.unsqueeze(2) for part in model.rotary_emb(hidden[None], places))
+    results: list[list[Tensor]] = []
+    for operations in (Operations(), NativeOperations(library)):
+        start = hidden.clone().requires_grad_()
+        with following(network):
+            states = layer_states(
+                layer,
+                WINDOW[kind](layer.self_attn),
+                linear,
+                operations,
+                start,
+                angles=operations.angles(cos, sin),
+                layout=PackedLayout(RECORDS),
+            )
+        (gradient,) = torch.autograd.grad(states, start, slope)
+        results.append([states.detach() - hidden, gradient - slope])
+    for what, expected, found in zip(("hidden states", "gradients"), *results, strict=True):
+        _compare(what, found, expected, float(expected.float().norm()))
+
+
+def _test_head(library: Library) -> None:
+    """Compare log-probabilities, statistics and gradients of a small head."""
+    dtype, source = library.kind.dtype, torch.Generator().manual_seed(1)
+    weight, hidden = (torch.randn(size, 24, generator=source).to(dtype) for size in (300, 7))
+    targets = torch.randint(300, (7,), generator=source)
+    slopes = torch.randn(2, 7, generator=source)
+    results: list[list[Tensor]] = []
+    for native in (False, True):
+        start, map_ = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if native:
+            values = native_values(start, map_, targets, library, statistics=True)
+        else:
+            values = LMHead(map_, None, None).values(start, targets, statistics=True)
+        total = (values.logps * slopes[0] + values.logits * slopes[1]).sum()
+        results.append([values.logps.detach(), values.entropy, *torch.autograd.grad(total, (start, map_))])
+    names = "log-probabilities", "entropies", "gradients of the head's input", "gradients of the head"
+    for what, expected, found in zip(names, *results, strict=True):
+        _compare(what, found, expected, float(expected.float().norm()))
+
+
+@torch.no_grad()
+def _test_steps(library: Library, layer: Layer) -> None:
+    """Compare steps of a layer: with prompts of several lengths, and with more than a block of new tokens."""
+    kind = library.kind
+    source = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=source).to(kind.dtype)
+
+    hidden_size = layer.before.weight.shape[0]
+    stores = [kept(3, 2, 40, 20, torch.device("cpu")) for kept in (KeyValueStore, BlockStore)]
+    for slot, length in enumerate((5, 40, 19)):
+        key, value = (drawn(kind.key_heads, length, kind.size) for _ in range(2))
+        for store, keys in zip(stores, (in_pairs(key), key), strict=True):
+            store.prompt_lengths[slot] = length
+            store.keep(layer.index, slot, keys, value)
+    places = [0, 2, 3, 5]
+    for token in range(18):
+        depth = [token, token, token, 0 if token == 0 else token - 1]
+        hidden = drawn(len(places), hidden_size)
+        angles = torch.randn(len(places), 1, kind.size // 2, generator=source)
+        heads = angles.new_ones(kind.query_heads + kind.key_heads, 1)
+        heads[: kind.query_heads] = layer.scaling
+        turns = torch.polar(torch.ones_like(angles), angles) * heads
+        plain, native = (store.step(places, depth) for store in stores)
+        expected = layer(hidden, turns, plain, torch.Size((len(hidden), 1)))
+        rows = Rows(library, layer, hidden.clone(), turns, native)  # type: ignore[arg-type]
+        change = rows.through(layer, None)
+        added = float((expected - hidden).float().norm())
+        _compare("sampling steps", rows.hidden + change, expected, added)
