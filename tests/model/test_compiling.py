@@ -41,12 +41,14 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         ("auto", GPU, ENOUGH_TOKENS, None, "off"),
         ("auto", CPU, ENOUGH_TOKENS, "off", "off"),
         ("auto", CPU, 1, "on", "on"),
+        ("auto", CPU, None, None, "on"),
+        ("auto", GPU, None, None, "off"),
     ],
 )
 def test_the_choice(
     option: Literal["off", "auto", "on"],
     device: torch.device,
-    tokens: int,
+    tokens: int | None,
     before: str | None,
     expected: str,
 ) -> None:
@@ -62,9 +64,7 @@ def test_an_obstacle_is_an_error_only_if_the_option_is_on(monkeypatch: pytest.Mo
 
 
 def test_a_gpu_and_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert obstacle(GPU) == (
-        "the model is on cuda:0, and only sampling on a CPU is compiled; use --device cpu"
-    )
+    assert obstacle(GPU) == ("the model is on cuda:0, and only work on a CPU is compiled; use --device cpu")
 
     def missing() -> str:
         raise RuntimeError

@@ -1,4 +1,4 @@
-"""A run keeps its choice of compiled sampling."""
+"""A run keeps its choice of compiled functions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def choice(
     display = Display(quiet=True)
     display.say = said.append  # type: ignore[method-assign]
     with Run(RunConfig(output=directory), method="toy", display=display) as run:
-        chosen = settle_compiling(run, option, tokens, CPU)
+        chosen = settle_compiling(run, option, CPU, tokens)
         list(run.steps(0))
     return chosen, [line for line in said if word in line]
 
@@ -65,8 +65,8 @@ def test_a_machine_without_a_compiler(tmp_path: Path, machine: dict[str, Any]) -
     chosen, said = choice(tmp_path / "run", "auto")
     assert chosen == "off"
     assert said == [
-        "the run started with compiled sampling, but no compiler; install one; this start samples plain, so "
-        "results will not be bit-identical"
+        "the run started with compiled functions, but no compiler; install one; this start computes without "
+        "them, so results will not be bit-identical"
     ]
     machine["obstacle"] = None
     assert choice(tmp_path / "run", "auto") == ("on", [])
@@ -87,4 +87,4 @@ def test_all_processes_make_the_same_choice(
     monkeypatch.setattr(Alone, "gather", lambda world, name, value: [value, "off"])
     chosen, (line,) = choice(tmp_path / "run", "auto")
     assert chosen == "off"
-    assert "but another process cannot compile; this start samples plain" in line
+    assert "but another process cannot compile; this start computes without them" in line

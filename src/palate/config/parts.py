@@ -66,6 +66,10 @@ class ModelConfig(Config):
     fast: bool = True
     """Use Palate's own fast code for sampling and training if the model supports it; --no-fast uses
     transformers' `generate` and padded batches."""
+    compile: Literal["off", "auto", "on"] = "off"
+    """Compute what lies between the matrix products on a CPU with functions compiled from C++: faster, with
+    other rounding in the last bits. `on` needs a C++ compiler. `auto` compiles if there is one and the work
+    is long enough; a run that resumes repeats its first choice."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Such code can do anything on this machine."""
 
@@ -154,10 +158,6 @@ class Sampling(Config):
     """Completions sampled in parallel; changes memory use and speed, not results (in float32). Default: 64,
     and up to 256 with 16 or more completions per prompt, if their keys and values fit in 2 GiB; 256 if a
     server samples."""
-    compile: Literal["off", "auto", "on"] = "off"
-    """Compute the small operations of sampling on a CPU with compiled functions; results may differ in the
-    last bits. `on` needs a C++ compiler. `auto` compiles if there is one and the work may sample 20,000
-    tokens or more (completions times max_new_tokens); a run that resumes repeats its first choice."""
 
     @model_validator(mode="after")
     def _limits(self) -> Self:
@@ -178,7 +178,7 @@ class Sampling(Config):
     @property
     def unrestricted(self) -> Sampling:
         """Return options that sample the model's own distribution: temperature 1, without restrictions."""
-        kept = {"max_new_tokens", "stop", "sampling_rows", "compile"}
+        kept = {"max_new_tokens", "stop", "sampling_rows"}
         return Sampling(**{name: getattr(self, name) for name in kept})
 
 
@@ -211,15 +211,6 @@ class Rollouts(Sampling):
         """Return the options of held-out completions."""
         given = self.eval_temperature
         return self.sampling if given is None else self.sampling.model_copy(update={"temperature": given})
-
-    @model_validator(mode="after")
-    def _samples_here(self) -> Self:
-        if self.compile == "on" and self.rollouts != "local":
-            raise ValueError(
-                f"compile is on, but rollouts is {self.rollouts}, and a server compiles its own code; leave "
-                "--compile out"
-            )
-        return self
 
     @model_validator(mode="after")
     def _has_a_server_for_its_options(self) -> Self:

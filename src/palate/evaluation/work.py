@@ -79,7 +79,7 @@ def _sides(cfg: EvaluateConfig, run: Run) -> tuple[list[Side], Side | None, dict
     else:
         prompts = read_prompts(cfg.data, split=cfg.split, columns=cfg.map, limit=cfg.limit, account=account)
     most, (device, _) = len(prompts) * cfg.n * cfg.max_new_tokens, resolve(cfg.loading(cfg.model[0]))
-    cfg = cfg.model_copy(update={"compile": settle_compiling(run, cfg.compile, most, device)})
+    cfg = cfg.model_copy(update={"compile": settle_compiling(run, cfg.compile, device, most)})
     other = cfg.against if cfg.against not in (None, FROM_DATA) else None
     sides: list[Side] = []
     baseline: Side | None = None

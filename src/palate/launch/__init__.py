@@ -36,9 +36,9 @@ from palate.learn import Learner, Policy
 from palate.loops import PairRounds, Records, content_key, forget_prepared, pool_bill, pool_date, prompts_of
 from palate.methods import METHODS, Method
 from palate.model import Snapshot
+from palate.model.device import resolve
 from palate.quiet import quieted
-from palate.run import BoundReachedError, Display, JudgeAnnotator, Run, led
-from palate.spending import Rows
+from palate.run import BoundReachedError, Display, JudgeAnnotator, Run, led, settle_compiling
 from palate.types import Example, Pair, Prompt
 from palate.world.start import Together, threads_of
 
@@ -154,6 +154,9 @@ def train(
         world.agree("the configuration", key_of(method, config.model_dump(mode="json")))
         shown = Display(titled=True) if display == "auto" else display
         with quieted(), Run(config, method=method, display=shown) as run:
+            if config.compile != "off":
+                compiles = settle_compiling(run, config.compile, resolve(config)[0])
+                config = config.model_copy(update={"compile": compiles})
             own_judge = None if isinstance(judge, str) else judge
             annotate = led(lambda: annotator_of(config, run, own_judge))
             judging = closing(annotate) if isinstance(annotate, JudgeAnnotator) else nullcontext()
@@ -191,9 +194,8 @@ def _from_prompts(method: Method, cfg: Any, run: Run, annotate: Annotator | None
     report_rows(run, cfg, account, others)
     beside = () if method.beside is None else method.beside(policy, cfg, seed=run.seed("beside"))
     codec = policy.model.codec
-    rows = Rows(len(prompts), len(prompts))
     tokens = key_of([codec.prompt_ids(p) for p in (*prompts, *held_out)])
-    _attach(policy, tokens, method, cfg, run, rows, *beside)
+    _attach(policy, tokens, cfg, run, *beside)
     report_weights(run, policy, *beside)
     start = policy.snapshot() if held_out and annotate is not None and isinstance(policy, Policy) else None
     shown = shown_prompts(method, policy, held_out, prompts, cfg, all_held_out=start is not None)
@@ -242,7 +244,7 @@ def _on_records(
 ) -> Outcome:
     """Train on records from data, and summarise the measurements on the held-out records."""
     keys = [part.prompts_key for part in (records, held_out) if isinstance(part, Records)]
-    _attach(learner, key_of(*keys), method, cfg, run, Rows(len(records), len(records)))
+    _attach(learner, key_of(*keys), cfg, run)
     learner.optimizer.total_steps = cfg.total_steps(len(records))  # dropped records do not count
     measured = held_out and annotate is not None
     start = learner.snapshot() if measured and isinstance(learner, Policy) else None
@@ -311,12 +313,9 @@ def _learner(method: Method, cfg: MethodConfig, run: Run, steps: int) -> Learner
     return learner
 
 
-def _attach(
-    learner: Learner, tokens: str, method: Method, cfg: Any, run: Run, rows: Rows, *beside: Learner
-) -> None:
+def _attach(learner: Learner, tokens: str, cfg: Any, run: Run, *beside: Learner) -> None:
     """Check that the key of the prompts' tokens is that at the start of the run, then start or resume."""
     subject = f"the rendering of the prompts by the tokenizer or chat template of {learner.model.source}"
     run.require_same("the prompts in tokens", tokens, subject)
     run.attach(learner, *beside)
-    spends = method.way_of(cfg).spends
-    open_rollouts(learner, cfg, run, 0 if spends is None else spends(cfg, rows).sampled)
+    open_rollouts(learner, cfg, run)

@@ -9,21 +9,19 @@ from typing import Any
 
 from palate.config import Rollouts
 from palate.learn import Learner, Policy
-from palate.run import Run, settle_compiling
+from palate.run import Run
 
 FACT = "the engine of the samples"
 
 
-def open_rollouts(learner: Learner, cfg: Any, run: Run, completions: int) -> None:
+def open_rollouts(learner: Learner, cfg: Any, run: Run) -> None:
     """Let a server sample the policy's completions, if the configuration names one.
 
-    The size of chunks and the choice of compiled sampling are fixed. A run keeps its kind of engine; the
-    server may move or get another version.
+    The size of chunks is fixed. A run keeps its kind of engine; the server may move or get another version.
 
     Args:
         learner: the run's model.
         cfg, run: the run.
-        completions: the most completions that training samples.
 
     Raises:
         ConfigError, RunError: the server cannot be used, or the run started with another kind of engine.
@@ -33,8 +31,6 @@ def open_rollouts(learner: Learner, cfg: Any, run: Run, completions: int) -> Non
     run.require_same(FACT, cfg.rollouts.partition(":")[0], f"{FACT} (--rollouts)")
     learner.model.chunk_rows = int(run.remember("the rows of a chunk", str(cfg.sampling_rows or 0)))
     if cfg.rollouts == "local":
-        most = completions * cfg.max_new_tokens
-        learner.model.compiles = settle_compiling(run, cfg.compile, most, learner.model.device)
         return
     from palate.model.served.connect import connected  # loads an HTTP client
 

@@ -23,14 +23,14 @@ millisecond for each token of a small model (docs/performance.md)."""
 
 
 def settled(
-    option: Compile, device: torch.device, tokens: int, *, before: str | None = None
+    option: Compile, device: torch.device, tokens: int | None = None, *, before: str | None = None
 ) -> Literal["off", "on"]:
     """Return the choice for a piece of work: the option itself, or the choice of `auto`.
 
     Args:
         option: the option.
         device: the device that samples.
-        tokens: the most tokens that the work samples.
+        tokens: the most tokens that the work samples; None for a training, which is long enough.
         before: the choice of an earlier start of the same work, which `auto` repeats if it can.
 
     Raises:
@@ -38,7 +38,8 @@ def settled(
     """
     if option == "off" or (option == "auto" and before == "off"):
         return "off"
-    if option == "auto" and before is None and (device.type != "cpu" or tokens < ENOUGH_TOKENS):
+    short = tokens is not None and tokens < ENOUGH_TOKENS
+    if option == "auto" and before is None and (device.type != "cpu" or short):
         return "off"
     reason = obstacle(device)
     if reason is None:
@@ -49,9 +50,9 @@ def settled(
 
 
 def obstacle(device: torch.device) -> str | None:
-    """Return why sampling cannot be compiled here, with advice; None without an obstacle."""
+    """Return why nothing can be compiled here, with advice; None without an obstacle."""
     if device.type != "cpu":
-        return f"the model is on {device}, and only sampling on a CPU is compiled; use --device cpu"
+        return f"the model is on {device}, and only work on a CPU is compiled; use --device cpu"
     return _without_compiler() or _without_cache()
 
 
@@ -89,6 +90,6 @@ def _without_cache() -> str | None:
 
 
 @cache
-def say_plain(reason: str) -> None:
-    """Log, once for each reason, that sampling is not compiled although it should be."""
-    log.warning("sampling is not compiled: %s", reason)
+def say_plain(sentence: str) -> None:
+    """Log once that something is not compiled although it should be."""
+    log.warning(sentence)

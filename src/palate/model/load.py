@@ -22,10 +22,12 @@ from palate.errors import ModelError
 from palate.given import GivenModel
 from palate.model.adapters import CLASSIFIER, continued_adapter, embedding_rows, fresh_adapter, settle, untie
 from palate.model.codec import Codec
+from palate.model.compiling import say_plain, settled
 from palate.model.device import resolve
 from palate.model.explain import explained
 from palate.model.fast.engine import FastEngine
 from palate.model.fast.few import few_disagree
+from palate.model.fast.native import Kind
 from palate.model.fast.probe import disagreement
 from palate.model.given import network_of, tokenizer_of
 from palate.model.loaded import Engine, Head, LoadedModel
@@ -112,8 +114,20 @@ def load_model(
         network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     fresh = peft is not None and adapter is None
     engine = PlainEngine() if on_host else engine_for(network, codec, cfg, head)
+    compiles = settled(cfg.compile, device)
+    if compiles == "on" and (reason := _uncompiled(engine, network)):
+        say_plain(f"{cfg.model} is not compiled: {reason}")
     embeddings = own_embeddings is not None
-    return LoadedModel(network, codec, head, cfg.model, engine, peft, fresh, embeddings, _dropout=dropout)
+    return LoadedModel(
+        network, codec, head, cfg.model, engine, peft, fresh, embeddings, compiles=compiles, _dropout=dropout
+    )
+
+
+def _uncompiled(engine: Engine, network: Any) -> str | None:
+    """Return why compiled functions cannot be used for a network; None if they can."""
+    if not isinstance(engine, FastEngine):
+        return "it is on the plain path"
+    return "there are no functions for its kind of layers" if Kind.of(network) is None else None
 
 
 def load_codec(cfg: ModelConfig, *, head: Head = "lm") -> Codec:

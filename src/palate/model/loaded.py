@@ -129,8 +129,7 @@ class LoadedModel:
         chunk_rows: the option `sampling_rows` that decides the chunks of samples: that of a run's first
             start, so that a run which resumes with another option finds its samples. 0 for its default, None
             for the option of each call.
-        compiles: the choice of `--compile` of the run that the model belongs to; None for the option of each
-            call.
+        compiles: `on` if the engine uses compiled functions where it can.
         sampler: samples instead of the engine, for a policy whose completions come from a server.
     """
 
@@ -147,7 +146,7 @@ class LoadedModel:
     sharded: bool = False
     computes_in: torch.dtype | None = None
     chunk_rows: int | None = None
-    compiles: Literal["off", "on"] | None = None
+    compiles: Literal["off", "on"] = "off"
     sampler: Sampler | None = None
     _dropout: Mapping[str, float] = field(default_factory=dict)
 

@@ -15,7 +15,6 @@ from palate.config import Sampling
 from palate.errors import RunError
 from palate.memory import Memory, Purpose, key_of
 from palate.model.codec import Codec
-from palate.model.compiling import settled
 from palate.model.loaded import Fill, LoadedModel, Weights
 from palate.model.rows import Row
 from palate.model.sampling import row_uniforms
@@ -112,9 +111,9 @@ def begin(
     )
     rows = sampling.sampling_rows or default
     of_chunk = rows if model.chunk_rows is None else model.chunk_rows or default
-    sampling = _with_choices(model, sampling, rows, len(requests) * n)
+    sampling = sampling.model_copy(update={"sampling_rows": rows})
     size = max(1, (CHUNK if model.sampler is None else SERVED_CHUNK) * of_chunk // n)
-    options = sampling.model_dump(exclude={"sampling_rows", "compile"})
+    options = sampling.model_dump(exclude={"sampling_rows"})
     engine = () if model.sampler is None else (model.sampler.identity,)
     chunks: list[_Chunk] = []
     weights: Weights | None = None
@@ -141,14 +140,6 @@ def begin(
             weights = weights or model.sampler.publish(model)
             chunk.future = weights.begin(partial(draw, unobserved))
     return _Batch(requests, chunks, observe, partial(_keep, memory=memory, version=version, purpose=purpose))
-
-
-def _with_choices(model: LoadedModel, sampling: Sampling, rows: int, completions: int) -> Sampling:
-    """Return the options with the number of rows, and with the choice of compiled sampling."""
-    compiles = model.compiles or "off"
-    if model.compiles is None and model.sampler is None:
-        compiles = settled(sampling.compile, model.device, completions * sampling.max_new_tokens)
-    return sampling.model_copy(update={"sampling_rows": rows, "compile": compiles})
 
 
 def sample(

@@ -19,7 +19,7 @@ from palate.pool.rows import Entry, prompt_key, read_shard
 from palate.rundir import read_summary
 from palate.types import Completion, Group, Prompt
 
-NO_MATTER = frozenset({"sampling_rows", "compile"})
+NO_MATTER = frozenset({"sampling_rows"})
 """Sampling options that do not change the distribution of the completions."""
 
 BILL = ("completions", "tokens", "verdicts", "cost", "seconds")

@@ -21,7 +21,7 @@ from palate.config.base import EMBEDDED
 COMPLETIONS = 512
 """Completions in a shard by default: the most that a kill costs."""
 
-FROM_METHOD = (*(name for name in Sampling.model_fields if name not in ("sampling_rows", "compile")), "n")
+FROM_METHOD = (*(name for name in Sampling.model_fields if name != "sampling_rows"), "n")
 """Options that `method` fills in."""
 
 

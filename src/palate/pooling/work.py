@@ -136,7 +136,7 @@ def make_pool(cfg: PoolConfig, *, display: Display | None = None) -> Made:
         date = run.remember("date of chat templates", datetime.now().isoformat())
         here = not cfg.ray and cfg.rollouts == LOCAL
         most = len(prompts) * cfg.n * cfg.max_new_tokens if here else 0
-        cfg = cfg.model_copy(update={"compile": settle_compiling(run, cfg.compile, most, resolve(cfg)[0])})
+        cfg = cfg.model_copy(update={"compile": settle_compiling(run, cfg.compile, resolve(cfg)[0], most)})
         work = work_of(cfg, run.directory, prompts, date)
         model = loaded(cfg, date)
         facts = _facts(work, model, run)

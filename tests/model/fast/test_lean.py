@@ -189,18 +189,18 @@ def test_checkpointed_layers_give_the_same_bits(variant: Callable[[str], str]) -
     made_again = policy_of(variant("llama"), lora=False, checkpointing=True).model.network
     made_again.train()
     calls: list[str] = []
-    original = lean._layer
+    original = lean.layer_states
 
     def counted(*args: Any, **named: Any) -> Tensor:
         calls.append("layer")
         return original(*args, **named)
 
     one, other = states(kept, False), None
-    lean._layer = counted
+    lean.layer_states = counted
     try:
         other = states(made_again, False)
     finally:
-        lean._layer = original
+        lean.layer_states = original
     assert len(calls) == 2 * len(made_again.base_model.layers)  # once forward, once again in backward
     assert torch.equal(one[0], other[0])
     assert all(torch.equal(gradient, other[1][key]) for key, gradient in one[1].items())

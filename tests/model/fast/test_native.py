@@ -18,14 +18,15 @@ from palate.model import LoadedModel, compiling, load_model
 from palate.model.compiling import obstacle, say_plain
 from palate.model.fast import native
 from palate.model.fast.fused import Fused
-from palate.model.fast.native import NativeStep, native_step
+from palate.model.fast.native import library_of
+from palate.model.fast.native_step import NativeStep
 from palate.model.rollouts import sample
 from palate.model.sampling import Barred, choose
 from palate.testing import tiny_model, tiny_policy
 from palate.types import Completion, Group, Prompt
 
 PROMPTS = [Prompt(text) for text in ("Hello", "A longer prompt than the others", "?", "Once upon", "a b c")]
-ON, OFF = ({"compile": choice, "sampling_rows": 6} for choice in ("on", "off"))
+ON, OFF = {"compile": "on"}, {"compile": "off"}
 CPU = torch.device("cpu")
 
 
@@ -63,17 +64,19 @@ def policy_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Policy]
 @pytest.fixture
 def step_of(compiler: None, policy_of: Callable[..., Policy]) -> Callable[[str], NativeStep]:
     def make(dtype: str) -> NativeStep:
-        step = native_step(Fused(policy_of("llama", dtype=dtype).model.network))
-        assert step is not None
-        return step
+        network = policy_of("llama", dtype=dtype).model.network
+        library = library_of(network)
+        assert library is not None
+        return NativeStep(Fused(network), library)
 
     return make
 
 
 def drawn(model: LoadedModel, options: dict[str, Any], n: int = 3, new: int = 9) -> list[Completion]:
     """Completions of prompts of several lengths in two slots, so that slots are refilled and rows finish."""
-    sampling = Sampling.model_validate({"max_new_tokens": new, **options})
-    groups = sample(model, PROMPTS, n, sampling, seed=0, version=0)
+    given = {"max_new_tokens": new, "sampling_rows": 6, **options}
+    model.compiles = given.pop("compile")
+    groups = sample(model, PROMPTS, n, Sampling.model_validate(given), seed=0, version=0)
     return [completion for group in groups for completion in group.completions]
 
 
@@ -247,43 +250,65 @@ def broken(*arguments: Any, **options: Any) -> Any:
     raise OSError("fatal error: 'omp.h' file not found\nin a long report of a compiler" + 30 * " and more")
 
 
-def wrong(kind: native.Kind) -> native.Library:
-    nothing: Callable[..., Any] = lambda *arguments: None  # noqa: E731
-    return native.Library(nothing, nothing, nothing, nothing)
+def wrong(name: str) -> Callable[[native.Library, native.Kind], None]:
+    """A library in which one function does nothing."""
+    made = native.Library.__init__
+
+    def make(library: native.Library, kind: native.Kind) -> None:
+        made(library, kind)
+        setattr(library, name, lambda *arguments: 0)
+
+    return make
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"), [(broken, "'omp.h' file not found in a long"), (wrong, "hidden states differ by")]
-)
-def test_a_failure_is_logged_once_and_sampling_is_plain(
-    fault: Any,
-    reason: str,
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("name", [name for name in native.SIGNATURES if name != "draw"])
+def test_a_wrong_function_is_found(
+    name: str,
     policy_of: Callable[..., Policy],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(native, "compiled", fault)
-    monkeypatch.setattr(compiling, "obstacle", lambda device: None)
+    model = policy_of("llama").model
+    expected = drawn(model, OFF)
+    monkeypatch.setattr(native.Library, "__init__", wrong(name))
+    assert drawn(model, ON) == expected
+    (line,) = said(caplog)
+    assert "RuntimeError: compiled and plain" in line
+
+
+def test_a_failure_is_logged_once_and_the_plain_way_is_used(
+    policy_of: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native.Library, "__init__", broken)
     model = policy_of("llama").model
     expected = drawn(model, OFF)
     for _ in range(2):
         assert drawn(model, ON) == expected
     (line,) = said(caplog)
-    assert line.startswith("sampling falls back to its plain steps, because compiling failed: ")
-    assert reason in line
+    assert line.startswith("the plain way is used instead of compiled functions, because compiling failed: ")
+    assert "'omp.h' file not found in a long" in line
     assert len(line) < 300
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("kind", "fast", "why"), [("gpt2", True, "kind of layers"), ("llama", False, "plain")]
+)
 def test_a_model_that_is_not_compiled_is_named(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: str,
+    fast: bool,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(compiling, "obstacle", lambda device: None)
     tiny_model(tmp_path, kind=kind)
-    cfg = ModelConfig(model=str(tmp_path), dtype="float32", device="cpu", fast=kind != "llama")
-    model = load_model(cfg, trainable=False)
+    cfg = ModelConfig(model=str(tmp_path), dtype="float32", device="cpu", fast=fast, compile="on")
     with caplog.at_level(logging.WARNING):
-        drawn(model, ON)
-        drawn(model, ON)
+        model = load_model(cfg, trainable=False)
+        load_model(cfg, trainable=False)
     (line,) = said(caplog)
-    assert line.startswith(f"sampling is not compiled: {tmp_path}")
+    assert line.startswith(f"{tmp_path} is not compiled: ")
+    assert why in line
+    assert len(drawn(model, ON)) == 3 * len(PROMPTS)

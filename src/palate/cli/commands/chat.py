@@ -16,7 +16,7 @@ from palate.rundir import read_description
 class ChatConfig(Sampling):
     """Chat"""
 
-    unoffered: ClassVar = frozenset({"run", "sampling_rows", "compile"})
+    unoffered: ClassVar = frozenset({"run", "sampling_rows"})
     """Fields without a flag: `run` is the command's first word; the others have no effect on single rows."""
 
     run: Path

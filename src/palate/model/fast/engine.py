@@ -52,7 +52,7 @@ class FastEngine:
             rows=n,
             longest=max(len(group[0].prompt_ids) for group in groups),
             fused=fused,
-            compiled=_compiled(model, fused) if sampling.compile == "on" else None,
+            compiled=_compiled(model, fused),
         )
         yield from decoder.run(iter(groups))
 
@@ -119,15 +119,17 @@ class FastEngine:
 
 
 def _compiled(model: LoadedModel, fused: Fused | None) -> NativeStep | None:
-    if fused is None:
-        say_plain(f"{model.source} is too large for packed weights, or its layers are of an unknown kind")
+    """Return the compiled sampling step; None for the plain way."""
+    if model.compiles != "on" or (library := library_of(model.network)) is None:
         return None
-    library = library_of(model.network)
-    return None if library is None else NativeStep(fused, library)
+    if fused is None:
+        say_plain(f"{model.source} is too large for packed weights, so its sampling is not compiled")
+        return None
+    return NativeStep(fused, library)
 
 
 def _library(model: LoadedModel) -> Library | None:
-    """Return the compiled functions that a learner uses; None for the plain way."""
+    """Return the compiled functions for a learner; None for the plain way."""
     if model.compiles != "on" or model.computes_in is not None:
         return None
     return library_of(model.network)

@@ -41,9 +41,9 @@ def test(library: Library, network: Any) -> None:
         _test_steps(library, Layer(block, WINDOW[kind](block.self_attn)))
 
 
-def _compare(what: str, found: Tensor, expected: Tensor, change: float) -> None:
+def _compare(what: str, ours: Tensor, expected: Tensor, change: float) -> None:
     """Raise an error if results differ by more than rounding. change: the norm of what was computed."""
-    gap = float((found.float() - expected.float()).norm())
+    gap = float((ours.float() - expected.float()).norm())
     rounding = torch.finfo(expected.dtype).eps * float(expected.float().norm())
     if not gap <= CLOSE[expected.dtype] * change + rounding:
         raise RuntimeError(f"compiled and plain {what} differ by {gap / max(change, 1e-30):.1%}")
@@ -75,8 +75,8 @@ def _test_layer(library: Library, network: Any) -> None:
             )
         (gradient,) = torch.autograd.grad(states, start, slope)
         results.append([states.detach() - hidden, gradient - slope])
-    for what, expected, found in zip(("hidden states", "gradients"), *results, strict=True):
-        _compare(what, found, expected, float(expected.float().norm()))
+    for what, expected, ours in zip(("hidden states", "gradients"), *results, strict=True):
+        _compare(what, ours, expected, float(expected.float().norm()))
 
 
 def _test_head(library: Library) -> None:
@@ -95,8 +95,8 @@ def _test_head(library: Library) -> None:
         total = (values.logps * slopes[0] + values.logits * slopes[1]).sum()
         results.append([values.logps.detach(), values.entropy, *torch.autograd.grad(total, (start, map_))])
     names = "log-probabilities", "entropies", "gradients of the head's input", "gradients of the head"
-    for what, expected, found in zip(names, *results, strict=True):
-        _compare(what, found, expected, float(expected.float().norm()))
+    for what, expected, ours in zip(names, *results, strict=True):
+        _compare(what, ours, expected, float(expected.float().norm()))
 
 
 @torch.no_grad()

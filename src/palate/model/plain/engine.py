@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from palate.config import Sampling
-from palate.model.compiling import say_plain
 from palate.model.loaded import LoadedModel
 from palate.model.outputs import Outputs
 from palate.model.plain.forward import (
@@ -26,8 +25,6 @@ class PlainEngine:
 
     def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
         """Fill rows with `generate`; prompts are repeated and padded."""
-        if sampling.compile == "on":
-            say_plain(f"{model.source} samples on the plain path")
         return generated(model, groups, sampling)
 
     def computing(self, model: LoadedModel) -> AbstractContextManager[None]:
