@@ -251,6 +251,27 @@ def arguments(doc: str, **more: Mapping[str, Any]) -> argparse.Namespace:
 _quiet = False
 
 
+COMPILE = {
+    "choices": ["on", "off"],
+    "help": "whether Palate uses compiled functions; default: on where a compiler is found",
+}
+"""The argument `--compile` of scripts."""
+
+
+def compiling(choice: str | None) -> str:
+    """Return whether Palate's sides compile: the choice, or `on` where that is possible."""
+    import torch
+
+    from palate.model.compiling import obstacle
+
+    if choice is not None:
+        return choice
+    reason = obstacle(torch.device("cuda" if on_gpu() else "cpu"))
+    if reason is not None:
+        say(f"without compiled functions: {reason}")
+    return "off" if reason else "on"
+
+
 def say(text: str) -> None:
     """Print progress on standard error."""
     if not _quiet:

@@ -39,7 +39,7 @@ SIDES = {
 """Environment of each side. 300,000 rounds are the default of GNU's OpenMP."""
 
 
-def worker(dtype: str) -> Any:
+def worker(dtype: str, compiled: str) -> Any:
     """Sample, and return the milliseconds per step."""
     from palate.config import ModelConfig, Sampling
     from palate.model import load_model
@@ -48,7 +48,8 @@ def worker(dtype: str) -> Any:
     from palate.types import Prompt
 
     quiet_libraries()
-    model = load_model(ModelConfig.model_validate({"dtype": dtype}), trainable=False)
+    cfg = ModelConfig.model_validate({"dtype": dtype, "compile": compiled})
+    model = load_model(cfg, trainable=False)
     asked = [Prompt(text) for text in prompts(PROMPTS, TOKENS)]
     options = Sampling(max_new_tokens=NEW, min_new_tokens=NEW)
 
@@ -61,15 +62,19 @@ def worker(dtype: str) -> Any:
 
 
 def main() -> None:
-    given = arguments(__doc__ or "", dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]})
+    given = arguments(
+        __doc__ or "",
+        dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
+        compile={"default": "off", "choices": ["off", "on"]},
+    )
     if given.worker:
         serve(worker(*given.worker))
         return
     if on_gpu():
         raise SystemExit("neighbour.py measures processors; hide the GPU from torch")
     dtype = compute_dtype(given.dtype)
-    sides = [Side(name, "neighbour.py", dtype, environment=own) for name, own in SIDES.items()]
-    detail: dict[str, Any] = {"dtype": dtype, "runs": given.runs, "rows": {}}
+    sides = [Side(name, "neighbour.py", dtype, given.compile, environment=own) for name, own in SIDES.items()]
+    detail: dict[str, Any] = {"dtype": dtype, "compile": given.compile, "runs": given.runs, "rows": {}}
     for state in ("idle", "busy"):
         say(state)
         other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if state == "busy" else None

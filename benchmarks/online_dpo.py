@@ -7,7 +7,8 @@ the text's length, with a fraction that keeps two different texts from being a t
 TRL runs `best` (KV cache on, no checkpointing) and, on the short shape, `default` (checkpointing on, which
 turns its KV cache off). Its weights, gradients and AdamW state are in the compute dtype throughout. Palate
 runs `live` (the same state) and, where the compute dtype is bfloat16, `masters` (float32 copies of the
-weights, gradients and state, its default). Both hold a full copy of the model as the reference.
+weights, gradients and state, its default). Both hold a full copy of the model as the reference. Both use
+compiled functions (`--compile on`) where a compiler is found, and `plain` is Palate's default without them.
 
 The last line has three figures: TRL's seconds over Palate's (with masters if measured); Palate's memory over
 TRL's with the same state; and the share of the machine's GEMM peak, measured in the same run, that Palate's
@@ -29,10 +30,12 @@ import zlib
 from typing import Any
 
 from common import (
+    COMPILE,
     PeakMemory,
     Side,
     arguments,
     clock,
+    compiling,
     compute_dtype,
     finish,
     gemm_peak,
@@ -64,9 +67,10 @@ class PalateStep:
         masters: `live` or `float32`; see the module's docstring.
         shape: one of `SHAPES`.
         dtype: the compute dtype.
+        compiled: `on` or `off`, the choice of compiled functions.
     """
 
-    def __init__(self, masters: str, shape: str, dtype: str) -> None:
+    def __init__(self, masters: str, shape: str, dtype: str, compiled: str = "off") -> None:
         import palate
         from palate.config import LearnerConfig, Sampling
         from palate.learn import Pairwise, Policy
@@ -77,7 +81,8 @@ class PalateStep:
         quiet_libraries()
         s = SHAPES[shape]
         self.asked = [Prompt(text) for text in prompts(s["count"], s["tokens"])]
-        cfg = LearnerConfig.model_validate({"lora": False, "dtype": dtype, "lr": 5e-7, "masters": masters})
+        options = {"lora": False, "dtype": dtype, "lr": 5e-7, "masters": masters, "compile": compiled}
+        cfg = LearnerConfig.model_validate(options)
         self.policy = Policy.load(cfg, total_steps=1000)
         self.objective = Pairwise(PAIR_LOSSES["dpo"], 0.1, self.policy.snapshot())
         self.annotate = palate.scored(palate.FunctionScorer(reward))
@@ -112,9 +117,9 @@ class PalateStep:
         return 2 * ((prompt_tokens + new_tokens - last) * body + new_tokens * head)
 
 
-def palate_worker(masters: str, shape: str, dtype: str) -> Any:
+def palate_worker(masters: str, shape: str, dtype: str, compiled: str) -> Any:
     """Time one step of Palate, with separate times for sampling and learning."""
-    step = PalateStep(masters, shape, dtype)
+    step = PalateStep(masters, shape, dtype, compiled)
 
     def work(seed: int = 0) -> dict[str, float]:
         with PeakMemory() as memory:
@@ -206,19 +211,24 @@ def trl_worker(kind: str, shape: str, dtype: str) -> Any:
     return work
 
 
-def measured(shape: str, dtype: str, runs: int, *, trl: list[str]) -> dict[str, list[dict[str, float]]]:
+def measured(
+    shape: str, dtype: str, runs: int, *, trl: list[str], compiled: str
+) -> dict[str, list[dict[str, float]]]:
     """Return the measurements of Palate and the given variants of TRL on a shape, run by run."""
     kinds = [("palate", "live"), *(("trl", kind) for kind in trl if kind == "best")]
     if dtype == "bfloat16":
         kinds.append(("palate", "masters"))
+    if compiled == "on":
+        kinds.append(("palate", "plain"))
     if "default" in trl and shape == "short":
         kinds.append(("trl", "default"))
-    state = {"masters": "float32"}
+    state = {"masters": "float32", "plain": "float32" if dtype == "bfloat16" else "live"}
     peers = peer(PEER)
-    sides = [
-        Side(f"{who} {kind}", "online_dpo.py", who, state.get(kind, kind), shape, dtype, path=peers)
-        for who, kind in kinds
-    ]
+    sides = []
+    for who, kind in kinds:
+        own = ("off" if kind == "plain" else compiled,) if who == "palate" else ()
+        words = who, state.get(kind, kind), shape, dtype, *own
+        sides.append(Side(f"{who} {kind}", "online_dpo.py", *words, path=peers))
     found = in_turns(sides, runs)
     for side in sides:
         side.close()
@@ -236,23 +246,25 @@ def main() -> None:
             "choices": ["best", "default"],
             "help": "kinds of TRL, if any, beside Palate",
         },
+        compile=COMPILE,
     )
     if given.worker:
         side, *rest = given.worker
         serve({"palate": palate_worker, "trl": trl_worker}[side](*rest))
         return
     dtype = compute_dtype(given.dtype)
-    settings = {"dtype": dtype, "peer": PEER, "shapes": SHAPES, "runs": given.runs}
+    compiled = compiling(given.compile)
+    settings = {"dtype": dtype, "peer": PEER, "shapes": SHAPES, "runs": given.runs, "compile": compiled}
     rows: dict[str, Any] = {}
     if given.output is not None and given.output.exists():
         earlier = json.loads(given.output.read_text())
-        if all(earlier[name] == value for name, value in settings.items()):
+        if all(earlier.get(name) == value for name, value in settings.items()):
             rows = earlier["rows"]  # of other shapes
     ours = "palate masters" if dtype == "bfloat16" else "palate live"  # its default in that format
     before = gemm_peak(dtype)
     for shape in given.shapes:
         say(shape)
-        rows[shape] = measured(shape, dtype, given.runs, trl=given.trl)
+        rows[shape] = measured(shape, dtype, given.runs, trl=given.trl, compiled=compiled)
     detail: dict[str, Any] = {**settings, "measured": {}, "rows": rows}
     last: dict[str, float] = {}
     for shape, own in rows.items():

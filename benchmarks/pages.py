@@ -3,22 +3,31 @@
     python benchmarks/pages.py --output benchmarks/results/pages.json
 
 Each side takes the steps of `palate live` of online_dpo.py in its own process, in turns. `small pages` is the
-default of the C library, whose pages have 4 KiB on x86. `large pages` has the C library's tunables that make
-it ask Linux for pages of 2 MiB and keep freed memory. The last line has the time of the first over the time
-of the second for sampling and for learning.
+default of the C library, whose pages have 4 KiB on x86. `large pages` has the C library's tunable that makes
+it ask Linux for pages of 2 MiB. The last line has the time of the first over the time of the second for
+sampling and for learning.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from common import Side, arguments, compute_dtype, finish, in_turns, median, on_gpu, say, serve
+from common import (
+    COMPILE,
+    Side,
+    arguments,
+    compiling,
+    compute_dtype,
+    finish,
+    in_turns,
+    median,
+    on_gpu,
+    say,
+    serve,
+)
 from online_dpo import SHAPES, palate_worker
 
-LARGE = ":".join(
-    f"glibc.malloc.{name}"
-    for name in ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000", "top_pad=100000000")
-)
+LARGE = "glibc.malloc.hugetlb=1"
 SIDES = {"small pages": {"GLIBC_TUNABLES": ""}, "large pages": {"GLIBC_TUNABLES": LARGE}}
 """Environment of each side."""
 
@@ -28,6 +37,7 @@ def main() -> None:
         __doc__ or "",
         dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
         shape={"default": "short", "choices": list(SHAPES)},
+        compile=COMPILE,
     )
     if given.worker:
         serve(palate_worker(*given.worker))
@@ -35,9 +45,11 @@ def main() -> None:
     if on_gpu():
         raise SystemExit("pages.py measures processors; hide the GPU from torch")
     dtype = compute_dtype(given.dtype)
+    compiled = compiling(given.compile)
     say(given.shape)
     sides = [
-        Side(name, "pages.py", "live", given.shape, dtype, environment=own) for name, own in SIDES.items()
+        Side(name, "pages.py", "live", given.shape, dtype, compiled, environment=own)
+        for name, own in SIDES.items()
     ]
     rows = in_turns(sides, given.runs)
     for side in sides:

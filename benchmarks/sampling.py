@@ -27,6 +27,7 @@ from common import (
     Side,
     arguments,
     clock,
+    compiling,
     compute_dtype,
     finish,
     gemm_peak,
@@ -55,7 +56,8 @@ def palate_worker(dtype: str, compiled: str) -> Any:
     from palate.types import Prompt
 
     quiet_libraries()
-    model = load_model(ModelConfig(dtype=dtype), trainable=False)
+    cfg = ModelConfig.model_validate({"dtype": dtype, "compile": compiled})
+    model = load_model(cfg, trainable=False)
 
     def work(shape: str, natural: bool, seed: int = 0) -> dict[str, float]:
         s = SHAPES[shape]
@@ -64,7 +66,6 @@ def palate_worker(dtype: str, compiled: str) -> Any:
             max_new_tokens=s["new"],
             min_new_tokens=0 if natural else s["new"],
             sampling_rows=64,
-            compile=compiled,
         )
         began = clock()
         groups = sample(model, asked, s["n"], options, seed=seed, version=0)
@@ -194,18 +195,6 @@ def vllm_side(environment: str, dtype: str) -> Side:
     return Side("vllm", "sampling.py", "vllm", dtype, str(embedded_model()), str(file), python=python)
 
 
-def compiles() -> bool:
-    """Return whether Palate can compile its sampling here; say why if it cannot."""
-    import torch
-
-    from palate.model.compiling import obstacle
-
-    reason = obstacle(torch.device("cuda" if on_gpu() else "cpu"))
-    if reason is not None:
-        say(f"without `palate compiled`: {reason}")
-    return reason is None
-
-
 def main() -> None:
     given = arguments(
         __doc__ or "",
@@ -221,7 +210,7 @@ def main() -> None:
     dtype = compute_dtype(given.dtype)
     before = gemm_peak(dtype)
     sides = [Side("palate", "sampling.py", "palate", dtype, "off")]
-    if compiles():
+    if compiling(None) == "on":
         sides.append(Side("palate compiled", "sampling.py", "palate", dtype, "on"))
     sides.append(Side("generate", "sampling.py", "generate", dtype))
     if given.vllm:

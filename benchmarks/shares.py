@@ -16,20 +16,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from common import arguments, compute_dtype, finish, gemm_peak, on_gpu, say
+from common import COMPILE, arguments, compiling, compute_dtype, finish, gemm_peak, on_gpu, say
 from online_dpo import SHAPES, PalateStep
 
 KINDS: dict[str, tuple[str, ...]] = {
     "matrix products": (
-        "mm", "addmm", "addmm_", "mkldnn_linear", "_addmm_activation", "_linear_pointwise", "joined",
+        "mm", "addmm", "addmm_", "mkldnn_linear", "_addmm_activation", "_linear_pointwise",
     ),
     "products of attention": (
         "bmm", "baddbmm", "baddbmm_", "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_flash_attention_for_cpu_backward",
+        "_scaled_dot_product_flash_attention_for_cpu_backward", "attend", "attend_row", "attend_row_back",
     ),
     "softmax (attention, drawing, head)": (
         "_softmax", "_softmax_backward_data", "cumsum", "searchsorted", "gather", "scatter_add_", "amax",
-        "logsumexp", "topk", "sort", "argmax", "exp", "log",
+        "logsumexp", "topk", "sort", "argmax", "exp", "log", "draw", "score_targets", "slope",
     ),
     "copies": (
         "copy_", "cat", "index_select", "index", "index_put_", "index_copy_", "_index_put_impl_", "fill_",
@@ -62,18 +62,45 @@ def profiled(work: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": round(seconds, 2), **{kind: round(share, 3) for kind, share in shares.items()}}
 
 
+def name_functions(network: Any) -> None:
+    """Let the profiler see the compiled functions, as operations of `palate`."""
+    from torch.profiler import record_function
+
+    from palate.model.fast.native import SIGNATURES, library_of
+
+    library = library_of(network)
+    if library is None:
+        raise SystemExit("compiling failed; the log says why")
+
+    def named(name: str, function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            with record_function(f"palate::{name}"):
+                return function(*arguments)
+
+        return call
+
+    for name in SIGNATURES:
+        setattr(library, name, named(name, getattr(library, name)))
+
+
 def main() -> None:
     given = arguments(
         __doc__ or "",
         dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
         shape={"default": "short", "choices": list(SHAPES)},
+        compile=COMPILE,
     )
     if on_gpu():
         raise SystemExit("shares.py times a processor's operations; hide the GPU from torch")
     dtype = compute_dtype(given.dtype)
-    step = PalateStep("float32" if dtype == "bfloat16" else "live", given.shape, dtype)
+    compiled = compiling(given.compile)
+    step = PalateStep("float32" if dtype == "bfloat16" else "live", given.shape, dtype, compiled)
     step.learn(step.sample(0))  # warming up; makes the optimizer's state
-    detail: dict[str, Any] = {"dtype": dtype, "shape": given.shape, **SHAPES[given.shape]}
+    if compiled == "on":
+        name_functions(step.policy.model.network)
+    detail: dict[str, Any] = {
+        "dtype": dtype, "shape": given.shape, "compile": compiled, **SHAPES[given.shape]
+    }  # fmt: skip
     groups: list[Any] = []
     for stage, operations, work in (
         ("sampler", 1, lambda: groups.extend(step.sample(1))),

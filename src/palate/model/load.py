@@ -29,6 +29,7 @@ from palate.model.fast.engine import FastEngine
 from palate.model.fast.few import few_disagree
 from palate.model.fast.native import Kind
 from palate.model.fast.probe import disagreement
+from palate.model.freed import keep_freed_memory
 from palate.model.given import network_of, tokenizer_of
 from palate.model.loaded import Engine, Head, LoadedModel
 from palate.model.plain.engine import PlainEngine
@@ -66,6 +67,8 @@ def load_model(
             device or the number format cannot be used.
     """
     device, dtype = resolve(cfg)
+    if device.type == "cpu":
+        keep_freed_memory()
     given = cfg.model if isinstance(cfg.model, GivenModel) else None
     base, adapter = (
         find_source(cfg.model, head, trainable=trainable, base=cfg.base) if given is None else (given, None)

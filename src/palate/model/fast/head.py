@@ -229,13 +229,21 @@ class WeightGradient:
                 self._total = torch.zeros_like(self._weight)
             self._total.addmm_(slopes.T, self._hidden[rows])  # avoids a second (V, H) tensor per tile
             return slopes
+        memory = self.memory(rows)
+        self._next = rows.stop
+        return slopes if slopes.data_ptr() == memory.data_ptr() else memory.copy_(slopes)
+
+    def memory(self, rows: slice) -> Tensor:
+        """Return memory in which a tile's slopes may be computed, so that `add` does not copy them. (M, V)"""
+        count, size = rows.stop - rows.start, len(self._weight)
         if self._slopes is None or rows.stop - self._first > len(self._slopes):
             self._flush()
-            size = min(max(self._most, len(slopes)), len(self._hidden) - rows.start)
-            if self._slopes is None or len(self._slopes) < size:
-                self._slopes = slopes.new_empty(size, slopes.shape[1], dtype=self._weight.dtype)
-        self._next = rows.stop
-        return self._slopes[rows.start - self._first : rows.stop - self._first].copy_(slopes)
+            most = min(max(self._most, count), len(self._hidden) - rows.start) if self._half else count
+            if self._slopes is None or len(self._slopes) < most:
+                self._slopes = self._weight.new_empty(most, size)
+        if not self._half:
+            return self._slopes[:count]
+        return self._slopes[rows.start - self._first : rows.stop - self._first]
 
     def _flush(self) -> None:
         if self._next > self._first:

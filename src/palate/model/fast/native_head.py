@@ -78,9 +78,8 @@ class _Values(torch.autograd.Function):
             return d_hidden.to(kept.dtype), None, None, None, None
         by_logit = None if by_logit is None else by_logit.contiguous()
         d_hidden, d_weight = torch.empty_like(kept), WeightGradient(kept, weight)
-        memory = _memory(kept, weight)
         for rows in tiles(kept, weight):
-            raw = torch.mm(kept[rows], weight.t(), out=memory[: rows.stop - rows.start])
+            raw = torch.mm(kept[rows], weight.t(), out=d_weight.memory(rows))
             of_logits = None if by_logit is None else by_logit[rows]
             ctx.library.slope(raw, targets[rows], normalisers[rows], by_logp[rows], of_logits, *raw.shape)
             torch.mm(d_weight.add(raw, rows), weight, out=d_hidden[rows])
