@@ -7,8 +7,9 @@ the text's length, with a fraction that keeps two different texts from being a t
 TRL runs `best` (KV cache on, no checkpointing) and, on the short shape, `default` (checkpointing on, which
 turns its KV cache off). Its weights, gradients and AdamW state are in the compute dtype throughout. Palate
 runs `live` (the same state) and, where the compute dtype is bfloat16, `masters` (float32 copies of the
-weights, gradients and state, its default). Both hold a full copy of the model as the reference. Both use
-compiled functions (`--compile on`) where a compiler is found, and `plain` is Palate's default without them.
+weights, gradients and state, its default). All hold a full copy of the model as the reference. Palate
+uses compiled functions (`--compile on`) where a compiler is found; `plain`, on the short shape, is Palate's
+default without them. All sides of a shape are in memory together.
 
 The last line has three figures: TRL's seconds over Palate's (with masters if measured); Palate's memory over
 TRL's with the same state; and the share of the machine's GEMM peak, measured in the same run, that Palate's
@@ -218,7 +219,7 @@ def measured(
     kinds = [("palate", "live"), *(("trl", kind) for kind in trl if kind == "best")]
     if dtype == "bfloat16":
         kinds.append(("palate", "masters"))
-    if compiled == "on":
+    if compiled == "on" and shape == "short":
         kinds.append(("palate", "plain"))
     if "default" in trl and shape == "short":
         kinds.append(("trl", "default"))

@@ -11,7 +11,7 @@ import pytest
 LARGE = """
 import ctypes, os, sys
 from palate.model.freed import keep_freed_memory
-kept = keep_freed_memory()
+kept = keep_freed_memory('cpu')
 import torch
 def held():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -68,8 +68,8 @@ class ModelConfig(Config):
     transformers' `generate` and padded batches."""
     compile: Literal["off", "auto", "on"] = "off"
     """Compute what lies between the matrix products on a CPU with functions compiled from C++: faster, with
-    other rounding in the last bits. `on` needs a C++ compiler. `auto` compiles if there is one and the work
-    is long enough; a run that resumes repeats its first choice."""
+    other rounding in the last bits. `on` needs a C++ compiler. `auto` compiles if there is one, for sampling
+    alone only from 20,000 tokens; a run that resumes repeats its first choice."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Such code can do anything on this machine."""
 

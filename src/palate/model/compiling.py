@@ -29,7 +29,7 @@ def settled(
 
     Args:
         option: the option.
-        device: the device that samples.
+        device: the device of the model.
         tokens: the most tokens that the work samples; None for a training, which is long enough.
         before: the choice of an earlier start of the same work, which `auto` repeats if it can.
 

@@ -18,8 +18,8 @@ _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_"
 _TUNED = ("trim_threshold", "mmap_threshold", "mmap_max", "top_pad")
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep up to 1 GiB of freed memory, if the user has chosen nothing about it.
+def keep_freed_memory(device: str) -> bool:
+    """Let glibc keep up to 1 GiB of freed memory, for work on a CPU, if the user has chosen nothing about it.
 
     Otherwise each layer's tensors go back to the system and come again, page by page, each cleared: a tenth
     of a learner's time (docs/performance.md). The most that a process holds does not change.
@@ -29,7 +29,7 @@ def keep_freed_memory() -> bool:
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     chosen = any(name in os.environ for name in _CHOSEN) or any(name in tunables for name in _TUNED)
-    if chosen or not sys.platform.startswith("linux"):
+    if device != "cpu" or chosen or not sys.platform.startswith("linux"):
         return False
     choose = getattr(ctypes.CDLL(None), "mallopt", None)
     if choose is None:

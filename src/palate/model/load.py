@@ -65,15 +65,15 @@ def load_model(
     Raises:
         ModelError: the name has no usable model, the model needs permission to run its own code, or the
             device or the number format cannot be used.
+        ConfigError: `cfg.compile` is `on`, and an obstacle prevents compiling.
     """
     device, dtype = resolve(cfg)
-    if device.type == "cpu":
-        keep_freed_memory()
     given = cfg.model if isinstance(cfg.model, GivenModel) else None
     base, adapter = (
         find_source(cfg.model, head, trainable=trainable, base=cfg.base) if given is None else (given, None)
     )
     template = _template(cfg.chat_template)
+    keep_freed_memory(device.type)
     with explained(cfg.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # An adapter of a classifier includes its head.
@@ -118,19 +118,22 @@ def load_model(
     fresh = peft is not None and adapter is None
     engine = PlainEngine() if on_host else engine_for(network, codec, cfg, head)
     compiles = settled(cfg.compile, device)
-    if compiles == "on" and (reason := _uncompiled(engine, network)):
-        say_plain(f"{cfg.model} is not compiled: {reason}")
+    if not on_host:
+        say_uncompiled(compiles, engine, network, cfg)
     embeddings = own_embeddings is not None
     return LoadedModel(
         network, codec, head, cfg.model, engine, peft, fresh, embeddings, compiles=compiles, _dropout=dropout
     )
 
 
-def _uncompiled(engine: Engine, network: Any) -> str | None:
-    """Return why compiled functions cannot be used for a network; None if they can."""
+def say_uncompiled(compiles: str, engine: Engine, network: Any, cfg: ModelConfig) -> None:
+    """Log why compiled functions are not used for a model, if they should be."""
+    if compiles != "on":
+        return
     if not isinstance(engine, FastEngine):
-        return "it is on the plain path"
-    return "there are no functions for its kind of layers" if Kind.of(network) is None else None
+        say_plain(f"{cfg.model} is not compiled: it is on the plain path")
+    elif Kind.of(network) is None:
+        say_plain(f"{cfg.model} is not compiled: there are no functions for its kind of layers")
 
 
 def load_codec(cfg: ModelConfig, *, head: Head = "lm") -> Codec:

@@ -26,7 +26,7 @@ from palate.config import LearnerConfig, Sampling
 from palate.errors import ConfigError
 from palate.given import GivenModel
 from palate.model.device import least_memory, require_apart, resolve
-from palate.model.load import engine_for, load_model
+from palate.model.load import engine_for, load_model, say_uncompiled
 from palate.model.loaded import Engine, Head, LoadedModel
 from palate.model.outputs import Outputs, TokenValues
 from palate.model.plain.engine import PlainEngine
@@ -147,6 +147,10 @@ def load_divided(cfg: LearnerConfig, *, head: Head = "lm", seed: int = 0) -> Loa
     if len(set(current().gather("the path of a model", type(model.engine).__name__))) > 1:
         log.warning("%s falls back to the plain path: the fast path is not right in every process", cfg.model)
         model.engine = PlainEngine()
+    if on_host:
+        say_uncompiled(model.compiles, model.engine, model.network, cfg)
+    if divided and model.compiles == "on":
+        log.warning("learning is not compiled, since the weights are divided among the processes")
     return shard(model, device) if divided else model
 
 

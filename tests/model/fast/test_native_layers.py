@@ -141,20 +141,20 @@ def test_results_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
     model = replace(loaded(tmp_path, "llama"), compiles="on")
     threads = torch.get_num_threads()
     try:
-        found = []
+        results = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(numbers(model, "lm", statistics=True, top=0))
+            results.append(numbers(model, "lm", statistics=True, top=0))
     finally:
         torch.set_num_threads(threads)
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*results, strict=True):
         # Products of torch may differ; what is compiled does not.
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_an_update_learns_as_the_plain_way(tmp_path: Path) -> None:
     source = tiny_model(tmp_path, initializer_range=0.2)
-    found = []
+    results = []
     for compiles in ("off", "on"):
         policy = tiny_policy(Path(source), lora=False, compile=compiles)
         objective = Pairwise(PAIR_LOSSES["dpo"], 0.1, policy.snapshot())
@@ -162,6 +162,6 @@ def test_an_update_learns_as_the_plain_way(tmp_path: Path) -> None:
         prompt = Prompt("Which one?")
         chosen, rejected = (policy.model.codec.completion(prompt, text) for text in ("this one", "that"))
         pair = Pair(prompt, chosen, rejected)
-        found.append([policy.update([pair], objective)["loss"] for _ in range(4)])
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
-    assert found[1][-1] < found[1][0]
+        results.append([policy.update([pair], objective)["loss"] for _ in range(4)])
+    assert results[1] == pytest.approx(results[0], rel=1e-3)
+    assert results[1][-1] < results[1][0]

@@ -17,7 +17,7 @@ class ChatConfig(Sampling):
     """Chat"""
 
     unoffered: ClassVar = frozenset({"run", "sampling_rows"})
-    """Fields without a flag: `run` is the command's first word; the others have no effect on single rows."""
+    """Fields without a flag: `run` is the command's first word; single rows need no `sampling_rows`."""
 
     run: Path
     """Directory of the run, such as runs/oaif."""

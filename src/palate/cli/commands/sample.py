@@ -75,6 +75,8 @@ def sample(config: SampleConfig) -> int:
 
     from palate.data import check_target, write_rows
     from palate.model import Snapshot, load_model
+    from palate.model.compiling import settled
+    from palate.model.device import resolve
     from palate.quiet import quiet_libraries
     from palate.run import plain
 
@@ -82,18 +84,21 @@ def sample(config: SampleConfig) -> int:
     output = None if config.output is None else config.output.expanduser()
     if output is not None:
         check_target(output)
-    model = load_model(config.part(ModelConfig), trainable=False)
+    options = config.part(ModelConfig)
+    most = len(prompts) * (config.best_of or config.n) * config.max_new_tokens
+    compiles = settled(config.compile, resolve(options)[0], most)
+    model = load_model(options.model_copy(update={"compile": compiles}), trainable=False)
     snapshot = Snapshot(0, lambda: nullcontext(model), micro_batch_tokens=2048)
     groups = snapshot.sample(prompts, config.best_of or config.n, config.sampling, seed=config.seed)
     if config.best_of is not None:
         from palate.cli.best import keep_best
 
         notes = Console(stderr=True)
-        options = {name: getattr(config, name) for name in ("device", "trust_remote_code", "fast")}
+        own = {name: getattr(config, name) for name in ("device", "trust_remote_code", "fast")}
         groups = keep_best(
             groups,
             config.part(RewardConfig),
-            options,
+            own,
             lambda text: notes.print(Text(plain(text)), soft_wrap=True),
         )
     if output is not None:

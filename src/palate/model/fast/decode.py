@@ -58,7 +58,7 @@ class Decoder:
         rows: number of completions per prompt.
         longest: number of tokens of the longest prompt.
         fused: the network's layers with fewer products; None computes with the network's own weights.
-        compiled: the same layers as compiled functions, for single tokens; None computes them with `fused`.
+        compiled: the same layers with compiled functions, and the draw; None computes them plain.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from palate.model.fast.fused import Fused, can_fuse
 from palate.model.fast.head import LMHead
 from palate.model.fast.merge import MergedCopy, can_merge
 from palate.model.fast.native import Library, library_of
-from palate.model.fast.native_step import NativeStep
+from palate.model.fast.native_step import NativeStep, steps_of
 from palate.model.fast.packed import packed_batches, packed_outputs, packed_scores, packed_values
 from palate.model.loaded import LoadedModel
 from palate.model.outputs import Outputs
@@ -123,9 +123,12 @@ def _compiled(model: LoadedModel, fused: Fused | None) -> NativeStep | None:
     if model.compiles != "on" or (library := library_of(model.network)) is None:
         return None
     if fused is None:
-        say_plain(f"{model.source} is too large for packed weights, so its sampling is not compiled")
+        say_plain(
+            f"sampling from {model.source} is not compiled: its weights cannot be packed, because of their "
+            "size or of its adapters"
+        )
         return None
-    return NativeStep(fused, library)
+    return steps_of(fused, library)
 
 
 def _library(model: LoadedModel) -> Library | None:

@@ -13,7 +13,9 @@ against the plain way, on a layer of the model (`native_test`).
 from __future__ import annotations
 
 import ctypes
+import inspect
 import logging
+import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +76,7 @@ class Kind(NamedTuple):
         """Return the kind of a network's layers; None if there are no functions for them."""
         if kind_of(network) is None or network.device.type != "cpu":
             return None
-        if network.dtype not in (torch.float32, torch.bfloat16):
+        if network.dtype not in (torch.float32, torch.bfloat16) or not _is_uniform(network):
             return None
         attention = network.base_model.layers[0].self_attn
         size = attention.head_dim
@@ -82,12 +84,31 @@ class Kind(NamedTuple):
         return cls(network.dtype, query, key, size)
 
 
+def _abilities() -> str:
+    """Return a line that names what this processor can do."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
+
+
+def _is_uniform(network: Any) -> bool:
+    """Return whether all weights that the functions read have the format of the network."""
+    model, head = network.base_model, network.get_output_embeddings()
+    norms = [module for module in model.modules() if hasattr(module, "variance_epsilon")]
+    read = [model.embed_tokens, *norms, *(() if head is None else (head,))]
+    return all(module.weight.dtype == network.dtype for module in read)
+
+
 class Library:
     """The functions of `cpp` as attributes, for layers of a kind.
 
     Attributes:
         kind: the kind of layers.
+        tested_steps: True if the functions of sampling steps have been compared with the plain way.
     """
+
+    tested_steps = False
 
     def __init__(self, kind: Kind) -> None:
         """Compile the functions, or find them in torch's directory of compiled code.
@@ -105,17 +126,23 @@ class Library:
             "SIZE": kind.size,
         }
         # Code for one processor may not run on another, so its abilities are part of what is compiled.
-        lines = [f"// {torch.backends.cpu.get_cpu_capability()}"]
+        lines = [f"// {_abilities()}"]
         lines += [f"#define {name} {number}" for name, number in numbers.items()]
         lines += [(Path(__file__).parent / "cpp" / name).read_text(encoding="utf-8") for name in FILES]
-        library = CppCodeCache.load(
-            "\n".join(lines), extra_flags=("-ffp-contract=fast",), needs_vec_isa=False
-        )
+        options = {"extra_flags": ("-ffp-contract=fast",), "needs_vec_isa": False}
+        known = inspect.signature(getattr(CppCodeCache, "load_async", CppCodeCache.load)).parameters
+        wanted = {name: value for name, value in options.items() if name in known}  # older torch has fewer
+        library = CppCodeCache.load("\n".join(lines), **wanted)
         for name, types in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes = [_TYPES[letter] for letter in types]
             function.restype = ctypes.c_int64 if name == "draw" else None
             setattr(self, name, function)
+
+    def checked(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in the form that the functions read: contiguous, in their number format."""
+        assert tensor.dtype == self.kind.dtype, f"compiled functions got {tensor.dtype}"
+        return tensor.contiguous()
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
@@ -145,8 +172,6 @@ def library_of(network: Any) -> Library | None:
             reason = " ".join(str(error).split())[:160]
             # An error, because processes other than the first log no warnings.
             log.error(
-                "the plain way is used instead of compiled functions, because compiling failed: %s: %s",
-                type(error).__name__,
-                reason,
+                "compiled functions cannot be used, so the plain way is: %s: %s", type(error).__name__, reason
             )
     return _LIBRARIES[kind]

@@ -39,7 +39,7 @@ class _Values(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, statistics: bool, library: Library
     ) -> tuple[Tensor, ...]:
         ctx.library, ctx.trains_head = library, ctx.needs_input_grad[1]
-        hidden = hidden.contiguous()
+        hidden = library.checked(hidden)
         logps, logits, normalisers = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
         entropy, top1 = torch.zeros_like(logps), torch.zeros_like(logps)
         u = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.trains_head else None

@@ -68,7 +68,8 @@ class _Normalised(torch.autograd.Function):
         ctx: Any, hidden: Tensor, change: Tensor | None, weight: Tensor, eps: float, library: Library
     ) -> tuple[Tensor, Tensor]:
         size = hidden.shape[-1]
-        hidden = hidden.contiguous()
+        hidden = library.checked(hidden)
+        change = None if change is None else library.checked(change)
         total = hidden if change is None else torch.empty_like(hidden)
         out = torch.empty_like(hidden)
         factors = hidden.new_empty(hidden.numel() // size, dtype=torch.float32)
@@ -87,8 +88,8 @@ class _Normalised(torch.autograd.Function):
             total,
             weight,
             factors,
-            d_out.contiguous(),
-            None if d_total is None else d_total.contiguous(),
+            ctx.library.checked(d_out),
+            None if d_total is None else ctx.library.checked(d_total),
             d_x,
             d_weight,
             len(factors),
@@ -114,9 +115,10 @@ class _Rotated(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float, library: Library) -> Tensor:
-    x = x.contiguous()
+    x = library.checked(x)
     out = torch.empty_like(x)
     _, _, heads, size = x.shape
+    assert size == library.kind.size == cos.shape[-1], "other heads than the functions were compiled for"
     library.rotate(x, heads * size, cos, sin, sign, out, x.numel() // (heads * size), heads)
     return out
 
@@ -126,7 +128,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, library: Library) -> Tensor:
-        gate, up = gate.contiguous(), up.contiguous()
+        gate, up = library.checked(gate), library.checked(up)
         ctx.save_for_backward(gate, up)
         ctx.library = library
         out = torch.empty_like(gate)
@@ -138,7 +140,7 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
-        ctx.library.gate_back(gate, up, d_out.contiguous(), d_gate, d_up, gate.numel())
+        ctx.library.gate_back(gate, up, ctx.library.checked(d_out), d_gate, d_up, gate.numel())
         return d_gate, d_up, None
 
 
@@ -156,7 +158,7 @@ class _Attended(torch.autograd.Function):
         how: Attention,
         library: Library,
     ) -> Tensor:
-        query, key, value = (part.contiguous() for part in (query, key, value))
+        query, key, value = (library.checked(part) for part in (query, key, value))
         out = torch.empty_like(query)
         normalisers = query.new_empty(query.shape[1:3], dtype=torch.float32)
         ctx.options = numbers, count, how.scaling, how.window or 0
@@ -170,6 +172,6 @@ class _Attended(torch.autograd.Function):
         query, key, value, out, normalisers = ctx.saved_tensors
         gradients = [torch.empty_like(part) for part in (query, key, value)]
         ctx.library.attend_row_back(
-            query, key, value, out, d_out.contiguous(), normalisers, *ctx.options, *gradients
+            query, key, value, out, ctx.library.checked(d_out), normalisers, *ctx.options, *gradients
         )
         return *gradients, None, None, None, None

@@ -19,7 +19,7 @@ from palate.errors import RunError
 from palate.model.fast.decode import KeyValueStore
 from palate.model.fast.fused import Fused, Layer
 from palate.model.fast.lean import states_of
-from palate.model.fast.native import Library
+from palate.model.fast.native import FAILURES, Kind, Library, log
 from palate.model.fast.native_layers import NativeOperations
 from palate.model.sampling import NOT_FINITE, Barred
 
@@ -113,31 +113,38 @@ class NativeStep:
     def choose(
         self, logits: Tensor, sampling: Sampling, uniforms: Tensor, barred: Barred | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw a token per row, from a distribution without restrictions; see `sampling.choose`.
+        """Draw a token per row; see `native_choice`."""
+        return native_choice(self._library, logits, sampling, uniforms, barred)
 
-        logits (B, V) in the format of the weights.
-        """
-        count, size = logits.shape
-        early = torch.zeros(count, dtype=torch.bool) if barred is None else barred.rows
-        ends = torch.empty(0, dtype=torch.int64) if barred is None else barred.tokens
-        tokens = torch.empty(count, dtype=torch.int64)
-        logps, drawn = torch.empty(2, count)
-        faults = self._library.draw(
-            logits,
-            count,
-            size,
-            sampling.temperature,
-            uniforms,
-            early,
-            ends,
-            len(ends),
-            tokens,
-            logps,
-            drawn,
-        )
-        if faults:
-            raise RunError(NOT_FINITE)
-        return tokens, logps, drawn
+
+def native_choice(
+    library: Library, logits: Tensor, sampling: Sampling, uniforms: Tensor, barred: Barred | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a token per row, from a distribution without restrictions; see `sampling.choose`.
+
+    logits (B, V) in the format of the weights.
+    """
+    count, size = logits.shape
+    early = torch.zeros(count, dtype=torch.bool) if barred is None else barred.rows
+    ends = torch.empty(0, dtype=torch.int64) if barred is None else barred.tokens
+    tokens = torch.empty(count, dtype=torch.int64)
+    logps, drawn = torch.empty(2, count)
+    faults = library.draw(
+        logits,
+        count,
+        size,
+        sampling.temperature,
+        uniforms,
+        early,
+        ends,
+        len(ends),
+        tokens,
+        logps,
+        drawn,
+    )
+    if faults:
+        raise RunError(NOT_FINITE)
+    return tokens, logps, drawn
 
 
 class Rows:
@@ -206,3 +213,24 @@ class Rows:
             layer.window or 0,
             self._attended,
         )
+
+
+_FAILED: set[Kind] = set()
+"""Kinds of layers whose steps are wrong when they are compiled."""
+
+
+def steps_of(fused: Fused, library: Library) -> NativeStep | None:
+    """Return the compiled step of a network; None, with an error in the log, if its results are wrong."""
+    if library.kind in _FAILED:
+        return None
+    if not library.tested_steps:
+        from palate.model.fast.native_test import test_steps  # needs this module
+
+        try:
+            test_steps(library, fused.layers[0])
+            library.tested_steps = True
+        except FAILURES as error:
+            _FAILED.add(library.kind)
+            log.error("sampling is not compiled: %s", error)
+            return None
+    return NativeStep(fused, library)

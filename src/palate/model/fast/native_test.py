@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from palate.config import Sampling
 from palate.model.fast.attention import following
 from palate.model.fast.decode import KeyValueStore
-from palate.model.fast.fused import Layer, can_fuse
+from palate.model.fast.fused import Layer
 from palate.model.fast.head import LMHead
 from palate.model.fast.layout import PackedLayout, positions
 from palate.model.fast.lean import WINDOW, Operations, kind_of, layer_states
 from palate.model.fast.native import Library
 from palate.model.fast.native_head import native_values
 from palate.model.fast.native_layers import NativeOperations
-from palate.model.fast.native_step import BlockStore, Rows, in_pairs
+from palate.model.fast.native_step import BlockStore, Rows, in_pairs, native_choice
+from palate.model.sampling import Barred, choose
 
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Largest difference of native and plain results beside rounding, relative to what a layer changes."""
@@ -31,14 +34,22 @@ def test(library: Library, network: Any) -> None:
     Raises:
         RuntimeError: the results differ.
     """
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         _test_layer(library, network)
-        _test_head(library)
-    if can_fuse(network):
-        kind = kind_of(network)
-        assert kind is not None
-        block = network.base_model.layers[0]
-        _test_steps(library, Layer(block, WINDOW[kind](block.self_attn)))
+        _test_norm(library)
+        for trained in (True, False):
+            _test_head(library, trained)
+
+
+def test_steps(library: Library, layer: Layer) -> None:
+    """Compare sampling steps of a layer, and the draw of tokens.
+
+    Raises:
+        RuntimeError: the results differ.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        _test_steps(library, layer)
+        _test_draws(library)
 
 
 def _compare(what: str, ours: Tensor, expected: Tensor, change: float) -> None:
@@ -74,12 +85,29 @@ def _test_layer(library: Library, network: Any) -> None:
                 layout=PackedLayout(RECORDS),
             )
         (gradient,) = torch.autograd.grad(states, start, slope)
-        results.append([states.detach() - hidden, gradient - slope])
-    for what, expected, ours in zip(("hidden states", "gradients"), *results, strict=True):
-        _compare(what, ours, expected, float(expected.float().norm()))
+        results.append([states.detach(), gradient])
+    names, before = ("hidden states", "gradients"), (hidden, slope)
+    for what, unchanged, expected, ours in zip(names, before, *results, strict=True):
+        _compare(what, ours, expected, float((expected - unchanged).float().norm()))
 
 
-def _test_head(library: Library) -> None:
+def _test_norm(library: Library) -> None:
+    """Compare a sum with its norm, and all gradients."""
+    dtype, source = library.kind.dtype, torch.Generator().manual_seed(2)
+    parts = [torch.randn(size, generator=source).to(dtype) for size in ((70, 40), (70, 40), (40,))]
+    slopes = [torch.randn(70, 40, generator=source).to(dtype) for _ in range(2)]
+    results: list[list[Tensor]] = []
+    for operations in (Operations(), NativeOperations(library)):
+        hidden, change, weight = (part.clone().requires_grad_() for part in parts)
+        norm = SimpleNamespace(weight=weight, variance_epsilon=1e-3)
+        total, normed = operations.added(hidden, change, norm)
+        gradients = torch.autograd.grad((total, normed), (hidden, change, weight), slopes)
+        results.append([total.detach(), normed.detach(), *gradients])
+    for expected, ours in zip(*results, strict=True):
+        _compare("norms", ours, expected, float(expected.float().norm()))
+
+
+def _test_head(library: Library, trained: bool) -> None:
     """Compare log-probabilities, statistics and gradients of a small head."""
     dtype, source = library.kind.dtype, torch.Generator().manual_seed(1)
     weight, hidden = (torch.randn(size, 24, generator=source).to(dtype) for size in (300, 7))
@@ -87,19 +115,26 @@ def _test_head(library: Library) -> None:
     slopes = torch.randn(2, 7, generator=source)
     results: list[list[Tensor]] = []
     for native in (False, True):
-        start, map_ = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        start, map_ = hidden.clone().requires_grad_(), weight.clone().requires_grad_(trained)
         if native:
             values = native_values(start, map_, targets, library, statistics=True)
         else:
             values = LMHead(map_, None, None).values(start, targets, statistics=True)
         total = (values.logps * slopes[0] + values.logits * slopes[1]).sum()
-        results.append([values.logps.detach(), values.entropy, *torch.autograd.grad(total, (start, map_))])
-    names = "log-probabilities", "entropies", "gradients of the head's input", "gradients of the head"
-    for what, expected, ours in zip(names, *results, strict=True):
+        inputs = (start, map_) if trained else (start,)
+        numbers = values.logps.detach(), values.entropy, values.top1
+        results.append([*numbers, *torch.autograd.grad(total, inputs)])
+    names = (
+        "log-probabilities",
+        "entropies",
+        "likeliest tokens",
+        "gradients of the head's input",
+        "of the head",
+    )
+    for what, expected, ours in zip(names, *results, strict=False):
         _compare(what, ours, expected, float(expected.float().norm()))
 
 
-@torch.no_grad()
 def _test_steps(library: Library, layer: Layer) -> None:
     """Compare steps of a layer: with prompts of several lengths, and with more than a block of new tokens."""
     kind = library.kind
@@ -129,3 +164,20 @@ def _test_steps(library: Library, layer: Layer) -> None:
         change = rows.through(layer, None)
         added = float((expected - hidden).float().norm())
         _compare("sampling steps", rows.hidden + change, expected, added)
+
+
+def _test_draws(library: Library) -> None:
+    """Compare draws, with a temperature and with tokens that are not allowed in some rows."""
+    source = torch.Generator().manual_seed(3)
+    logits = torch.randn(9, 700, generator=source).to(library.kind.dtype)
+    uniforms = torch.rand(9, dtype=torch.float64, generator=source)
+    barred = Barred(torch.arange(9) % 2 == 0, torch.tensor([3, 500]))
+    for temperature in (1.0, 0.7):
+        options = Sampling.model_validate({"temperature": temperature})
+        expected = choose(logits.float(), options, uniforms, barred=barred)
+        ours = native_choice(library, logits, options, uniforms, barred)
+        if int((ours[0] != expected[0]).sum()) > 1:  # one number may fall on a boundary
+            raise RuntimeError("compiled and plain draws differ")
+        same = ours[0] == expected[0]
+        for one, other in zip(ours[1:], expected[1:], strict=True):
+            _compare("log-probabilities of draws", one[same], other[same], float(other[same].norm()))

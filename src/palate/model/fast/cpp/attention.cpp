@@ -259,8 +259,9 @@ struct Backward {
         Memory memory(size_of_keys(first.size) + most);
         const Keys prompt = keys(memory, head, first.start, first.size);
         for (const Segment& s : segments) {
-            Memory own = memory;
-            segment(s, head, prompt, &s == &first ? prompt : keys(own, head, s.start, s.size), own);
+            Memory rest = memory;
+            const Keys own = &s == &first ? prompt : keys(rest, head, s.start, s.size);
+            segment(s, head, prompt, own, rest);
         }
         // Completions have added to the prompt's gradients.
         write(prompt.d_keys, KEY_HEADS, head, first.start, first.size, d_key);

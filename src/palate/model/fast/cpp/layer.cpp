@@ -5,8 +5,8 @@ namespace {
 constexpr int64_t FEW_ROWS = 64;  // rows whose weight gradients are summed before those of others
 
 inline Floats sigmoid(Floats x) {
-    Floats small = exponential(x < 0 ? x : -x);  // e^-|x|, which cannot overflow
-    return (x < 0 ? small : Floats{} + 1.0f) / (small + 1.0f);
+    Floats small = exponential(x < 0.0f ? x : -x);  // e^-|x|, which cannot overflow
+    return (x < 0.0f ? small : Floats{} + 1.0f) / (small + 1.0f);
 }
 
 }  // namespace

@@ -138,7 +138,8 @@ int64_t draw(
             all = sum(many);
         }
         if (early[r])
-            for (int64_t e = 0; e < end_count; e++) x[ends[e]] = none;
+            for (int64_t e = 0; e < end_count; e++)
+                if (ends[e] < size) x[ends[e]] = none;
         const float top = early[r] ? largest(x, 0, padded) : top_of_all;
         double total = 0;
         for (int64_t p = 0; p < parts; p++) {

@@ -100,9 +100,9 @@ inline float sum(Floats x) {
 }
 
 inline float most(Floats x) {
-    float found = x[0];
-    for (int i = 1; i < LANES; i++) found = std::max(found, x[i]);
-    return found;
+    float high = x[0];
+    for (int i = 1; i < LANES; i++) high = std::max(high, x[i]);
+    return high;
 }
 
 // Scores of Q queries with B blocks of keys. queries (Q, PADDED), keys (B, SIZE, BLOCK), scores (Q, stride)
@@ -189,19 +189,20 @@ struct Weighing {
     }
 };
 
-// Exponentiates scores in [first, end) and clears those before; `most` is their largest, `total` their sum.
+// Returns the largest of the scores in [first, end); minus infinity without any.
 inline float largest(const float* scores, int64_t first, int64_t end) {
-    float found = -std::numeric_limits<float>::infinity();
-    Floats many = Floats{} + found;
+    float high = -std::numeric_limits<float>::infinity();
+    Floats many = Floats{} + high;
     int64_t s = first;
     for (; s + LANES <= end; s += LANES) {
         Floats x = load(scores + s);
         many = x > many ? x : many;
     }
-    for (; s < end; s++) found = std::max(found, scores[s]);
-    return std::max(found, most(many));
+    for (; s < end; s++) high = std::max(high, scores[s]);
+    return std::max(high, most(many));
 }
 
+// Replaces scores in [first, end) by e^(score - largest), and those before by zero; returns the sum.
 inline float exponentiate(float* scores, int64_t first, int64_t end, float largest) {
     std::fill(scores, scores + first, 0.0f);
     Floats many = {};
