@@ -74,7 +74,7 @@ compare: setup
 benchmarks: setup
 	kind=$$($(BIN)/python experiments/machine.py) && results=benchmarks/results && \
 	$(BIN)/python benchmarks/sampling.py $(if $(VLLM),--vllm $(VLLM)) --output $$results/sampling_$$kind.json && \
-	for name in online_dpo ppo scaling neighbour attention pages; do \
+	for name in online_dpo ppo scaling neighbour attention pages products compiled; do \
 		$(BIN)/python benchmarks/$$name.py --output $$results/$${name}_$$kind.json || exit 1; \
 	done && \
 	for shape in short long; do \

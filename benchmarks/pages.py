@@ -2,10 +2,11 @@
 
     python benchmarks/pages.py --output benchmarks/results/pages.json
 
-Each side takes the steps of `palate live` of online_dpo.py in its own process, in turns. `small pages` is the
-default of the C library, whose pages have 4 KiB on x86. `large pages` has the C library's tunable that makes
-it ask Linux for pages of 2 MiB. The last line has the time of the first over the time of the second for
-sampling and for learning.
+Each side takes the steps of `palate live` of online_dpo.py in its own process, in turns. `freed` gives freed
+memory back to the system, as the C library does by itself. `small pages` is Palate's default, which keeps it;
+pages have 4 KiB on x86. `large pages` has the C library's tunable that makes
+it ask Linux for pages of 2 MiB. The last line has the times of the first and the
+last over that of the second, for sampling and for learning.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from common import (
 )
 from online_dpo import SHAPES, palate_worker
 
+from palate.model import load
+
 LARGE = "glibc.malloc.hugetlb=1"
-SIDES = {"small pages": {"GLIBC_TUNABLES": ""}, "large pages": {"GLIBC_TUNABLES": LARGE}}
+SIDES = {"freed": {}, "small pages": {}, "large pages": {"GLIBC_TUNABLES": LARGE}}
 """Environment of each side."""
 
 
@@ -40,7 +43,10 @@ def main() -> None:
         compile=COMPILE,
     )
     if given.worker:
-        serve(palate_worker(*given.worker))
+        name, *rest = given.worker
+        if name == "freed":
+            load.keep_freed_memory = lambda device: False
+        serve(palate_worker(*rest))
         return
     if on_gpu():
         raise SystemExit("pages.py measures processors; hide the GPU from torch")
@@ -48,7 +54,7 @@ def main() -> None:
     compiled = compiling(given.compile)
     say(given.shape)
     sides = [
-        Side(name, "pages.py", "live", given.shape, dtype, compiled, environment=own)
+        Side(name, "pages.py", name, "live", given.shape, dtype, compiled, environment=own)
         for name, own in SIDES.items()
     ]
     rows = in_turns(sides, given.runs)
@@ -59,10 +65,14 @@ def main() -> None:
     detail: dict[str, Any] = {
         "dtype": dtype, "shape": given.shape, "runs": given.runs, "rows": rows, "measured": measured
     }  # fmt: skip
-    small, large = (measured[name] for name in SIDES)
-    finish(
-        given, detail, {key.removesuffix("_seconds"): round(small[key] / large[key], 2) for key in keys[:2]}
-    )
+    last = {
+        f"{name.replace(' ', '_')}_{key.removesuffix('_seconds')}": round(
+            measured[name][key] / measured["small pages"][key], 2
+        )
+        for name in ("freed", "large pages")
+        for key in keys[:2]
+    }
+    finish(given, detail, last)
 
 
 if __name__ == "__main__":

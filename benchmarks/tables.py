@@ -57,7 +57,7 @@ def tables() -> dict[str, list[str]]:
     made = {
         "sampling": sampling, "online_dpo": online_dpo, "ppo": ppo, "scaling": scaling,
         "operations": operations, "compiled": compiled, "neighbour": neighbour,
-        "attention": attention, "pages": pages,
+        "attention": attention, "pages": pages, "products": products,
     }  # fmt: skip
     found: dict[str, list[str]] = {}
     for name, table in made.items():
@@ -273,6 +273,17 @@ def neighbour(result: dict[str, Any]) -> list[str]:
     for name, one in result["measured"].items():
         ratio = f"**{one['busy'] / one['idle']:.2f}**"
         lines += row(names[name], f"{one['idle']:.0f}", f"{one['busy']:.0f}", ratio)
+    return lines
+
+
+def products(result: dict[str, Any]) -> list[str]:
+    """Return the table of the rates of a layer's products."""
+    ways = list(next(iter(result["rates"].values())))
+    lines = [f"{where(result)}. GFLOP/s with {result['tokens']:,} tokens:", ""]
+    lines += row("weights", *(f"gradients {way}" if way.startswith("of") else way for way in ways))
+    lines += ["|---" * (len(ways) + 1) + "|"]
+    for name, rates in result["rates"].items():
+        lines += row(name, *(f"{rates[way]:,.0f}" for way in ways))
     return lines
 
 
