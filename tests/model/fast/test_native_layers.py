@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(
     obstacle(torch.device("cpu")) is not None, reason=f"{obstacle(torch.device('cpu'))}"
 )
 
-RECORDS = ((5, (4, 1)), (1, (3,)), (30, (2, 12)), (18, ()), (3, (40, 17, 16)))
-"""A packed row: prompts alone, single tokens, and less and more than blocks of 16 tokens."""
+RECORDS = ((5, (4, 1)), (1, (3,)), (30, (2, 12)), (18, ()), (3, (40, 17, 16)), (70, (130, 1)))
+"""A packed row: prompts alone, single tokens, and less and more than blocks of 16 and of 64 tokens."""
 
 
 def loaded(directory: Path, kind: str, head: Any = "lm", **options: Any) -> LoadedModel:
@@ -112,8 +112,8 @@ def attended(query: Tensor, key: Tensor, value: Tensor, how: Attention, library:
     return NativeOperations(library).attend(PackedLayout(RECORDS), 0, query, key, value, how)
 
 
-@pytest.mark.parametrize("window", [None, 3, 20])
-@pytest.mark.parametrize("heads", [(6, 2, 16), (4, 4, 20), (3, 1, 130)])
+@pytest.mark.parametrize("window", [None, 3, 20, 90])
+@pytest.mark.parametrize("heads", [(6, 2, 16), (4, 4, 20), (3, 1, 130), (6, 2, 64), (5, 1, 32), (2, 2, 96)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_is_that_of_float64(
     dtype: torch.dtype, heads: tuple[int, int, int], window: int | None

@@ -26,7 +26,10 @@ from palate.model.fast.lean import kind_of
 
 log = logging.getLogger("palate")
 
-FILES = ("vectors.h", "layer.cpp", "step.cpp", "head.cpp", "attention.cpp")
+FILES = (
+    *("vectors.h", "tiles.h", "records.h", "layer.cpp", "step.cpp", "head.cpp"),
+    *("attention.cpp", "tiled.cpp", "rows.cpp"),
+)
 FAILURES = (
     *(RuntimeError, OSError, ImportError, AssertionError),
     *(TypeError, ValueError, AttributeError, LookupError),

@@ -7,25 +7,6 @@ namespace {
 
 constexpr int64_t MOST_SCORES = 1 << 16;  // scores that are in memory at a time, for the heads of a key head
 
-// Tokens of the row, and the record that they belong to.
-struct Segment { int64_t start, size, prompt, prompt_size; };
-
-// Reads records: the prompt's tokens, the number of completions, and the tokens of each.
-std::vector<std::vector<Segment>> read(const int64_t* shape, int64_t count) {
-    std::vector<std::vector<Segment>> records(count);
-    int64_t start = 0;
-    for (auto& segments : records) {
-        const int64_t prompt = start, size = *shape++, completions = *shape++;
-        segments.push_back({start, size, start, 0});
-        start += size;
-        for (int64_t i = 0; i < completions; i++) {
-            segments.push_back({start, *shape, prompt, size});
-            start += *shape++;
-        }
-    }
-    return records;
-}
-
 inline int64_t blocks_of(int64_t size) { return (size + BLOCK - 1) / BLOCK; }
 
 // Packs the vectors of a head in blocks of 16 tokens, (blocks, SIZE, BLOCK), padded with zeros.
@@ -53,17 +34,6 @@ void write(const float* rows, int64_t heads, int64_t head, int64_t start, int64_
     for (int64_t t = 0; t < size; t++)
         for (int d = 0; d < SIZE; d++) put(to + ((start + t) * heads + head) * SIZE + d, rows[t * PADDED + d]);
 }
-
-// Memory of a thread, from which a task takes its parts.
-struct Memory {
-    float* next;
-    explicit Memory(int64_t size) {
-        thread_local std::vector<float> all;
-        if (int64_t(all.size()) < size) all.resize(size);
-        next = all.data();
-    }
-    float* take(int64_t size) { return std::exchange(next, next + size); }
-};
 
 // Keys of some tokens for the queries of a head.
 struct Keys {
@@ -93,17 +63,6 @@ struct Scores {
     void compute(const float* queries, int64_t count, const float* prompt, const float* own, int64_t own_end) {
         if (stride) in_groups(count, Scoring{queries, prompt, stride / BLOCK, of_prompt, stride});
         in_groups(count, Scoring{queries, own, blocks_of(own_end), of_own, own_stride});
-    }
-};
-
-// The keys that a token sees: [from, prompt_size) of the prompt, [own_from, own_end) of its segment.
-struct Seen {
-    int64_t from, own_from, own_end;
-    Seen(const Segment& segment, int64_t token, int64_t window) {
-        const int64_t first = window ? std::max<int64_t>(0, segment.prompt_size + token + 1 - window) : 0;
-        from = std::min(first, segment.prompt_size);
-        own_from = std::max<int64_t>(0, first - segment.prompt_size);
-        own_end = token + 1;
     }
 };
 
@@ -270,33 +229,3 @@ struct Backward {
 };
 
 }  // namespace
-
-extern "C" {
-
-// Computes the attention of a packed row of `count` records.
-//
-// query, out (L, QUERY_HEADS, SIZE); key, value (L, KEY_HEADS, SIZE); normalisers (L, QUERY_HEADS)
-// shape: for each record, the prompt's tokens, the number of completions, and the tokens of each
-void attend_row(
-    const Number* query, const Number* key, const Number* value, const int64_t* shape, int64_t count, float scaling,
-    int64_t window, Number* out, float* normalisers) {
-    std::vector<Segment> segments;
-    for (const auto& record : read(shape, count)) segments.insert(segments.end(), record.begin(), record.end());
-#pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < segments.size() * KEY_HEADS; i++)
-        attend_segment(
-            segments[i / KEY_HEADS], i % KEY_HEADS, query, key, value, scaling, window, out, normalisers);
-}
-
-// Computes the gradients of query, key and value from that of `out`.
-void attend_row_back(
-    const Number* query, const Number* key, const Number* value, const Number* out, const Number* d_out,
-    const float* normalisers, const int64_t* shape, int64_t count, float scaling, int64_t window, Number* d_query,
-    Number* d_key, Number* d_value) {
-    const auto records = read(shape, count);
-    const Backward way{query, key, value, out, d_out, normalisers, scaling, window, d_query, d_key, d_value};
-#pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < records.size() * KEY_HEADS; i++) way.record(records[i / KEY_HEADS], i % KEY_HEADS);
-}
-
-}  // extern "C"
