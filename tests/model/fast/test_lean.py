@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from palate.learn import Policy
-from palate.model.fast import lean
+from palate.model.fast import lean, operations
 from palate.model.fast.attention import following
 from palate.model.fast.layout import PackedLayout, positions
 from palate.testing import KINDS, tiny_config, tiny_model, tiny_policy
 
+PLAIN = operations.Operations()
 LEAN = ("llama", "mistral", "qwen2", "qwen3")
 SHAPE = ((5, (4, 1)), (1, (3,)), (30, (2, 12)))
 """Of a packed row: longer than the windows (8), down to a prompt and a completion of one token."""
@@ -42,7 +44,7 @@ def test_a_norm_by_hand() -> None:
     with torch.no_grad():
         made.weight.copy_(torch.tensor([2.0, 0.5]))
         torch.testing.assert_close(
-            lean.normalised(torch.tensor([[3.0, 4.0]]), made), torch.tensor([[1.5, 0.5]])
+            operations.normalised(torch.tensor([[3.0, 4.0]]), made), torch.tensor([[1.5, 0.5]])
         )
 
 
@@ -50,7 +52,7 @@ def test_a_quarter_turn_by_hand() -> None:
     # The pair (x_0, x_1) = (1, 2) turned by 90 degrees is (-2, 1).
     x = torch.tensor([1.0, 2.0]).view(1, 1, 1, 2)
     cos, sin = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
-    torch.testing.assert_close(lean.rotated(x, cos, sin).flatten(), torch.tensor([-2.0, 1.0]))
+    torch.testing.assert_close(operations.rotated(PLAIN, x, cos, sin).flatten(), torch.tensor([-2.0, 1.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -64,11 +66,16 @@ def test_norm_rotation_and_gate_are_those_of_the_modules(dtype: torch.dtype) -> 
     for graded in (False, True):
         with torch.set_grad_enabled(graded):
             close = {"atol": rounding, "rtol": rounding}
-            torch.testing.assert_close(lean.normalised(x, made), made(x), **close)
+            total, normed = operations.normed_products(PLAIN, x, x, made, ())
+            torch.testing.assert_close(total, x + x, **close)
+            torch.testing.assert_close(normed, made(x + x), **close)
             torch.testing.assert_close(
-                lean.rotated(x, cos[:, :, None], sin[:, :, None]), turned.transpose(1, 2), **close
+                operations.rotated(PLAIN, x, cos[:, :, None], sin[:, :, None]),
+                turned.transpose(1, 2),
+                **close,
             )
-            torch.testing.assert_close(lean.gated(x, x + 1), nn.functional.silu(x) * (x + 1), **close)
+            gate = operations.gated_product(PLAIN, x, x + 1, None)
+            torch.testing.assert_close(gate, nn.functional.silu(x) * (x + 1), **close)
 
 
 def test_derivatives() -> None:
@@ -77,18 +84,30 @@ def test_derivatives() -> None:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
 
+    def check(compute: Callable[..., Any], *shapes: tuple[int, ...]) -> None:
+        assert torch.autograd.gradcheck(compute, [draw(*shape) for shape in shapes])
+
+    def products(hidden: Tensor, change: Tensor | None, weight: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+        norm = SimpleNamespace(weight=weight, variance_epsilon=1e-3)
+        pairs = [operations.Map(*maps[:2])] if maps else []
+        pairs += [operations.Map(maps[2], None)] if maps else []
+        return operations.normed_products(PLAIN, hidden, change, norm, pairs)
+
+    maps = (5, 4), (5,), (2, 4)
+    check(products, (3, 4), (3, 4), (4,), *maps)
+    check(lambda hidden, *rest: products(hidden, None, *rest), (3, 4), (4,), *maps)
+    check(products, (3, 4), (3, 4), (4,))
+    # Not all results are used.
+    check(lambda *given: products(*given)[0], (3, 4), (3, 4), (4,), *maps)
+    check(lambda *given: products(*given)[1:2], (3, 4), (3, 4), (4,), *maps)
     cos, sin = (part[:, :, None] for part in angles(3, 4))
-    made = norm(4)
-
-    def normalised(x: Tensor, weight: Tensor) -> Tensor:
-        made.weight = nn.Parameter(
-            weight.detach()
-        )  # the module's shape of things, the checked tensor's graph
-        return lean._Normalised.apply(x, weight, made.variance_epsilon)
-
-    assert torch.autograd.gradcheck(normalised, (draw(3, 4), draw(4)))
-    assert torch.autograd.gradcheck(lambda x: lean.rotated(x, cos, sin), (draw(1, 3, 2, 4),))
-    assert torch.autograd.gradcheck(lean.gated, (draw(3, 5), draw(3, 5)))
+    check(lambda x: operations.rotated(PLAIN, x, cos, sin), (1, 3, 2, 4))
+    check(lambda x, y: operations.gated_product(PLAIN, x, y, None), (3, 5), (3, 5))
+    for bias in ((2,), None):
+        check(
+            lambda x, y, w, b=None: operations.gated_product(PLAIN, x, y, operations.Map(w, b)),
+            *((3, 5), (3, 5), (2, 5), *([bias] if bias else [])),
+        )
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -191,7 +210,7 @@ def test_checkpointed_layers_give_the_same_bits(variant: Callable[[str], str]) -
     calls: list[str] = []
     original = lean.layer_states
 
-    def counted(*args: Any, **named: Any) -> Tensor:
+    def counted(*args: Any, **named: Any) -> tuple[Tensor, Tensor]:
         calls.append("layer")
         return original(*args, **named)
 

@@ -19,7 +19,8 @@ from torch.nn.functional import linear, silu
 
 from palate.model.fast.attention import Attention, Layout
 from palate.model.fast.layout import PackedLayout
-from palate.model.fast.lean import WINDOW, is_plain, kind_of, normalised
+from palate.model.fast.lean import WINDOW, is_plain, kind_of
+from palate.model.fast.operations import normalised
 
 MOST_BYTES = 2 << 30
 """Largest size of the packed copy. A larger model samples with its own weights."""

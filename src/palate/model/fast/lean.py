@@ -1,9 +1,7 @@
 """Layers of Llama-like models with fewer passes over memory and less to save for backward.
 
-Besides matrix products, a layer normalises, rotates and gates. As separate tensor operations, each of these
-reads and writes its tensors many times, and autograd saves most intermediate results. Here each is one
-function with an explicit derivative that saves only its inputs. Adapters are added in place to the products
-of their layers.
+The layers' products are torch's; what lies between them is in `operations`. Adapters are added in place to
+the products of their layers.
 
 `WINDOW` lists the model classes whose code is known; any other network computes its layers itself. Each
 loaded model is tested for the same results as the network's own code (see `probe`).
@@ -11,18 +9,18 @@ loaded model is tested for the same results as the network's own code (see `prob
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import SiLUActivation
 
 from palate.model.fast.attention import Attention, Layout
+from palate.model.fast.operations import Map, Operations, gated_product, normed_products, rotated
 
 States = Callable[[Tensor, Tensor, Layout], Tensor]
 """Returns the last hidden states (B, T, H), after the final norm, from input ids and position ids, int64
@@ -110,16 +108,18 @@ def _through_layers(
     embedded: Tensor = model.embed_tokens(input_ids.to(network.device))
     cos, sin = (part.unsqueeze(2) for part in model.rotary_emb(embedded, position_ids.to(network.device)))
     angles = operations.angles(cos, sin)
-    hidden = embedded.flatten(0, 1)
+    hidden, change = embedded.flatten(0, 1), None
     for layer in model.layers[: model.config.num_hidden_layers]:
         window = WINDOW[kind](layer.self_attn)
         computed = partial(layer_states, layer, window, times, operations, angles=angles, layout=layout)
         if layer.training and layer.gradient_checkpointing:
             # Layers have no randomness, since dropout is 0.
-            hidden = checkpoint(computed, hidden, use_reentrant=False, preserve_rng_state=False)
+            hidden, change = checkpoint(
+                computed, hidden, change, use_reentrant=False, preserve_rng_state=False
+            )
         else:
-            hidden = computed(hidden)
-    return operations.normalised(hidden, model.norm).view(embedded.shape)
+            hidden, change = computed(hidden, change)
+    return normed_products(operations, hidden, change, model.norm, ())[1].view(embedded.shape)
 
 
 def layer_states(
@@ -128,77 +128,71 @@ def layer_states(
     times: Product,
     operations: Operations,
     hidden: Tensor,
+    change: Tensor | None,
     *,
     angles: tuple[Tensor, Tensor],
     layout: Layout,
-) -> Tensor:
-    """Compute one layer. hidden (B * T, H); angles (B, T, 1, D)."""
-    normed = operations.normalised(hidden, layer.input_layernorm)
-    change = _attention(layer.self_attn, window, times, operations, normed, angles, layout)
-    hidden, normed = operations.added(hidden, change, layer.post_attention_layernorm)
-    mlp = layer.mlp
-    between = operations.gated(projected(normed, mlp.gate_proj, times), projected(normed, mlp.up_proj, times))
-    return hidden + projected(between, mlp.down_proj, times)
+) -> tuple[Tensor, Tensor]:
+    """Compute one layer from the hidden states and a change that is not yet added; return the same two.
+
+    hidden, change (B * T, H); angles (B, T, 1, D)
+    """
+    block, mlp = layer.self_attn, layer.mlp
+    hidden, *parts = _normed(
+        operations, hidden, change, layer.input_layernorm, (block.q_proj, block.k_proj, block.v_proj), times
+    )
+    output = _attention(block, window, operations, parts, angles, layout)
+    change = projected(output.reshape(len(hidden), -1), block.o_proj, times)
+    hidden, gate, up = _normed(
+        operations, hidden, change, layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj), times
+    )
+    if _is_bare(mlp.down_proj, times):
+        return hidden, gated_product(operations, gate, up, Map(mlp.down_proj.weight, mlp.down_proj.bias))
+    return hidden, projected(gated_product(operations, gate, up, None), mlp.down_proj, times)
 
 
 def _attention(
     block: Any,
     window: int | None,
-    times: Product,
     operations: Operations,
-    normed: Tensor,
+    parts: Sequence[Tensor],
     angles: tuple[Tensor, Tensor],
     layout: Layout,
 ) -> Tensor:
-    query, key, value = (
-        projected(normed, layer, times).view(*angles[0].shape[:2], -1, block.head_dim)
-        for layer in (block.q_proj, block.k_proj, block.v_proj)
-    )
+    query, key, value = (part.view(*angles[0].shape[:2], -1, block.head_dim) for part in parts)
     if hasattr(block, "q_norm"):
-        query, key = operations.normalised(query, block.q_norm), operations.normalised(key, block.k_norm)
-    output = operations.attend(
-        layout,
-        block.layer_idx,
-        operations.rotated(query, *angles),
-        operations.rotated(key, *angles),
-        value,
-        Attention(block.scaling, window, None),
+        query, key = (
+            normed_products(operations, part, None, norm, ())[1]
+            for part, norm in ((query, block.q_norm), (key, block.k_norm))
+        )
+    query, key = (rotated(operations, part, *angles) for part in (query, key))
+    return operations.attend(
+        layout, block.layer_idx, query, key, value, Attention(block.scaling, window, None)
     )
-    return projected(output.reshape(len(normed), -1), block.o_proj, times)
-
-
-class Operations:
-    """What a layer computes between its products, in plain torch."""
-
-    def angles(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the angles of all layers as `rotated` reads them. (B, T, 1, D)"""
-        return cos, sin
-
-    def normalised(self, x: Tensor, norm: Any) -> Tensor:
-        """Return the RMS norm over the last dimension. x (..., H)"""
-        return normalised(x, norm)
-
-    def added(self, hidden: Tensor, change: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
-        """Return the sum and its norm. (M, H)"""
-        hidden = hidden + change
-        return hidden, normalised(hidden, norm)
-
-    def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Return the rotated queries or keys. x (B, T, heads, D)"""
-        return rotated(x, cos, sin)
-
-    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        """Return silu(gate) * up."""
-        return gated(gate, up)
-
-    def attend(
-        self, layout: Layout, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention
-    ) -> Tensor:
-        """Return the attention of a layer. All (B, T, heads, D), with fewer heads of keys and values."""
-        return layout.attend(layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), how)
 
 
 # ---- Products --------------------------------------------------------------------------------------
+
+
+def _is_bare(layer: Any, times: Product) -> bool:
+    """Return whether a layer is a product without an adapter, computed in the usual way."""
+    return type(layer) is nn.Linear and times is linear
+
+
+def _normed(
+    operations: Operations,
+    hidden: Tensor,
+    change: Tensor | None,
+    norm: Any,
+    layers: Sequence[Any],
+    times: Product,
+) -> tuple[Tensor, ...]:
+    """Return hidden + change, and each layer of its norm."""
+    if all(_is_bare(layer, times) for layer in layers):
+        maps = [Map(layer.weight, layer.bias) for layer in layers]
+        return normed_products(operations, hidden, change, norm, maps)
+    hidden, normed = normed_products(operations, hidden, change, norm, ())
+    return hidden, *(projected(normed, layer, times) for layer in layers)
 
 
 def projected(x: Tensor, layer: Any, times: Product) -> Tensor:
@@ -231,101 +225,3 @@ def is_plain(layer: Any) -> bool:
         and layer.lora_B[adapter].bias is None
         and layer.lora_A[adapter].weight.dtype == layer.base_layer.weight.dtype
     )
-
-
-# ---- Norm, rotation, gate --------------------------------------------------------------------------
-
-
-def normalised(x: Tensor, norm: Any) -> Tensor:
-    """Return the RMS norm over the last dimension, computed in float32. x (..., H)"""
-    if not torch.is_grad_enabled():  # sampling calls this hundreds of times per step; `apply` is costly
-        return _normalised(x, norm.weight, norm.variance_epsilon)[0]
-    output: Tensor = _Normalised.apply(x, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
-    return output
-
-
-def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the norm and the factor of each vector, (..., 1)."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (x * scale).to(x.dtype).mul_(weight), scale
-
-
-class _Normalised(torch.autograd.Function):
-    """y = w * x r with r = 1 / sqrt(mean(x^2) + eps), rounded before the product with w as in the models.
-
-    With g = w * dy: dx = r g - x r^3 mean(g x), dw = sum of dy * x r.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out, scale = _normalised(x, weight, eps)
-        ctx.save_for_backward(x, weight, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            d_weight = (d_out * (x * scale)).flatten(0, -2).sum(0).to(weight.dtype)
-        slope = (d_out * weight).to(scale.dtype)
-        along = (slope * x).sum(-1, keepdim=True).mul_(scale**3).div_(x.shape[-1])
-        d_x = slope.mul_(scale).addcmul_(x, along, value=-1)
-        return d_x.to(x.dtype), d_weight, None
-
-
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary embedding. x (B, T, heads, D); cos and sin (B, T, 1, D) with two equal halves."""
-    if not torch.is_grad_enabled():
-        return _turned(x, cos, sin, 1)
-    output: Tensor = _Rotated.apply(x, cos, sin)  # type: ignore[no-untyped-call]
-    return output
-
-
-class _Rotated(torch.autograd.Function):
-    """The rotation of each pair (x_i, x_{i + D/2}) by its angle; backward rotates by the negative angle."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turned(d_out, cos, sin, -1), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    out = x * cos
-    half = sin[..., : first.shape[-1]]
-    left, right = out.chunk(2, dim=-1)
-    left.addcmul_(second, half, value=-sign)
-    right.addcmul_(first, half, value=sign)
-    return out
-
-
-def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """Return silu(gate) * up, for equal shapes."""
-    if not torch.is_grad_enabled():
-        return silu(gate).mul_(up)
-    output: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
-    return output
-
-
-class _Gated(torch.autograd.Function):
-    """The gate; saves only its two arguments and recomputes silu in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        d_gate = torch.ops.aten.silu_backward(d_out * up, gate)
-        return d_gate, silu(gate).mul_(d_out)

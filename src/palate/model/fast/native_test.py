@@ -15,11 +15,12 @@ from palate.model.fast.decode import KeyValueStore
 from palate.model.fast.fused import Layer
 from palate.model.fast.head import LMHead
 from palate.model.fast.layout import PackedLayout, positions
-from palate.model.fast.lean import WINDOW, Operations, kind_of, layer_states
+from palate.model.fast.lean import WINDOW, kind_of, layer_states
 from palate.model.fast.native import Library
 from palate.model.fast.native_head import native_values
 from palate.model.fast.native_layers import NativeOperations
 from palate.model.fast.native_step import BlockStore, Rows, in_pairs, native_choice
+from palate.model.fast.operations import Operations, normed_products
 from palate.model.sampling import Barred, choose
 
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -75,15 +76,17 @@ def _test_layer(library: Library, network: Any) -> None:
     for operations in (Operations(), NativeOperations(library)):
         start = hidden.clone().requires_grad_()
         with following(network):
-            states = layer_states(
+            states, change = layer_states(
                 layer,
                 WINDOW[kind](layer.self_attn),
                 linear,
                 operations,
                 start,
+                None,
                 angles=operations.angles(cos, sin),
                 layout=PackedLayout(RECORDS),
             )
+        states = states + change
         (gradient,) = torch.autograd.grad(states, start, slope)
         results.append([states.detach(), gradient])
     names, before = ("hidden states", "gradients"), (hidden, slope)
@@ -100,7 +103,7 @@ def _test_norm(library: Library) -> None:
     for operations in (Operations(), NativeOperations(library)):
         hidden, change, weight = (part.clone().requires_grad_() for part in parts)
         norm = SimpleNamespace(weight=weight, variance_epsilon=1e-3)
-        total, normed = operations.added(hidden, change, norm)
+        total, normed = normed_products(operations, hidden, change, norm, ())
         gradients = torch.autograd.grad((total, normed), (hidden, change, weight), slopes)
         results.append([total.detach(), normed.detach(), *gradients])
     for expected, ours in zip(*results, strict=True):
