@@ -14,6 +14,7 @@ from palate.config.parts import (
     RunConfig,
     Sampling,
     check_warmup,
+    tokens_per_pass,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "check_warmup",
     "judge_block",
     "split_commas",
+    "tokens_per_pass",
 ]

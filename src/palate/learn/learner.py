@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from palate.config import LearnerConfig, OptimConfig
+from palate.config import LearnerConfig, OptimConfig, tokens_per_pass
 from palate.errors import NonFiniteError, RunError
 from palate.learn.meter import Meter, Metrics
 from palate.learn.objective import Needs, Objective, accuracy_interval
@@ -82,8 +82,7 @@ class Learner:
         self.memory: Memory | None = None
         self.lag = 0
         self.served = False
-        few = 1024 if model.device.type == "cpu" else 8192
-        self.micro_batch_tokens = cfg.micro_batch_tokens or few
+        self.micro_batch_tokens = tokens_per_pass(cfg.micro_batch_tokens, on_cpu=model.device.type == "cpu")
         self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
 
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from palate.config import JudgeConfig, ModelConfig, RewardConfig, Sampling
+from palate.config import JudgeConfig, ModelConfig, RewardConfig, Sampling, tokens_per_pass
 from palate.errors import ConfigError
 from palate.method import Method, Way
 from palate.methods import METHODS
@@ -31,9 +31,6 @@ from palate.types import Prompt
 
 BYTES_PER_TOKEN = 4
 """Mean bytes of a token of the judge's question."""
-
-CPU_TOKENS, ACCELERATOR_TOKENS = 1024, 8192
-"""Default of `micro_batch_tokens`."""
 
 Annotator = str
 """`reward`, `judge`, `own` (the method brings its judge), `trained` (a reward model from the user's pairs),
@@ -265,7 +262,7 @@ def _memory(
     setup = Setup(
         network, dtype.itemsize, cfg.lora_rank if cfg.lora else None, True, cfg.checkpointing, on_cpu,
         cfg.fast, spending.referenced > 0, critics_of(cfg), others,
-        tokens=max(CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS, longest), rows=rows,
+        tokens=max(tokens_per_pass(None, on_cpu=on_cpu), longest), rows=rows,
         slots=max(1, rows // n) if rows else 0, longest_prompt=options.prompt_tokens, new_tokens=new,
         devices=options.devices,
     )  # fmt: skip

@@ -136,16 +136,17 @@ def memory_of(setup: Setup, *, sharded: bool = False, per_token: float | None = 
 def activations_per_token(setup: Setup) -> float:
     """Return the bytes per token that a forward pass keeps for the backward pass, the head excluded.
 
-    A layer of Palate's own code keeps its input and output of both norms, query, key and value, the
-    attention's output twice, and the three arrays of the gate. With checkpointing, it keeps its input, and
-    the arrays of one layer at a time. The code of transformers keeps more, in float32 too.
+    A layer of Palate's own code keeps the input of both norms, query, key and value, the attention's output
+    twice, and the two arguments of the gate. With checkpointing, it keeps its input, and the arrays of one
+    layer at a time. The code of transformers keeps more, in float32 too.
     """
     net = setup.network
     width, narrow = net.heads * net.head_size, net.kv_heads * net.head_size
-    layer = 4 * net.hidden + 3 * width + 3 * narrow + 3 * net.intermediate + 7 * (setup.rank or 0)
+    layer = 2 * net.hidden + 3 * width + 3 * narrow + 2 * net.intermediate + (setup.rank or 0)
     layer_bytes = layer * setup.size
     if not (net.lean and setup.fast):
-        layer_bytes += (4 * net.hidden + 2 * width) * FLOAT32 + net.intermediate * setup.size
+        more = 2 * net.hidden + 2 * net.intermediate + 6 * (setup.rank or 0)
+        layer_bytes += (4 * net.hidden + 2 * width) * FLOAT32 + more * setup.size
     if setup.checkpointing:
         return net.layers * net.hidden * setup.size + layer_bytes
     return net.layers * layer_bytes

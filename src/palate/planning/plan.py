@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from palate.annotate import Annotator, annotator
-from palate.config import ModelConfig, RewardConfig, Sampling
+from palate.config import ModelConfig, RewardConfig, Sampling, tokens_per_pass
 from palate.method import Method
 from palate.model.codec import Codec
 from palate.model.device import resolve
@@ -25,9 +25,6 @@ from palate.pool.facts import note_for_plans
 from palate.run.judging import model_options
 from palate.spending import Spending
 from palate.types import Prompt
-
-ACCELERATOR_TOKENS, CPU_TOKENS = 8192, 1024
-"""Default of `micro_batch_tokens`."""
 
 MODELS = ("model:", "ranker:", "local:")
 """Beginnings of rewards and judges that load a model here."""
@@ -232,7 +229,7 @@ def setup_of(
         ),
         default=max(prompts) + each_record * getattr(cfg, "max_new_tokens", 0),
     )
-    budget = cfg.micro_batch_tokens or (CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS)
+    budget = tokens_per_pass(cfg.micro_batch_tokens, on_cpu=on_cpu)
     total = cfg.batch_size * longest // devices
     keeps = spending.referenced > 0
     return Setup(

@@ -89,11 +89,11 @@ def test_derivatives() -> None:
 
     def products(hidden: Tensor, change: Tensor | None, weight: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         norm = SimpleNamespace(weight=weight, variance_epsilon=1e-3)
-        pairs = [operations.Map(*maps[:2])] if maps else []
-        pairs += [operations.Map(maps[2], None)] if maps else []
+        pairs = [operations.Map(*maps[:2]), operations.Map(*maps[2:4])] if maps else []
+        pairs += [operations.Map(*maps[4:], 0.7)] if maps else []
         return operations.normed_products(PLAIN, hidden, change, norm, pairs)
 
-    maps = (5, 4), (5,), (2, 4)
+    maps = (5, 4), (5,), (2, 4), (2,), (6, 4), (6,), (3, 4), (6, 3)  # the last with an adapter
     check(products, (3, 4), (3, 4), (4,), *maps)
     check(lambda hidden, *rest: products(hidden, None, *rest), (3, 4), (4,), *maps)
     check(products, (3, 4), (3, 4), (4,))
@@ -103,11 +103,16 @@ def test_derivatives() -> None:
     cos, sin = (part[:, :, None] for part in angles(3, 4))
     check(lambda x: operations.rotated(PLAIN, x, cos, sin), (1, 3, 2, 4))
     check(lambda x, y: operations.gated_product(PLAIN, x, y, None), (3, 5), (3, 5))
-    for bias in ((2,), None):
-        check(
-            lambda x, y, w, b=None: operations.gated_product(PLAIN, x, y, operations.Map(w, b)),
-            *((3, 5), (3, 5), (2, 5), *([bias] if bias else [])),
-        )
+    one = (2, 5), (2,), (3, 5), (2, 3)
+    check(
+        lambda x, y, *parts: operations.gated_product(PLAIN, x, y, operations.Map(*parts, 0.7)),
+        (3, 5),
+        (3, 5),
+        *one,
+    )
+    check(
+        lambda x, y, w: operations.gated_product(PLAIN, x, y, operations.Map(w, None)), (3, 5), (3, 5), (2, 5)
+    )
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -290,7 +290,7 @@ def test_layout_by_hand() -> None:
 
 def test_packed_batches_keep_the_budget_and_every_record() -> None:
     batches = packed_batches([5, 50, 7, 3, 9, 5], 15)
-    assert batches == [[3, 0, 5], [2], [4], [1]]
+    assert batches == [[3, 0], [5, 2], [4], [1]]
 
 
 # ---- which models are let in -----------------------------------------------------------------------

@@ -146,9 +146,9 @@ def layer_states(
     hidden, gate, up = _normed(
         operations, hidden, change, layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj), times
     )
-    if _is_bare(mlp.down_proj, times):
-        return hidden, gated_product(operations, gate, up, Map(mlp.down_proj.weight, mlp.down_proj.bias))
-    return hidden, projected(gated_product(operations, gate, up, None), mlp.down_proj, times)
+    one = map_of(mlp.down_proj, times)
+    between = gated_product(operations, gate, up, one)
+    return hidden, between if one is not None else projected(between, mlp.down_proj, times)
 
 
 def _attention(
@@ -174,9 +174,20 @@ def _attention(
 # ---- Products --------------------------------------------------------------------------------------
 
 
-def _is_bare(layer: Any, times: Product) -> bool:
-    """Return whether a layer is a product without an adapter, computed in the usual way."""
-    return type(layer) is nn.Linear and times is linear
+def map_of(layer: Any, times: Product) -> Map | None:
+    """Return a linear layer, with its adapter if it has one, as a map; None if it computes itself."""
+    if times is not linear:
+        return None
+    if type(layer) is nn.Linear:
+        return Map(layer.weight, layer.bias)
+    if type(layer) is not LoraLinear or not is_plain(layer):
+        return None
+    base = layer.base_layer
+    if layer.disable_adapters:
+        return Map(base.weight, base.bias)
+    (adapter,) = layer.active_adapters
+    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    return Map(base.weight, base.bias, down, up, layer.scaling[adapter])
 
 
 def _normed(
@@ -188,9 +199,10 @@ def _normed(
     times: Product,
 ) -> tuple[Tensor, ...]:
     """Return hidden + change, and each layer of its norm."""
-    if all(_is_bare(layer, times) for layer in layers):
-        maps = [Map(layer.weight, layer.bias) for layer in layers]
-        return normed_products(operations, hidden, change, norm, maps)
+    maps = [map_of(layer, times) for layer in layers]
+    known = [one for one in maps if one is not None]
+    if len(known) == len(layers):
+        return normed_products(operations, hidden, change, norm, known)
     hidden, normed = normed_products(operations, hidden, change, norm, ())
     return hidden, *(projected(normed, layer, times) for layer in layers)
 
@@ -199,15 +211,11 @@ def projected(x: Tensor, layer: Any, times: Product) -> Tensor:
     """Apply a linear layer, with its adapter if it has one. x (M, K), result (M, N)."""
     if type(layer) is nn.Linear:
         return times(x, layer.weight, layer.bias)
-    if type(layer) is not LoraLinear or not is_plain(layer):
-        output: Tensor = layer(x)
-        return output
-    base = layer.base_layer
-    if layer.disable_adapters:
-        return times(x, base.weight, base.bias)
-    (adapter,) = layer.active_adapters
-    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    return linear(x, base.weight, base.bias).addmm_(linear(x, down), up.t(), alpha=layer.scaling[adapter])
+    if type(layer) is LoraLinear and layer.disable_adapters and is_plain(layer):
+        return times(x, layer.base_layer.weight, layer.base_layer.bias)
+    one = map_of(layer, linear)
+    output: Tensor = layer(x) if one is None else one(x)
+    return output
 
 
 def is_plain(layer: Any) -> bool:

@@ -8,7 +8,7 @@ computed from is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -105,33 +105,68 @@ def normalised(x: Tensor, norm: Any) -> Tensor:
 
 
 class Map(NamedTuple):
-    """A product x W^T + bias. weight (N, K), bias (N,) or None."""
+    """The product x W^T + bias, and an adapter's scaling * (x A^T) B^T.
+
+    Attributes:
+        weight, bias: (N, K), and (N,) or None.
+        down, up: the adapter's A (R, K) and B (N, R), or None.
+        scaling: the adapter's factor.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    down: Tensor | None = None
+    up: Tensor | None = None
+    scaling: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the map of x. (M, K) to (M, N)"""
+        out = linear(x, self.weight, self.bias)
+        if self.down is None or self.up is None:
+            return out
+        return out.addmm_(linear(x, self.down), self.up.t(), alpha=self.scaling)
+
+    def back(
+        self, x: Tensor, d_out: Tensor, d_x: Tensor | None, wanted: Sequence[bool]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the gradients of x, added to `d_x` in place, and of the four tensors as far as wanted."""
+        d_x = d_out @ self.weight if d_x is None else d_x.addmm_(d_out, self.weight)
+        gradients = [d_out.t() @ x if wanted[0] else None, d_out.sum(0) if wanted[1] else None, None, None]
+        if self.down is not None and self.up is not None:
+            d_low = (d_out @ self.up).mul_(self.scaling)
+            gradients[2] = d_low.t() @ x if wanted[2] else None
+            gradients[3] = (d_out.t() @ linear(x, self.down)).mul_(self.scaling) if wanted[3] else None
+            d_x.addmm_(d_low, self.down)
+        return d_x, gradients
+
+
+TENSORS = 4
+"""The number of tensors of a map."""
 
 
 def normed_products(
     operations: Operations, hidden: Tensor, change: Tensor | None, norm: Any, maps: Sequence[Map]
 ) -> tuple[Tensor, ...]:
     """Return hidden + change, and each map of its norm; without maps, the norm itself. hidden (..., H)"""
-    given = [part for one in maps for part in one]
     if torch.is_grad_enabled():
         outputs: tuple[Tensor, ...] = _NormedProducts.apply(  # type: ignore[no-untyped-call]
-            operations, norm.variance_epsilon, hidden, change, norm.weight, *given
+            operations, norm.variance_epsilon, _scalings(maps), hidden, change, norm.weight, *_tensors(maps)
         )
         return outputs
     total, normed, _ = operations.norm(hidden, change, norm.weight, norm.variance_epsilon)
-    return total, *(_mapped(normed, maps) if maps else [normed])
+    return total, *([one(normed) for one in maps] if maps else [normed])
 
 
 def gated_product(operations: Operations, gate: Tensor, up: Tensor, one: Map | None) -> Tensor:
     """Return the map of silu(gate) * up; without a map, the gate itself. gate and up (M, K)"""
+    maps = [] if one is None else [one]
     if torch.is_grad_enabled():
-        output: Tensor = _GatedProduct.apply(operations, gate, up, *(one or ()))  # type: ignore[no-untyped-call]
+        output: Tensor = _GatedProduct.apply(  # type: ignore[no-untyped-call]
+            operations, _scalings(maps), gate, up, *_tensors(maps)
+        )
         return output
     between = operations.gate(gate, up)
-    return between if one is None else linear(between, *one)
+    return between if one is None else one(between)
 
 
 def rotated(operations: Operations, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -142,18 +177,23 @@ def rotated(operations: Operations, x: Tensor, cos: Tensor, sin: Tensor) -> Tens
     return operations.rotate(x, cos, sin, 1)
 
 
-def _mapped(x: Tensor, maps: Sequence[Map]) -> list[Tensor]:
-    return [linear(x, *one) for one in maps]
+# Autograd functions take tensors as separate arguments, and the rest of the maps as one.
 
 
-def _maps(given: Sequence[Tensor | None]) -> list[Map]:
-    pairs = zip(given[::2], given[1::2], strict=True)
-    return [Map(weight, bias) for weight, bias in pairs if weight is not None]
+def _scalings(maps: Sequence[Map]) -> list[float]:
+    return [one.scaling for one in maps]
 
 
-def _of_map(x: Callable[[], Tensor], d_out: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-    """Return the gradients of a map's weight and bias, if they are wanted."""
-    return [d_out.t() @ x() if wanted[0] else None, d_out.sum(0) if wanted[1] else None]
+def _tensors(maps: Sequence[Map]) -> list[Tensor | None]:
+    return [tensor for one in maps for tensor in (one.weight, one.bias, one.down, one.up)]
+
+
+def _maps(scalings: Sequence[float], tensors: Sequence[Any]) -> list[Map]:
+    maps: list[Map] = []
+    for i, scaling in enumerate(scalings):
+        weight, bias, down, up = tensors[TENSORS * i : TENSORS * (i + 1)]
+        maps.append(Map(weight, bias, down, up, scaling))
+    return maps
 
 
 class _NormedProducts(torch.autograd.Function):
@@ -164,58 +204,65 @@ class _NormedProducts(torch.autograd.Function):
         ctx: Any,
         operations: Operations,
         eps: float,
+        scalings: Sequence[float],
         hidden: Tensor,
         change: Tensor | None,
         weight: Tensor,
-        *given: Tensor | None,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         total, normed, _ = operations.norm(hidden, change, weight, eps)
-        ctx.save_for_backward(total, weight, *given)
-        ctx.operations, ctx.eps, ctx.adds = operations, eps, change is not None
+        ctx.save_for_backward(total, weight, *tensors)
+        ctx.operations, ctx.eps, ctx.scalings, ctx.adds = operations, eps, scalings, change is not None
         ctx.set_materialize_grads(False)
-        maps = _maps(given)
-        return total if ctx.adds else total.detach(), *(_mapped(normed, maps) if maps else [normed])
+        outputs = [one(normed) for one in _maps(scalings, tensors)] or [normed]
+        return total if ctx.adds else total.detach(), *outputs
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor | None, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
-        total, weight, *given = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[4:]
+        total, weight, *tensors = ctx.saved_tensors
         _, normed, factors = ctx.operations.norm(total, None, weight, ctx.eps)
-        d_normed = None if given else slopes[0]
+        d_normed = None if tensors else slopes[0]
         gradients: list[Tensor | None] = []
-        for i, one in enumerate(_maps(given)):
+        for i, one in enumerate(_maps(ctx.scalings, tensors)):
+            of_map: list[Tensor | None] = [None] * TENSORS
             slope = slopes[i]
-            if slope is None:
-                gradients += [None, None]
-                continue
-            gradients += _of_map(lambda: normed, slope, wanted[1 + 2 * i :])
-            d_normed = slope @ one.weight if d_normed is None else d_normed.addmm_(slope, one.weight)
-        if d_normed is None:
-            return None, None, d_total, d_total if ctx.adds else None, None, *gradients
-        d_x, d_weight = ctx.operations.norm_back(
-            total, weight, factors, d_normed, d_total, of_weight=wanted[0]
-        )
-        return None, None, d_x, d_x if ctx.adds else None, d_weight, *gradients
+            if slope is not None:
+                d_normed, of_map = one.back(normed, slope, d_normed, ctx.needs_input_grad[6 + TENSORS * i :])
+            gradients += of_map
+        d_x, d_weight = d_total, None
+        if d_normed is not None:
+            d_x, d_weight = ctx.operations.norm_back(
+                total, weight, factors, d_normed, d_total, of_weight=ctx.needs_input_grad[5]
+            )
+        return None, None, None, d_x, d_x if ctx.adds else None, d_weight, *gradients
 
 
 class _GatedProduct(torch.autograd.Function):
     """See `gated_product`; saves the arguments of the gate."""
 
     @staticmethod
-    def forward(ctx: Any, operations: Operations, gate: Tensor, up: Tensor, *given: Tensor | None) -> Tensor:
-        ctx.save_for_backward(gate, up, *given)
-        ctx.operations = operations
+    def forward(
+        ctx: Any,
+        operations: Operations,
+        scalings: Sequence[float],
+        gate: Tensor,
+        up: Tensor,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(gate, up, *tensors)
+        ctx.operations, ctx.scalings = operations, scalings
         between = operations.gate(gate, up)
-        return linear(between, *_maps(given)[0]) if given else between
+        maps = _maps(scalings, tensors)
+        return maps[0](between) if maps else between
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, *given = ctx.saved_tensors
+        gate, up, *tensors = ctx.saved_tensors
         gradients: list[Tensor | None] = []
-        for one in _maps(given):
-            gradients = _of_map(lambda: ctx.operations.gate(gate, up), d_out, ctx.needs_input_grad[3:])
-            d_out = d_out @ one.weight
-        return None, *ctx.operations.gate_back(gate, up, d_out), *gradients
+        for one in _maps(ctx.scalings, tensors):
+            between = ctx.operations.gate(gate, up)
+            d_out, gradients = one.back(between, d_out, None, ctx.needs_input_grad[4:])
+        return None, None, *ctx.operations.gate_back(gate, up, d_out), *gradients
 
 
 class _Rotated(torch.autograd.Function):
