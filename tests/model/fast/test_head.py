@@ -48,7 +48,7 @@ def weighed(found: HeadValues, parts: str = "logps logits top_logits") -> Tensor
 def test_tiles_are_plain_operations_on_all_logits(
     parts: str, tile: int, trained: bool, bias: bool, softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("palate.model.fast.head.TILE_ELEMENTS", tile * VOCABULARY)
+    monkeypatch.setattr("palate.model.fast.head.TILE_BYTES", 4 * tile * VOCABULARY)
     *ours, targets = inputs(torch.float32, trained=trained)
     head = LMHead(ours[1], ours[2] if bias else None, softcap)
     got = head.values(ours[0], targets, statistics=True, top_logits=3)
@@ -78,7 +78,7 @@ def test_tiles_are_plain_operations_on_all_logits(
 def test_derivatives_are_those_of_finite_differences(
     trained: bool, bias: bool, softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("palate.model.fast.head.TILE_ELEMENTS", 7 * VOCABULARY)
+    monkeypatch.setattr("palate.model.fast.head.TILE_BYTES", 4 * 7 * VOCABULARY)
     hidden, weight, offset, targets = inputs(torch.float64, trained=trained)
 
     def values(hidden: Tensor, weight: Tensor, offset: Tensor) -> tuple[Tensor, ...]:
@@ -165,7 +165,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
 def test_no_more_than_a_tile_of_logits_is_ever_held(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, bias, targets = inputs(torch.float32, trained=trained)
-    monkeypatch.setattr("palate.model.fast.head.TILE_ELEMENTS", 4 * VOCABULARY)
+    monkeypatch.setattr("palate.model.fast.head.TILE_BYTES", 4 * 4 * VOCABULARY)
     rest = max(hidden.numel(), weight.numel(), TOKENS * 4)
     kept: list[Tensor] = []
     with (

@@ -15,6 +15,7 @@ from palate.learn import Pairwise
 from palate.losses import PAIR_LOSSES
 from palate.model import LoadedModel, load_model
 from palate.model.compiling import obstacle
+from palate.model.fast import native_head
 from palate.model.fast.attention import Attention
 from palate.model.fast.layout import PackedLayout
 from palate.model.fast.native import Kind, Library
@@ -135,6 +136,43 @@ def test_attention_is_that_of_float64(
     close = 2e-6 if dtype == torch.float32 else 0.01
     for exact, ours in zip(*results, strict=True):
         assert (ours.double() - exact).norm() < close * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_weights(dtype: torch.dtype) -> None:
+    operations = NativeOperations(Library(Kind(dtype, 2, 1, 32)))
+    source = torch.Generator().manual_seed(0)
+    for tokens, size in ((70, 37), (64, 96), (1, 5)):
+        slope, x = (torch.randn(tokens, n, generator=source).to(dtype) for n in (size, 20))
+        exact = slope.double().t() @ x.double()
+        ours = operations.weight_gradient(slope, x)
+        assert (ours.double() - exact).norm() < (1e-6 if dtype == torch.float32 else 0.01) * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_head_does_not_depend_on_its_tiles(
+    trained: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library(Kind(dtype, 2, 1, 32))
+    source = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(size, 24, generator=source).to(dtype) for size in (29, 300))
+    targets, slope = torch.randint(300, (29,), generator=source), torch.randn(29, generator=source)
+
+    def numbers() -> list[Tensor]:
+        start, map_ = hidden.clone().requires_grad_(), weight.clone().requires_grad_(trained)
+        values = native_head.native_values(start, map_, targets, library, statistics=True)
+        gradients = torch.autograd.grad((values.logps * slope).sum(), (start, map_)[: 1 + trained])
+        return [values.logps.detach(), values.entropy, *gradients]
+
+    with torch.inference_mode():  # what is kept from here serves to learn later
+        native_head.native_values(hidden, weight, targets, library, statistics=True)
+    whole = numbers()
+    monkeypatch.setattr(native_head, "TILE", 7 * 300)
+    monkeypatch.setattr(native_head, "PART", 3 * 300)
+    monkeypatch.setattr(native_head, "MOST_SLOPES", 11 * 300)
+    for ours, theirs in zip(numbers(), whole, strict=True):
+        assert (ours - theirs).norm() <= (1e-6 if dtype == torch.float32 else 0.01) * theirs.norm()
 
 
 def test_results_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:

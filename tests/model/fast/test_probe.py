@@ -253,7 +253,7 @@ def test_with_the_adapter_off_the_base_is_sampled(directory_of: Callable[[str], 
 def test_head_against_autograd_in_float64(
     softcap: float | None, bias: bool, train_head: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("palate.model.fast.head.TILE_ELEMENTS", 3 * 11)  # three tokens a tile: 7 = 3 + 3 + 1
+    monkeypatch.setattr("palate.model.fast.head.TILE_BYTES", 4 * 3 * 11)  # three tokens a tile: 7 = 3 + 3 + 1
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
     weight = torch.randn(11, 5, generator=generator, requires_grad=train_head)

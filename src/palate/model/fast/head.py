@@ -12,9 +12,9 @@ from palate.model.heads import HeadValues
 
 FEW_ROWS = 128
 """Largest number of rows for which `W x^T` is the faster product in float32 on a CPU."""
-TILE_ELEMENTS = 15 << 19
-"""Size of a tile, tokens x vocabulary: 30 MiB in float32. The C library requests blocks of 32 MiB and more
-from the system each time, and the first access to each new page costs as much as the arithmetic on it."""
+TILE_BYTES = 30 << 20
+"""Size of a tile, tokens x vocabulary. The C library requests blocks of 32 MiB and more from the system each
+time, and the first access to each new page costs as much as the arithmetic on it."""
 MOST_SLOPES = 1 << 26
 """Number of half-precision gradients of logits that a trained head collects: 128 MiB. A product with
 them is as large as the head's weight, so several tiles share one."""
@@ -214,12 +214,13 @@ class WeightGradient:
     In half precision, slopes are collected, so that few products of the weight's size are made and summed.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, memory: Tensor | None = None) -> None:
+        """Begin a sum. memory (M, V): for slopes, at least as large as a tile; by default new memory."""
         self._hidden, self._weight = hidden, weight
         self._total: Tensor | None = None
         self._half = _wide(weight) != weight.dtype
         self._most = max(MOST_SLOPES // len(weight), 1)
-        self._slopes: Tensor | None = None
+        self._slopes = memory
         self._first = self._next = 0  # the rows whose slopes are collected
 
     def add(self, slopes: Tensor, rows: slice) -> Tensor:
@@ -312,6 +313,12 @@ def _uncapped(slope: Tensor, scored: Tensor, softcap: float | None) -> Tensor:
 
 def tiles(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Return the rows of each tile. hidden (M, H), weight (V, H)"""
-    elements = TILE_ELEMENTS if hidden.device.type == "cpu" else ACCELERATOR_TILES * TILE_ELEMENTS
-    size = max(1, elements // len(weight))
-    return [slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size)]
+    most = TILE_BYTES if hidden.device.type == "cpu" else ACCELERATOR_TILES * TILE_BYTES
+    return equal_parts(len(hidden), most // (4 * len(weight)))
+
+
+def equal_parts(rows: int, most: int) -> list[slice]:
+    """Divide rows into as few parts of at most `most` as possible, about equally long."""
+    count = -(-rows // max(most, 1))
+    size = -(-rows // max(count, 1))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, max(size, 1))]

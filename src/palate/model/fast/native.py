@@ -15,7 +15,9 @@ from __future__ import annotations
 import ctypes
 import inspect
 import logging
+import math
 import platform
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ log = logging.getLogger("palate")
 
 FILES = (
     *("vectors.h", "tiles.h", "records.h", "layer.cpp", "step.cpp", "head.cpp"),
-    *("attention.cpp", "tiled.cpp", "rows.cpp"),
+    *("attention.cpp", "tiled.cpp", "rows.cpp", "transpose.cpp"),
 )
 FAILURES = (
     *(RuntimeError, OSError, ImportError, AssertionError),
@@ -62,8 +64,12 @@ SIGNATURES = {
     "slope": "aaaaaii",
     "attend_row": "aaaaifiaa",
     "attend_row_back": "aaaaaaaifiaaa",
+    "transposes": "",
+    "transpose_matrix": "aaii",
 }
 """The arguments of the functions in `cpp`: addresses, integers and floating-point numbers."""
+NUMBERS = ("draw", "transposes")
+"""Functions that return an integer."""
 
 
 class Kind(NamedTuple):
@@ -122,6 +128,7 @@ class Library:
         from torch._inductor.codecache import CppCodeCache
 
         self.kind = kind
+        self._kept = threading.local()
         numbers = {
             "HALF": int(kind.dtype == torch.bfloat16),
             "QUERY_HEADS": kind.query_heads,
@@ -139,13 +146,26 @@ class Library:
         for name, types in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes = [_TYPES[letter] for letter in types]
-            function.restype = ctypes.c_int64 if name == "draw" else None
+            function.restype = ctypes.c_int64 if name in NUMBERS else None
             setattr(self, name, function)
 
     def checked(self, tensor: Tensor) -> Tensor:
         """Return a tensor in the form that the functions read: contiguous, in their number format."""
         assert tensor.dtype == self.kind.dtype, f"compiled functions got {tensor.dtype}"
         return tensor.contiguous()
+
+    def workspace(self, *shape: int) -> Tensor:
+        """Return memory of this thread, with any content, which stays: new memory is cleared by the system.
+
+        It is the same at each call, and as large as the largest one so far.
+        """
+        count = math.prod(shape)
+        kept = getattr(self._kept, "memory", None)
+        if kept is None or kept.numel() < count:
+            kept = self._kept.memory = None  # freed first
+            with torch.inference_mode(False):  # it may serve to learn later
+                kept = self._kept.memory = torch.empty(count, dtype=self.kind.dtype)
+        return kept[:count].view(shape)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)

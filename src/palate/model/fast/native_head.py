@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palate.model.fast.head import WeightGradient, tiles
+from palate.model.fast.head import MOST_SLOPES, WeightGradient, equal_parts
 from palate.model.fast.native import Library
 from palate.model.heads import HeadValues
 
@@ -31,6 +31,12 @@ def native_values(
     return HeadValues(logps, entropy, top1, logits, none, targets.new_zeros(len(hidden), 0))
 
 
+TILE = 1 << 25
+"""Most logits in a tile: 64 MiB in bfloat16. Products of more rows use matrix units better."""
+PART = 1 << 24
+"""Most logits of a product with the weight, which uses only one thread for many rows."""
+
+
 class _Values(torch.autograd.Function):
     """log softmax(W h)[y] and the logits of targets, tile by tile; see `head._TargetValues`."""
 
@@ -43,8 +49,8 @@ class _Values(torch.autograd.Function):
         logps, logits, normalisers = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
         entropy, top1 = torch.zeros_like(logps), torch.zeros_like(logps)
         u = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.trains_head else None
-        memory = _memory(hidden, weight)
-        for rows in tiles(hidden, weight):
+        memory = library.workspace(_rows(hidden, weight, TILE), len(weight))
+        for rows in _parts(hidden, weight, TILE):
             raw = torch.mm(hidden[rows], weight.t(), out=memory[: rows.stop - rows.start])
             library.score_targets(
                 raw,
@@ -59,7 +65,7 @@ class _Values(torch.autograd.Function):
             if u is not None:
                 ones = torch.ones_like(logps[rows])
                 library.slope(raw, targets[rows], normalisers[rows], ones, None, *raw.shape)
-                torch.mm(raw, weight, out=u[rows])
+                _times(raw, weight, u[rows])
         ctx.save_for_backward(hidden if u is None else u, weight, targets, normalisers)
         ctx.mark_non_differentiable(entropy, top1)
         ctx.set_materialize_grads(False)
@@ -77,16 +83,26 @@ class _Values(torch.autograd.Function):
                 d_hidden = d_hidden.addcmul(by_logit[:, None], weight[targets].to(d_hidden.dtype))
             return d_hidden.to(kept.dtype), None, None, None, None
         by_logit = None if by_logit is None else by_logit.contiguous()
-        d_hidden, d_weight = torch.empty_like(kept), WeightGradient(kept, weight)
-        for rows in tiles(kept, weight):
+        memory = ctx.library.workspace(_rows(kept, weight, MOST_SLOPES), len(weight))
+        d_hidden, d_weight = torch.empty_like(kept), WeightGradient(kept, weight, memory)
+        for rows in _parts(kept, weight, TILE):
             raw = torch.mm(kept[rows], weight.t(), out=d_weight.memory(rows))
             of_logits = None if by_logit is None else by_logit[rows]
             ctx.library.slope(raw, targets[rows], normalisers[rows], by_logp[rows], of_logits, *raw.shape)
-            torch.mm(d_weight.add(raw, rows), weight, out=d_hidden[rows])
+            _times(d_weight.add(raw, rows), weight, d_hidden[rows])
         return d_hidden, d_weight.total(), None, None, None
 
 
-def _memory(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Return the memory of a tile of logits. (rows, V)"""
-    most = max((rows.stop - rows.start for rows in tiles(hidden, weight)), default=0)
-    return hidden.new_empty(most, len(weight))
+def _rows(hidden: Tensor, weight: Tensor, most: int) -> int:
+    """Return the rows whose logits are in memory at a time, for at most `most` logits."""
+    return min(len(hidden), max(most // len(weight), 1))
+
+
+def _parts(hidden: Tensor, weight: Tensor, most: int) -> list[slice]:
+    return equal_parts(len(hidden), most // len(weight))
+
+
+def _times(slopes: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Write slopes W. slopes (M, V), out (M, H)"""
+    for rows in _parts(slopes, weight, PART):
+        torch.mm(slopes[rows], weight, out=out[rows])

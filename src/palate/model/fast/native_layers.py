@@ -22,6 +22,7 @@ class NativeOperations(Operations):
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        self._transposes = bool(library.transposes())
 
     def angles(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Return the angles of all layers as `rotate` reads them."""
@@ -86,6 +87,14 @@ class NativeOperations(Operations):
         d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
         self._library.gate_back(gate, up, d_out, d_gate, d_up, gate.numel())
         return d_gate, d_up
+
+    def weight_gradient(self, d_out: Tensor, x: Tensor) -> Tensor:
+        """See `Operations`. With matrix units, torch multiplies a transposed copy up to twice as fast."""
+        if not self._transposes:
+            return super().weight_gradient(d_out, x)
+        turned = d_out.new_empty(d_out.shape[::-1])
+        self._library.transpose_matrix(self._library.checked(d_out), turned, *d_out.shape)
+        return turned @ x
 
     def attend(
         self, layout: Layout, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention

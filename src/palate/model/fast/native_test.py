@@ -38,6 +38,7 @@ def test(library: Library, network: Any) -> None:
     with torch.inference_mode(False), torch.enable_grad():
         _test_layer(library, network)
         _test_norm(library)
+        _test_transpose(library)
         for trained in (True, False):
             _test_head(library, trained)
 
@@ -108,6 +109,14 @@ def _test_norm(library: Library) -> None:
         results.append([total.detach(), normed.detach(), *gradients])
     for expected, ours in zip(*results, strict=True):
         _compare("norms", ours, expected, float(expected.float().norm()))
+
+
+def _test_transpose(library: Library) -> None:
+    """Compare the transpose of a matrix with parts of blocks."""
+    x = torch.arange(70 * 37, dtype=torch.float32).view(70, 37).to(library.kind.dtype)
+    out = x.new_zeros(37, 70)
+    library.transpose_matrix(x, out, *x.shape)
+    _compare("transposes", out, x.t(), float(x.float().norm()))
 
 
 def _test_head(library: Library, trained: bool) -> None:

@@ -81,6 +81,10 @@ class Operations:
         d_gate = torch.ops.aten.silu_backward(d_out * up, gate)
         return d_gate, silu(gate).mul_(d_out)
 
+    def weight_gradient(self, d_out: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient of a map's weight, d_out^T x. (M, N), (M, K) to (N, K)"""
+        return d_out.t() @ x
+
     def attend(
         self, layout: Layout, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention
     ) -> Tensor:
@@ -127,11 +131,16 @@ class Map(NamedTuple):
         return out.addmm_(linear(x, self.down), self.up.t(), alpha=self.scaling)
 
     def back(
-        self, x: Tensor, d_out: Tensor, d_x: Tensor | None, wanted: Sequence[bool]
+        self, operations: Operations, x: Tensor, d_out: Tensor, d_x: Tensor | None, wanted: Sequence[bool]
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Return the gradients of x, added to `d_x` in place, and of the four tensors as far as wanted."""
         d_x = d_out @ self.weight if d_x is None else d_x.addmm_(d_out, self.weight)
-        gradients = [d_out.t() @ x if wanted[0] else None, d_out.sum(0) if wanted[1] else None, None, None]
+        gradients = [
+            operations.weight_gradient(d_out, x) if wanted[0] else None,
+            d_out.sum(0) if wanted[1] else None,
+            None,
+            None,
+        ]
         if self.down is not None and self.up is not None:
             d_low = (d_out @ self.up).mul_(self.scaling)
             gradients[2] = d_low.t() @ x if wanted[2] else None
@@ -227,7 +236,8 @@ class _NormedProducts(torch.autograd.Function):
             of_map: list[Tensor | None] = [None] * TENSORS
             slope = slopes[i]
             if slope is not None:
-                d_normed, of_map = one.back(normed, slope, d_normed, ctx.needs_input_grad[6 + TENSORS * i :])
+                wanted = ctx.needs_input_grad[6 + TENSORS * i :]
+                d_normed, of_map = one.back(ctx.operations, normed, slope, d_normed, wanted)
             gradients += of_map
         d_x, d_weight = d_total, None
         if d_normed is not None:
@@ -261,7 +271,7 @@ class _GatedProduct(torch.autograd.Function):
         gradients: list[Tensor | None] = []
         for one in _maps(ctx.scalings, tensors):
             between = ctx.operations.gate(gate, up)
-            d_out, gradients = one.back(between, d_out, None, ctx.needs_input_grad[4:])
+            d_out, gradients = one.back(ctx.operations, between, d_out, None, ctx.needs_input_grad[4:])
         return None, None, *ctx.operations.gate_back(gate, up, d_out), *gradients
 
 

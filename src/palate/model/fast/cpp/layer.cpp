@@ -6,7 +6,7 @@ constexpr int64_t FEW_ROWS = 64;  // rows whose weight gradients are summed befo
 
 inline Floats sigmoid(Floats x) {
     Floats small = exponential(x < 0.0f ? x : -x);  // e^-|x|, which cannot overflow
-    return (x < 0.0f ? small : Floats{} + 1.0f) / (small + 1.0f);
+    return (x < 0.0f ? small : Floats{} + 1.0f) * reciprocal(small + 1.0f);
 }
 
 }  // namespace

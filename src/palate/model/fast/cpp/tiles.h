@@ -6,7 +6,6 @@
 
 #if HALF && defined(__linux__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #define TILES (SIZE % 32 == 0)
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 

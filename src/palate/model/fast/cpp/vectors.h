@@ -12,6 +12,9 @@
 #include <limits>
 #include <utility>
 #include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -50,11 +53,15 @@ inline Floats load(const uint16_t* from) {
 }
 
 inline void store(uint16_t* to, Floats x) {
+#ifdef __AVX512BF16__
+    const auto half = _mm512_cvtneps_pbh((__m512)x);
+#else
     Bits bits = (Bits)x;
     Bits rounded = bits + (0x7fff + ((bits >> 16) & 1));
     Bits kept = (Bits)(x == x);  // all ones, or zero for a NaN, which stays one
     rounded = (rounded & kept) | (0x7fc00000 & ~kept);
     Halves half = __builtin_convertvector(rounded >> 16, Halves);
+#endif
     std::memcpy(to, &half, sizeof half);
 }
 
@@ -92,6 +99,16 @@ inline Floats exponential(Floats x) {
     Floats power = (Floats)((((Bits)scaled) + 127) << 23);
     Floats result = y * power;
     return x < lowest ? Floats{} : result;
+}
+
+// Returns 1 / x to a unit in the last place, for numbers far from the ends of the format.
+inline Floats reciprocal(Floats x) {
+#ifdef __AVX512F__
+    const Floats y = (Floats)_mm512_rcp14_ps((__m512)x);  // to 14 bits; a step of Newton's method doubles them
+    return y * (2.0f - x * y);
+#else
+    return 1.0f / x;
+#endif
 }
 
 inline float sum(Floats x) {
