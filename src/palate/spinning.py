@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-SPINS = "8000"
+SPINS = "6000"
 """Rounds of GNU's busy loop; its default is 300,000 and more. Fewer rounds cost more on an idle machine, and
 less beside a busy program (benchmarks/neighbour.py)."""
 MILLISECONDS = "1"

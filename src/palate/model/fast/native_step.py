@@ -43,7 +43,7 @@ class BlockStore(KeyValueStore):
     """Keys in blocks of 16: number d of all keys of a block is one vector; values are padded.
 
     Shapes per layer: prompt keys (slots, kv heads, longest / 16, D, 16) and row keys (slots * rows, kv heads,
-    new / 16, D, 16) in float32; values (slots, kv heads, longest, padded D) and
+    new / 16, D, 16); values (slots, kv heads, longest, padded D) and
     (slots * rows, kv heads, new, padded D). `longest` and `new` are multiples of 16.
     """
 
@@ -55,7 +55,7 @@ class BlockStore(KeyValueStore):
             for count, most in ((self.slots, self.longest), (self.slots * self.rows, self.new_tokens)):
                 keys = count, heads, _up(most) // BLOCK, size, BLOCK
                 parts += [
-                    like.new_zeros(keys, dtype=torch.float32),
+                    like.new_zeros(keys),
                     like.new_zeros(count, heads, _up(most), _up(size)),
                 ]
             self.layers[index] = parts[0], parts[1], parts[2], parts[3]
@@ -65,7 +65,7 @@ class BlockStore(KeyValueStore):
         """Store a prompt's keys and values, (kv heads, T, D), as `lean` computes them."""
         keys, values, _, _ = self.layer(index, key[None])
         heads, length, size = key.shape
-        padded = torch.nn.functional.pad(in_pairs(key).float(), (0, 0, 0, _up(length) - length))
+        padded = torch.nn.functional.pad(in_pairs(key), (0, 0, 0, _up(length) - length))
         blocks = padded.view(heads, -1, BLOCK, size).transpose(2, 3)
         keys[slot, :, : blocks.shape[1]] = blocks
         values[slot, :, :length, :size] = value

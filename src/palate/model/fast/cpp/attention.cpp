@@ -61,8 +61,8 @@ struct Scores {
     }
 
     void compute(const float* queries, int64_t count, const float* prompt, const float* own, int64_t own_end) {
-        if (stride) in_groups(count, Scoring{queries, prompt, stride / BLOCK, of_prompt, stride});
-        in_groups(count, Scoring{queries, own, blocks_of(own_end), of_own, own_stride});
+        if (stride) in_groups(count, Scoring<float>{queries, prompt, stride / BLOCK, of_prompt, stride});
+        in_groups(count, Scoring<float>{queries, own, blocks_of(own_end), of_own, own_stride});
     }
 };
 

@@ -35,8 +35,8 @@ extern "C" {
 // out (rows, QUERY_HEADS * SIZE)
 void attend(
     const Number* joined, const float* turns, const int64_t* places, const int64_t* depth, const int64_t* lengths,
-    int64_t rows, int64_t per_slot, const float* prompt_keys, const Number* prompt_values, int64_t longest,
-    float* keys, Number* values, int64_t most_tokens, const Number* query_norm, const Number* key_norm, float eps,
+    int64_t rows, int64_t per_slot, const Number* prompt_keys, const Number* prompt_values, int64_t longest,
+    Number* keys, Number* values, int64_t most_tokens, const Number* query_norm, const Number* key_norm, float eps,
     int64_t window, Number* out) {
     struct Task { int64_t first, end, head; };
     std::vector<Task> tasks;
@@ -70,19 +70,19 @@ void attend(
             float key[SIZE];
             turn(of_row + at, turned + at, key_norm, eps, key);
             const int64_t kept = places[r] * KEY_HEADS + head;
-            float* to = keys + (kept * most_tokens + token / BLOCK * BLOCK) * SIZE + token % BLOCK;
-            for (int d = 0; d < SIZE; d++) to[d * BLOCK] = key[d];
+            Number* to = keys + (kept * most_tokens + token / BLOCK * BLOCK) * SIZE + token % BLOCK;
+            for (int d = 0; d < SIZE; d++) put(to + d * BLOCK, key[d]);
             std::memcpy(
                 values + (kept * most_tokens + token) * PADDED, of_row + (QUERY_HEADS + KEY_HEADS + head) * SIZE,
                 SIZE * sizeof(Number));
         }
         const int64_t place = slot * KEY_HEADS + head;
-        in_groups(all, Scoring{queries, prompt_keys + place * longest * SIZE, prompt_blocks, shared, stride});
+        in_groups(all, Scoring<Number>{queries, prompt_keys + place * longest * SIZE, prompt_blocks, shared, stride});
         int64_t begin = length;  // the first key of the prompt that some row sees
         for (int64_t r = first; r < end; r++) {
             const int64_t kept = places[r] * KEY_HEADS + head, tokens = depth[r] + 1, i = (r - first) * GROUP;
             const int64_t blocks = (tokens + BLOCK - 1) / BLOCK;
-            in_groups(GROUP, Scoring{queries + i * PADDED, keys + kept * most_tokens * SIZE, blocks, alone + i * own, own});
+            in_groups(GROUP, Scoring<Number>{queries + i * PADDED, keys + kept * most_tokens * SIZE, blocks, alone + i * own, own});
             const int64_t seen = window ? std::max<int64_t>(0, length + tokens - window) : 0;
             const int64_t from = std::min(seen, length), own_from = std::max<int64_t>(0, seen - length);
             begin = std::min(begin, from);

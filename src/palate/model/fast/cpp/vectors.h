@@ -124,8 +124,8 @@ inline float most(Floats x) {
 }
 
 // Scores of Q queries with B blocks of keys. queries (Q, PADDED), keys (B, SIZE, BLOCK), scores (Q, stride)
-template <int Q, int B>
-inline void score(const float* queries, const float* keys, float* scores, int64_t stride) {
+template <int Q, int B, typename K>
+inline void score(const float* queries, const K* keys, float* scores, int64_t stride) {
     Floats total[Q][B * PER_BLOCK] = {};
     for (int d = 0; d < SIZE; d++) {
         Floats key[B * PER_BLOCK];
@@ -139,8 +139,8 @@ inline void score(const float* queries, const float* keys, float* scores, int64_
         for (int i = 0; i < B * PER_BLOCK; i++) store(scores + q * stride + i * LANES, total[q][i]);
 }
 
-template <int Q>
-void score_all(const float* queries, const float* keys, int64_t blocks, float* scores, int64_t stride) {
+template <int Q, typename K>
+void score_all(const float* queries, const K* keys, int64_t blocks, float* scores, int64_t stride) {
     int64_t b = 0;
     for (; b + MOST_BLOCKS <= blocks; b += MOST_BLOCKS)
         score<Q, MOST_BLOCKS>(queries, keys + b * SIZE * BLOCK, scores + b * BLOCK, stride);
@@ -192,8 +192,9 @@ inline void in_groups(int64_t count, F f) {
         exactly<MOST_QUERIES>(int(std::min<int64_t>(MOST_QUERIES, count - first)), f, first);
 }
 
+template <typename K>
 struct Scoring {
-    const float* queries; const float* keys; int64_t blocks; float* scores; int64_t stride;
+    const float* queries; const K* keys; int64_t blocks; float* scores; int64_t stride;
     template <int Q> void operator()(int64_t first) const {
         score_all<Q>(queries + first * PADDED, keys, blocks, scores + first * stride, stride);
     }
