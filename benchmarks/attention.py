@@ -4,14 +4,16 @@
 
 Each row is a micro-batch of about 1,000 tokens with the heads of the embedded model (9 heads of queries, 3 of
 keys, 64 numbers each), in bfloat16. `kernel` calls torch's attention for each prompt and completion,
-`batches` is what a learner uses. The sides take turns of several passes; the times are medians of forward and
-backward of one layer in milliseconds. The errors are those of the gradient of the keys relative to float64.
-The last line has the kernel's time over that of the batches.
+`batches` is what a learner uses, `compiled` what it uses with `--compile on`. The sides take turns of several
+passes; the times are medians of forward and backward of one layer in milliseconds. The errors are those of the
+gradient of the keys relative to float64. The last line has the kernel's
+time over that of the batches.
 """
 
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Any
 
 from common import arguments, clock, finish, on_gpu, say
@@ -34,8 +36,12 @@ def main() -> None:
         raise SystemExit("attention.py measures processors; hide the GPU from torch")
     import torch
 
+    from palate.model.compiling import obstacle
     from palate.model.fast.attention import Attention
     from palate.model.fast.batched import Batches
+    from palate.model.fast.layout import PackedLayout
+    from palate.model.fast.native import Kind, Library
+    from palate.model.fast.native_layers import NativeOperations
     from palate.model.fast.segments import Segments
 
     how = Attention(SIZE**-0.5, None, None)
@@ -44,17 +50,27 @@ def main() -> None:
     def drawn(heads: int, tokens: int) -> Any:
         return torch.randn(1, heads, tokens, SIZE, generator=generator).bfloat16()
 
-    def passes(way: Any, inputs: list[Any], slope: Any) -> list[Any]:
+    def passes(attend: Any, inputs: list[Any], slope: Any) -> list[Any]:
         inputs = [one.detach().requires_grad_() for one in inputs]
-        output = way.attend(*inputs, how)
+        output = attend(*inputs, how)
         return list(torch.autograd.grad(output, inputs, slope.to(output.dtype)))
+
+    native = None
+    if obstacle(torch.device("cpu")) is None:
+        native = NativeOperations(Library(Kind(torch.bfloat16, HEADS, KEY_HEADS, SIZE)))
+
+    def compiled(layout: Any, *parts: Any) -> Any:
+        *tensors, how = parts
+        return native.attend(layout, 0, *(one.transpose(1, 2) for one in tensors), how)  # type: ignore[union-attr]
 
     measured: dict[str, dict[str, float]] = {}
     for name, shape in ROWS.items():
         tokens = sum(prompt + sum(completions) for prompt, completions in shape)
         inputs = [drawn(heads, tokens) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
         slope = drawn(HEADS, tokens).transpose(1, 2)
-        ways = {"kernel": Segments(shape), "batches": Batches(shape)}
+        ways: dict[str, Any] = {"kernel": Segments(shape).attend, "batches": Batches(shape).attend}
+        if native is not None:
+            ways["compiled"] = partial(compiled, PackedLayout(shape))
         exact = passes(ways["kernel"], [one.double() for one in inputs], slope)[1]
         times: dict[str, list[float]] = {side: [] for side in ways}
         for _ in range(given.runs):

@@ -245,19 +245,20 @@ def attention(result: dict[str, Any]) -> list[str]:
         f"{where(result)}, {result['threads']} threads. Milliseconds of one layer, forward and backward:",
         "",
     ]
+    names = {"kernel": "torch's kernel", "batches": "Palate", "compiled": "Palate compiled"}
+    sides = [side for side in names if side in next(iter(result["measured"].values()))]
+    ours = sides[1:]
     lines += row(
         "row",
-        "torch's kernel",
-        "Palate",
-        "kernel over Palate",
-        "error of the keys' gradient: kernel",
-        "Palate",
+        *(names[side] for side in sides),
+        *(f"kernel over {names[side]}" for side in ours),
+        *(f"error of the keys' gradient: {names[side]}" for side in sides),
     )
-    lines += ["|---" * 6 + "|"]
+    lines += ["|---" * (1 + 2 * len(sides) + len(ours)) + "|"]
     for name, one in result["measured"].items():
-        ratio = f"**{one['kernel'] / one['batches']:.2f}**"
-        errors = (f"{one[side + '_error']:.4f}" for side in ("kernel", "batches"))
-        lines += row(name, f"{one['kernel']:.1f}", f"{one['batches']:.1f}", ratio, *errors)
+        ratios = (f"**{one['kernel'] / one[side]:.2f}**" for side in ours)
+        errors = (f"{one[side + '_error']:.4f}" for side in sides)
+        lines += row(name, *(f"{one[side]:.1f}" for side in sides), *ratios, *errors)
     return lines
 
 
@@ -278,12 +279,13 @@ def neighbour(result: dict[str, Any]) -> list[str]:
 
 def products(result: dict[str, Any]) -> list[str]:
     """Return the table of the rates of a layer's products."""
-    ways = list(next(iter(result["rates"].values())))
-    lines = [f"{where(result)}. GFLOP/s with {result['tokens']:,} tokens:", ""]
-    lines += row("weights", *(f"gradients {way}" if way.startswith("of") else way for way in ways))
-    lines += ["|---" * (len(ways) + 1) + "|"]
-    for name, rates in result["rates"].items():
-        lines += row(name, *(f"{rates[way]:,.0f}" for way in ways))
+    ways = list(next(iter(next(iter(result["rates"].values())).values())))
+    lines = [f"{where(result)}. GFLOP/s:", ""]
+    lines += row("tokens", "weights", *(f"gradients {way}" if way.startswith("of") else way for way in ways))
+    lines += ["|---" * (len(ways) + 2) + "|"]
+    for tokens, sizes in result["rates"].items():
+        for name, rates in sizes.items():
+            lines += row(f"{int(tokens):,}", name, *(f"{rates[way]:,.0f}" for way in ways))
     return lines
 
 
