@@ -15,7 +15,7 @@ from palate.learn import Pairwise
 from palate.losses import PAIR_LOSSES
 from palate.model import LoadedModel, load_model
 from palate.model.compiling import obstacle
-from palate.model.fast import native_head
+from palate.model.fast import head, native_head
 from palate.model.fast.attention import Attention
 from palate.model.fast.layout import PackedLayout
 from palate.model.fast.native import Kind, Library
@@ -28,7 +28,16 @@ pytestmark = pytest.mark.skipif(
     obstacle(torch.device("cpu")) is not None, reason=f"{obstacle(torch.device('cpu'))}"
 )
 
-RECORDS = ((5, (4, 1)), (1, (3,)), (30, (2, 12)), (18, ()), (3, (40, 17, 16)), (70, (130, 1)))
+RECORDS = (
+    (5, (4, 1)),
+    (1, (3,)),
+    (30, (2, 12)),
+    (18, ()),
+    (3, (40, 17, 16)),
+    (70, (130, 1)),
+    (0, (5,)),
+    (4, (0, 2)),
+)
 """A packed row: prompts alone, single tokens, and less and more than blocks of 16 and of 64 tokens."""
 
 
@@ -113,8 +122,8 @@ def attended(query: Tensor, key: Tensor, value: Tensor, how: Attention, library:
     return NativeOperations(library).attend(PackedLayout(RECORDS), 0, query, key, value, how)
 
 
-@pytest.mark.parametrize("window", [None, 3, 20, 90])
-@pytest.mark.parametrize("heads", [(6, 2, 16), (4, 4, 20), (3, 1, 130), (6, 2, 64), (5, 1, 32), (2, 2, 96)])
+@pytest.mark.parametrize("window", [None, 3, 20, 90, 2**31 - 1])
+@pytest.mark.parametrize("heads", [(6, 2, 16), (4, 4, 20), (3, 1, 130), (6, 2, 64), (8, 1, 32), (2, 2, 96)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_is_that_of_float64(
     dtype: torch.dtype, heads: tuple[int, int, int], window: int | None
@@ -170,7 +179,8 @@ def test_a_head_does_not_depend_on_its_tiles(
     whole = numbers()
     monkeypatch.setattr(native_head, "TILE", 7 * 300)
     monkeypatch.setattr(native_head, "PART", 3 * 300)
-    monkeypatch.setattr(native_head, "MOST_SLOPES", 11 * 300)
+    for module in (native_head, head):
+        monkeypatch.setattr(module, "MOST_SLOPES", 11 * 300)
     for ours, theirs in zip(numbers(), whole, strict=True):
         assert (ours - theirs).norm() <= (1e-6 if dtype == torch.float32 else 0.01) * theirs.norm()
 

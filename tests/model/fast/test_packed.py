@@ -97,7 +97,7 @@ def test_packed_batches_hold_every_record_once_within_the_budget(sizes: list[int
     assert sorted(i for batch in batches for i in batch) == list(range(len(sizes)))
     for batch in batches:
         assert sum(sizes[i] for i in batch) <= budget or len(batch) == 1
-    # Each row but the last would have been full in order of length, and shorter rows would be more.
+    # There are as few rows as filling them in turn needs, and no smaller budget needs as few.
     filled, tokens = 0, budget + 1
     for size in sorted(sizes):
         tokens += size

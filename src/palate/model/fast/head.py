@@ -256,7 +256,8 @@ class WeightGradient:
     def total(self) -> Tensor:
         """Return the sum, in the format of the weight. (V, H)"""
         self._flush()
-        assert self._total is not None
+        if self._total is None:  # no tokens
+            return torch.zeros_like(self._weight)
         return self._total.to(self._weight.dtype)
 
 

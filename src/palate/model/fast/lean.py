@@ -113,10 +113,9 @@ def _through_layers(
         window = WINDOW[kind](layer.self_attn)
         computed = partial(layer_states, layer, window, times, operations, angles=angles, layout=layout)
         if layer.training and layer.gradient_checkpointing:
-            # Layers have no randomness, since dropout is 0.
-            hidden, change = checkpoint(
-                computed, hidden, change, use_reentrant=False, preserve_rng_state=False
-            )
+            # Only the sum is kept. Layers have no randomness, since dropout is 0.
+            hidden = hidden if change is None else hidden + change
+            hidden, change = checkpoint(computed, hidden, None, use_reentrant=False, preserve_rng_state=False)
         else:
             hidden, change = computed(hidden, change)
     return normed_products(operations, hidden, change, model.norm, ())[1].view(embedded.shape)

@@ -34,7 +34,7 @@ def native_values(
 TILE = 1 << 25
 """Most logits in a tile: 64 MiB in bfloat16. Products of more rows use matrix units better."""
 PART = 1 << 24
-"""Most logits of a product with the weight, which uses only one thread for many rows."""
+"""Most slopes in one product with the weight: for more rows torch uses one thread."""
 
 
 class _Values(torch.autograd.Function):
@@ -83,7 +83,8 @@ class _Values(torch.autograd.Function):
                 d_hidden = d_hidden.addcmul(by_logit[:, None], weight[targets].to(d_hidden.dtype))
             return d_hidden.to(kept.dtype), None, None, None, None
         by_logit = None if by_logit is None else by_logit.contiguous()
-        memory = ctx.library.workspace(_rows(kept, weight, MOST_SLOPES), len(weight))
+        most = MOST_SLOPES if weight.dtype.itemsize < 4 else TILE  # float32 collects no slopes
+        memory = ctx.library.workspace(_rows(kept, weight, most), len(weight))
         d_hidden, d_weight = torch.empty_like(kept), WeightGradient(kept, weight, memory)
         for rows in _parts(kept, weight, TILE):
             raw = torch.mm(kept[rows], weight.t(), out=d_weight.memory(rows))

@@ -112,11 +112,12 @@ def _test_norm(library: Library) -> None:
 
 
 def _test_transpose(library: Library) -> None:
-    """Compare the transpose of a matrix with parts of blocks."""
-    x = torch.arange(70 * 37, dtype=torch.float32).view(70, 37).to(library.kind.dtype)
+    """Compare the transpose of a matrix with parts of blocks, which must be exact."""
+    x = torch.randn(70, 37, generator=torch.Generator().manual_seed(4)).to(library.kind.dtype)
     out = x.new_zeros(37, 70)
     library.transpose_matrix(x, out, *x.shape)
-    _compare("transposes", out, x.t(), float(x.float().norm()))
+    if not torch.equal(out, x.t()):
+        raise RuntimeError("compiled and plain transposes differ")
 
 
 def _test_head(library: Library, trained: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, silu
 
 from palate.model.fast.attention import Attention, Layout
@@ -227,6 +228,7 @@ class _NormedProducts(torch.autograd.Function):
         return total if ctx.adds else total.detach(), *outputs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_total: Tensor | None, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
         total, weight, *tensors = ctx.saved_tensors
         _, normed, factors = ctx.operations.norm(total, None, weight, ctx.eps)
@@ -266,6 +268,7 @@ class _GatedProduct(torch.autograd.Function):
         return maps[0](between) if maps else between
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, *tensors = ctx.saved_tensors
         gradients: list[Tensor | None] = []
@@ -285,5 +288,6 @@ class _Rotated(torch.autograd.Function):
         return operations.rotate(x, cos, sin, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         return None, ctx.operations.rotate(d_out, *ctx.saved_tensors, -1), None, None

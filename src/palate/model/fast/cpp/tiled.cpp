@@ -6,19 +6,20 @@
 #if TILES
 namespace {
 
-constexpr int64_t TOKENS = GROUP <= 4 ? 64 : 32;  // tokens whose queries are computed together
+constexpr int64_t TOKENS = GROUP <= 4 ? 64 : 32;  // most tokens whose queries are computed together
+constexpr int64_t MOST_TILED = 1 << 18;           // most scores in memory at a time in forward, unless of 16 tokens
 constexpr int64_t KEYS = DEPTH;                   // keys that are computed together in backward
 
 // The queries of some tokens of a segment.
 struct Block {
     int64_t first, count, tokens, queries;  // tokens: of each head, and queries: of all, with padding
 
-    Block(const Segment& segment, int64_t from)
-        : first(from), count(std::min(TOKENS, segment.size - from)), tokens(padded(count, SIDE)),
+    Block(const Segment& segment, int64_t from, int64_t together = TOKENS)
+        : first(from), count(std::min(together, segment.size - from)), tokens(padded(count, SIDE)),
           queries(padded(GROUP * tokens, DEPTH)) {}
 
-    static int64_t most(int64_t size) {
-        return padded(GROUP * std::min<int64_t>(TOKENS, padded(size, SIDE)), DEPTH);
+    static int64_t most(int64_t size, int64_t together = TOKENS) {
+        return padded(GROUP * std::min<int64_t>(together, padded(size, SIDE)), DEPTH);
     }
     // Calls f with the vectors of each head, and the place of the first; and with none for the padding.
     template <typename F>
@@ -75,7 +76,8 @@ void attend_tiled(
     int64_t window, Half* out, float* normalisers) {
     const Tiles used;
     const int64_t prompt = padded(segment.prompt_size, DEPTH), stride = prompt + padded(segment.size, DEPTH);
-    const auto parts = made<ForwardParts>(stride, Block::most(segment.size));
+    const int64_t together = std::clamp<int64_t>(MOST_TILED / (GROUP * std::max<int64_t>(stride, 1)) / SIDE * SIDE, SIDE, TOKENS);
+    const auto parts = made<ForwardParts>(stride, Block::most(segment.size, together));
     const Vectors of_prompt(key, KEY_HEADS, head, segment.prompt, segment.prompt_size),
         own(key, KEY_HEADS, head, segment.start, segment.size),
         values_of_prompt(value, KEY_HEADS, head, segment.prompt, segment.prompt_size),
@@ -84,8 +86,8 @@ void attend_tiled(
     write_columns(own, stride - prompt, parts.keys + prompt * SIZE);
     write_pairs(values_of_prompt, 0, prompt, parts.values);
     write_pairs(own_values, prompt, stride - prompt, parts.values);
-    for (int64_t first = 0; first < segment.size; first += TOKENS) {
-        const Block block(segment, first);
+    for (int64_t first = 0; first < segment.size; first += together) {
+        const Block block(segment, first, together);
         const int64_t own_keys = padded(first + block.count, DEPTH), keys = prompt + own_keys;
         block.each(query, segment, head, [&](Vectors from, int64_t at, int64_t count) {
             write_rows(from, count, parts.queries + at * SIZE);
@@ -123,21 +125,19 @@ void attend_tiled(
 struct TiledKeys {
     int64_t size = 0, stride;
     Half *rows, *values, *columns;  // (stride, SIZE), (stride, SIZE), (SIZE, stride)
-    Half* pairs;                    // what is written with the columns, and not read
     float *d_keys, *d_values;       // (stride, SIZE)
 
     TiledKeys(Memory& memory, int64_t most)
         : stride(padded(most, KEYS)), rows(memory.take_halves(stride * SIZE)),
           values(memory.take_halves(stride * SIZE)), columns(memory.take_halves(stride * SIZE)),
-          pairs(memory.take_halves(stride * SIZE)), d_keys(memory.take(stride * SIZE)),
-          d_values(memory.take(stride * SIZE)) {}
+          d_keys(memory.take(stride * SIZE)), d_values(memory.take(stride * SIZE)) {}
 
     void read(const Half* key, const Half* value, int64_t head, int64_t start, int64_t count) {
         size = count;
         const int64_t whole = padded(count, KEYS);
         const Vectors keys(key, KEY_HEADS, head, start, count);
         write_rows(keys, whole, rows);
-        write_columns(keys, whole, pairs, columns, stride);
+        write_columns(keys, whole, nullptr, columns, stride);
         write_rows(Vectors(value, KEY_HEADS, head, start, count), whole, values);
         std::fill(d_keys, d_keys + whole * SIZE, 0.0f);
         std::fill(d_values, d_values + whole * SIZE, 0.0f);
@@ -250,7 +250,7 @@ struct TiledBackward {
                 for (int r = 0; r < 2; r++) {
                     constexpr int32_t NEVER = std::numeric_limits<int32_t>::max();
                     low[r] = first + row + r < keys.size ? int32_t(place + row + r) : NEVER;
-                    high[r] = window ? int32_t(place + row + r + window) : NEVER;
+                    high[r] = window ? int32_t(std::min<int64_t>(place + row + r + window, NEVER)) : NEVER;
                 }
                 differentiate(block, q, row, low, high);
             }

@@ -1,8 +1,8 @@
 // Products of bfloat16 matrices with the matrix units of a processor (AMX), and how they read their factors.
 //
 // A unit multiplies a tile of 16 rows of 32 numbers with one of 32 x 16 numbers, in which two rows are interleaved
-// ("pairs"), and adds to a tile of 16 x 16 numbers in float32. All sizes here are whole numbers of tiles, and two
-// tiles at least in the directions of the result.
+// ("pairs"), and adds to a tile of 16 x 16 numbers in float32. All sizes here are whole numbers of tiles, and an
+// even number of tiles in both directions of the result.
 
 #if HALF && defined(__linux__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #define TILES (SIZE % 32 == 0)
@@ -26,11 +26,13 @@ bool tiles_allowed() {
 // Sets up the tiles of this thread while it exists; other code sets up its own.
 struct Tiles {
     Tiles() {
-        struct alignas(64) {
+        // Static, because some compilers do not see that all of it is read.
+        struct alignas(64) Shape {
             uint8_t palette = 1, start = 0, unused[14] = {};
             uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
             uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-        } shape;
+        };
+        static const Shape shape;
         _tile_loadconfig(&shape);
     }
     ~Tiles() { _tile_release(); }
@@ -42,6 +44,7 @@ struct Pairs { const Half* start; int64_t across, down; };
 // Computes A B, added to C if `add`, in blocks of 2 x 2 tiles. A (16 m, step_a), B (32 k, 16 n), C (16 m, step_c)
 void multiply(
     const Half* a, int64_t step_a, Pairs b, float* c, int64_t step_c, int64_t m, int64_t n, int64_t k, bool add) {
+    asm volatile("" ::: "memory");  // loads of tiles do not say what they read
     for (int64_t i = 0; i < m; i += 2)
         for (int64_t j = 0; j < n; j += 2) {
             const Half *rows = a + i * SIDE * step_a, *columns = b.start + j * b.across;
@@ -115,16 +118,16 @@ void write_rows(Vectors from, int64_t count, Half* to) {
 // The tiles of vectors that are the columns of a factor, (SIZE, tokens).
 inline Pairs as_columns(const Half* tiles) { return {tiles, SIZE / DEPTH * TILE, TILE}; }
 
-// Writes these tiles and, if given, the columns' matrix as rows, (SIZE, step).
+// Writes these tiles, the columns' matrix as rows, (SIZE, step), or both.
 void write_columns(Vectors from, int64_t count, Half* to, Half* rows = nullptr, int64_t step = 0) {
     for (int64_t t = 0; t < count; t += SIDE)
         for (int d = 0; d < SIZE; d += DEPTH) {
             __m512i x[16];
             for (int i = 0; i < 16; i++) x[i] = from.part(t + i, d);
             transpose(x);
-            Half* tile = to + (t / SIDE * (SIZE / DEPTH) + d / DEPTH) * TILE;
+            Half* tile = to ? to + (t / SIDE * (SIZE / DEPTH) + d / DEPTH) * TILE : nullptr;
             for (int i = 0; i < 16; i++) {
-                _mm512_store_si512(tile + i * DEPTH, x[i]);
+                if (tile) _mm512_store_si512(tile + i * DEPTH, x[i]);
                 if (rows) {  // a number of 32 bits has those of two rows
                     Half* row = rows + (d + 2 * i) * step + t;
                     _mm256_store_si256((__m256i*)row, _mm512_cvtepi32_epi16(x[i]));

@@ -2,7 +2,7 @@
 
 extern "C" {
 
-// Returns whether `transpose_matrix` is worth its time: with matrix units, whose tiles are read by rows.
+// Returns whether `transpose_matrix` is worth its time: with matrix units, torch multiplies a transposed copy faster.
 int64_t transposes() {
 #if TILES
     return tiles_allowed();

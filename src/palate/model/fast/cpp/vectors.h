@@ -1,8 +1,8 @@
 // Vectors, and the products of attention, for one kind of layer of a Llama-like model.
 //
 // `native.py` compiles the files of this directory as one, with four definitions before them: HALF (1: bfloat16,
-// 0: float32), QUERY_HEADS, KEY_HEADS and SIZE (numbers in a head). All arithmetic is in float32; a result is
-// rounded once.
+// 0: float32), QUERY_HEADS, KEY_HEADS and SIZE (numbers in a head). All arithmetic is in float32, and a result is
+// rounded once; only tiled.cpp rounds weights before their products.
 
 #include <algorithm>
 #include <cmath>
