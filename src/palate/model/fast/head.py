@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -214,9 +215,21 @@ class WeightGradient:
     In half precision, slopes are collected, so that few products of the weight's size are made and summed.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, memory: Tensor | None = None) -> None:
-        """Begin a sum. memory (M, V): for slopes, at least as large as a tile; by default new memory."""
-        self._hidden, self._weight = hidden, weight
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        memory: Tensor | None = None,
+        product: Callable[[Tensor, Tensor], Tensor] = lambda slopes, hidden: slopes.T @ hidden,
+    ) -> None:
+        """Begin a sum.
+
+        Args:
+            hidden, weight: as in the head.
+            memory: (M, V), for slopes, at least as large as a tile; by default new memory.
+            product: computes slopes^T hidden.
+        """
+        self._hidden, self._weight, self._product = hidden, weight, product
         self._total: Tensor | None = None
         self._half = _wide(weight) != weight.dtype
         self._most = max(MOST_SLOPES // len(weight), 1)
@@ -249,7 +262,8 @@ class WeightGradient:
     def _flush(self) -> None:
         if self._next > self._first:
             assert self._slopes is not None
-            part = self._slopes[: self._next - self._first].T @ self._hidden[self._first : self._next]
+            rows = slice(self._first, self._next)
+            part = self._product(self._slopes[: self._next - self._first], self._hidden[rows])
             self._total = part if self._total is None else self._total.to(_wide(part)).add_(part)
         self._first = self._next
 

@@ -30,7 +30,7 @@ log = logging.getLogger("palate")
 
 FILES = (
     *("vectors.h", "tiles.h", "records.h", "layer.cpp", "step.cpp", "head.cpp"),
-    *("attention.cpp", "tiled.cpp", "rows.cpp", "transpose.cpp"),
+    *("attention.cpp", "tiled.cpp", "rows.cpp", "gradient.cpp"),
 )
 FAILURES = (
     *(RuntimeError, OSError, ImportError, AssertionError),
@@ -64,11 +64,11 @@ SIGNATURES = {
     "slope": "aaaaaii",
     "attend_row": "aaaaifiaa",
     "attend_row_back": "aaaaaaaifiaaa",
-    "transposes": "",
-    "transpose_matrix": "aaii",
+    "has_tiles": "",
+    "weight_gradient": "aaaiii",
 }
 """The arguments of the functions in `cpp`: addresses, integers and floating-point numbers."""
-NUMBERS = ("draw", "transposes")
+NUMBERS = ("draw", "has_tiles")
 """Functions that return an integer."""
 
 
@@ -165,7 +165,13 @@ class Library:
             kept = self._kept.memory = None  # freed first
             with torch.inference_mode(False):  # it may serve to learn later
                 kept = self._kept.memory = torch.empty(count, dtype=self.kind.dtype)
+        self._kept.uses = self.uses + 1
         return kept[:count].view(shape)
+
+    @property
+    def uses(self) -> int:
+        """The number of calls of `workspace` in this thread: while it stays the same, so does the content."""
+        return getattr(self._kept, "uses", 0)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)

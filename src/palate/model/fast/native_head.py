@@ -9,6 +9,7 @@ from torch import Tensor
 
 from palate.model.fast.head import MOST_SLOPES, WeightGradient, equal_parts
 from palate.model.fast.native import Library
+from palate.model.fast.native_layers import NativeOperations
 from palate.model.heads import HeadValues
 
 
@@ -49,9 +50,13 @@ class _Values(torch.autograd.Function):
         logps, logits, normalisers = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
         entropy, top1 = torch.zeros_like(logps), torch.zeros_like(logps)
         u = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.trains_head else None
-        memory = library.workspace(_rows(hidden, weight, TILE), len(weight))
+        # If all logits fit into the memory, backward computes none again.
+        whole = ctx.trains_head and _collects(weight) and hidden.shape[0] * len(weight) <= MOST_SLOPES
+        memory = library.workspace(_rows(hidden, weight, MOST_SLOPES if whole else TILE), len(weight))
+        ctx.use = library.uses if whole else None
         for rows in _parts(hidden, weight, TILE):
-            raw = torch.mm(hidden[rows], weight.t(), out=memory[: rows.stop - rows.start])
+            raw = memory[rows] if whole else memory[: rows.stop - rows.start]
+            torch.mm(hidden[rows], weight.t(), out=raw)
             library.score_targets(
                 raw,
                 targets[rows],
@@ -83,15 +88,24 @@ class _Values(torch.autograd.Function):
                 d_hidden = d_hidden.addcmul(by_logit[:, None], weight[targets].to(d_hidden.dtype))
             return d_hidden.to(kept.dtype), None, None, None, None
         by_logit = None if by_logit is None else by_logit.contiguous()
-        most = MOST_SLOPES if weight.dtype.itemsize < 4 else TILE  # float32 collects no slopes
+        has_logits = ctx.use == ctx.library.uses
+        most = MOST_SLOPES if _collects(weight) else TILE
         memory = ctx.library.workspace(_rows(kept, weight, most), len(weight))
-        d_hidden, d_weight = torch.empty_like(kept), WeightGradient(kept, weight, memory)
+        product = NativeOperations(ctx.library).weight_gradient
+        d_hidden, d_weight = torch.empty_like(kept), WeightGradient(kept, weight, memory, product)
         for rows in _parts(kept, weight, TILE):
-            raw = torch.mm(kept[rows], weight.t(), out=d_weight.memory(rows))
+            raw = d_weight.memory(rows)
+            if not has_logits:
+                torch.mm(kept[rows], weight.t(), out=raw)
             of_logits = None if by_logit is None else by_logit[rows]
             ctx.library.slope(raw, targets[rows], normalisers[rows], by_logp[rows], of_logits, *raw.shape)
             _times(d_weight.add(raw, rows), weight, d_hidden[rows])
         return d_hidden, d_weight.total(), None, None, None
+
+
+def _collects(weight: Tensor) -> bool:
+    """Return whether the gradient of the weight collects slopes of several tiles: not in float32."""
+    return weight.dtype.itemsize < 4
 
 
 def _rows(hidden: Tensor, weight: Tensor, most: int) -> int:

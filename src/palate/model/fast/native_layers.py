@@ -12,6 +12,9 @@ from palate.model.fast.layout import PackedLayout
 from palate.model.fast.native import Library
 from palate.model.fast.operations import Operations
 
+PANEL = 32
+"""Products with matrix units have whole panels of so many rows and columns."""
+
 
 class NativeOperations(Operations):
     """As `Operations`, each in one pass over memory.
@@ -22,7 +25,7 @@ class NativeOperations(Operations):
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._transposes = bool(library.transposes())
+        self._has_tiles = bool(library.has_tiles())
 
     def angles(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Return the angles of all layers as `rotate` reads them."""
@@ -89,12 +92,14 @@ class NativeOperations(Operations):
         return d_gate, d_up
 
     def weight_gradient(self, d_out: Tensor, x: Tensor) -> Tensor:
-        """See `Operations`. With matrix units, torch multiplies a transposed copy up to twice as fast."""
-        if not self._transposes:
+        """See `Operations`. torch reads a transposed matrix slowly, and uses one thread for small weights."""
+        outputs, inputs = d_out.shape[1], x.shape[1]
+        if not self._has_tiles or outputs % PANEL or inputs % PANEL or not len(x):
             return super().weight_gradient(d_out, x)
-        turned = d_out.new_empty(d_out.shape[::-1])
-        self._library.transpose_matrix(self._library.checked(d_out), turned, *d_out.shape)
-        return turned @ x
+        out = d_out.new_empty(outputs, inputs)
+        d_out, x = self._library.checked(d_out), self._library.checked(x)
+        self._library.weight_gradient(d_out, x, out, len(x), outputs, inputs)
+        return out
 
     def attend(
         self, layout: Layout, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention

@@ -38,7 +38,7 @@ def test(library: Library, network: Any) -> None:
     with torch.inference_mode(False), torch.enable_grad():
         _test_layer(library, network)
         _test_norm(library)
-        _test_transpose(library)
+        _test_weight_gradient(library)
         for trained in (True, False):
             _test_head(library, trained)
 
@@ -111,13 +111,16 @@ def _test_norm(library: Library) -> None:
         _compare("norms", ours, expected, float(expected.float().norm()))
 
 
-def _test_transpose(library: Library) -> None:
-    """Compare the transpose of a matrix with parts of blocks, which must be exact."""
-    x = torch.randn(70, 37, generator=torch.Generator().manual_seed(4)).to(library.kind.dtype)
-    out = x.new_zeros(37, 70)
-    library.transpose_matrix(x, out, *x.shape)
-    if not torch.equal(out, x.t()):
-        raise RuntimeError("compiled and plain transposes differ")
+def _test_weight_gradient(library: Library) -> None:
+    """Compare gradients of weights with more outputs, and with more inputs."""
+    source = torch.Generator().manual_seed(4)
+    for tokens, outputs, inputs in ((70, 96, 32), (500, 64, 128)):
+        d_out, x = (
+            torch.randn(tokens, size, generator=source).to(library.kind.dtype) for size in (outputs, inputs)
+        )
+        expected = d_out.t() @ x
+        ours = NativeOperations(library).weight_gradient(d_out, x)
+        _compare("gradients of weights", ours, expected, float(expected.float().norm()))
 
 
 def _test_head(library: Library, trained: bool) -> None:

@@ -10,7 +10,7 @@ void attend_row(
     const Number* query, const Number* key, const Number* value, const int64_t* shape, int64_t count, float scaling,
     int64_t window, Number* out, float* normalisers) {
     auto attend = attend_segment;
-#if TILES
+#if TILED
     if (tiles_allowed()) attend = attend_tiled;
 #endif
     std::vector<Segment> segments;
@@ -30,7 +30,7 @@ void attend_row_back(
 #pragma omp parallel for schedule(dynamic)
         for (size_t i = 0; i < records.size() * KEY_HEADS; i++) way.record(records[i / KEY_HEADS], i % KEY_HEADS);
     };
-#if TILES
+#if TILED
     if (tiles_allowed())
         return through(TiledBackward{
             query, key, value, out, d_out, normalisers, scaling, window, d_query, d_key, d_value});

@@ -3,7 +3,8 @@
 // Queries of some tokens, of all heads that share keys, are computed together: (head, token), each head padded to
 // whole tiles. Backward works on transposed scores, (keys, queries): what belongs to a query is then a vector.
 
-#if TILES
+#define TILED (TILES && SIZE % 32 == 0)
+#if TILED
 namespace {
 
 constexpr int64_t TOKENS = GROUP <= 4 ? 64 : 32;  // most tokens whose queries are computed together
