@@ -74,7 +74,7 @@ def test_norm_rotation_and_gate_are_those_of_the_modules(dtype: torch.dtype) -> 
                 turned.transpose(1, 2),
                 **close,
             )
-            gate = operations.gated_product(PLAIN, x, x + 1, None)
+            gate = operations.gated(PLAIN, x, x + 1)
             torch.testing.assert_close(gate, nn.functional.silu(x) * (x + 1), **close)
 
 
@@ -102,17 +102,23 @@ def test_derivatives() -> None:
     check(lambda *given: products(*given)[1:2], (3, 4), (3, 4), (4,), *maps)
     cos, sin = (part[:, :, None] for part in angles(3, 4))
     check(lambda x: operations.rotated(PLAIN, x, cos, sin), (1, 3, 2, 4))
-    check(lambda x, y: operations.gated_product(PLAIN, x, y, None), (3, 5), (3, 5))
-    one = (2, 5), (2,), (3, 5), (2, 3)
+    check(lambda x, y: operations.gated(PLAIN, x, y), (3, 5), (3, 5))
     check(
-        lambda x, y, *parts: operations.gated_product(PLAIN, x, y, operations.Map(*parts, 0.7)),
+        lambda x, *parts: operations.product(PLAIN, x, operations.Map(*parts, 0.7)),
         (3, 5),
-        (3, 5),
-        *one,
+        *((2, 5), (2,), (3, 5), (2, 3)),
     )
-    check(
-        lambda x, y, w: operations.gated_product(PLAIN, x, y, operations.Map(w, None)), (3, 5), (3, 5), (2, 5)
-    )
+    check(lambda x, w: operations.product(PLAIN, x, operations.Map(w, None)), (3, 5), (2, 5))
+
+    def block(hidden: Tensor, change: Tensor | None, weight: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
+        norm = SimpleNamespace(weight=weight, variance_epsilon=1e-3)
+        gate, up = operations.Map(*parts[:4], 0.7), operations.Map(parts[4], None)
+        return operations.mlp(PLAIN, hidden, change, norm, [gate, up, operations.Map(*parts[5:], 0.5)])
+
+    gate, up, down = ((5, 4), (5,), (3, 4), (5, 3)), ((5, 4),), ((4, 5), (4,), (2, 5), (4, 2))
+    check(block, (3, 4), (3, 4), (4,), *gate, *up, *down)
+    check(lambda hidden, *rest: block(hidden, None, *rest), (3, 4), (4,), *gate, *up, *down)
+    check(lambda *given: block(*given)[1], (3, 4), (3, 4), (4,), *gate, *up, *down)
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

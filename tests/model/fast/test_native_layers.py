@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from palate.model.fast.attention import Attention
 from palate.model.fast.layout import PackedLayout
 from palate.model.fast.native import Kind, Library
 from palate.model.fast.native_layers import NativeOperations
+from palate.model.fast.operations import Map, Operations, mlp, rotated
 from palate.model.fast.segments import Segments
 from palate.testing import tiny_model, tiny_policy
 from palate.types import Group, Pair, Prompt
@@ -116,10 +118,14 @@ def test_numbers_and_gradients_are_those_of_the_plain_way(
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, how: Attention, library: Library | None) -> Tensor:
+    turns = torch.arange(query.shape[1])[:, None] * torch.linspace(0.1, 1.0, query.shape[-1] // 2)
+    cos, sin = (torch.cat([part, part], -1)[None, :, None] for part in (turns.cos(), turns.sin()))
     if library is None:
-        parts = (part.transpose(1, 2) for part in (query, key, value))
-        return Segments(list(RECORDS)).attend(*parts, how)
-    return NativeOperations(library).attend(PackedLayout(RECORDS), 0, query, key, value, how)
+        query, key = (rotated(Operations(), part, cos.double(), sin.double()) for part in (query, key))
+        return Segments(list(RECORDS)).attend(*(part.transpose(1, 2) for part in (query, key, value)), how)
+    operations = NativeOperations(library)
+    angles = operations.angles(cos, sin)
+    return operations.attend(PackedLayout(RECORDS), 0, query, key, value, how, angles)
 
 
 @pytest.mark.parametrize("window", [None, 3, 20, 90, 2**31 - 1])
@@ -161,6 +167,16 @@ def test_gradients_of_weights(size: int, dtype: torch.dtype) -> None:
         exact = slope.double().t() @ x.double()
         ours = operations.weight_gradient(slope, x)
         assert (ours.double() - exact).norm() <= (1e-6 if dtype == torch.float32 else 0.01) * exact.norm()
+
+
+def test_a_second_backward_with_overwritten_values_is_an_error() -> None:
+    operations = NativeOperations(Library(Kind(torch.float32, 2, 1, 32)))
+    maps = [Map(torch.randn(*shape).requires_grad_(), None) for shape in ((20, 8), (20, 8), (8, 20))]
+    norm = SimpleNamespace(weight=torch.ones(8), variance_epsilon=1e-3)
+    _, out = mlp(operations, torch.randn(3, 8), None, norm, maps)
+    out.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

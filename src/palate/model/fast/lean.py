@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.activations import SiLUActivation
 
 from palate.model.fast.attention import Attention, Layout
-from palate.model.fast.operations import Map, Operations, gated_product, normed_products, rotated
+from palate.model.fast.operations import Map, Operations, gated, mlp, normed_products, product
 
 States = Callable[[Tensor, Tensor, Layout], Tensor]
 """Returns the last hidden states (B, T, H), after the final norm, from input ids and position ids, int64
@@ -136,18 +136,20 @@ def layer_states(
 
     hidden, change (B * T, H); angles (B, T, 1, D)
     """
-    block, mlp = layer.self_attn, layer.mlp
+    block, feed = layer.self_attn, layer.mlp
     hidden, *parts = _normed(
         operations, hidden, change, layer.input_layernorm, (block.q_proj, block.k_proj, block.v_proj), times
     )
-    output = _attention(block, window, operations, parts, angles, layout)
-    change = projected(output.reshape(len(hidden), -1), block.o_proj, times)
-    hidden, gate, up = _normed(
-        operations, hidden, change, layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj), times
-    )
-    one = map_of(mlp.down_proj, times)
-    between = gated_product(operations, gate, up, one)
-    return hidden, between if one is not None else projected(between, mlp.down_proj, times)
+    output = _attention(block, window, operations, parts, angles, layout).reshape(len(hidden), -1)
+    one = map_of(block.o_proj, times)
+    change = projected(output, block.o_proj, times) if one is None else product(operations, output, one)
+    maps = [map_of(part, times) for part in (feed.gate_proj, feed.up_proj, feed.down_proj)]
+    known = [one for one in maps if one is not None]
+    norm = layer.post_attention_layernorm
+    if len(known) == len(maps):
+        return mlp(operations, hidden, change, norm, known)
+    hidden, gate, up = _normed(operations, hidden, change, norm, (feed.gate_proj, feed.up_proj), times)
+    return hidden, projected(gated(operations, gate, up), feed.down_proj, times)
 
 
 def _attention(
@@ -164,10 +166,8 @@ def _attention(
             normed_products(operations, part, None, norm, ())[1]
             for part, norm in ((query, block.q_norm), (key, block.k_norm))
         )
-    query, key = (rotated(operations, part, *angles) for part in (query, key))
-    return operations.attend(
-        layout, block.layer_idx, query, key, value, Attention(block.scaling, window, None)
-    )
+    how = Attention(block.scaling, window, None)
+    return operations.attend(layout, block.layer_idx, query, key, value, how, angles)
 
 
 # ---- Products --------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ SIGNATURES = {
     "normalise": "aaaaaaiif",
     "normalise_back": "aaaaaaaii",
     "gate": "aaiaii",
-    "gate_back": "aaaaai",
+    "gate_back": "aaaaaai",
     "rotate": "aiaafaii",
     "attend": "aaaaaiiaaiaaiaafia",
     "draw": "aiifaaaiaaa",

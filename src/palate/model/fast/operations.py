@@ -3,7 +3,7 @@
 As separate tensor operations, each of these reads and writes its tensors many times, and autograd saves most
 intermediate results. Here each is one function with an explicit derivative. The products that read a norm or
 a gate belong to its function: backward computes the norm or the gate again, so that only what they are
-computed from is kept.
+computed from is kept. A whole MLP is one function.
 """
 
 from __future__ import annotations
@@ -73,23 +73,36 @@ class Operations:
         right.addcmul_(first, half, value=sign)
         return out
 
-    def gate(self, gate: Tensor, up: Tensor) -> Tensor:
-        """Return silu(gate) * up, for equal shapes."""
+    def gate(self, gate: Tensor, up: Tensor, *, keep: bool = True) -> Tensor:
+        """Return silu(gate) * up, for equal shapes; overwrites `gate` unless `keep`."""
         return silu(gate).mul_(up)
 
-    def gate_back(self, gate: Tensor, up: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of the gate's arguments."""
-        d_gate = torch.ops.aten.silu_backward(d_out * up, gate)
-        return d_gate, silu(gate).mul_(d_out)
+    def gate_back(
+        self, gate: Tensor, up: Tensor, d_out: Tensor, *, keep: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return silu(gate) * up and the gradients of both; overwrites the arguments unless `keep`."""
+        act = silu(gate)
+        return act * up, torch.ops.aten.silu_backward(d_out * up, gate), act.mul_(d_out)
 
     def weight_gradient(self, d_out: Tensor, x: Tensor) -> Tensor:
         """Return the gradient of a map's weight, d_out^T x. (M, N), (M, K) to (N, K)"""
         return d_out.t() @ x
 
     def attend(
-        self, layout: Layout, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attention
+        self,
+        layout: Layout,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        how: Attention,
+        angles: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Return the attention of a layer. All (B, T, heads, D), with fewer heads of keys and values."""
+        """Rotate queries and keys; return the attention of a layer.
+
+        All (B, T, heads, D), with fewer heads of keys and values; see `angles`.
+        """
+        query, key = (rotated(self, part, *angles) for part in (query, key))
         return layout.attend(layer, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), how)
 
 
@@ -131,23 +144,28 @@ class Map(NamedTuple):
             return out
         return out.addmm_(linear(x, self.down), self.up.t(), alpha=self.scaling)
 
-    def back(
-        self, operations: Operations, x: Tensor, d_out: Tensor, d_x: Tensor | None, wanted: Sequence[bool]
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the gradients of x, added to `d_x` in place, and of the four tensors as far as wanted."""
+    def back(self, d_out: Tensor, d_x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of x, added to `d_x` in place, and of the adapter's x A^T."""
         d_x = d_out @ self.weight if d_x is None else d_x.addmm_(d_out, self.weight)
+        if self.down is None or self.up is None:
+            return d_x, None
+        d_low = (d_out @ self.up).mul_(self.scaling)
+        return d_x.addmm_(d_low, self.down), d_low
+
+    def gradients(
+        self, operations: Operations, x: Tensor, d_out: Tensor, d_low: Tensor | None, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Return the gradients of the four tensors, as far as wanted; `d_low` is from `back`."""
         gradients = [
             operations.weight_gradient(d_out, x) if wanted[0] else None,
             d_out.sum(0) if wanted[1] else None,
             None,
             None,
         ]
-        if self.down is not None and self.up is not None:
-            d_low = (d_out @ self.up).mul_(self.scaling)
+        if d_low is not None and self.down is not None:
             gradients[2] = d_low.t() @ x if wanted[2] else None
             gradients[3] = (d_out.t() @ linear(x, self.down)).mul_(self.scaling) if wanted[3] else None
-            d_x.addmm_(d_low, self.down)
-        return d_x, gradients
+        return gradients
 
 
 TENSORS = 4
@@ -167,16 +185,37 @@ def normed_products(
     return total, *([one(normed) for one in maps] if maps else [normed])
 
 
-def gated_product(operations: Operations, gate: Tensor, up: Tensor, one: Map | None) -> Tensor:
-    """Return the map of silu(gate) * up; without a map, the gate itself. gate and up (M, K)"""
-    maps = [] if one is None else [one]
+def mlp(
+    operations: Operations, hidden: Tensor, change: Tensor | None, norm: Any, maps: Sequence[Map]
+) -> tuple[Tensor, Tensor]:
+    """Return hidden + change, and down(silu(gate(n)) * up(n)) of its norm n, for the maps gate, up and down.
+
+    hidden, change (M, H)
+    """
     if torch.is_grad_enabled():
-        output: Tensor = _GatedProduct.apply(  # type: ignore[no-untyped-call]
-            operations, _scalings(maps), gate, up, *_tensors(maps)
+        outputs: tuple[Tensor, Tensor] = _MLP.apply(  # type: ignore[no-untyped-call]
+            operations, norm.variance_epsilon, _scalings(maps), hidden, change, norm.weight, *_tensors(maps)
         )
+        return outputs
+    gate, up, down = maps
+    total, normed, _ = operations.norm(hidden, change, norm.weight, norm.variance_epsilon)
+    return total, down(operations.gate(gate(normed), up(normed), keep=False))
+
+
+def product(operations: Operations, x: Tensor, one: Map) -> Tensor:
+    """Return the map of x. (M, K) to (M, N)"""
+    if torch.is_grad_enabled():
+        output: Tensor = _Product.apply(operations, one.scaling, x, *_tensors([one]))  # type: ignore[no-untyped-call]
         return output
-    between = operations.gate(gate, up)
-    return between if one is None else one(between)
+    return one(x)
+
+
+def gated(operations: Operations, gate: Tensor, up: Tensor) -> Tensor:
+    """Return silu(gate) * up, for equal shapes."""
+    if torch.is_grad_enabled():
+        output: Tensor = _Gated.apply(operations, gate, up)  # type: ignore[no-untyped-call]
+        return output
+    return operations.gate(gate, up)
 
 
 def rotated(operations: Operations, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -231,51 +270,108 @@ class _NormedProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor | None, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
         total, weight, *tensors = ctx.saved_tensors
-        _, normed, factors = ctx.operations.norm(total, None, weight, ctx.eps)
-        d_normed = None if tensors else slopes[0]
-        gradients: list[Tensor | None] = []
-        for i, one in enumerate(_maps(ctx.scalings, tensors)):
-            of_map: list[Tensor | None] = [None] * TENSORS
-            slope = slopes[i]
-            if slope is not None:
-                wanted = ctx.needs_input_grad[6 + TENSORS * i :]
-                d_normed, of_map = one.back(ctx.operations, normed, slope, d_normed, wanted)
-            gradients += of_map
-        d_x, d_weight = d_total, None
-        if d_normed is not None:
-            d_x, d_weight = ctx.operations.norm_back(
-                total, weight, factors, d_normed, d_total, of_weight=ctx.needs_input_grad[5]
-            )
-        return None, None, None, d_x, d_x if ctx.adds else None, d_weight, *gradients
+        maps = _maps(ctx.scalings, tensors)
+        return None, None, None, *_through_norm(ctx, total, weight, maps, slopes, d_total)
 
 
-class _GatedProduct(torch.autograd.Function):
-    """See `gated_product`; saves the arguments of the gate."""
+def _through_norm(
+    ctx: Any,
+    total: Tensor,
+    weight: Tensor,
+    maps: Sequence[Map],
+    slopes: Sequence[Tensor | None],
+    d_total: Tensor | None,
+) -> list[Tensor | None]:
+    """Return the gradients of hidden, change, the norm's weight and the tensors, from slopes of the maps.
+
+    Without maps, the slope is that of the norm. The arguments of the function are those of `_NormedProducts`.
+    """
+    _, normed, factors = ctx.operations.norm(total, None, weight, ctx.eps)
+    d_normed = None if maps else slopes[0]
+    gradients: list[Tensor | None] = []
+    for i, (one, slope) in enumerate(zip(maps, slopes, strict=False)):
+        if slope is None:
+            gradients += [None] * TENSORS
+            continue
+        d_normed, d_low = one.back(slope, d_normed)
+        wanted = ctx.needs_input_grad[6 + TENSORS * i :]
+        gradients += one.gradients(ctx.operations, normed, slope, d_low, wanted)
+    d_x, d_weight = d_total, None
+    if d_normed is not None:
+        d_x, d_weight = ctx.operations.norm_back(
+            total, weight, factors, d_normed, d_total, of_weight=ctx.needs_input_grad[5]
+        )
+    return [d_x, d_x if ctx.adds else None, d_weight, *gradients]
+
+
+class _MLP(torch.autograd.Function):
+    """See `mlp`; saves the sum, and the arguments of the gate, which backward overwrites."""
 
     @staticmethod
     def forward(
         ctx: Any,
         operations: Operations,
+        eps: float,
         scalings: Sequence[float],
-        gate: Tensor,
-        up: Tensor,
+        hidden: Tensor,
+        change: Tensor | None,
+        weight: Tensor,
         *tensors: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        total, normed, _ = operations.norm(hidden, change, weight, eps)
+        ctx.operations, ctx.eps, ctx.scalings, ctx.adds = operations, eps, scalings, change is not None
+        gate_map, up_map, down_map = _maps(scalings, tensors)
+        gate, up = gate_map(normed), up_map(normed)
+        ctx.save_for_backward(total, weight, gate, up, *tensors)
+        return total if ctx.adds else total.detach(), down_map(operations.gate(gate, up))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_total: Tensor, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        total, weight, gate, up, *tensors = ctx.saved_tensors
+        *maps, down = _maps(ctx.scalings, tensors)
+        d_between, d_low = down.back(d_out)
+        between, *slopes = ctx.operations.gate_back(gate, up, d_between, keep=False)
+        wanted = ctx.needs_input_grad[-TENSORS:]
+        of_down = down.gradients(ctx.operations, between, d_out, d_low, wanted)
+        del gate, up, d_between, between
+        return None, None, None, *_through_norm(ctx, total, weight, maps, slopes, d_total), *of_down
+
+
+class _Product(torch.autograd.Function):
+    """See `product`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, operations: Operations, scaling: float, x: Tensor, *tensors: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(gate, up, *tensors)
-        ctx.operations, ctx.scalings = operations, scalings
-        between = operations.gate(gate, up)
-        maps = _maps(scalings, tensors)
-        return maps[0](between) if maps else between
+        ctx.save_for_backward(x, *tensors)
+        ctx.operations, ctx.scaling = operations, scaling
+        (one,) = _maps([scaling], tensors)
+        return one(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, *tensors = ctx.saved_tensors
-        gradients: list[Tensor | None] = []
-        for one in _maps(ctx.scalings, tensors):
-            between = ctx.operations.gate(gate, up)
-            d_out, gradients = one.back(ctx.operations, between, d_out, None, ctx.needs_input_grad[4:])
-        return None, None, *ctx.operations.gate_back(gate, up, d_out), *gradients
+        x, *tensors = ctx.saved_tensors
+        (one,) = _maps([ctx.scaling], tensors)
+        d_x, d_low = one.back(d_out)
+        return None, None, d_x, *one.gradients(ctx.operations, x, d_out, d_low, ctx.needs_input_grad[3:])
+
+
+class _Gated(torch.autograd.Function):
+    """See `gated`."""
+
+    @staticmethod
+    def forward(ctx: Any, operations: Operations, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.operations = operations
+        return operations.gate(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.operations.gate_back(*ctx.saved_tensors, d_out)[1:]
 
 
 class _Rotated(torch.autograd.Function):

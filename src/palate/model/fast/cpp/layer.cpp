@@ -98,21 +98,24 @@ void gate(const Number* first, const Number* second, int64_t step, Number* out, 
     }
 }
 
-// Writes the gradients of `gate`'s arguments. All have `count` numbers.
+// Writes `gate`'s result again, and the gradients of its arguments. All have `count` numbers, and results may be in
+// the place of arguments.
 void gate_back(
-    const Number* first, const Number* second, const Number* d_out, Number* d_first, Number* d_second,
+    const Number* first, const Number* second, const Number* d_out, Number* out, Number* d_first, Number* d_second,
     int64_t count) {
     const int64_t whole = count / LANES * LANES;
 #pragma omp parallel for
     for (int64_t i = 0; i < whole; i += LANES) {
-        Floats x = load(first + i), d = load(d_out + i), s = sigmoid(x);
-        store(d_second + i, d * x * s);
-        store(d_first + i, d * load(second + i) * s * (x * (1.0f - s) + 1.0f));
+        Floats x = load(first + i), y = load(second + i), d = load(d_out + i), s = sigmoid(x), act = x * s;
+        store(out + i, act * y);
+        store(d_second + i, d * act);
+        store(d_first + i, d * y * s * (x * (1.0f - s) + 1.0f));
     }
     for (int64_t i = whole; i < count; i++) {
-        float x = wide(first[i]), d = wide(d_out[i]), s = 1 / (1 + std::exp(-x));
+        float x = wide(first[i]), y = wide(second[i]), d = wide(d_out[i]), s = 1 / (1 + std::exp(-x));
+        put(out + i, x * s * y);
         put(d_second + i, d * x * s);
-        put(d_first + i, d * wide(second[i]) * s * (1 + x * (1 - s)));
+        put(d_first + i, d * y * s * (1 + x * (1 - s)));
     }
 }
 
