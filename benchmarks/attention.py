@@ -5,9 +5,9 @@
 Each row is a micro-batch of about 1,000 tokens with the heads of the embedded model (9 heads of queries, 3 of
 keys, 64 numbers each), in bfloat16. `kernel` calls torch's attention for each prompt and completion,
 `batches` is what a learner uses, `compiled` what it uses with `--compile on`, including rotations, here by
-zero, which the others lack. The sides take turns of several passes; the times are medians of forward and backward of one layer in milliseconds. The errors are
-those of the gradient of the keys relative to float64. The last line has the kernel's time over that of the
-batches.
+zero, which the others lack. The sides take turns of several passes; the times are medians of forward and
+backward of one layer in milliseconds. The errors are those of the gradient of the keys relative to float64.
+The last line has the kernel's time over that of the batches.
 """
 
 from __future__ import annotations
