@@ -16,6 +16,7 @@ from palate.model.fast.fused import Fused, can_fuse
 from palate.model.fast.head import LMHead
 from palate.model.fast.merge import MergedCopy, can_merge
 from palate.model.fast.native import Library, library_of
+from palate.model.fast.native_products import packing_of
 from palate.model.fast.native_step import NativeStep, steps_of
 from palate.model.fast.packed import packed_batches, packed_outputs, packed_scores, packed_values
 from palate.model.loaded import LoadedModel
@@ -30,7 +31,7 @@ class FastEngine:
     def __init__(self) -> None:
         self._merged: MergedCopy | None = None
         self._fused: Fused | None = None
-        self._version: tuple[int, int, bool] | None = None
+        self._version: tuple[int, int, bool, str] | None = None
 
     @torch.no_grad()
     def fill(self, model: LoadedModel, groups: Sequence[list[Row]], sampling: Sampling) -> Iterator[int]:
@@ -74,10 +75,11 @@ class FastEngine:
             return None
         # torch counts the changes of each tensor, too; `parameter.data = ...` is in the revision alone.
         changes = sum(parameter._version for parameter in network.parameters())
-        version = model.revision, changes, model.adapter_off
+        version = model.revision, changes, model.adapter_off, model.compiles
         if self._fused is None or self._fused.network is not network or self._version != version:
             self._fused = None  # free the old copy first
-            self._fused, self._version = Fused(network), version
+            library = library_of(network) if model.compiles == "on" else None
+            self._fused, self._version = Fused(network, packing_of(library)), version
         return self._fused
 
     def computing(self, model: LoadedModel) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ turns are neighbours: the rotation is then one product of complex numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,33 +28,49 @@ ROWS = 64
 """Number of rows that the packed order is chosen for; other numbers work, too."""
 
 
+Product = Callable[[Tensor], Tensor]
+"""Returns x W^T + bias for x (M, K)."""
+Packing = Callable[[Tensor, Tensor | None], Product]
+"""Returns the product of a weight (N, K) and a bias (N,) or None, in an order of its own."""
+
+
+def by_torch(weight: Tensor, bias: Tensor | None) -> Product:
+    """Pack a weight with torch's library; see `Packing`."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    product: Product = lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # noqa: E731
+    return product
+
+
 class Joined:
     """Linear layers with the same input as one product, with their adapters.
 
     Args:
         layers: linear layers, or LoRA layers that `is_plain` accepts.
+        packing: packs their weight.
         order: for each layer, the order of its outputs; None keeps it.
 
     Attributes:
         outputs: the number of outputs of all layers, N.
     """
 
-    def __init__(self, layers: Sequence[Any], order: Sequence[Tensor | None] | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[Any], packing: Packing, order: Sequence[Tensor | None] | None = None
+    ) -> None:
         order = order or [None] * len(layers)
         bases = [layer if type(layer) is nn.Linear else layer.base_layer for layer in layers]
         weight = torch.cat([_sorted(_weight_of(layer), by) for layer, by in zip(layers, order, strict=True)])
         self.outputs = len(weight)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        self._bias = None
+        bias = None
         if any(base.bias is not None for base in bases):
             zero = [weight.new_zeros(base.out_features) for base in bases]
             biases = [base.bias if base.bias is not None else z for base, z in zip(bases, zero, strict=True)]
-            self._bias = torch.cat([_sorted(bias, by) for bias, by in zip(biases, order, strict=True)])
+            bias = torch.cat([_sorted(bias, by) for bias, by in zip(biases, order, strict=True)])
+        self._product = packing(weight, bias)
         self._adapters = _adapters(layers, bases, order)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the outputs of all layers, in order. x (M, K), result (M, N)"""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        out = self._product(x)
         if self._adapters is not None:
             down, up = self._adapters
             out.addmm_(linear(x, down), up)
@@ -66,6 +82,7 @@ class Fused:
 
     Args:
         network: a network that `can_fuse` accepts.
+        packing: packs the weights.
 
     Attributes:
         network: the network whose weights these are.
@@ -73,15 +90,15 @@ class Fused:
         norm: the norm after them.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, packing: Packing = by_torch) -> None:
         self.network = network
         self._model = network.base_model
         kind = kind_of(network)
         assert kind is not None, "the network computes its layers itself"
         blocks = self._model.layers[: self._model.config.num_hidden_layers]
-        self.layers = [Layer(block, WINDOW[kind](block.self_attn)) for block in blocks]
+        self.layers = [Layer(block, WINDOW[kind](block.self_attn), packing) for block in blocks]
         self.norm = self._model.norm
-        self._head = Joined([network.get_output_embeddings()])
+        self._head = Joined([network.get_output_embeddings()], packing)
 
     def states(self, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
         """Return the last hidden states, (B, T, H), as `lean.States`."""
@@ -125,7 +142,7 @@ class Layer:
         index, size, query_heads, key_heads, scaling, window: the options of its attention.
     """
 
-    def __init__(self, block: Any, window: int | None) -> None:
+    def __init__(self, block: Any, window: int | None, packing: Packing) -> None:
         attention, mlp = block.self_attn, block.mlp
         self.size, self.index, self.scaling = attention.head_dim, attention.layer_idx, attention.scaling
         parts = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -134,10 +151,10 @@ class Layer:
         starts = torch.arange(self.query_heads)[:, None] * self.size
         order = [(starts + pairs).flatten(), (starts[: self.key_heads] + pairs).flatten(), None]
         self.products = (
-            Joined(parts, order),
-            Joined([attention.o_proj]),
-            Joined([mlp.gate_proj, mlp.up_proj]),
-            Joined([mlp.down_proj]),
+            Joined(parts, packing, order),
+            Joined([attention.o_proj], packing),
+            Joined([mlp.gate_proj, mlp.up_proj], packing),
+            Joined([mlp.down_proj], packing),
         )
         self.before, self.between = block.input_layernorm, block.post_attention_layernorm
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]

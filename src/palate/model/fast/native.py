@@ -30,8 +30,10 @@ log = logging.getLogger("palate")
 
 FILES = (
     *("vectors.h", "tiles.h", "records.h", "layer.cpp", "step.cpp", "head.cpp"),
-    *("attention.cpp", "tiled.cpp", "rows.cpp", "gradient.cpp"),
+    *("attention.cpp", "tiled.cpp", "rows.cpp", "gradient.cpp", "few.cpp"),
 )
+PANEL = 32
+"""Products with matrix units have whole panels of so many rows and columns."""
 FAILURES = (
     *(RuntimeError, OSError, ImportError, AssertionError),
     *(TypeError, ValueError, AttributeError, LookupError),
@@ -66,6 +68,8 @@ SIGNATURES = {
     "attend_row_back": "aaaaaaaifiaaa",
     "has_tiles": "",
     "weight_gradient": "aaaiii",
+    "pack_weight": "aaii",
+    "few_rows": "aaaaiii",
 }
 """The arguments of the functions in `cpp`: addresses, integers and floating-point numbers."""
 NUMBERS = ("draw", "has_tiles")

@@ -11,11 +11,8 @@ from torch.autograd.graph import increment_version
 
 from palate.model.fast.attention import Attention, Layout
 from palate.model.fast.layout import PackedLayout
-from palate.model.fast.native import Library
+from palate.model.fast.native import PANEL, Library
 from palate.model.fast.operations import Operations
-
-PANEL = 32
-"""Products with matrix units have whole panels of so many rows and columns."""
 
 
 class NativeOperations(Operations):

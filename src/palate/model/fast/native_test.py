@@ -19,6 +19,7 @@ from palate.model.fast.lean import WINDOW, kind_of, layer_states
 from palate.model.fast.native import Library
 from palate.model.fast.native_head import native_values
 from palate.model.fast.native_layers import NativeOperations
+from palate.model.fast.native_products import FewRows
 from palate.model.fast.native_step import BlockStore, Rows, in_pairs, native_choice
 from palate.model.fast.operations import Operations, normed_products
 from palate.model.sampling import Barred, choose
@@ -38,7 +39,9 @@ def test(library: Library, network: Any) -> None:
     with torch.inference_mode(False), torch.enable_grad():
         _test_layer(library, network)
         _test_norm(library)
-        _test_weight_gradient(library)
+        if library.has_tiles():
+            _test_weight_gradient(library)
+            _test_few_rows(library)
         for trained in (True, False):
             _test_head(library, trained)
 
@@ -121,6 +124,16 @@ def _test_weight_gradient(library: Library) -> None:
         expected = d_out.t() @ x
         ours = NativeOperations(library).weight_gradient(d_out, x)
         _compare("gradients of weights", ours, expected, float(expected.float().norm()))
+
+
+def _test_few_rows(library: Library) -> None:
+    """Compare products of few rows with a packed weight, with and without a bias."""
+    dtype, source = library.kind.dtype, torch.Generator().manual_seed(5)
+    weight, x = (torch.randn(size, 96, generator=source).to(dtype) for size in (64, 37))
+    for bias in (None, torch.randn(64, generator=source).to(dtype)):
+        expected = linear(x, weight, bias)
+        ours = FewRows(library, weight, bias)(x)
+        _compare("products of few rows", ours, expected, float(expected.float().norm()))
 
 
 def _test_head(library: Library, trained: bool) -> None:

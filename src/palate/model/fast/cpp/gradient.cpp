@@ -97,11 +97,14 @@ inline void multiply_panels(const Half* a, const Half* b, int64_t steps, float* 
     asm volatile("" ::: "memory");
 }
 
+// Returns the place of a row in such a product; its second half is one tile further.
+inline int64_t in_block(int64_t row) { return (row / SIDE * 2 * SIDE + row % SIDE) * SIDE; }
+
 // Writes such a product as 32 x 32 numbers, with `step` numbers from row to row, past the caches: their lines would
 // have to be read first, and panels stay in them.
 inline void write_block(const float* c, Half* out, int64_t step) {
     for (int64_t i = 0; i < WIDTH; i++) {
-        const float* left = c + (i / SIDE * 2 * SIDE + i % SIDE) * SIDE;
+        const float* left = c + in_block(i);
         const __m512i row = (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(left + SIDE * SIDE), _mm512_load_ps(left));
         _mm512_stream_si512((__m512i*)(out + i * step), row);
     }
@@ -172,7 +175,8 @@ void weight_gradient(
     const Number* d_out, const Number* x, Number* out, int64_t tokens, int64_t outputs, int64_t inputs) {
 #if TILES
     const bool swapped = outputs < inputs;
-    const int64_t steps = padded(tokens, DEPTH) / DEPTH, fewer = std::min(outputs, inputs), more = std::max(outputs, inputs);
+    const int64_t steps = padded(tokens, DEPTH) / DEPTH;
+    const int64_t fewer = std::min(outputs, inputs), more = std::max(outputs, inputs);
     const int64_t together = std::min(more, MOST_GROUPED * WIDTH), sums = omp_get_max_threads() * fewer * WIDTH;
     Memory memory((fewer + together) * steps * DEPTH / 2 + sums);
     const Panels left{d_out, tokens, outputs, steps, memory.take_halves((swapped ? fewer : together) * steps * DEPTH)};
