@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,6 +209,25 @@ def test_a_head_does_not_depend_on_its_tiles(
         monkeypatch.setattr(module, "MOST_SLOPES", 11 * 300)
     for ours, theirs in zip(numbers(), whole, strict=True):
         assert (ours - theirs).norm() <= (1e-6 if dtype == torch.float32 else 0.01) * theirs.norm()
+
+
+def test_a_head_of_another_thread_does_not_read_these_logits() -> None:
+    library = Library(Kind(torch.bfloat16, 2, 1, 32))
+    source = torch.Generator().manual_seed(0)
+    hidden, other, weight = (torch.randn(n, 24, generator=source).bfloat16() for n in (29, 29, 300))
+    targets = torch.randint(300, (29,), generator=source)
+    start, map_ = hidden.requires_grad_(), weight.requires_grad_()
+
+    def logps(hidden: Tensor) -> Tensor:
+        return native_head.native_values(hidden, map_, targets, library, statistics=False).logps
+
+    expected = torch.autograd.grad(logps(start).sum(), (start, map_))
+    library = Library(Kind(torch.bfloat16, 2, 1, 32))
+    with ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(logps, start).result()
+    logps(other)
+    for ours, one in zip(torch.autograd.grad(theirs.sum(), (start, map_)), expected, strict=True):
+        assert torch.equal(ours, one)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:

@@ -169,13 +169,13 @@ class Library:
             kept = self._kept.memory = None  # freed first
             with torch.inference_mode(False):  # it may serve to learn later
                 kept = self._kept.memory = torch.empty(count, dtype=self.kind.dtype)
-        self._kept.uses = self.uses + 1
+        self._kept.use = object()
         return kept[:count].view(shape)
 
     @property
-    def uses(self) -> int:
-        """The number of calls of `workspace` in this thread: while it stays the same, so does the content."""
-        return getattr(self._kept, "uses", 0)
+    def use(self) -> object:
+        """A mark of this thread's last call of `workspace`: while it is the same, so is the content."""
+        return getattr(self._kept, "use", None)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)

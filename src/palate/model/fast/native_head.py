@@ -26,7 +26,7 @@ def native_values(
         statistics: compute entropy and top1; otherwise they are zero.
     """
     logps, entropy, top1, logits = _Values.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, statistics, library
+        hidden, weight, targets, statistics, library, torch.is_grad_enabled()
     )
     none = logps.new_zeros(len(hidden), 0)
     return HeadValues(logps, entropy, top1, logits, none, targets.new_zeros(len(hidden), 0))
@@ -43,7 +43,13 @@ class _Values(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, statistics: bool, library: Library
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        statistics: bool,
+        library: Library,
+        graded: bool,
     ) -> tuple[Tensor, ...]:
         ctx.library, ctx.trains_head = library, ctx.needs_input_grad[1]
         hidden = library.checked(hidden)
@@ -51,9 +57,10 @@ class _Values(torch.autograd.Function):
         entropy, top1 = torch.zeros_like(logps), torch.zeros_like(logps)
         u = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.trains_head else None
         # If all logits fit into the memory, backward computes none again.
-        whole = ctx.trains_head and _collects(weight) and hidden.shape[0] * len(weight) <= MOST_SLOPES
+        fits = len(hidden) * len(weight) <= MOST_SLOPES
+        whole = graded and ctx.trains_head and _collects(weight) and fits
         memory = library.workspace(_rows(hidden, weight, MOST_SLOPES if whole else TILE), len(weight))
-        ctx.use = library.uses if whole else None
+        ctx.use = library.use if whole else None
         for rows in _parts(hidden, weight, TILE):
             raw = memory[rows] if whole else memory[: rows.stop - rows.start]
             torch.mm(hidden[rows], weight.t(), out=raw)
@@ -86,9 +93,9 @@ class _Values(torch.autograd.Function):
             d_hidden = by_logp[:, None] * kept
             if by_logit is not None:
                 d_hidden = d_hidden.addcmul(by_logit[:, None], weight[targets].to(d_hidden.dtype))
-            return d_hidden.to(kept.dtype), None, None, None, None
+            return d_hidden.to(kept.dtype), None, None, None, None, None
         by_logit = None if by_logit is None else by_logit.contiguous()
-        has_logits = ctx.use == ctx.library.uses
+        has_logits = ctx.use is not None and ctx.use is ctx.library.use
         most = MOST_SLOPES if _collects(weight) else TILE
         memory = ctx.library.workspace(_rows(kept, weight, most), len(weight))
         product = NativeOperations(ctx.library).weight_gradient
@@ -100,7 +107,7 @@ class _Values(torch.autograd.Function):
             of_logits = None if by_logit is None else by_logit[rows]
             ctx.library.slope(raw, targets[rows], normalisers[rows], by_logp[rows], of_logits, *raw.shape)
             _times(d_weight.add(raw, rows), weight, d_hidden[rows])
-        return d_hidden, d_weight.total(), None, None, None
+        return d_hidden, d_weight.total(), None, None, None, None
 
 
 def _collects(weight: Tensor) -> bool:

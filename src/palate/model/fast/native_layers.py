@@ -96,6 +96,7 @@ class NativeOperations(Operations):
     def weight_gradient(self, d_out: Tensor, x: Tensor) -> Tensor:
         """See `Operations`. torch reads a transposed matrix slowly, and uses one thread for small weights."""
         outputs, inputs = d_out.shape[1], x.shape[1]
+        assert len(d_out) == len(x), "gradients and arguments of different tokens"
         if not self._has_tiles or outputs % PANEL or inputs % PANEL or not len(x):
             return super().weight_gradient(d_out, x)
         out = d_out.new_empty(outputs, inputs)
@@ -151,11 +152,14 @@ class _Attended(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, out, normalisers, *angles)
         ctx.operations = operations
         ctx.mark_non_differentiable(key)
+        ctx.set_materialize_grads(False)
         return out, key
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor, _key: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor | None, _key: None) -> tuple[Tensor | None, ...]:
+        if d_out is None:
+            return (None,) * 8
         query, key, value, out, normalisers, *angles = ctx.saved_tensors
         gradients = [torch.empty_like(part) for part in (query, key, value)]
         ctx.library.attend_row_back(

@@ -20,13 +20,14 @@ class FewRows:
     """
 
     def __init__(self, library: Library, weight: Tensor, bias: Tensor | None) -> None:
-        self._library, self._bias = library, bias
+        self._library, self._bias = library, None if bias is None else library.checked(bias)
         self._outputs, self._inputs = weight.shape
         self._panels = weight.new_empty(weight.numel())
         library.pack_weight(library.checked(weight), self._panels, *weight.shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the product. x (M, K), result (M, N)"""
+        assert x.shape[1] == self._inputs, "a product of another size"
         x = self._library.checked(x)
         out = x.new_empty(len(x), self._outputs)
         self._library.few_rows(x, self._panels, self._bias, out, len(x), self._outputs, self._inputs)

@@ -37,7 +37,10 @@ struct Memory {
     explicit Memory(std::nullptr_t) {}  // counts what is taken
     explicit Memory(int64_t size) {
         thread_local std::vector<float> all;
-        if (int64_t(all.size()) < size + LINE) all.resize(size + LINE);
+        if (int64_t(all.size()) < size + LINE) {
+            std::vector<float>().swap(all);  // freed first
+            all.resize(size + LINE);
+        }
         start = all.data() + (-reinterpret_cast<uintptr_t>(all.data()) % (4 * LINE)) / 4;
     }
     float* take(int64_t size) {
