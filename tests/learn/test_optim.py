@@ -67,23 +67,20 @@ def test_steps_are_those_of_adamw() -> None:
             torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-5)
 
 
-def test_a_large_gradient_is_scaled_down_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = parameters()
-    ours = optimizer(made, max_grad_norm=0.5)
-    applied: list[list[Tensor]] = []
-    monkeypatch.setattr(ours._adamw, "step", lambda: applied.append([g.clone() for g in ours.gradients()]))
-    backward(made, 0)
-    raw = [g.clone() for g in ours.gradients()]
-    norm = ours.step()
-    assert norm == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in raw)), rel=1e-5)
-    assert norm > 0.5
-    for scaled, was in zip(applied[0], raw, strict=True):
-        torch.testing.assert_close(scaled, was * 0.5 / norm, atol=1e-5, rtol=1e-4)
-    # A small one is left alone.
-    backward(made, 1, scale=1e-3)
-    raw = [g.clone() for g in ours.gradients()]
-    assert ours.step() < 0.5
-    assert all_equal(applied[1], raw)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_gradient_is_scaled_down_to_the_limit(dtype: torch.dtype) -> None:
+    for scale, is_large in ((1.0, True), (1e-3, False)):
+        made = parameters(dtype)
+        ours = optimizer(made, max_grad_norm=0.5, adam_beta1=0.75)
+        backward(made, 0, scale=scale)
+        raw = {name: g.clone() for name, g in zip(ours.names, ours.gradients(), strict=True)}
+        norm = ours.step()
+        assert norm == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in raw.values())), rel=1e-5)
+        assert (norm > 0.5) == is_large
+        state = ours.state()
+        for name, gradient in raw.items():
+            applied = state[f"exp_avg/{name}"] / 0.25  # the first step: all of it is this gradient's
+            torch.testing.assert_close(applied, gradient * min(1.0, 0.5 / norm), atol=1e-7, rtol=1e-4)
 
 
 def test_weight_decay_falls_on_matrices_alone() -> None:

@@ -83,7 +83,7 @@ class Learner:
         self.lag = 0
         self.served = False
         self.micro_batch_tokens = tokens_per_pass(cfg.micro_batch_tokens, on_cpu=model.device.type == "cpu")
-        self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps)
+        self.optimizer = Optimizer(model.trained(), cfg, total_steps=total_steps, passes=model.passes())
 
     @classmethod
     def load(

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from palate.config import OptimConfig, check_warmup
 from palate.errors import ConfigError
+from palate.model.passes import Passes
 from palate.model.sharded import like, local_part, whole_tensor
 from palate.world import current
 
@@ -26,16 +27,23 @@ class Optimizer:
         parameters: names and live parameters.
         cfg: optimisation options; `cfg.lr` must be set.
         total_steps: length of the schedule in steps.
+        passes: computes what an update does with all gradients or weights; by default in plain torch.
     """
 
     def __init__(
-        self, parameters: Sequence[tuple[str, nn.Parameter]], cfg: OptimConfig, *, total_steps: int
+        self,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        cfg: OptimConfig,
+        *,
+        total_steps: int,
+        passes: Passes | None = None,
     ) -> None:
         assert cfg.lr is not None, "lr must be set"
         self.cfg = cfg
         self.lr = cfg.lr
         self.total_steps = total_steps
         self.steps = 0
+        self._passes = Passes() if passes is None else passes
         self.names = [name for name, _ in parameters]
         self.live = [p for _, p in parameters]
         self.master = [p if cfg.masters == "live" else _master(p) for p in self.live]
@@ -51,7 +59,7 @@ class Optimizer:
         )
         for live, master in zip(self.live, self.master, strict=True):
             if live is not master:
-                live.register_post_accumulate_grad_hook(_move_gradient_to(master))  # type: ignore[no-untyped-call]
+                live.register_post_accumulate_grad_hook(_move_gradient(self._passes, master))  # type: ignore[no-untyped-call]
 
     def learning_rate(self) -> float:
         """Return the learning rate of the next step."""
@@ -69,19 +77,20 @@ class Optimizer:
         if self.steps == 0:
             self._check_warmup()
         gradients = [m.grad for m in self.master if m.grad is not None]
-        total = whole_tensor(nn.utils.get_total_norm(gradients))
-        norm = float(total)
+        norm = float(whole_tensor(self._passes.norm(gradients)))
         if not math.isfinite(norm):
             self.drop_gradients()
             return norm
-        nn.utils.clip_grads_with_norm_(self.master, self.cfg.max_grad_norm, total)
+        # AdamW divides gradients by `grad_scale` as it reads them, which saves a pass.
+        excess = (norm + 1e-6) / self.cfg.max_grad_norm
+        self._adamw.grad_scale = torch.tensor(excess) if excess > 1 else None  # type: ignore[attr-defined]
         for group in self._adamw.param_groups:
             group["lr"] = self.learning_rate()
         self._adamw.step()
         with torch.no_grad():
             for live, master in zip(self.live, self.master, strict=True):
                 if live is not master:
-                    live.copy_(master)
+                    self._passes.narrow(master, live)
         self.drop_gradients()
         self.steps += 1
         return norm
@@ -177,11 +186,13 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.detach().float(), requires_grad=True)
 
 
-def _move_gradient_to(master: nn.Parameter) -> Callable[[Tensor], None]:
+def _move_gradient(passes: Passes, master: nn.Parameter) -> Callable[[Tensor], None]:
     def move(live: Tensor) -> None:
         assert live.grad is not None
-        # `add_` widens by itself, without a float32 copy of the gradient.
-        master.grad = live.grad.float() if master.grad is None else master.grad.add_(live.grad)
+        if master.grad is None:
+            master.grad = live.grad.float()
+        else:
+            passes.add(live.grad, master.grad)
         live.grad = None
 
     return move

@@ -17,6 +17,7 @@ from torch import nn
 from palate.config import Sampling
 from palate.model.codec import Codec
 from palate.model.outputs import Outputs
+from palate.model.passes import Passes
 from palate.model.rows import Row
 from palate.types import Record
 
@@ -105,6 +106,9 @@ class Engine(SamplingEngine, Protocol):
 
     def tokens(self, prompt: int, completions: Sequence[int]) -> int:
         """Return the number of tokens of one record, padding included, from the lengths of its parts."""
+
+    def passes(self, model: LoadedModel) -> Passes:
+        """Return what computes the passes over gradients and weights of an update."""
 
 
 @dataclass
@@ -199,6 +203,10 @@ class LoadedModel:
     def batches(self, records: Sequence[Record], budget: int) -> list[list[int]]:
         """Return indices of records to compute together; see `Engine.batches`."""
         return self.engine.batches(self, records, budget)
+
+    def passes(self) -> Passes:
+        """Return what computes the passes over gradients and weights of an update."""
+        return self.engine.passes(self)
 
     def save(self, directory: Path) -> None:
         """Write model (or adapter) and tokenizer in Hugging Face layout, as safetensors.

@@ -29,6 +29,7 @@ from palate.model.device import least_memory, require_apart, resolve
 from palate.model.load import engine_for, load_model, say_uncompiled
 from palate.model.loaded import Engine, Head, LoadedModel
 from palate.model.outputs import Outputs, TokenValues
+from palate.model.passes import Passes
 from palate.model.plain.engine import PlainEngine
 from palate.model.rows import Row
 from palate.types import Record
@@ -120,6 +121,10 @@ class ShardedEngine:
     def tokens(self, prompt: int, completions: Sequence[int]) -> int:
         """Return the inner engine's number of tokens."""
         return self.inner.tokens(prompt, completions)
+
+    def passes(self, model: LoadedModel) -> Passes:
+        """Return the passes in plain torch, which know divided weights."""
+        return Passes()
 
 
 def load_divided(cfg: LearnerConfig, *, head: Head = "lm", seed: int = 0) -> LoadedModel:

@@ -16,11 +16,13 @@ from palate.model.fast.fused import Fused, can_fuse
 from palate.model.fast.head import LMHead
 from palate.model.fast.merge import MergedCopy, can_merge
 from palate.model.fast.native import Library, library_of
+from palate.model.fast.native_passes import NativePasses
 from palate.model.fast.native_products import packing_of
 from palate.model.fast.native_step import NativeStep, steps_of
 from palate.model.fast.packed import packed_batches, packed_outputs, packed_scores, packed_values
 from palate.model.loaded import LoadedModel
 from palate.model.outputs import Outputs
+from palate.model.passes import Passes
 from palate.model.rows import Row
 from palate.types import Record
 
@@ -118,6 +120,11 @@ class FastEngine:
     def tokens(self, prompt: int, completions: Sequence[int]) -> int:
         """Return the number of tokens of the prompt, once, plus those of all completions."""
         return prompt + sum(completions)
+
+    def passes(self, model: LoadedModel) -> Passes:
+        """Return compiled passes if the model's layers are compiled."""
+        library = _library(model)
+        return Passes() if library is None else NativePasses(library)
 
 
 def _compiled(model: LoadedModel, fused: Fused | None) -> NativeStep | None:

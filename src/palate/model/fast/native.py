@@ -3,7 +3,7 @@
 Between its products, a layer normalises, rotates, gates and attends, and the head compares logits with
 targets. torch runs each of these as many operations, and each reads and writes memory. The files in `cpp` do
 each in one pass, with vectors and threads, for sampling (`native_step`) and learning (`native_layers`,
-`native_head`).
+`native_head`, `native_passes`).
 
 The code depends on the sizes of heads, the number format and the processor, not on the work. It is compiled
 once, in a few seconds, and kept in torch's directory of compiled code. It is trusted only after a test
@@ -30,7 +30,7 @@ log = logging.getLogger("palate")
 
 FILES = (
     *("vectors.h", "tiles.h", "records.h", "layer.cpp", "step.cpp", "head.cpp"),
-    *("attention.cpp", "tiled.cpp", "rows.cpp", "gradient.cpp", "few.cpp"),
+    *("attention.cpp", "tiled.cpp", "rows.cpp", "gradient.cpp", "few.cpp", "weights.cpp"),
 )
 PANEL = 32
 """Products with matrix units have whole panels of so many rows and columns."""
@@ -70,10 +70,13 @@ SIGNATURES = {
     "weight_gradient": "aaaiii",
     "pack_weight": "aaii",
     "few_rows": "aaaaiii",
+    "squares": "ai",
+    "accumulate": "aai",
+    "narrow": "aai",
 }
 """The arguments of the functions in `cpp`: addresses, integers and floating-point numbers."""
-NUMBERS = ("draw", "has_tiles")
-"""Functions that return an integer."""
+RESULTS: dict[str, Any] = {"draw": ctypes.c_int64, "has_tiles": ctypes.c_int64, "squares": ctypes.c_double}
+"""The types of what functions return, where they return anything."""
 
 
 class Kind(NamedTuple):
@@ -150,7 +153,7 @@ class Library:
         for name, types in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes = [_TYPES[letter] for letter in types]
-            function.restype = ctypes.c_int64 if name in NUMBERS else None
+            function.restype = RESULTS.get(name)
             setattr(self, name, function)
 
     def checked(self, tensor: Tensor) -> Tensor:

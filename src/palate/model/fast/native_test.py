@@ -19,9 +19,11 @@ from palate.model.fast.lean import WINDOW, kind_of, layer_states
 from palate.model.fast.native import Library
 from palate.model.fast.native_head import native_values
 from palate.model.fast.native_layers import NativeOperations
+from palate.model.fast.native_passes import NativePasses
 from palate.model.fast.native_products import FewRows
 from palate.model.fast.native_step import BlockStore, Rows, in_pairs, native_choice
 from palate.model.fast.operations import Operations, normed_products
+from palate.model.passes import Passes
 from palate.model.sampling import Barred, choose
 
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -39,6 +41,7 @@ def test(library: Library, network: Any) -> None:
     with torch.inference_mode(False), torch.enable_grad():
         _test_layer(library, network)
         _test_norm(library)
+        _test_passes(library)
         if library.has_tiles():
             _test_weight_gradient(library)
             _test_few_rows(library)
@@ -112,6 +115,21 @@ def _test_norm(library: Library) -> None:
         results.append([total.detach(), normed.detach(), *gradients])
     for expected, ours in zip(*results, strict=True):
         _compare("norms", ours, expected, float(expected.float().norm()))
+
+
+def _test_passes(library: Library) -> None:
+    """Compare a norm, a sum and rounded numbers of odd sizes and places."""
+    source = torch.Generator().manual_seed(6)
+    wide = torch.randn(1003, generator=source)
+    narrow = torch.randn(1003, generator=source).to(library.kind.dtype)
+    results: list[list[Tensor]] = []
+    for passes in (Passes(), NativePasses(library)):
+        total, out = wide.clone(), torch.zeros_like(narrow)
+        passes.add(narrow[1:], total[1:])
+        passes.narrow(wide[1:], out[1:])
+        results.append([passes.norm([wide[1:], wide]).float(), total, out])
+    for expected, ours in zip(*results, strict=True):
+        _compare("passes over weights", ours, expected, float(expected.float().norm()))
 
 
 def _test_weight_gradient(library: Library) -> None:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from palate.config import Sampling
 from palate.model.loaded import LoadedModel
 from palate.model.outputs import Outputs
+from palate.model.passes import Passes
 from palate.model.plain.forward import (
     lm_outputs,
     micro_batches,
@@ -52,3 +53,7 @@ class PlainEngine:
     def tokens(self, prompt: int, completions: Sequence[int]) -> int:
         """Return the number of rows times the longest row: every completion repeats the prompt."""
         return len(completions) * (prompt + max(completions))
+
+    def passes(self, model: LoadedModel) -> Passes:
+        """Return the passes in plain torch."""
+        return Passes()

@@ -1,0 +1,26 @@
+"""Passes over all gradients and weights of an update, in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class Passes:
+    """The passes of an update; `model.fast.native_passes` computes them faster.
+
+    Tensors of one call have the same shape and device.
+    """
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Return the norm of all gradients together, a number."""
+        return nn.utils.get_total_norm(gradients)
+
+    def add(self, gradient: Tensor, total: Tensor) -> None:
+        """Add a gradient to a sum of gradients, which may have a wider format."""
+        total.add_(gradient)
+
+    def narrow(self, weight: Tensor, out: Tensor) -> None:
+        """Round a weight to the format of `out`."""
+        out.copy_(weight)
