@@ -274,7 +274,7 @@ def test_a_wrong_function_is_found(
     model = policy_of("llama").model
     kind = native.Kind.of(model.network)
     assert kind is not None
-    if name in {"weight_gradient", "pack_weight", "few_rows"} and not native.Library(kind).has_tiles():
+    if name in {"weight_gradients", "pack_weight", "few_rows"} and not native.Library(kind).has_tiles():
         pytest.skip("only processors with matrix units use it")
     expected = drawn(model, OFF)
     monkeypatch.setattr(native.Library, "__init__", wrong(name))

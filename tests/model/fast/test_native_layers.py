@@ -20,9 +20,10 @@ from palate.model.compiling import obstacle
 from palate.model.fast import head, native_head
 from palate.model.fast.attention import Attention
 from palate.model.fast.layout import PackedLayout
+from palate.model.fast.maps import Map
 from palate.model.fast.native import Kind, Library
 from palate.model.fast.native_layers import NativeOperations
-from palate.model.fast.operations import Map, Operations, mlp, rotated
+from palate.model.fast.operations import Operations, mlp, rotated
 from palate.model.fast.segments import Segments
 from palate.testing import tiny_model, tiny_policy
 from palate.types import Group, Pair, Prompt
@@ -168,6 +169,22 @@ def test_gradients_of_weights(size: int, dtype: torch.dtype) -> None:
         exact = slope.double().t() @ x.double()
         ours = operations.weight_gradient(slope, x)
         assert (ours.double() - exact).norm() <= (1e-6 if dtype == torch.float32 else 0.01) * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(96,), (64, 32, 32), (32, 32), (2048, 96), (64, 40), ()])
+def test_gradients_of_several_weights_are_those_of_each(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Outputs that are together more and fewer than the inputs, and of which one is no whole panel."""
+    operations = NativeOperations(Library(Kind(dtype, 2, 1, 32)))
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 96, generator=source).to(dtype)
+    slopes = [torch.randn(100, size, generator=source).to(dtype) for size in sizes]
+    together = operations.weight_gradients(slopes, x)
+    assert len(together) == len(slopes)
+    for gradient, slope in zip(together, slopes, strict=True):
+        exact = slope.double().t() @ x.double()
+        assert gradient.shape == exact.shape
+        assert (gradient.double() - exact).norm() <= (1e-6 if dtype == torch.float32 else 0.01) * exact.norm()
 
 
 def test_a_second_backward_with_overwritten_values_is_an_error() -> None:

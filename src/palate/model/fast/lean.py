@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.activations import SiLUActivation
 
 from palate.model.fast.attention import Attention, Layout
-from palate.model.fast.operations import Map, Operations, gated, mlp, normed_products, product
+from palate.model.fast.maps import Map
+from palate.model.fast.operations import Operations, gated, mlp, normed_products, product
 
 States = Callable[[Tensor, Tensor, Layout], Tensor]
 """Returns the last hidden states (B, T, H), after the final norm, from input ids and position ids, int64

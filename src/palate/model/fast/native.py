@@ -67,7 +67,7 @@ SIGNATURES = {
     "attend_row": "aaaaifiaa",
     "attend_row_back": "aaaaaaaifiaaa",
     "has_tiles": "",
-    "weight_gradient": "aaaiii",
+    "weight_gradients": "aiaii",
     "pack_weight": "aaii",
     "few_rows": "aaaaiii",
     "squares": "ai",

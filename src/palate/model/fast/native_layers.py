@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,16 +94,21 @@ class NativeOperations(Operations):
                 increment_version(part)  # another backward with these values is an error
         return out, d_gate, d_up
 
-    def weight_gradient(self, d_out: Tensor, x: Tensor) -> Tensor:
+    def weight_gradients(self, slopes: Sequence[Tensor], x: Tensor) -> list[Tensor]:
         """See `Operations`. torch reads a transposed matrix slowly, and uses one thread for small weights."""
-        outputs, inputs = d_out.shape[1], x.shape[1]
-        assert len(d_out) == len(x), "gradients and arguments of different tokens"
-        if not self._has_tiles or outputs % PANEL or inputs % PANEL or not len(x):
-            return super().weight_gradient(d_out, x)
-        out = d_out.new_empty(outputs, inputs)
-        d_out, x = self.library.checked(d_out), self.library.checked(x)
-        self.library.weight_gradient(d_out, x, out, len(x), outputs, inputs)
-        return out
+        tokens, inputs = x.shape
+        assert all(len(slope) == tokens for slope in slopes), "gradients and arguments of different tokens"
+        sizes = [slope.shape[1] for slope in slopes]
+        if not (self._has_tiles and slopes and x.numel()) or any(size % PANEL for size in (*sizes, inputs)):
+            return super().weight_gradients(slopes, x)
+        slopes, x = [self.library.checked(slope) for slope in slopes], self.library.checked(x)
+        gradients = [x.new_empty(size, inputs) for size in sizes]
+        parts = [
+            [slope.data_ptr(), out.data_ptr(), size]
+            for slope, out, size in zip(slopes, gradients, sizes, strict=True)
+        ]
+        self.library.weight_gradients(torch.tensor(parts), len(parts), x, tokens, inputs)
+        return gradients
 
     def attend(
         self,

@@ -9,14 +9,15 @@ computed from is kept. A whole MLP is one function.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
 from palate.model.fast.attention import Attention, Layout
+from palate.model.fast.maps import TENSORS, Map, maps_of, scalings_of, tensors_of
 
 
 class Operations:
@@ -84,9 +85,13 @@ class Operations:
         act = silu(gate)
         return act * up, torch.ops.aten.silu_backward(d_out * up, gate), act.mul_(d_out)
 
-    def weight_gradient(self, d_out: Tensor, x: Tensor) -> Tensor:
-        """Return the gradient of a map's weight, d_out^T x. (M, N), (M, K) to (N, K)"""
-        return d_out.t() @ x
+    def weight_gradient(self, slope: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient of a map's weight, slope^T x. (M, N), (M, K) to (N, K)"""
+        return self.weight_gradients([slope], x)[0]
+
+    def weight_gradients(self, slopes: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+        """Return the gradients of the weights of maps of the same arguments."""
+        return [slope.t() @ x for slope in slopes]
 
     def attend(
         self,
@@ -122,54 +127,35 @@ def normalised(x: Tensor, norm: Any) -> Tensor:
     return rms_norm(x, norm.weight, norm.variance_epsilon)[0]
 
 
-class Map(NamedTuple):
-    """The product x W^T + bias, and an adapter's scaling * (x A^T) B^T.
+def gradients_of(
+    operations: Operations,
+    maps: Sequence[Map],
+    x: Tensor,
+    slopes: Sequence[Tensor | None],
+    lows: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the gradients of all tensors of maps of x, as far as wanted.
 
-    Attributes:
-        weight, bias: (N, K), and (N,) or None.
-        down, up: the adapter's A (R, K) and B (N, R), or None.
-        scaling: the adapter's factor.
+    Args:
+        operations: computes the gradients of weights.
+        maps: the maps.
+        x: their argument (M, K).
+        slopes: the gradient of each map's output (M, N), or None if it has none.
+        lows: the second result of `Map.back` for each.
+        wanted: whether a gradient is wanted, for each tensor of each map.
     """
-
-    weight: Tensor
-    bias: Tensor | None
-    down: Tensor | None = None
-    up: Tensor | None = None
-    scaling: float = 1.0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the map of x. (M, K) to (M, N)"""
-        out = linear(x, self.weight, self.bias)
-        if self.down is None or self.up is None:
-            return out
-        return out.addmm_(linear(x, self.down), self.up.t(), alpha=self.scaling)
-
-    def back(self, d_out: Tensor, d_x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return the gradients of x, added to `d_x` in place, and of the adapter's x A^T."""
-        d_x = d_out @ self.weight if d_x is None else d_x.addmm_(d_out, self.weight)
-        if self.down is None or self.up is None:
-            return d_x, None
-        d_low = (d_out @ self.up).mul_(self.scaling)
-        return d_x.addmm_(d_low, self.down), d_low
-
-    def gradients(
-        self, operations: Operations, x: Tensor, d_out: Tensor, d_low: Tensor | None, wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
-        """Return the gradients of the four tensors, as far as wanted; `d_low` is from `back`."""
-        gradients = [
-            operations.weight_gradient(d_out, x) if wanted[0] else None,
-            d_out.sum(0) if wanted[1] else None,
-            None,
-            None,
-        ]
-        if d_low is not None and self.down is not None:
-            gradients[2] = d_low.t() @ x if wanted[2] else None
-            gradients[3] = (d_out.t() @ linear(x, self.down)).mul_(self.scaling) if wanted[3] else None
-        return gradients
-
-
-TENSORS = 4
-"""The number of tensors of a map."""
+    heavy = [i for i, slope in enumerate(slopes) if slope is not None and wanted[TENSORS * i]]
+    computed = operations.weight_gradients([slope for i in heavy if (slope := slopes[i]) is not None], x)
+    weights = dict(zip(heavy, computed, strict=True))
+    gradients: list[Tensor | None] = []
+    for i, (one, slope, low) in enumerate(zip(maps, slopes, lows, strict=True)):
+        if slope is None:
+            gradients += [None] * TENSORS
+            continue
+        own = wanted[TENSORS * i : TENSORS * (i + 1)]
+        gradients += [weights.get(i), *one.small_gradients(x, slope, low, own)]
+    return gradients
 
 
 def normed_products(
@@ -178,7 +164,13 @@ def normed_products(
     """Return hidden + change, and each map of its norm; without maps, the norm itself. hidden (..., H)"""
     if torch.is_grad_enabled():
         outputs: tuple[Tensor, ...] = _NormedProducts.apply(  # type: ignore[no-untyped-call]
-            operations, norm.variance_epsilon, _scalings(maps), hidden, change, norm.weight, *_tensors(maps)
+            operations,
+            norm.variance_epsilon,
+            scalings_of(maps),
+            hidden,
+            change,
+            norm.weight,
+            *tensors_of(maps),
         )
         return outputs
     total, normed, _ = operations.norm(hidden, change, norm.weight, norm.variance_epsilon)
@@ -194,7 +186,13 @@ def mlp(
     """
     if torch.is_grad_enabled():
         outputs: tuple[Tensor, Tensor] = _MLP.apply(  # type: ignore[no-untyped-call]
-            operations, norm.variance_epsilon, _scalings(maps), hidden, change, norm.weight, *_tensors(maps)
+            operations,
+            norm.variance_epsilon,
+            scalings_of(maps),
+            hidden,
+            change,
+            norm.weight,
+            *tensors_of(maps),
         )
         return outputs
     gate, up, down = maps
@@ -205,7 +203,7 @@ def mlp(
 def product(operations: Operations, x: Tensor, one: Map) -> Tensor:
     """Return the map of x. (M, K) to (M, N)"""
     if torch.is_grad_enabled():
-        output: Tensor = _Product.apply(operations, one.scaling, x, *_tensors([one]))  # type: ignore[no-untyped-call]
+        output: Tensor = _Product.apply(operations, one.scaling, x, *tensors_of([one]))  # type: ignore[no-untyped-call]
         return output
     return one(x)
 
@@ -226,25 +224,6 @@ def rotated(operations: Operations, x: Tensor, cos: Tensor, sin: Tensor) -> Tens
     return operations.rotate(x, cos, sin, 1)
 
 
-# Autograd functions take tensors as separate arguments, and the rest of the maps as one.
-
-
-def _scalings(maps: Sequence[Map]) -> list[float]:
-    return [one.scaling for one in maps]
-
-
-def _tensors(maps: Sequence[Map]) -> list[Tensor | None]:
-    return [tensor for one in maps for tensor in (one.weight, one.bias, one.down, one.up)]
-
-
-def _maps(scalings: Sequence[float], tensors: Sequence[Any]) -> list[Map]:
-    maps: list[Map] = []
-    for i, scaling in enumerate(scalings):
-        weight, bias, down, up = tensors[TENSORS * i : TENSORS * (i + 1)]
-        maps.append(Map(weight, bias, down, up, scaling))
-    return maps
-
-
 class _NormedProducts(torch.autograd.Function):
     """See `normed_products`; saves the sum."""
 
@@ -263,14 +242,14 @@ class _NormedProducts(torch.autograd.Function):
         ctx.save_for_backward(total, weight, *tensors)
         ctx.operations, ctx.eps, ctx.scalings, ctx.adds = operations, eps, scalings, change is not None
         ctx.set_materialize_grads(False)
-        outputs = [one(normed) for one in _maps(scalings, tensors)] or [normed]
+        outputs = [one(normed) for one in maps_of(scalings, tensors)] or [normed]
         return total if ctx.adds else total.detach(), *outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor | None, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
         total, weight, *tensors = ctx.saved_tensors
-        maps = _maps(ctx.scalings, tensors)
+        maps = maps_of(ctx.scalings, tensors)
         return None, None, None, *_through_norm(ctx, total, weight, maps, slopes, d_total)
 
 
@@ -288,14 +267,13 @@ def _through_norm(
     """
     _, normed, factors = ctx.operations.norm(total, None, weight, ctx.eps)
     d_normed = None if maps else slopes[0]
-    gradients: list[Tensor | None] = []
-    for i, (one, slope) in enumerate(zip(maps, slopes, strict=False)):
-        if slope is None:
-            gradients += [None] * TENSORS
-            continue
-        d_normed, d_low = one.back(slope, d_normed)
-        wanted = ctx.needs_input_grad[6 + TENSORS * i :]
-        gradients += one.gradients(ctx.operations, normed, slope, d_low, wanted)
+    slopes = slopes[: len(maps)]
+    lows: list[Tensor | None] = [None] * len(maps)
+    for i, (one, slope) in enumerate(zip(maps, slopes, strict=True)):
+        if slope is not None:
+            d_normed, lows[i] = one.back(slope, d_normed)
+    wanted = ctx.needs_input_grad[6:]
+    gradients = gradients_of(ctx.operations, maps, normed, slopes, lows, wanted) if maps else []
     d_x, d_weight = d_total, None
     if d_normed is not None:
         d_x, d_weight = ctx.operations.norm_back(
@@ -320,7 +298,7 @@ class _MLP(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         total, normed, _ = operations.norm(hidden, change, weight, eps)
         ctx.operations, ctx.eps, ctx.scalings, ctx.adds = operations, eps, scalings, change is not None
-        gate_map, up_map, down_map = _maps(scalings, tensors)
+        gate_map, up_map, down_map = maps_of(scalings, tensors)
         gate, up = gate_map(normed), up_map(normed)
         ctx.save_for_backward(total, weight, gate, up, *tensors)
         return total if ctx.adds else total.detach(), down_map(operations.gate(gate, up))
@@ -329,11 +307,11 @@ class _MLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor, d_out: Tensor) -> tuple[Tensor | None, ...]:
         total, weight, gate, up, *tensors = ctx.saved_tensors
-        *maps, down = _maps(ctx.scalings, tensors)
+        *maps, down = maps_of(ctx.scalings, tensors)
         d_between, d_low = down.back(d_out)
         between, *slopes = ctx.operations.gate_back(gate, up, d_between, keep=False)
         wanted = ctx.needs_input_grad[-TENSORS:]
-        of_down = down.gradients(ctx.operations, between, d_out, d_low, wanted)
+        of_down = gradients_of(ctx.operations, [down], between, [d_out], [d_low], wanted)
         del gate, up, d_between, between
         return None, None, None, *_through_norm(ctx, total, weight, maps, slopes, d_total), *of_down
 
@@ -347,16 +325,17 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, *tensors)
         ctx.operations, ctx.scaling = operations, scaling
-        (one,) = _maps([scaling], tensors)
+        (one,) = maps_of([scaling], tensors)
         return one(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
-        (one,) = _maps([ctx.scaling], tensors)
+        (one,) = maps_of([ctx.scaling], tensors)
         d_x, d_low = one.back(d_out)
-        return None, None, d_x, *one.gradients(ctx.operations, x, d_out, d_low, ctx.needs_input_grad[3:])
+        gradients = gradients_of(ctx.operations, [one], x, [d_out], [d_low], ctx.needs_input_grad[3:])
+        return None, None, d_x, *gradients
 
 
 class _Gated(torch.autograd.Function):

@@ -2,7 +2,8 @@
 //
 // The gradient of a map's weight is D^T X, for gradients D (tokens, outputs) and arguments X (tokens, inputs). Both
 // are first copied into panels: 32 columns of all tokens, as the tiles that a unit multiplies. A library that does
-// the same for one factor leaves the other transposed, and uses one thread where weights are small.
+// the same for one factor leaves the other transposed, and uses one thread where weights are small. Maps of the same
+// arguments are computed together, as one with all their outputs.
 
 #if TILES
 #include <omp.h>
@@ -14,20 +15,37 @@ constexpr int64_t STEP = 2 * TILE;    // numbers of a panel for 32 tokens
 constexpr int64_t NEAR = 7;           // steps whose tiles stay in the nearest cache
 constexpr int64_t MOST_GROUPED = 64;  // panels of the factor with more columns that are in memory at a time
 
-// Some columns of a matrix, (tokens, columns), as panels.
+// A map of which the gradient is wanted: D (tokens, outputs), and the gradient (outputs, inputs).
+struct Part {
+    const Half* d_out;
+    Half* out;
+    int64_t outputs;
+};
+
+// The first number of a panel's columns in a matrix, and the matrix's columns.
+struct Columns { const Half* start; int64_t step; };
+
+// Columns of one or several matrices, as panels.
 struct Panels {
-    const Half* from;
-    int64_t tokens, columns, steps;
+    std::vector<Columns> columns;
+    int64_t tokens, steps;
     Half* to;
+
+    int64_t count() const { return columns.size(); }
+
+    void add(const Half* matrix, int64_t size) {
+        for (int64_t i = 0; i < size; i += WIDTH) columns.push_back({matrix + i, size});
+    }
 
     // Copies 32 tokens of the panels [first, end); the first is written to the beginning. The columns become the
     // rows of a factor if `turned`, and otherwise its columns.
     void copy(int64_t step, int64_t first, int64_t end, bool turned) const {
         for (int64_t panel = first; panel < end; panel++) {
             Half* tiles = to + ((panel - first) * steps + step) * STEP;
-            const Half* rows = from + step * DEPTH * columns + panel * WIDTH;
-            const auto row = [&](int64_t i) {
-                return step * DEPTH + i < tokens ? _mm512_loadu_si512(rows + i * columns) : _mm512_setzero_si512();
+            const auto [start, size] = columns[panel];
+            const Half* rows = start + step * DEPTH * size;
+            const auto row = [&, size = size](int64_t i) {
+                return step * DEPTH + i < tokens ? _mm512_loadu_si512(rows + i * size) : _mm512_setzero_si512();
             };
             turned ? turn(row, tiles) : interleave(row, tiles);
         }
@@ -110,38 +128,38 @@ inline void write_block(const float* c, Half* out, int64_t step) {
     }
 }
 
-// The gradient of a weight, whose panels are divided among threads.
-struct WeightGradient {
-    Panels more, fewer;  // the factors with more and fewer columns
-    bool swapped;        // the outputs are fewer than the inputs
-    Half* out;           // (outputs, inputs)
-    float* memory;       // for the sums of a thread: `fewer` x 32 x 32 numbers each
+// Gradients of weights, whose panels are divided among threads.
+struct WeightGradients {
+    const Panels &more, &fewer;      // the factors with more and fewer columns
+    bool swapped;                    // the outputs are fewer than the inputs
+    const std::vector<Half*>& rows;  // 32 rows of a gradient for each panel of outputs
+    int64_t inputs;
+    float* memory;  // for the sums of a thread: `fewer` x 32 x 32 numbers each
 
     // Computes the blocks of one panel of `more`, the n-th in memory.
     void compute(int64_t first, int64_t n, float* sums) const {
-        const int64_t panels = fewer.columns / WIDTH, inputs = swapped ? more.columns : fewer.columns;
         for (int64_t step = 0; step < more.steps; step += NEAR) {
             const int64_t count = std::min(NEAR, more.steps - step);
-            for (int64_t i = 0; i < panels; i++) {
+            for (int64_t i = 0; i < fewer.count(); i++) {
                 const Half *own = more.at(n, step), *other = fewer.at(i, step);
                 float* c = sums + i * WIDTH * WIDTH;
                 multiply_panels(swapped ? other : own, swapped ? own : other, count, c, step == 0);
                 if (step + count == more.steps) {
                     const int64_t output = swapped ? i : first + n, input = swapped ? first + n : i;
-                    write_block(c, out + output * WIDTH * inputs + input * WIDTH, inputs);
+                    write_block(c, rows[output] + input * WIDTH, inputs);
                 }
             }
         }
     }
 
     void run() const {
-        const int64_t panels = more.columns / WIDTH, steps = more.steps;
+        const int64_t panels = more.count(), steps = more.steps;
 #pragma omp parallel
         {
             const Tiles used;
-            float* sums = memory + omp_get_thread_num() * fewer.columns * WIDTH;
+            float* sums = memory + omp_get_thread_num() * fewer.count() * WIDTH * WIDTH;
 #pragma omp for schedule(static) nowait
-            for (int64_t step = 0; step < steps; step++) fewer.copy(step, 0, fewer.columns / WIDTH, swapped);
+            for (int64_t step = 0; step < steps; step++) fewer.copy(step, 0, fewer.count(), swapped);
             for (int64_t first = 0; first < panels; first += MOST_GROUPED) {
                 const int64_t count = std::min(MOST_GROUPED, panels - first);
 #pragma omp for schedule(static)
@@ -159,7 +177,7 @@ struct WeightGradient {
 
 extern "C" {
 
-// Returns whether `weight_gradient` can be used.
+// Returns whether `weight_gradients` and the functions of few.cpp can be used.
 int64_t has_tiles() {
 #if TILES
     return tiles_allowed();
@@ -168,20 +186,27 @@ int64_t has_tiles() {
 #endif
 }
 
-// Computes d_out^T x, for outputs and inputs that are multiples of 32.
+// Computes d_out^T x for maps of the same arguments, with outputs and inputs that are multiples of 32.
 //
-// d_out (tokens, outputs), x (tokens, inputs), out (outputs, inputs)
-void weight_gradient(
-    const Number* d_out, const Number* x, Number* out, int64_t tokens, int64_t outputs, int64_t inputs) {
+// parts: `count` times a `Part`; x (tokens, inputs)
+void weight_gradients(const int64_t* parts, int64_t count, const Number* x, int64_t tokens, int64_t inputs) {
 #if TILES
-    const bool swapped = outputs < inputs;
-    const int64_t steps = padded(tokens, DEPTH) / DEPTH;
-    const int64_t fewer = std::min(outputs, inputs), more = std::max(outputs, inputs);
-    const int64_t together = std::min(more, MOST_GROUPED * WIDTH), sums = omp_get_max_threads() * fewer * WIDTH;
-    Memory memory((fewer + together) * steps * DEPTH / 2 + sums);
-    const Panels left{d_out, tokens, outputs, steps, memory.take_halves((swapped ? fewer : together) * steps * DEPTH)};
-    const Panels right{x, tokens, inputs, steps, memory.take_halves((swapped ? together : fewer) * steps * DEPTH)};
-    WeightGradient{swapped ? right : left, swapped ? left : right, swapped, out, memory.take(sums)}.run();
+    const int64_t steps = padded(tokens, DEPTH) / DEPTH, numbers = steps * STEP;
+    Panels slopes{{}, tokens, steps, nullptr}, arguments{{}, tokens, steps, nullptr};
+    std::vector<Half*> rows;
+    for (const Part* part = (const Part*)parts; part < (const Part*)parts + count; part++) {
+        slopes.add(part->d_out, part->outputs);
+        for (int64_t i = 0; i < part->outputs; i += WIDTH) rows.push_back(part->out + i * inputs);
+    }
+    arguments.add(x, inputs);
+    const bool swapped = slopes.count() < arguments.count();
+    Panels &more = swapped ? arguments : slopes, &fewer = swapped ? slopes : arguments;
+    const int64_t together = std::min(more.count(), MOST_GROUPED);
+    const int64_t sums = omp_get_max_threads() * fewer.count() * WIDTH * WIDTH;
+    Memory memory((fewer.count() + together) * numbers / 2 + sums);
+    more.to = memory.take_halves(together * numbers);
+    fewer.to = memory.take_halves(fewer.count() * numbers);
+    WeightGradients{more, fewer, swapped, rows, inputs, memory.take(sums)}.run();
 #endif
 }
 
