@@ -22,6 +22,7 @@ from online_dpo import SHAPES, PalateStep
 KINDS: dict[str, tuple[str, ...]] = {
     "matrix products": (
         "mm", "addmm", "addmm_", "mkldnn_linear", "_addmm_activation", "_linear_pointwise",
+        "weight_gradients", "few_rows",
     ),
     "products of attention": (
         "bmm", "baddbmm", "baddbmm_", "_scaled_dot_product_flash_attention_for_cpu",
@@ -34,7 +35,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "copies": (
         "copy_", "cat", "index_select", "index", "index_put_", "index_copy_", "_index_put_impl_", "fill_",
     ),
-    "optimizer": ("_fused_adamw_", "_foreach_norm", "_foreach_mul_"),
+    "optimizer": ("_fused_adamw_", "_foreach_norm", "squares", "accumulate", "narrow"),
 }  # fmt: skip
 """Operations by kind; all others are `other small operations`."""
 
