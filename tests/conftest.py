@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # as `palate.spinning`, for pytest may load torch before it
+os.environ.setdefault("GOMP_SPINCOUNT", "6000")  # as `palate.spinning`, for pytest may load torch before it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -183,8 +185,42 @@ def describe(directory: Path, *, method: str = "oaif", started: str | None = Non
     return directory
 
 
+STARTED = """
+import os, runpy, sys
+
+os.environ.clear()
+os.environ.update(environ)
+for number, file in enumerate(files, start=1):
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+sys.argv, sys.path[0] = line, os.path.dirname(line[0])
+runpy.run_path(line[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `subprocess.run` for a Python script, from a process that has loaded the libraries already.
+
+    A start takes a moment instead of the seconds that torch and transformers need.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["palate.launch", "palate.report.render"])
+    files = [str(tmp_path_factory.mktemp("forked") / name) for name in ("stdout", "stderr")]
+
+    def run(line: Sequence[str], *, env: Mapping[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        given = {"line": list(line[1:]), "environ": dict(env), "files": files}
+        process = context.Process(target=exec, args=(STARTED, given))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        texts = [Path(file).read_text("utf-8") for file in files]
+        return subprocess.CompletedProcess(line, process.exitcode, *texts)
+
+    return run
+
+
 @pytest.fixture(scope="module")
-def soak() -> Iterator[ModuleType]:
+def soak(forked: Callable[..., subprocess.CompletedProcess[str]]) -> Iterator[ModuleType]:
     """The script that kills runs, for its `Trial`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXPERIMENTS))
@@ -193,4 +229,5 @@ def soak() -> Iterator[ModuleType]:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        patch.setattr(module, "subprocess", SimpleNamespace(run=forked))
         yield module

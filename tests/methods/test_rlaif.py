@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import signal
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
@@ -26,7 +25,6 @@ from palate.run import Run
 from palate.testing import FaultyServer, ScriptedJudge, ScriptedScorer, judge_reply
 from palate.types import Completion, Group, LabelledPair, Prompt
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FIXED = {"data": "-", "dtype": "float32", "device": "cpu", "lora": False, "lr": 3e-3, "max_new_tokens": 5}
 WANTED = frozenset(string.ascii_letters + string.digits)
 
@@ -286,18 +284,6 @@ def test_with_lora_the_reward_model_shares_the_base(config: Callable[..., Any]) 
 
 
 # ---- Killed processes --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def soak() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXPERIMENTS))
-        spec = importlib.util.spec_from_file_location("soak", EXPERIMENTS / "soak.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
 
 
 def test_a_run_that_is_killed_in_any_stage_ends_as_if_it_had_not_been(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import signal
@@ -441,8 +440,9 @@ def test_a_run_that_was_cut_off_ends_in_the_same_two_learners(
         assert (one / path).read_bytes() == (other / path).read_bytes()
 
 
-def test_a_run_that_is_killed_ends_in_the_same_two_learners(files: dict[str, Any], tmp_path: Path) -> None:
-    soak = _soak()
+def test_a_run_that_is_killed_ends_in_the_same_two_learners(
+    soak: ModuleType, files: dict[str, Any], tmp_path: Path
+) -> None:
     kept = {**files, "device": "cpu", "threads": 1, "steps": 2, "lora": True, "fresh_prompts": 0}
     named = {name.replace("_", "-"): value for name, value in kept.items() if name != "lora"}
     command = ["run", "rlhf", *(text for name, value in named.items() for text in (f"--{name}", str(value)))]
@@ -465,19 +465,6 @@ def test_a_run_that_is_killed_ends_in_the_same_two_learners(files: dict[str, Any
     weights = trial.weights()
     assert weights == whole.weights()
     assert {Path(name).parent.as_posix() for name in weights} == {".", "critic"}
-
-
-def _soak() -> ModuleType:
-    """The experiment that kills processes."""
-    experiments = Path(__file__).parents[2] / "experiments"
-    spec = importlib.util.spec_from_file_location("soak", experiments / "soak.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(experiments))
-        spec.loader.exec_module(module)
-    return module
 
 
 # ---- A judge -----------------------------------------------------------------------------------------

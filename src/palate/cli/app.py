@@ -6,6 +6,7 @@ and for `palate run METHOD` only that method, so that help and error messages ap
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -27,12 +28,17 @@ _UNUSED: Any = object()
 
 HELP = {"--help", "-h"}
 
+GARBAGE = 10_000
+"""New objects between two searches for garbage. Libraries make a million objects and no garbage, and with
+Python's 700 it takes a seventh longer to load torch and transformers."""
+
 
 def main(argv: Sequence[str] | None = None, *, commands: Commands = COMMANDS) -> int:
     """Run the command line `argv`, without the program's name, and return the exit code.
 
     Any exception other than `PalateError` is a bug in Palate and keeps its traceback.
     """
+    gc.set_threshold(GARBAGE, *gc.get_threshold()[1:])
     tokens = list(sys.argv[1:] if argv is None else argv)
     code = _run(tokens, commands)
     if not isinstance(current(), Alone):  # a connection that waits for a dead process would delay the exit
