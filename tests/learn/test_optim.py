@@ -83,6 +83,39 @@ def test_a_large_gradient_is_scaled_down_to_the_limit(dtype: torch.dtype) -> Non
             torch.testing.assert_close(applied, gradient * min(1.0, 0.5 / norm), atol=1e-7, rtol=1e-4)
 
 
+def test_a_scale_is_of_its_step_alone() -> None:
+    made = parameters()
+    ours = optimizer(made, max_grad_norm=0.5, adam_beta1=0.75)
+    backward(made, 0)
+    assert ours.step() > 0.5
+    backward(made, 1, scale=math.inf)  # skipped
+    assert not math.isfinite(ours.step())
+    before = {key: value.clone() for key, value in ours.state().items()}
+    backward(made, 2, scale=0.05)
+    raw = {name: g.clone() for name, g in zip(ours.names, ours.gradients(), strict=True) if g is not None}
+    assert ours.step() < 0.5
+    for name, gradient in raw.items():
+        key = f"exp_avg/{name}"
+        applied = (ours.state()[key] - 0.75 * before[key]) / 0.25
+        torch.testing.assert_close(applied, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_the_default_format_does_not_decide_the_scale() -> None:
+    trained = []
+    for default in (torch.float32, torch.float64):
+        made = parameters()
+        ours = optimizer(made, max_grad_norm=0.5)
+        backward(made, 0)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(default)
+        try:
+            ours.step()
+        finally:
+            torch.set_default_dtype(before)
+        trained.append(values(made))
+    assert all_equal(*trained)
+
+
 def test_weight_decay_falls_on_matrices_alone() -> None:
     made = parameters()
     before = values(made)

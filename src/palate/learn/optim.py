@@ -77,13 +77,16 @@ class Optimizer:
         if self.steps == 0:
             self._check_warmup()
         gradients = [m.grad for m in self.master if m.grad is not None]
-        norm = float(whole_tensor(self._passes.norm(gradients)))
+        own = float(whole_tensor(self._passes.norm(gradients)))
+        # Functions may fail to compile in one process and not in another, and all must take the same step.
+        norm = current().gather("the norm of a gradient", own)[0]
         if not math.isfinite(norm):
             self.drop_gradients()
             return norm
         # AdamW divides gradients by `grad_scale` as it reads them, which saves a pass.
         excess = (norm + 1e-6) / self.cfg.max_grad_norm
-        self._adamw.grad_scale = torch.tensor(excess) if excess > 1 else None  # type: ignore[attr-defined]
+        scale = torch.tensor(excess, dtype=torch.float32)
+        self._adamw.grad_scale = scale if excess > 1 else None  # type: ignore[attr-defined]
         for group in self._adamw.param_groups:
             group["lr"] = self.learning_rate()
         self._adamw.step()
@@ -158,7 +161,7 @@ class Optimizer:
         live, master = self.live[i], self.master[i]
         local_part(master).copy_(tensors["weight"])
         if live is not master:
-            live.copy_(master)
+            self._passes.narrow(master, live)
         self._adamw.state.pop(master, None)
         if len(tensors) > 1:
             # The fused step keeps its step count on the device of the weights.

@@ -264,18 +264,20 @@ def wrong(name: str) -> Callable[[native.Library, native.Kind], None]:
 
 
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", [name for name in native.SIGNATURES if name != "has_tiles"])
 def test_a_wrong_function_is_found(
     name: str,
+    dtype: str,
     policy_of: Callable[..., Policy],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model = policy_of("llama").model
+    model = policy_of("llama", dtype=dtype).model
     kind = native.Kind.of(model.network)
     assert kind is not None
     if name in {"weight_gradients", "pack_weight", "few_rows"} and not native.Library(kind).has_tiles():
-        pytest.skip("only processors with matrix units use it")
+        pytest.skip("only bfloat16 on processors with matrix units uses it")
     expected = drawn(model, OFF)
     monkeypatch.setattr(native.Library, "__init__", wrong(name))
     assert drawn(model, ON) == expected

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from palate.config import OptimConfig
-from palate.learn import Optimizer
+from palate.learn import Optimizer, Policy
 from palate.model.compiling import obstacle
 from palate.model.fast.native import Kind, Library
 from palate.model.fast.native_passes import NativePasses
@@ -66,6 +68,16 @@ def test_numbers_at_the_ends_of_the_format(dtype: torch.dtype) -> None:
     assert out[5].isnan()
 
 
+@pytest.mark.parametrize("value", [1e-39, -1e-39, torch.nan])
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_a_number_does_not_depend_on_its_place(dtype: torch.dtype, value: float) -> None:
+    """Instructions for bfloat16 turn the smallest numbers into zero: then all of them."""
+    out = placed(torch.zeros(101, dtype=dtype), 3)
+    passes(dtype).narrow(torch.full((101,), value), out)
+    integers = out.contiguous().view(torch.int16 if dtype == torch.bfloat16 else torch.int32)
+    assert (integers == integers[0]).all()
+
+
 def test_a_norm_is_that_of_float64() -> None:
     native, source = passes(torch.bfloat16), torch.Generator().manual_seed(0)
     parts = [torch.randn(count, generator=source) for count in COUNTS]
@@ -101,6 +113,29 @@ def test_other_tensors_are_those_of_torch() -> None:
         assert torch.equal(out, total.to(out.dtype))
     for part in (matrix.bfloat16(), matrix.double(), matrix.t()):
         assert float(native.norm([part, part])) == pytest.approx(math.sqrt(2 * 506), rel=1e-2)
+
+
+def test_an_odd_address_is_left_to_torch() -> None:
+    memory = bytearray(2 * 65)
+    out = torch.frombuffer(memoryview(memory)[1:-1], dtype=torch.bfloat16)
+    passes(torch.bfloat16).narrow(torch.arange(64.0), out)
+    assert torch.equal(out, torch.arange(64.0).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("options", "computed"),
+    [
+        ({"compile": "on"}, NativePasses),
+        ({"compile": "off"}, Passes),
+        ({"compile": "on", "fast": False}, Passes),
+    ],
+)
+def test_a_learner_uses_what_its_model_uses(
+    options: dict[str, Any], computed: type, make_policy: Callable[..., Policy]
+) -> None:
+    policy = make_policy(**options)
+    assert type(policy.model.passes()) is computed
+    assert type(policy.optimizer._passes) is computed
 
 
 def test_changed_weights_are_seen_by_autograd() -> None:

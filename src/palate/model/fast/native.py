@@ -49,6 +49,7 @@ class _Address:
         """Return the address. Tensors must be contiguous."""
         if isinstance(given, Tensor):
             assert given.is_contiguous(), "compiled functions read contiguous memory"
+            assert given.is_cpu, f"compiled functions got a tensor on {given.device}"
             return ctypes.c_void_p(given.data_ptr())
         return ctypes.c_void_p(given)
 

@@ -107,7 +107,8 @@ class NativeOperations(Operations):
             [slope.data_ptr(), out.data_ptr(), size]
             for slope, out, size in zip(slopes, gradients, sizes, strict=True)
         ]
-        self.library.weight_gradients(torch.tensor(parts), len(parts), x, tokens, inputs)
+        table = torch.tensor(parts, device="cpu")
+        self.library.weight_gradients(table, len(parts), x, tokens, inputs)
         return gradients
 
     def attend(

@@ -25,7 +25,7 @@ class NativePasses(Passes):
         self._library = library
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """See `Passes`. Squares are added in float64, so that the norm of a large network is exact, too."""
+        """See `Passes`. Sums of some squares are added in float64, so large networks have no larger error."""
         if not all(_is_wide(gradient) for gradient in gradients):
             return super().norm(gradients)
         squares = sum(self._library.squares(part, part.numel()) for part in gradients)
@@ -57,6 +57,7 @@ def _is_wide(tensor: Tensor) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is one piece of this machine's memory."""
-    known = type(tensor) in (Tensor, nn.Parameter)
-    return known and tensor.device.type == "cpu" and tensor.layout == torch.strided and tensor.is_contiguous()
+    """Return whether a tensor is one piece of this machine's memory, with numbers at their usual places."""
+    known = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    here = known and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return here and tensor.data_ptr() % tensor.element_size() == 0

@@ -118,30 +118,35 @@ def _test_norm(library: Library) -> None:
 
 
 def _test_passes(library: Library) -> None:
-    """Compare a norm, a sum and rounded numbers of odd sizes and places."""
+    """Compare a norm, a sum and rounded numbers: enough for several threads, at an odd place."""
     source = torch.Generator().manual_seed(6)
-    wide = torch.randn(1003, generator=source)
-    narrow = torch.randn(1003, generator=source).to(library.kind.dtype)
+    wide, narrow = (torch.randn(40_003, generator=source) for _ in range(2))
+    narrow = narrow.to(library.kind.dtype)
     results: list[list[Tensor]] = []
+    norms: list[float] = []
     for passes in (Passes(), NativePasses(library)):
         total, out = wide.clone(), torch.zeros_like(narrow)
         passes.add(narrow[1:], total[1:])
         passes.narrow(wide[1:], out[1:])
-        results.append([passes.norm([wide[1:], wide]).float(), total, out])
+        results.append([total, out])
+        norms.append(float(passes.norm([wide[1:], wide])))
+    if not abs(norms[1] - norms[0]) <= 1e-4 * norms[0]:
+        raise RuntimeError(f"compiled and plain norms differ: {norms[1]}, {norms[0]}")
     for expected, ours in zip(*results, strict=True):
         _compare("passes over weights", ours, expected, float(expected.float().norm()))
 
 
 def _test_weight_gradient(library: Library) -> None:
-    """Compare gradients of weights with more outputs, and with more inputs."""
+    """Compare gradients of one and of several weights, with more outputs and with more inputs."""
     source = torch.Generator().manual_seed(4)
-    for tokens, outputs, inputs in ((70, 96, 32), (500, 64, 128)):
-        d_out, x = (
-            torch.randn(tokens, size, generator=source).to(library.kind.dtype) for size in (outputs, inputs)
+    for tokens, outputs, inputs in ((70, (96,), 32), (500, (64,), 128), (90, (64, 32), 64)):
+        *slopes, x = (
+            torch.randn(tokens, size, generator=source).to(library.kind.dtype) for size in (*outputs, inputs)
         )
-        expected = d_out.t() @ x
-        ours = NativeOperations(library).weight_gradient(d_out, x)
-        _compare("gradients of weights", ours, expected, float(expected.float().norm()))
+        gradients = NativeOperations(library).weight_gradients(slopes, x)
+        for ours, slope in zip(gradients, slopes, strict=True):
+            expected = slope.t() @ x
+            _compare("gradients of weights", ours, expected, float(expected.float().norm()))
 
 
 def _test_few_rows(library: Library) -> None:

@@ -17,6 +17,16 @@ inline void round_line(const float* x, uint16_t* out) {
 #endif
 }
 
+// Rounds fewer numbers, as in a line.
+template <typename N>
+inline void round_some(const float* x, N* out, int64_t count) {
+    float from[LINE] = {};
+    alignas(64) N to[LINE];
+    std::copy(x, x + count, from);
+    round_line(from, to);
+    std::copy(to, to + count, out);
+}
+
 inline void finish_lines() {
 #ifdef __AVX512BF16__
     _mm_sfence();
@@ -63,14 +73,14 @@ void narrow(const float* x, Number* out, int64_t count) {
     constexpr int64_t BYTES = LINE * sizeof *out;
     const int64_t begun = (BYTES - (uintptr_t)out % BYTES) % BYTES / sizeof *out;  // of a line
     const int64_t first = std::min(count, begun), end = first + (count - first) / LINE * LINE;
-    for (int64_t i = 0; i < first; i++) put(out + i, x[i]);
+    round_some(x, out, first);
 #pragma omp parallel if (count > FEW)
     {
 #pragma omp for schedule(static) nowait
         for (int64_t i = first; i < end; i += LINE) round_line(x + i, out + i);
         finish_lines();
     }
-    for (int64_t i = end; i < count; i++) put(out + i, x[i]);
+    round_some(x + end, out + end, count - end);
 }
 
 }  // extern "C"
