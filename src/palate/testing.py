@@ -204,7 +204,8 @@ class FaultyServer:
         paths: the paths of the requests.
         headers: the headers of the requests.
         delivered: number of good replies (status 200, sent whole) by question, or by path.
-        most_at_once: the largest number of concurrent requests.
+        most_at_once: the largest number of concurrent requests by path. A request counts until its reply
+            begins: a client may send the next one as soon as it has the whole reply.
     """
 
     def __init__(self, answer: Answer, *, delay: Callable[[int], float] = lambda number: 0.0) -> None:
@@ -212,10 +213,10 @@ class FaultyServer:
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.delivered: Counter[str] = Counter()
-        self.most_at_once = 0
+        self.most_at_once: Counter[str] = Counter()
         self._answer, self._delay = answer, delay
         self._lock, self._over = threading.Lock(), threading.Event()
-        self._at_once = 0
+        self._at_once: Counter[str] = Counter()
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
@@ -255,11 +256,15 @@ class FaultyServer:
             self.requests.append(body)
             self.paths.append(handler.path)
             self.headers.append({name.lower(): value for name, value in handler.headers.items()})
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
-        self._over.wait(self._delay(number))
+            self._at_once[handler.path] += 1
+            self.most_at_once |= self._at_once
         try:
-            reply = self._answer(body, number)
+            try:
+                self._over.wait(self._delay(number))
+                reply = self._answer(body, number)
+            finally:
+                with self._lock:
+                    self._at_once[handler.path] -= 1
             if isinstance(reply, Fault):
                 self._fail(handler, reply)
                 return
@@ -269,9 +274,6 @@ class FaultyServer:
                 self.delivered[body["messages"][0]["content"] if "messages" in body else handler.path] += 1
         except OSError:  # the client has disconnected
             handler.close_connection = True
-        finally:
-            with self._lock:
-                self._at_once -= 1
 
     def _fail(self, handler: http.server.BaseHTTPRequestHandler, fault: Fault) -> None:
         whole = fault.body

@@ -19,6 +19,7 @@ from palate.memory import key_of
 from palate.methods.oaif import OAIFConfig
 from palate.model.served import api, connect
 from palate.model.served.connect import connected
+from palate.model.served.wire import GENERATE
 from palate.testing import Fault, tiny_model
 from palate.types import Completion, Example, Group, Prompt
 from palate.world.base import Alone
@@ -191,7 +192,7 @@ def test_failures_that_may_pass_are_retried_with_the_same_seed(
     policy = make_policy(model={"lora": True})
 
     def faulty(path: str, body: dict[str, Any], number: int) -> Any:
-        own = path == "/inference/v1/generate" and body["sampling_params"]["max_tokens"] == 6
+        own = path == GENERATE and body["sampling_params"]["max_tokens"] == 6
         return next(failures, None) if own else None
 
     fake = serve(faulty)
@@ -224,7 +225,7 @@ def test_other_failures_are_one_sentence(
     policy = make_policy(model={"lora": True})
 
     def faulty(path: str, body: dict[str, Any], number: int) -> Any:
-        own = path == "/inference/v1/generate" and body["sampling_params"]["max_tokens"] == 6
+        own = path == GENERATE and body["sampling_params"]["max_tokens"] == 6
         return fault if own else None
 
     options = {"rollout_timeout": 0.3} if fault.action in ("hang", "trickle") else {}
@@ -337,7 +338,7 @@ def test_requests_at_once_are_those_of_all_batches(make_policy: Make, serve: Any
     few = SAMPLING.model_copy(update={"sampling_rows": 3})
     with sampled_by(policy, fake.url, tmp_path):
         policy.snapshot().sample([Prompt(f"Q{i}") for i in range(12)], 1, few, seed=3)
-    assert fake.server.most_at_once == 3
+    assert fake.server.most_at_once[GENERATE] == 3
 
 
 def test_a_server_that_cannot_be_used_is_refused_at_the_start(
