@@ -12,18 +12,21 @@ from pathlib import Path
 
 import torch
 
+LIMITS = (("oneDNN", "ONEDNN_MAX_CPU_ISA"), ("MKL", "MKL_ENABLE_INSTRUCTIONS"))
+"""Libraries of matrix products, each with the variable that limits its instructions."""
+
 
 def units() -> str:
     """Return the fastest units for matrix products that torch uses: AMX, AVX512-BF16, AVX512, AVX2, or a GPU.
 
-    A limit that the environment sets is part of the name.
+    The limits that the environment sets for the libraries of matrix products are part of the name.
     """
     if torch.cuda.is_available():
         return "GPU"
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    limits = [f"{library} limited to {os.environ[name]}" for library, name in LIMITS if name in os.environ]
     capability = torch.backends.cpu.get_cpu_capability()
-    if limit is not None:
-        return f"{capability}, oneDNN limited to {limit}"
+    if limits:
+        return ", ".join([capability, *limits])
     if torch.cpu._is_amx_tile_supported():
         return "AMX"
     return "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else capability
