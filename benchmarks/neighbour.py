@@ -16,9 +16,11 @@ import sys
 from typing import Any
 
 from common import (
+    COMPILE,
     Side,
     arguments,
     clock,
+    compiling,
     compute_dtype,
     finish,
     in_turns,
@@ -65,7 +67,7 @@ def main() -> None:
     given = arguments(
         __doc__ or "",
         dtype={"default": "auto", "choices": ["auto", "bfloat16", "float32"]},
-        compile={"default": "off", "choices": ["off", "on"]},
+        compile=COMPILE,
     )
     if given.worker:
         serve(worker(*given.worker))
@@ -73,8 +75,9 @@ def main() -> None:
     if on_gpu():
         raise SystemExit("neighbour.py measures processors; hide the GPU from torch")
     dtype = compute_dtype(given.dtype)
-    sides = [Side(name, "neighbour.py", dtype, given.compile, environment=own) for name, own in SIDES.items()]
-    detail: dict[str, Any] = {"dtype": dtype, "compile": given.compile, "runs": given.runs, "rows": {}}
+    compiled = compiling(given.compile)
+    sides = [Side(name, "neighbour.py", dtype, compiled, environment=own) for name, own in SIDES.items()]
+    detail: dict[str, Any] = {"dtype": dtype, "compile": compiled, "runs": given.runs, "rows": {}}
     for state in ("idle", "busy"):
         say(state)
         other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if state == "busy" else None

@@ -268,7 +268,8 @@ def neighbour(result: dict[str, Any]) -> list[str]:
         "bounded": "a bounded wait (default)", "unbounded": "the wait of GNU's OpenMP",
         "one thread": "`--threads 1`",
     }  # fmt: skip
-    lines = [where(result) + ". Milliseconds of a step of 32 rows:", ""]
+    functions = "with" if result.get("compile") == "on" else "without"
+    lines = [f"{where(result)}. Milliseconds of a step of 32 rows, {functions} compiled functions:", ""]
     lines += row("threads", "idle machine", "one busy program", "busy over idle")
     lines += ["|---" * 4 + "|"]
     for name, one in result["measured"].items():
